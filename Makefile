@@ -38,8 +38,8 @@ dev: $(VENV)/.lint ## all that a contributor needs, and the pre-commit hooks
 
 constraints: | $(PY) ## resolve constraints.txt again; ARGS="--upgrade" for newer versions
 	$(call install,uv)
-	$(PY) -m uv pip compile --universal --all-extras --no-header --no-annotate $(ARGS) \
-	    --output-file constraints.txt pyproject.toml
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+	    --no-header --no-annotate $(ARGS) --output-file constraints.txt pyproject.toml
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build dist site *.egg-info
