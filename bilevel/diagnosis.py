@@ -1,0 +1,72 @@
+"""Why an inner solver diverged, in words: measured curvature against the solver's own limit."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.estimators.base import Estimator
+from bilevel.outer_loop import State, Stop
+from bilevel.problem import Data, Problem
+from bilevel.solvers.base import DeclaresStability
+from bilevel.trees import PyTree, norm, vdot
+
+
+class DivergenceWarning(RuntimeWarning):
+    """The inner solver diverged and the run stopped at its last good state."""
+
+
+def largest_curvature(
+    problem: Problem, hyper: PyTree, params: PyTree, data: Data, steps: int = 50
+) -> Array:
+    """Largest eigenvalue (in modulus) of the inner Hessian by power iteration; ``()``.
+
+    A lower bound that ``steps`` products bring close; the Rayleigh quotient of the last vector.
+    """
+    _, hvp = jax.linearize(lambda w: jax.grad(problem.inner)(w, hyper, data.inner), params)
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    draws = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+
+    def normalise(v: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x / jnp.maximum(norm(v), jnp.finfo(x.dtype).tiny), v)
+
+    v = jax.lax.fori_loop(
+        0, steps, lambda _, v: normalise(hvp(v)), normalise(jax.tree.unflatten(treedef, draws))
+    )
+    return vdot(v, hvp(v))
+
+
+def explain(
+    problem: Problem, estimator: Estimator, state: State, hyper: PyTree, stop: Stop, data: Data
+) -> str:
+    """One paragraph: which step, which quantity, the likely cause and the cure."""
+    text = (
+        f"tune stopped at outer step {int(state.step)}: the inner solver diverged at the "
+        f"hyperparameters proposed there (inner residual {float(stop.residual):.3g} after "
+        f"{float(stop.previous):.3g} one step before, outer value {float(stop.value):.4g}). "
+    )
+    solver: Any = getattr(estimator, "solver", None)
+    curvature = float(largest_curvature(problem, hyper, state.lower.params, data))
+    if isinstance(solver, DeclaresStability):
+        at = solver.max_curvature(hyper, state.lower.solver_state)
+        limit = float(jnp.min(at))
+        if curvature > limit:
+            text += (
+                f"The largest inner curvature there is {curvature:.4g}, above the {limit:.4g} "
+                "that the solver's step size can contract (2 / step_size without momentum): the "
+                f"hyperparameters outgrew it. Make the step size at least "
+                f"{curvature / limit:.2g} times smaller, let it follow the hyperparameters "
+                "(step_size=fn(count, hyper)), bound the hyperparameters, or take a smaller outer "
+                "step. "
+            )
+        else:
+            text += (
+                f"The largest inner curvature there, {curvature:.4g}, is below the full-batch "
+                f"limit {limit:.4g}: minibatch noise or a non-convex inner loss is the likely "
+                "cause. Use a smaller step size or a larger batch. "
+            )
+    else:
+        text += f"The largest inner curvature there is {curvature:.4g}. Use a smaller step size. "
+    return text + "The last good state, before that step, is returned."

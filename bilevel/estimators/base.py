@@ -1,0 +1,115 @@
+"""The estimator contract, and what every estimator shares."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel import messages
+from bilevel.estimate import Estimate, Lower
+from bilevel.problem import Data, Problem
+from bilevel.solvers.base import Solver, start
+from bilevel.trees import PyTree, norm, strong
+from bilevel.visibility import unseen
+
+
+class Estimator(Protocol):
+    """How the lower level moves and how ``d outer / d hyper`` is formed: two methods.
+
+    It owns both, so that unrolled, implicit and single-loop methods share one contract. Estimators
+    are frozen dataclasses registered as pytrees: counts static, tolerances and step sizes leaves.
+    """
+
+    def init(self, params: PyTree, data: Data) -> Lower:
+        """The lower level before the first call; ``None`` in ``memory`` stands for zeros."""
+        ...
+
+    def step(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> tuple[Estimate, Lower]:
+        """Move the lower level, estimate value and hypergradient, say how good they are."""
+        ...
+
+
+def fresh(
+    problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
+) -> Lower:
+    """``estimator.init`` with every ``None`` of its memory filled by the zeros that stand there.
+
+    So the first call and all later ones have one structure, hence one compilation.
+    """
+    lower = strong(estimator.init(params, data))
+    _, after = jax.eval_shape(lambda x: estimator.step(problem, hyper, x, data, key), lower)
+
+    def fill(have: Any, shape: PyTree) -> PyTree:
+        if have is not None:
+            return have
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+
+    return jax.tree.map(fill, lower, after, is_leaf=lambda leaf: leaf is None)
+
+
+def check_losses(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:
+    """Raise while tracing unless both losses map the given structures to a float scalar."""
+    for name, loss, batch in (
+        ("inner", problem.inner, data.inner),
+        ("outer", problem.outer, data.outer),
+    ):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+            if not jnp.ndim(leaf):
+                raise ValueError(
+                    f"{messages.where(f'data.{name}', path)} is a scalar: every data leaf needs a "
+                    "leading axis that counts examples. Put constants into the loss."
+                )
+        try:
+            out = jax.eval_shape(loss, params, hyper, batch)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"problem.{name} failed on params {messages.describe(params)}, hyper "
+                f"{messages.describe(hyper)}, batch {messages.describe(batch)}: {error} "
+                "Do params, hyper and data have the structure that the loss expects?"
+            ) from error
+        scalar = jax.tree.structure(out) == jax.tree.structure(0) and out.shape == ()
+        if not scalar or not jnp.issubdtype(out.dtype, jnp.floating):
+            raise ValueError(
+                f"problem.{name} must return a floating-point scalar, got "
+                f"{messages.describe(out)}. Take the mean over the batch."
+            )
+
+
+def check_visible(name: str, fn: Callable[[PyTree], Any], hyper: PyTree, cure: str) -> None:
+    """Raise while tracing if the estimator would return a silent 0 for part of ``hyper``."""
+    if blind := unseen(fn, hyper):
+        raise ValueError(f"{name} cannot see {', '.join(blind)}: {cure}")
+
+
+def check_unrolled(
+    name: str, problem: Problem, solver: Solver, hyper: PyTree, lower: Lower, data: Data, key: Array
+) -> None:
+    """:func:`check_visible` for estimators that differentiate the solver's steps."""
+
+    def everything(hyper: PyTree) -> Any:
+        params, state = start(problem, solver, hyper, lower, data)
+        moved = solver.step(problem.inner, params, hyper, data.inner, key, state)
+        return params, moved, problem.outer(moved[0], hyper, data.outer)
+
+    cure = (
+        "neither problem.inner, problem.outer, problem.start nor the solver's step reads it, so "
+        "its hypergradient would be a silent 0. Use it in the problem, or remove it from hyper."
+    )
+    check_visible(name, everything, hyper, cure)
+
+
+def inner_residual(
+    problem: Problem, hyper: PyTree, before: PyTree, after: PyTree, data: Data, reference: Array
+) -> tuple[Array, Array]:
+    """``(|grad inner(after)| / reference, reference)``, measuring the reference if it is 0."""
+
+    def size(params: PyTree) -> Array:
+        return norm(jax.grad(problem.inner)(params, hyper, data.inner)).astype(reference.dtype)
+
+    reference = jax.lax.cond(reference > 0, lambda: reference, lambda: size(before))
+    end = size(after)
+    return jnp.where(end == 0, 0, end / reference), reference

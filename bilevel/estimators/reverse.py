@@ -1,0 +1,133 @@
+r"""Reverse mode: back-propagation through the solver's steps, with the same minibatches.
+
+    a_K = grad_params outer,   a_k = (d step_k / d x_k)^T a_{k+1},
+    grad = grad_hyper outer + sum_k (d step_k / d h)^T a_{k+1}
+
+Domke 2012; Maclaurin, Duvenaud, Adams, ICML 2015; Franceschi et al., ICML 2017. Checkpoints as in
+Griewank and Walther, 2000, in the two-level form of Chen et al., 2016; truncation as in Shaban et
+al., AISTATS 2019.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax import Array
+
+from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.estimators.base import check_unrolled, inner_residual
+from bilevel.messages import require_positive_int
+from bilevel.mixed import mixed_mode
+from bilevel.problem import Data, Problem
+from bilevel.solvers.base import Solver, run, start
+from bilevel.trees import PyTree
+
+MEMORY = ("checkpoint", "full")
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """Back-propagation through the inner loop: one backward pass whatever the size of ``hyper``.
+
+    Each step is recomputed from its input on the way back, its Hessian products in mixed mode
+    (forward over reverse), so that only states are stored.
+
+    Parameters
+    ----------
+    solver, steps : the inner solver and its number of steps K per call.
+    truncate : differentiate only the last ``truncate`` steps; ``None`` differentiates all. For a
+        contraction of rate rho the dropped part is O(rho^truncate).
+    memory : ``"checkpoint"`` stores O(sqrt(K)) states and runs the loop once more;
+        ``"full"`` stores K states.
+
+    Raises
+    ------
+    ValueError : ``steps`` or ``truncate`` out of range, an unknown ``memory``, a hyperparameter
+        that nothing reads.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> estimator = bl.Reverse(bl.SGD(step_size=0.1, batch_size=32), steps=1000)
+    """
+
+    solver: Solver
+    steps: int
+    truncate: int | None = None
+    memory: str = "checkpoint"
+
+    def __post_init__(self) -> None:
+        """Refuse counts and names out of range."""
+        require_positive_int("Reverse", "steps", self.steps)
+        if self.truncate is not None and not 1 <= self.truncate <= self.steps:
+            raise ValueError(
+                f"Reverse: truncate must lie between 1 and steps={self.steps}, or be None to "
+                f"differentiate every step, got {self.truncate}."
+            )
+        if self.memory not in MEMORY:
+            raise ValueError(f"Reverse: memory must be one of {MEMORY}, got {self.memory!r}.")
+
+    def init(self, params: PyTree, data: Data) -> Lower:
+        """The chain's start point; nothing else is carried."""
+        return begin(params, self.solver.init(params, data.inner))
+
+    def step(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> tuple[Estimate, Lower]:
+        """Run the chain forwards, then pull the outer gradient back through it."""
+        check_unrolled("Reverse", problem, self.solver, hyper, lower, data, key)
+        tracked = self.steps if self.truncate is None else self.truncate
+        skipped = self.steps - tracked
+        before, _ = carry = start(problem, self.solver, hyper, lower, data)
+        if skipped:
+            carry = run(problem.inner, self.solver, hyper, carry, data, key, steps=skipped)
+
+        def objective(hyper: PyTree) -> Any:
+            begun = carry if skipped else start(problem, self.solver, hyper, lower, data)
+            params, state = self._tracked(problem, hyper, begun, data, key, skipped, tracked)
+            return problem.outer(params, hyper, data.outer), (params, state)
+
+        (value, (params, state)), grad = jax.value_and_grad(objective, has_aux=True)(hyper)
+        residual, reference = inner_residual(problem, hyper, before, params, data, lower.reference)
+        recomputed = tracked if self.memory == "checkpoint" else 0
+        counts = Counts.of(gradients=self.steps + recomputed + 1, vjps=tracked)
+        evidence = Evidence(inner_residual=residual, counts=counts)
+        return Estimate(value, grad, evidence), Lower(params, state, None, reference)
+
+    def _tracked(
+        self,
+        problem: Problem,
+        hyper: PyTree,
+        carry: Any,
+        data: Data,
+        key: Array,
+        first: int,
+        n: int,
+    ) -> tuple[PyTree, PyTree]:
+        """Steps ``first .. first + n - 1``, arranged so that few states are stored."""
+        loss = mixed_mode(problem.inner)
+
+        def steps(length: int, loop: Any) -> Any:
+            k, params, state = loop
+            carry = run(
+                loss, self.solver, hyper, (params, state), data, key,
+                steps=length, first=k, rematerialise=True,
+            )  # fmt: skip
+            return (k + length, *carry)
+
+        if self.memory == "full":
+            return steps(n, (first, *carry))[1:]
+        segment = math.isqrt(n - 1) + 1
+        whole, rest = divmod(n, segment)
+        one = jax.checkpoint(functools.partial(steps, segment), prevent_cse=False)
+        loop, _ = jax.lax.scan(lambda loop, _: (one(loop), None), (first, *carry), length=whole)
+        if rest:
+            loop = jax.checkpoint(functools.partial(steps, rest), prevent_cse=False)(loop)
+        return loop[1:]
+
+
+jax.tree_util.register_dataclass(
+    Reverse, data_fields=["solver"], meta_fields=["steps", "truncate", "memory"]
+)

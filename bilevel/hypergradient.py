@@ -1,0 +1,83 @@
+"""The first verb: one value and hypergradient, with its evidence."""
+
+from functools import partial
+
+import jax
+from jax import Array
+
+from bilevel import messages
+from bilevel.estimate import Estimate, Lower
+from bilevel.estimators.base import Estimator, check_losses, fresh
+from bilevel.problem import Data, Problem
+from bilevel.trees import PyTree, strong
+
+
+def hypergradient(
+    problem: Problem,
+    estimator: Estimator,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    key: Array,
+    *,
+    state: Lower | None = None,
+) -> tuple[Estimate, Lower]:
+    """Value and hypergradient of ``outer(w*(hyper), hyper)``, and the lower level's new state.
+
+    Compiled once per problem, estimator structure and array shapes; a changed float, ``hyper`` or
+    data of the same shape compiles nothing. Composes with ``jit`` and ``vmap``.
+
+    Parameters
+    ----------
+    problem, estimator : what is differentiated, and how.
+    hyper, params : float pytrees; the inner solver starts at ``params``.
+    data : :class:`bilevel.Data`.
+    key : a JAX random key; the same key draws the same minibatches.
+    state : the :class:`bilevel.Lower` of an earlier call, to go on from there (warm start).
+
+    Returns
+    -------
+    ``(estimate, state)`` : ``estimate.grad`` is like ``hyper``; ``estimate.evidence`` says how good
+    it is. A diverged solver shows there, as a residual above 1 or a non-finite value.
+
+    Raises
+    ------
+    ValueError : structures that do not match, integer, empty or non-finite ``hyper`` or ``params``,
+        a hyperparameter that the estimator cannot see.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, bilevel as bl
+    >>> problem = bl.Problem(
+    ...     inner=lambda w, h, x: jnp.mean((w - x) ** 2) / 2 + h * w**2 / 2,
+    ...     outer=lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
+    ... )
+    >>> data = bl.Data(inner=jnp.array([2.0]), outer=jnp.array([1.5]))
+    >>> estimator = bl.Implicit(bl.GradientDescent(step_size=0.5), steps=50)
+    >>> w, h, key = jnp.array(0.0), jnp.array(1.0), jax.random.key(0)
+    >>> estimate, state = bl.hypergradient(problem, estimator, h, w, data, key)
+    >>> estimate.grad.round(4)  # (w* - 1.5) dw*/dh, w* = 2 / (1 + h)
+    Array(0.25, dtype=float32)
+    """
+    messages.require_variables("hyper", hyper)
+    hyper = strong(hyper)
+    if state is None:
+        messages.require_variables("params", params)
+        state = _fresh(problem, estimator, hyper, strong(params), data, key)
+    return _step(problem, estimator, hyper, strong(state), data, key)
+
+
+@partial(jax.jit, static_argnames="problem")
+def _fresh(
+    problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
+) -> Lower:
+    check_losses(problem, hyper, params, data)
+    return fresh(problem, estimator, hyper, params, data, key)
+
+
+@partial(jax.jit, static_argnames="problem")
+def _step(
+    problem: Problem, estimator: Estimator, hyper: PyTree, lower: Lower, data: Data, key: Array
+) -> tuple[Estimate, Lower]:
+    check_losses(problem, hyper, lower.params, data)
+    return estimator.step(problem, hyper, lower, data, key)

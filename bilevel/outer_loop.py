@@ -1,0 +1,226 @@
+"""The outer loop as a compiled block of steps that stops by itself when the solver diverges."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from bilevel.estimate import Estimate, Lower
+from bilevel.estimators.base import Estimator, fresh
+from bilevel.problem import Data, Problem, examples
+from bilevel.trees import PyTree, all_finite, norm, zeros_like
+
+Record = Callable[[PyTree, PyTree, Estimate], dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class State:
+    """All that evolves in a run: checkpoint this and nothing else.
+
+    Parameters
+    ----------
+    step : ``()`` int32, outer steps done.
+    hyper, estimate : the last hyperparameters that were evaluated, and their estimate; the update
+        that follows from them is made first thing in the next step, so a state is always good.
+    outer : the outer transformation's state; ``lower`` : the lower level; ``key`` : the run's key.
+    start : the start params (a cold start returns to them).
+    scale : ``()``, size of the inner gradient where the run began, noise of single examples
+        included; ``floor``, ``()``, the recent level of the inner residual: the two yardsticks for
+        divergence.
+    """
+
+    step: Array
+    hyper: PyTree
+    estimate: Estimate
+    outer: PyTree
+    lower: Lower
+    key: Array
+    start: PyTree
+    scale: Array
+    floor: Array
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a block ended early: flag, and the numbers of the step that was refused, all ``()``."""
+
+    diverged: Array
+    value: Array
+    residual: Array
+    previous: Array
+
+
+for _node in (State, Stop):
+    jax.tree_util.register_dataclass(_node)
+
+
+def begin(
+    problem: Problem,
+    estimator: Estimator,
+    tx: Any,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    key: Array,
+) -> State:
+    """The state before the first step."""
+    lower = fresh(problem, estimator, hyper, params, data, key)
+    shapes, _ = jax.eval_shape(lambda x: estimator.step(problem, hyper, x, data, key), lower)
+    step = jnp.zeros((), jnp.int32)
+    scale = gradient_scale(problem, hyper, params, data)
+    estimate = zeros_like(shapes)
+    floor = _residual(estimate)
+    return State(step, hyper, estimate, tx.init(hyper), lower, key, params, scale, floor)
+
+
+def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Array:
+    """Largest of the inner gradient's norm and that of up to 16 single examples; ``()``."""
+    some = min(examples(data.inner), 16)
+
+    def size(batch: PyTree) -> Array:
+        return norm(jax.grad(problem.inner)(params, hyper, batch))
+
+    singles = jax.tree.map(lambda leaf: leaf[:some, None], data.inner)
+    return jnp.maximum(size(data.inner), jnp.max(jax.vmap(size)(singles)))
+
+
+def update(tx: Any, state: State) -> tuple[PyTree, PyTree]:
+    """``(hyper, outer state)`` after the update that the last estimate asks for."""
+    updates, outer = tx.update(state.estimate.grad, state.outer, state.hyper)
+    return optax.apply_updates(state.hyper, updates), outer
+
+
+def outer_step(
+    problem: Problem,
+    estimator: Estimator,
+    tx: Any,
+    data: Data,
+    state: State,
+    *,
+    warm_start: bool,
+    limit: Array,
+) -> tuple[State, Stop]:
+    """Update ``hyper``, estimate there; the state only advances if the solver did not diverge."""
+    first = state.step == 0
+    hyper, outer = jax.lax.cond(
+        first, lambda: (state.hyper, state.outer), lambda: update(tx, state)
+    )
+    key = jax.random.fold_in(state.key, state.step)
+    lower = state.lower
+    if not warm_start:
+        cold = fresh(problem, estimator, hyper, state.start, data, key)
+        lower = jax.tree.map(lambda x, y: x.astype(y.dtype), cold, state.lower)
+    estimate, after = estimator.step(problem, hyper, lower, data, key)
+    diverged = _diverged(problem, hyper, state, lower, estimate, after, data, limit)
+    residual = _residual(estimate)
+    new = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        hyper=hyper,
+        estimate=estimate,
+        outer=outer,
+        lower=after,
+        floor=jnp.maximum(residual, 0.9 * state.floor),
+    )
+    stop = Stop(diverged, estimate.value, residual, _residual(state.estimate))
+    return jax.lax.cond(diverged, lambda: state, lambda: new), stop
+
+
+def _residual(estimate: Estimate) -> Array:
+    residual = estimate.evidence.inner_residual
+    return jnp.zeros((), jnp.result_type(float)) if residual is None else residual
+
+
+def _diverged(
+    problem: Problem,
+    hyper: PyTree,
+    state: State,
+    before: Lower,
+    estimate: Estimate,
+    after: Lower,
+    data: Data,
+    limit: Array,
+) -> Array:
+    """Non-finite numbers; a gradient ``limit`` times its scale; or a sudden tenfold growth.
+
+    The growth must exceed both the recent floor of the residual and the gradient that this step
+    began with, so that neither SGD's noise nor a large move of ``hyper`` is mistaken for it. Below
+    a residual of 1e-3 growth does no harm; in the first steps, when the floor is not yet known,
+    only growth above the noise of single examples counts.
+    """
+    finite = all_finite((estimate.value, estimate.grad, after.params))
+    residual = _residual(estimate)
+    grown = (state.step > 0) & (residual > 1e-3) & (residual > 10 * state.floor)
+    suspect = grown | (residual > limit) | ~jnp.isfinite(residual)
+
+    def size(params: PyTree) -> Array:
+        return norm(jax.grad(problem.inner)(params, hyper, data.inner))
+
+    def confirm() -> Array:
+        end = size(after.params)
+        known = (state.step >= 3) | (end > state.scale)
+        sudden = grown & known & (end > 10 * size(before.params))
+        return sudden | (end > limit * state.scale) | ~jnp.isfinite(end)
+
+    return ~finite | jax.lax.cond(suspect, confirm, lambda: jnp.array(False))
+
+
+def block(
+    problem: Problem,
+    estimator: Estimator,
+    tx: Any,
+    data: Data,
+    state: State,
+    count: Array,
+    *,
+    length: int,
+    warm_start: bool,
+    limit: Array,
+    record: Record | None,
+) -> tuple[State, Stop, dict[str, Array]]:
+    """Up to ``count <= length`` outer steps; rows of history that were not reached are NaN."""
+
+    def row(state: State) -> dict[str, Array]:
+        evidence = state.estimate.evidence
+        values = {"value": state.estimate.value, "grad_norm": norm(state.estimate.grad)}
+        for name in ("inner_residual", "linear_residual"):
+            if (entry := getattr(evidence, name)) is not None:
+                values[name] = entry
+        values |= {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
+        if record is not None:
+            values |= record(state.hyper, state.lower.params, state.estimate)
+        return values
+
+    def unfinished(carry: Any) -> Array:
+        _, stop, _, k = carry
+        return (k < count) & ~stop.diverged
+
+    def advance(carry: Any) -> Any:
+        state, _, history, k = carry
+        state, stop = outer_step(
+            problem, estimator, tx, data, state, warm_start=warm_start, limit=limit
+        )
+        written = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(state))
+        history = jax.tree.map(
+            lambda new, old: jnp.where(stop.diverged, old, new), written, history
+        )
+        return state, stop, history, k + 1
+
+    history = jax.tree.map(
+        lambda s: jnp.full((length, *s.shape), _blank(s.dtype), s.dtype), jax.eval_shape(row, state)
+    )
+    residual = _residual(state.estimate)
+    stop = Stop(jnp.array(False), state.estimate.value, residual, residual)
+    state, stop, history, _ = jax.lax.while_loop(
+        unfinished, advance, (state, stop, history, jnp.zeros((), jnp.int32))
+    )
+    return state, stop, history
+
+
+def _blank(dtype: Any) -> Any:
+    return jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0

@@ -1,0 +1,96 @@
+"""The problem: two losses, and the data that they are evaluated on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from bilevel import messages
+from bilevel.trees import PyTree
+
+Loss = Callable[[PyTree, PyTree, PyTree], jax.Array]
+
+
+@dataclass(frozen=True)
+class Problem:
+    r"""A bilevel problem ``min_hyper outer(w*(hyper), hyper)``, ``w* = argmin_w inner(w, hyper)``.
+
+    Both losses are pure functions ``(params, hyper, batch) -> ()``, means over the batch, and see
+    data only through ``batch``. A ``Problem`` is static and hashable: make it once, outside loops.
+
+    Parameters
+    ----------
+    inner, outer : the losses of the lower and of the upper level.
+    start : ``(hyper, params) -> params``, the inner start point when it depends on ``hyper``
+        (a learned initialisation). Every call then starts there: there is no warm start.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, bilevel as bl
+    >>> def inner(w, log_penalty, batch):
+    ...     X, y = batch
+    ...     return jnp.mean((X @ w - y) ** 2) / 2 + jnp.exp(log_penalty) * jnp.sum(w**2) / 2
+    >>> def outer(w, log_penalty, batch):
+    ...     X, y = batch
+    ...     return jnp.mean((X @ w - y) ** 2) / 2
+    >>> problem = bl.Problem(inner, outer)
+    """
+
+    inner: Loss
+    outer: Loss
+    start: Callable[[PyTree, PyTree], PyTree] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a part that cannot be called."""
+        for name in ("inner", "outer"):
+            if not callable(getattr(self, name)):
+                raise TypeError(messages.not_callable(f"Problem.{name}", getattr(self, name)))
+        if self.start is not None and not callable(self.start):
+            raise TypeError(messages.not_callable("Problem.start", self.start))
+
+
+@dataclass(frozen=True)
+class Data:
+    """The examples of both levels: pytrees of arrays whose leading axis counts examples.
+
+    Data is always an argument, never closed over. For one hyperparameter per example put
+    ``jnp.arange(n)`` in ``inner`` and index ``hyper`` with it. For folds, seeds or tasks add one
+    more leading axis everywhere and use ``jax.vmap``.
+
+    Raises
+    ------
+    ValueError : a leaf holds NaN or infinity, or the leading axes of one level differ.
+
+    Examples
+    --------
+    >>> import numpy as np, bilevel as bl
+    >>> X, y = np.ones((5, 2)), np.ones(5)
+    >>> data = bl.Data(inner=(X[:3], y[:3]), outer=(X[3:], y[3:]))
+    """
+
+    inner: PyTree
+    outer: PyTree
+
+    def __post_init__(self) -> None:
+        """Check what is concrete; tracers and ``in_axes`` specifications pass through."""
+        for level in ("inner", "outer"):
+            _check_level(level, getattr(self, level))
+
+
+jax.tree_util.register_dataclass(Data, data_fields=["inner", "outer"], meta_fields=[])
+
+
+def _check_level(level: str, tree: PyTree) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    arrays = [(path, leaf) for path, leaf in leaves if isinstance(leaf, np.ndarray | jax.Array)]
+    lengths = {messages.where(f"data.{level}", p): np.shape(x)[0] for p, x in arrays if np.ndim(x)}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(messages.leading_axes(level, lengths))
+    for path, leaf in arrays:
+        messages.require_finite(f"data.{level}", path, leaf)
+
+
+def examples(tree: PyTree) -> int:
+    """Number of examples: the length of the leading axis of every leaf."""
+    return jax.tree.leaves(tree)[0].shape[0]

@@ -1,0 +1,108 @@
+"""The solver contract, and the loop that every estimator runs it in."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.estimate import Lower
+from bilevel.messages import require_positive_int
+from bilevel.problem import Data, Loss, Problem
+from bilevel.trees import PyTree
+
+
+class Solver(Protocol):
+    """How ``params`` move: two methods, differentiable in ``params`` and ``hyper``.
+
+    One ``step`` is the map whose derivative everything else is about. The same key draws the same
+    minibatch, so an iterate and its derivative see the same examples. Frozen dataclasses that are
+    registered as pytrees (counts static, step sizes leaves) never recompile when a float changes.
+    """
+
+    def init(self, params: PyTree, data: PyTree) -> PyTree:
+        """The solver's own state (momentum, permutation, count); ``data`` is the inner tree."""
+        ...
+
+    def step(
+        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """One step on ``loss(params, hyper, batch)``, the batch drawn from ``data`` by ``key``."""
+        ...
+
+
+@runtime_checkable
+class DeclaresStability(Protocol):
+    """A solver that knows its own limit: :func:`bilevel.tune` uses it to explain a divergence."""
+
+    def max_curvature(self, hyper: PyTree, state: PyTree) -> Array:
+        """Largest Hessian eigenvalue for which full-batch steps still contract; ``()``."""
+        ...
+
+
+def start(problem: Problem, solver: Solver, hyper: PyTree, lower: Lower, data: Data) -> Any:
+    """``(params, solver_state)`` to begin from: carried, or ``problem.start(hyper, params)``."""
+    if problem.start is None:
+        return lower.params, lower.solver_state
+    params = problem.start(hyper, lower.params)
+    return params, solver.init(params, data.inner)
+
+
+def run(
+    loss: Loss,
+    solver: Solver,
+    hyper: PyTree,
+    carry: tuple[PyTree, PyTree],
+    data: Data,
+    key: Array,
+    *,
+    steps: int,
+    first: Any = 0,
+    rematerialise: bool = False,
+) -> tuple[PyTree, PyTree]:
+    """Run steps ``first .. first + steps - 1`` from ``carry = (params, solver_state)``.
+
+    Step ``k`` uses ``fold_in(key, k)``: keys are derived, so memory is independent of ``steps``.
+    Under reverse mode ``rematerialise`` stores the input of each step instead of its inside.
+    """
+
+    def body(carry: Any, _: None) -> tuple[Any, None]:
+        k, params, state = carry
+        key_k = jax.random.fold_in(key, k)
+        params, state = solver.step(loss, params, hyper, data.inner, key_k, state)
+        return (k + 1, params, state), None
+
+    if rematerialise:
+        body = jax.checkpoint(body, prevent_cse=False)
+    initial = (jnp.asarray(first, jnp.int32), *carry)
+    (_, params, state), _ = jax.lax.scan(body, initial, length=steps)
+    return params, state
+
+
+def solve(
+    problem: Problem,
+    solver: Solver,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    key: Array,
+    *,
+    steps: int,
+) -> PyTree:
+    """Inner ``params`` after ``steps`` solver steps: the very loop that estimators differentiate.
+
+    Step ``k = 0, 1, ...`` is ``solver.step(problem.inner, params, hyper, data.inner,
+    jax.random.fold_in(key, k), state)``. Differentiable in ``hyper`` and ``params``.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, bilevel as bl
+    >>> problem = bl.Problem(lambda w, h, x: jnp.mean((x - w) ** 2), lambda w, h, x: w)
+    >>> data = bl.Data(inner=jnp.array([1.0, 3.0]), outer=jnp.zeros(1))
+    >>> solver, key = bl.GradientDescent(step_size=0.25), jax.random.key(0)
+    >>> bl.solve(problem, solver, 0.0, jnp.array(0.0), data, key, steps=50).round(4)
+    Array(2., dtype=float32)
+    """
+    require_positive_int("solve", "steps", steps)
+    carry = start(problem, solver, hyper, Lower(params, solver.init(params, data.inner)), data)
+    return run(problem.inner, solver, hyper, carry, data, key, steps=steps)[0]

@@ -1,0 +1,58 @@
+"""Full-batch gradient descent."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.problem import Loss
+from bilevel.schedules import evaluate, knob
+from bilevel.trees import PyTree, axpy
+
+
+@dataclass(frozen=True)
+class GradientDescent:
+    r"""Deterministic gradient descent on all inner examples, ``w <- w - step_size grad(w)``.
+
+    Parameters
+    ----------
+    step_size : a positive number, ``fn(count)`` or ``fn(count, hyper)``. Converges on a convex
+        loss while its largest curvature L < 2 / step_size; ``1 / L`` keeps the error of the
+        derivative monotone (Scieur, Gidel, Bertrand, Pedregosa, 2022).
+
+    Raises
+    ------
+    ValueError : a step size that is not positive.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> bl.GradientDescent(step_size=0.1)
+    GradientDescent(step_size=0.1)
+    """
+
+    step_size: Any
+
+    def __post_init__(self) -> None:
+        """Normalise functions and refuse numbers outside their range."""
+        object.__setattr__(self, "step_size", knob("GradientDescent", "step_size", self.step_size))
+
+    def init(self, params: PyTree, data: PyTree) -> Array:
+        """The step count."""
+        return jnp.zeros((), jnp.int32)
+
+    def step(
+        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Array
+    ) -> tuple[PyTree, Array]:
+        """Move along the gradient over all of ``data``; the key is not used."""
+        direction = jax.grad(loss)(params, hyper, data)
+        return axpy(-evaluate(self.step_size, state, hyper), direction, params), state + 1
+
+    def max_curvature(self, hyper: PyTree, state: Array) -> Array:
+        """``2 / step_size``."""
+        return 2 / evaluate(self.step_size, state, hyper)
+
+
+jax.tree_util.register_dataclass(GradientDescent)

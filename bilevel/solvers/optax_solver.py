@@ -1,0 +1,68 @@
+"""Any optax transformation as an inner solver."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from bilevel.problem import Loss
+from bilevel.solvers.sampling import Sampler
+from bilevel.transform import Transform, as_pytree
+from bilevel.trees import PyTree
+
+
+@dataclass(frozen=True)
+class Optax:
+    """Minibatch steps of an optax transformation.
+
+    Parameters
+    ----------
+    tx : an optax transformation; :func:`bilevel.transform` keeps its numbers as leaves and lets
+        ``fn(count, hyper)`` make them hyperparameters.
+    batch_size : examples per step, at most n; ``None`` is the full batch.
+    sampling : ``"iid"`` (with replacement) or ``"epoch"`` (random permutations).
+
+    Notes
+    -----
+    ``optax.adam`` has no derivative where a gradient entry is exactly 0 (a square root at 0):
+    give it ``eps_root=1e-16`` when an estimator differentiates through it.
+
+    Raises
+    ------
+    TypeError : ``tx`` is not a transformation.
+
+    Examples
+    --------
+    >>> import bilevel as bl, optax
+    >>> solver = bl.Optax(optax.adam(1e-2, eps_root=1e-16), batch_size=32)
+    """
+
+    tx: Any
+    batch_size: int | None = None
+    sampling: str = "iid"
+
+    def __post_init__(self) -> None:
+        """Wrap what ``jit`` could not take as an argument."""
+        object.__setattr__(self, "tx", as_pytree("Optax", self.tx))
+        Sampler(self.batch_size, self.sampling)
+
+    def init(self, params: PyTree, data: PyTree) -> Any:
+        """``(count, optax state, sampler state)``."""
+        sampler = Sampler(self.batch_size, self.sampling).init(data)
+        return jnp.zeros((), jnp.int32), self.tx.init(params), sampler
+
+    def step(
+        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
+    ) -> tuple[PyTree, Any]:
+        """Draw a batch, apply the transformed gradient."""
+        count, inner, sampler = state
+        batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
+        tx = self.tx.at(count, hyper) if isinstance(self.tx, Transform) else self.tx
+        updates, inner = tx.update(jax.grad(loss)(params, hyper, batch), inner, params)
+        return optax.apply_updates(params, updates), (count + 1, inner, sampler)
+
+
+jax.tree_util.register_dataclass(Optax, data_fields=["tx"], meta_fields=["batch_size", "sampling"])

@@ -1,0 +1,83 @@
+"""Minibatches: which examples a step sees, drawn inside the compiled loop."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.problem import examples
+from bilevel.trees import PyTree
+
+SAMPLINGS = ("iid", "epoch")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draw ``batch_size`` of the n examples per step; ``batch_size=None`` is the full batch.
+
+    ``"iid"`` draws with replacement. ``"epoch"`` walks through one random permutation after the
+    other; where the batch size does not divide n a batch runs on into the next permutation, so
+    that every example is drawn exactly once per n draws.
+
+    Raises
+    ------
+    ValueError : unknown ``sampling``, a batch size below 1, or (when drawing) above n.
+    """
+
+    batch_size: int | None
+    sampling: str = "iid"
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before the data is known."""
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f"sampling must be one of {SAMPLINGS}, got {self.sampling!r}.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(
+                f"batch_size must be at least 1, or None for the full batch, got {self.batch_size}."
+            )
+
+    def init(self, data: PyTree) -> Any:
+        """``(permutation [n], position)`` for epochs, ``()`` otherwise; an exhausted epoch."""
+        n = examples(data)
+        if self.batch_size is not None and self.batch_size > n:
+            raise ValueError(
+                f"batch_size={self.batch_size} is larger than the number of inner examples, {n}. "
+                "Use a smaller batch, or batch_size=None for the full batch."
+            )
+        if self.batch_size is None or self.sampling == "iid":
+            return ()
+        return jnp.arange(n, dtype=jnp.int32), jnp.asarray(n, jnp.int32)
+
+    def indices(self, data: PyTree, key: Array, state: Any) -> tuple[Array, Any]:
+        """Row numbers of the next batch, ``[batch_size]``, and the new state."""
+        n, b = examples(data), self.batch_size
+        if b is None:
+            return jnp.arange(n, dtype=jnp.int32), state
+        if self.sampling == "iid":
+            return jax.random.randint(key, (b,), 0, n, jnp.int32), state
+        order, position = state
+        exhausted = position + b > n
+
+        def shuffle() -> Array:
+            return jax.random.permutation(key, jnp.arange(n, dtype=jnp.int32))
+
+        following = jax.lax.cond(exhausted, shuffle, lambda: order)
+        slots = position + jnp.arange(b, dtype=jnp.int32)
+        rows = jnp.where(
+            slots < n, order[jnp.minimum(slots, n - 1)], following[jnp.maximum(slots - n, 0)]
+        )
+        return rows, (following, jnp.where(exhausted, position + b - n, position + b))
+
+    def draw(self, data: PyTree, key: Array, state: Any) -> tuple[PyTree, Any]:
+        """The next batch, a tree like ``data`` with leading axis ``batch_size``, and the state."""
+        if self.batch_size is None:
+            return data, state
+        rows, state = self.indices(data, key, state)
+        return jax.tree.map(lambda leaf: take(leaf, rows), data), state
+
+
+def take(leaf: Any, rows: Array) -> Array:
+    """Rows of one data leaf; ``rows`` are known to lie within it."""
+    return jnp.asarray(leaf).at[rows].get(mode="promise_in_bounds")

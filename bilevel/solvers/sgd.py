@@ -1,0 +1,92 @@
+"""Stochastic gradient descent."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.problem import Loss
+from bilevel.schedules import evaluate, knob
+from bilevel.solvers.sampling import Sampler
+from bilevel.trees import PyTree, axpy, zeros_like
+
+
+@dataclass(frozen=True)
+class SGD:
+    r"""Minibatch SGD with heavy-ball or Nesterov momentum.
+
+    ``v <- momentum v + g``, ``w <- w - step_size v`` with ``g`` the gradient of the inner loss on
+    the batch (Nesterov: ``w <- w - step_size (g + momentum v)``), as in PyTorch and optax.
+
+    Parameters
+    ----------
+    step_size : a positive number, ``fn(count)``, or ``fn(count, hyper)`` when the step size is
+        itself a hyperparameter. Stable on average while curvature < 2 (1 + momentum) / step_size.
+    batch_size : examples per step, at most n; ``None`` is the full batch.
+    momentum : ``None`` for none (no velocity is kept), a number in [0, 1), or a function as for
+        ``step_size``.
+    nesterov : Nesterov's look-ahead instead of the heavy ball.
+    sampling : ``"iid"`` (with replacement) or ``"epoch"`` (random permutations).
+
+    Raises
+    ------
+    ValueError : a step size that is not positive, momentum outside [0, 1), an unknown sampling.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> bl.SGD(step_size=0.1, batch_size=32, sampling="epoch").batch_size
+    32
+    """
+
+    step_size: Any
+    batch_size: int | None = None
+    momentum: Any = None
+    nesterov: bool = False
+    sampling: str = "iid"
+
+    def __post_init__(self) -> None:
+        """Normalise functions and refuse numbers outside their range."""
+        object.__setattr__(self, "step_size", knob("SGD", "step_size", self.step_size))
+        if callable(self.momentum):
+            object.__setattr__(self, "momentum", knob("SGD", "momentum", self.momentum))
+        elif isinstance(self.momentum, int | float) and not 0 <= self.momentum < 1:
+            raise ValueError(f"SGD: momentum must lie in [0, 1), got {self.momentum}.")
+        Sampler(self.batch_size, self.sampling)
+
+    def init(self, params: PyTree, data: PyTree) -> Any:
+        """``(count, velocity, sampler state)``."""
+        velocity = None if self.momentum is None else zeros_like(params)
+        return (
+            jnp.zeros((), jnp.int32),
+            velocity,
+            Sampler(self.batch_size, self.sampling).init(data),
+        )
+
+    def step(
+        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
+    ) -> tuple[PyTree, Any]:
+        """Draw a batch, move along its gradient."""
+        count, velocity, sampler = state
+        batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
+        direction = jax.grad(loss)(params, hyper, batch)
+        if velocity is not None:
+            momentum = evaluate(self.momentum, count, hyper)
+            velocity = axpy(momentum, velocity, direction)
+            direction = axpy(momentum, velocity, direction) if self.nesterov else velocity
+        params = axpy(-evaluate(self.step_size, count, hyper), direction, params)
+        return params, (count + 1, velocity, sampler)
+
+    def max_curvature(self, hyper: PyTree, state: Any) -> Array:
+        """``2 (1 + momentum) / step_size`` (heavy ball, full batch)."""
+        momentum = 0.0 if self.momentum is None else evaluate(self.momentum, state[0], hyper)
+        return 2 * (1 + momentum) / evaluate(self.step_size, state[0], hyper)
+
+
+jax.tree_util.register_dataclass(
+    SGD,
+    data_fields=["step_size", "momentum"],
+    meta_fields=["batch_size", "nesterov", "sampling"],
+)

@@ -1,0 +1,107 @@
+"""Small algebra on pytrees of arrays: norms, inner products, bases, splitting by dtype."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+from jax import Array
+
+PyTree = Any
+
+
+def is_inexact(leaf: Any) -> bool:
+    """Whether a leaf holds floating-point numbers, so that it can carry a derivative."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def is_traced(tree: PyTree) -> bool:
+    """Whether any leaf is a tracer, so that no value can be looked at."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def size(tree: PyTree) -> int:
+    """Total number of entries of all leaves."""
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def dtype(tree: PyTree) -> Any:
+    """The floating-point dtype that the floating-point leaves promote to."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+    return jnp.result_type(*leaves) if leaves else jnp.result_type(float)
+
+
+def strong(tree: PyTree) -> PyTree:
+    """Every leaf as an array without a weak type, so that equal shapes share one compilation."""
+
+    def convert(leaf: Any) -> Array:
+        array = jnp.asarray(leaf)
+        return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
+
+    return jax.tree.map(convert, tree)
+
+
+def vdot(a: PyTree, b: PyTree) -> Array:
+    """Inner product of two trees of one structure: ``sum_leaves sum(a * b)``; shape ``()``."""
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype(a)))
+
+
+def norm(tree: PyTree) -> Array:
+    """Euclidean norm over all leaves; shape ``()``."""
+    return jnp.sqrt(vdot(tree, tree))
+
+
+def axpy(scale: Any, x: PyTree, y: PyTree) -> PyTree:
+    """``scale * x + y``, leaf by leaf, in the dtype of ``y``."""
+    return jax.tree.map(lambda a, b: (scale * a + b).astype(b.dtype), x, y)
+
+
+def zeros_like(tree: PyTree) -> PyTree:
+    """Zeros with the shapes and dtypes of ``tree`` (arrays or ``ShapeDtypeStruct``)."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Whether no floating-point entry is NaN or infinite; shape ``()``, boolean."""
+    flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if is_inexact(x)]
+    return jnp.all(jnp.stack(flags)) if flags else jnp.array(True)
+
+
+def basis(tree: PyTree) -> PyTree:
+    """The standard basis: leaf ``[*shape]`` becomes ``[p, *shape]``, ``p`` the size of the tree."""
+    leaves, treedef = jax.tree.flatten(tree)
+    total, offset, columns = size(tree), 0, []
+    for leaf in leaves:
+        n = math.prod(leaf.shape)
+        block = jnp.eye(total, n, k=-offset, dtype=leaf.dtype)
+        columns.append(block.reshape(total, *leaf.shape))
+        offset += n
+    return jax.tree.unflatten(treedef, columns)
+
+
+def unbasis(coefficients: Array, tree: PyTree) -> PyTree:
+    """The tree whose coordinates in :func:`basis` are ``coefficients``, shape ``[p]``."""
+    leaves, treedef = jax.tree.flatten(tree)
+    offset, parts = 0, []
+    for leaf in leaves:
+        n = math.prod(leaf.shape)
+        parts.append(coefficients[offset : offset + n].reshape(leaf.shape).astype(leaf.dtype))
+        offset += n
+    return jax.tree.unflatten(treedef, parts)
+
+
+def partition(tree: PyTree) -> tuple[list[Array], list[Any], Callable[[list, list], PyTree]]:
+    """Split into floating-point leaves and the others, with the function that joins them again."""
+    leaves, treedef = jax.tree.flatten(tree)
+    mask = [is_inexact(leaf) for leaf in leaves]
+
+    def merge(moving: list, fixed: list) -> PyTree:
+        a, b = iter(moving), iter(fixed)
+        return jax.tree.unflatten(treedef, [next(a) if m else next(b) for m in mask])
+
+    moving = [leaf for leaf, m in zip(leaves, mask, strict=True) if m]
+    fixed = [leaf for leaf, m in zip(leaves, mask, strict=True) if not m]
+    return moving, fixed, merge

@@ -1,0 +1,206 @@
+"""The second verb: descend the outer loss by its hypergradient."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel import messages
+from bilevel.diagnosis import DivergenceWarning, explain
+from bilevel.estimate import Estimate
+from bilevel.estimators.base import Estimator, check_losses
+from bilevel.outer_loop import Record, State, Stop, begin, block, update
+from bilevel.problem import Data, Problem
+from bilevel.transform import as_pytree
+from bilevel.trees import PyTree, is_traced, strong
+
+_BLOCK = 32  # outer steps per compiled call: one length, so that every run shares one program
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of :func:`tune` found.
+
+    Parameters
+    ----------
+    hyper : after the last update (on divergence: the last that was evaluated and good).
+    params : of the lower level.
+    history : arrays with a leading axis of outer steps: ``value``, ``grad_norm``,
+        ``inner_residual``, ``linear_residual``, oracle counts, and what ``record`` adds. Row t
+        belongs to the hyperparameters before update t.
+    estimate : the last one.
+    state : all that evolves; ``tune(..., state=state)`` goes on bit for bit.
+    diverged : ``()`` boolean.
+    message : ``None``, or why the run stopped early.
+    """
+
+    hyper: PyTree
+    params: PyTree
+    history: dict[str, Array]
+    estimate: Estimate
+    state: State
+    diverged: Array
+    message: str | None = None
+
+
+jax.tree_util.register_dataclass(
+    Result,
+    data_fields=["hyper", "params", "history", "estimate", "state", "diverged"],
+    meta_fields=["message"],
+)
+
+
+def tune(
+    problem: Problem,
+    estimator: Estimator,
+    outer: Any,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    *,
+    steps: int,
+    key: Array | None = None,
+    state: State | None = None,
+    warm_start: bool = True,
+    limit: float = 100.0,
+    record: Record | None = None,
+    callback: Callable[[Result], None] | None = None,
+    every: int = _BLOCK,
+) -> Result:
+    """Descend ``h(hyper) = outer(w*(hyper), hyper)`` with any optax transformation.
+
+    Each step estimates value and hypergradient at ``hyper``, then updates ``hyper``. The whole run
+    is compiled. It watches the evidence: when the inner solver diverges (typically because
+    ``hyper`` raised the inner curvature past 2 / step size) it stops, warns with the cause, and
+    returns the last good state.
+
+    Parameters
+    ----------
+    problem, estimator, data : as for :func:`bilevel.hypergradient`.
+    outer : an optax transformation, or :func:`bilevel.transform`, whose numbers never recompile.
+    hyper, params : where to start, float pytrees; with ``state`` only their structure counts.
+    steps : outer steps to do (further ones, with ``state``).
+    key : a JAX random key; with ``state`` its own key is used.
+    state : ``result.state`` of an earlier run, to go on from it bit for bit.
+    warm_start : start each inner solve where the last one ended (``False``: at ``params``).
+    limit : the run has diverged when the inner gradient is this many times its initial scale.
+    record : ``(hyper, params, estimate) -> dict of arrays``, evaluated inside the compiled loop
+        at every step and added to ``history``.
+    callback : called with the :class:`Result` so far after every ``every`` steps (not under
+        ``jit`` or ``vmap``).
+
+    Warns
+    -----
+    DivergenceWarning : the inner solver diverged; ``result.message`` has the same text.
+
+    Raises
+    ------
+    ValueError : structures that do not match, bad ``steps``, non-finite start values, a
+        hyperparameter that the estimator cannot see.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, optax, bilevel as bl
+    >>> problem = bl.Problem(
+    ...     inner=lambda w, h, x: jnp.mean((w - x) ** 2) / 2 + jnp.exp(h) * w**2 / 2,
+    ...     outer=lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
+    ... )
+    >>> data = bl.Data(inner=jnp.array([2.0]), outer=jnp.array([1.5]))
+    >>> estimator = bl.Implicit(bl.GradientDescent(step_size=0.5), steps=50)
+    >>> result = bl.tune(problem, estimator, optax.adam(0.1), jnp.array(0.0), jnp.array(0.0), data,
+    ...                  steps=200, key=jax.random.key(0))
+    >>> jnp.exp(result.hyper).round(3)  # w* = 2 / (1 + e^h) = 1.5
+    Array(0.333, dtype=float32)
+    """
+    messages.require_positive_int("tune", "steps", steps)
+    messages.require_positive_int("tune", "every", every)
+    tx = as_pytree("tune", outer)
+    messages.require_variables("hyper", hyper)
+    messages.require_variables("params", params)
+    hyper, params = strong(hyper), strong(params)
+    if state is not None:
+        messages.require_same("hyper", hyper, "state.hyper", state.hyper)
+        messages.require_same("params", params, "state.start", state.start)
+        current = state
+    elif key is not None:
+        current = _begin(problem, estimator, tx, hyper, params, data, key)
+    else:
+        raise ValueError("tune needs key=jax.random.key(seed), or the state of an earlier run.")
+    bound = jnp.asarray(limit, current.scale.dtype)
+    run = partial(_block, problem, estimator, tx, data, bound, warm_start=warm_start, record=record)
+    if is_traced((current, data, estimator, tx)):
+        current, stop, history = run(current, jnp.asarray(steps), length=steps)
+        return _result(tx, current, stop, history)
+
+    blocks, left = [], steps
+    while True:
+        before = int(current.step)
+        current, stop, history = run(current, jnp.asarray(min(every, left)), length=every)
+        done = int(current.step) - before
+        blocks.append(jax.tree.map(lambda rows, n=done: rows[:n], history))
+        left -= done
+        history = jax.tree.map(lambda *rows: jnp.concatenate(rows), *blocks)
+        result = _result(tx, current, stop, history)
+        if stop.diverged:
+            proposed = _finish(tx, current, jnp.array(False))
+            text = explain(problem, estimator, current, proposed, stop, data)
+            result = dataclasses.replace(result, message=text)
+            warnings.warn(text, DivergenceWarning, stacklevel=2)
+        if callback is not None:
+            callback(result)
+        if left == 0 or stop.diverged:
+            return result
+
+
+def _result(tx: Any, state: State, stop: Stop, history: dict[str, Array]) -> Result:
+    hyper = _finish(tx, state, stop.diverged)
+    return Result(
+        hyper, state.lower.params, history, state.estimate, state, stop.diverged, message=None
+    )
+
+
+@jax.jit
+def _finish(tx: Any, state: State, diverged: Array) -> PyTree:
+    """The hyperparameters that a run ends with: updated once more unless it diverged."""
+    keep = diverged | (state.step == 0)
+    return jax.lax.cond(keep, lambda: state.hyper, lambda: update(tx, state)[0])
+
+
+@partial(jax.jit, static_argnames="problem")
+def _begin(
+    problem: Problem,
+    estimator: Estimator,
+    tx: Any,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    key: Array,
+) -> State:
+    check_losses(problem, hyper, params, data)
+    return begin(problem, estimator, tx, hyper, params, data, key)
+
+
+@partial(jax.jit, static_argnames=("problem", "length", "warm_start", "record"))
+def _block(
+    problem: Problem,
+    estimator: Estimator,
+    tx: Any,
+    data: Data,
+    limit: Array,
+    state: State,
+    count: Array,
+    *,
+    length: int,
+    warm_start: bool,
+    record: Record | None,
+) -> tuple[State, Stop, dict[str, Array]]:
+    return block(
+        problem, estimator, tx, data, state, count,
+        length=length, warm_start=warm_start, limit=limit, record=record,
+    )  # fmt: skip
