@@ -18,7 +18,7 @@ class DivergenceWarning(RuntimeWarning):
 
 
 def largest_curvature(
-    problem: Problem, hyper: PyTree, params: PyTree, data: Data, steps: int = 50
+    problem: Problem, hyper: PyTree, params: PyTree, data: Data, key: Array, steps: int = 50
 ) -> Array:
     """Largest eigenvalue (in modulus) of the inner Hessian by power iteration; ``()``.
 
@@ -26,7 +26,7 @@ def largest_curvature(
     """
     _, hvp = jax.linearize(lambda w: jax.grad(problem.inner)(w, hyper, data.inner), params)
     leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
+    keys = jax.random.split(key, len(leaves))
     draws = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
 
     def normalise(v: PyTree) -> PyTree:
@@ -48,7 +48,7 @@ def explain(
         f"{float(stop.previous):.3g} one step before, outer value {float(stop.value):.4g}). "
     )
     solver: Any = getattr(estimator, "solver", None)
-    curvature = float(largest_curvature(problem, hyper, state.lower.params, data))
+    curvature = float(largest_curvature(problem, hyper, state.lower.params, data, state.key))
     if isinstance(solver, DeclaresStability):
         at = solver.max_curvature(hyper, state.lower.solver_state)
         limit = float(jnp.min(at))

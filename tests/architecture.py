@@ -164,15 +164,20 @@ def import_time_arrays(source: Source) -> Violations:
 
 
 def hidden_keys(source: Source) -> Violations:
-    """Random keys that the caller did not give: `key=...` defaults, and keys from a literal."""
+    """Random keys that the caller did not give: a default that is one, or a key from a literal.
+
+    ``key=None`` is no key: the function then has to do without, or say that it needs one.
+    """
     for node in ast.walk(source.tree):
         if isinstance(node, FunctionNode):
             positional = [*node.args.posonlyargs, *node.args.args]
-            defaulted = positional[len(positional) - len(node.args.defaults) :]
-            given = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-            defaulted += [argument for argument, default in given if default is not None]
-            for argument in defaulted:
-                if argument.arg in {"key", "rng", "rng_key"}:
+            last = positional[len(positional) - len(node.args.defaults) :]
+            named = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            for argument, default in [*zip(last, node.args.defaults, strict=True), *named]:
+                absent = default is None or (
+                    isinstance(default, ast.Constant) and default.value is None
+                )
+                if argument.arg in {"key", "rng", "rng_key"} and not absent:
                     yield argument.lineno, f"{node.name} has a default for {argument.arg}"
         elif isinstance(node, ast.Call):
             name = source.dotted(node.func)
