@@ -51,7 +51,7 @@ class CG:
     --------
     >>> import bilevel as bl, jax.numpy as jnp
     >>> H, b = jnp.diag(jnp.array([1.0, 4.0])), jnp.array([1.0, 4.0])
-    >>> bl.CG(tol=1e-6).solve(lambda v: H @ v, b, jnp.zeros(2)).x
+    >>> bl.CG(tol=1e-6).solve(lambda v: H @ v, b, jnp.zeros(2)).x.round(4)
     Array([1., 1.], dtype=float32)
     """
 
