@@ -67,7 +67,8 @@ class CG:
         """Iterate from ``x0``; ``matvec`` must be symmetric positive definite."""
         tol = jnp.maximum(self.tol, 2 * jnp.finfo(dtype(b)).eps)
         target = (tol * norm(b)) ** 2
-        r = axpy(-1, matvec(x0), b)
+        cold = norm(x0) == 0
+        r = jax.lax.cond(cold, lambda: b, lambda: axpy(-1, matvec(x0), b))
 
         def unfinished(carry: Any) -> Array:
             _, _, _, squared, curved, k = carry
@@ -85,7 +86,7 @@ class CG:
 
         initial = (x0, r, r, vdot(r, r), jnp.array(True), jnp.zeros((), jnp.int32))
         x, _, _, _, _, k = jax.lax.while_loop(unfinished, advance, initial)
-        return Solution(x, relative_residual(matvec, b, x), k + 2)
+        return Solution(x, relative_residual(matvec, b, x), k + jnp.where(cold, 1, 2))
 
 
 jax.tree_util.register_dataclass(CG, data_fields=["tol"], meta_fields=["max_steps"])

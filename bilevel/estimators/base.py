@@ -103,13 +103,21 @@ def check_unrolled(
 
 
 def inner_residual(
-    problem: Problem, hyper: PyTree, before: PyTree, after: PyTree, data: Data, reference: Array
+    problem: Problem, hyper: PyTree, before: PyTree, end: PyTree, data: Data, reference: Array
 ) -> tuple[Array, Array]:
-    """``(|grad inner(after)| / reference, reference)``, measuring the reference if it is 0."""
+    """``(|end| / reference, reference)`` for the full inner gradient ``end`` at the last iterate.
 
-    def size(params: PyTree) -> Array:
-        return norm(jax.grad(problem.inner)(params, hyper, data.inner)).astype(reference.dtype)
+    The reference is the gradient's norm at the params ``before``, measured when it is still 0.
+    """
 
-    reference = jax.lax.cond(reference > 0, lambda: reference, lambda: size(before))
-    end = size(after)
-    return jnp.where(end == 0, 0, end / reference), reference
+    def measure() -> Array:
+        return norm(full_gradient(problem, hyper, before, data)).astype(reference.dtype)
+
+    reference = jax.lax.cond(reference > 0, lambda: reference, measure)
+    size = norm(end).astype(reference.dtype)
+    return jnp.where(size == 0, 0, size / reference), reference
+
+
+def full_gradient(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> PyTree:
+    """Gradient of the inner loss over all inner examples, like ``params``."""
+    return jax.grad(problem.inner)(params, hyper, data.inner)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
-from bilevel.estimators.base import check_unrolled, inner_residual
+from bilevel.estimators.base import check_unrolled, full_gradient, inner_residual
 from bilevel.messages import require_positive_int
 from bilevel.problem import Data, Problem
 from bilevel.solvers.base import Solver, run, start
@@ -93,7 +93,8 @@ class Forward:
         in_params, in_hyper = outer_grad(where, hyper, data.outer)
         grad = jax.tree.map(jnp.add, pull(columns, in_params, hyper), in_hyper)
 
-        residual, reference = inner_residual(problem, hyper, before, params, data, lower.reference)
+        end = full_gradient(problem, hyper, params, data)
+        residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
         gradients = self.steps * (2 if self.cross else 1) + 1
         counts = Counts.of(gradients=gradients, jvps=(self.steps - self.start) * size(hyper))
         value = problem.outer(params, hyper, data.outer)

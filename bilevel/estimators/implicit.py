@@ -75,12 +75,12 @@ class Implicit:
 
         outer = jax.value_and_grad(problem.outer, argnums=(0, 1))
         value, (b, direct) = outer(params, hyper, data.outer)
-        _, hvp = jax.linearize(inner_grad, params)
+        end, hvp = jax.linearize(inner_grad, params)
         adjoint = self.linear.solve(hvp, b, lower.memory)
         cross = jax.jvp(in_hyper, (params,), (adjoint.x,))[1]
         grad = jax.tree.map(jnp.subtract, direct, cross)
 
-        residual, reference = inner_residual(problem, hyper, before, params, data, lower.reference)
+        residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
         counts = Counts.of(gradients=self.steps + 1, hvps=adjoint.matvecs)
         evidence = Evidence(residual, adjoint.residual, counts=counts)
         return Estimate(value, grad, evidence), Lower(params, state, adjoint.x, reference)

@@ -17,7 +17,7 @@ import jax
 from jax import Array
 
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
-from bilevel.estimators.base import check_unrolled, inner_residual
+from bilevel.estimators.base import check_unrolled, full_gradient, inner_residual
 from bilevel.messages import require_positive_int
 from bilevel.mixed import mixed_mode
 from bilevel.problem import Data, Problem
@@ -90,7 +90,8 @@ class Reverse:
             return problem.outer(params, hyper, data.outer), (params, state)
 
         (value, (params, state)), grad = jax.value_and_grad(objective, has_aux=True)(hyper)
-        residual, reference = inner_residual(problem, hyper, before, params, data, lower.reference)
+        end = full_gradient(problem, hyper, params, data)
+        residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
         recomputed = tracked if self.memory == "checkpoint" else 0
         counts = Counts.of(gradients=self.steps + recomputed + 1, vjps=tracked)
         evidence = Evidence(inner_residual=residual, counts=counts)
@@ -113,7 +114,7 @@ class Reverse:
             k, params, state = loop
             carry = run(
                 loss, self.solver, hyper, (params, state), data, key,
-                steps=length, first=k, rematerialise=True,
+                steps=length, first=k,
             )  # fmt: skip
             return (k + length, *carry)
 

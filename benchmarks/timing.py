@@ -1,0 +1,50 @@
+"""Side-by-side timing in one process: interleaved repeats, medians, ratios, compile times."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+
+@dataclass(frozen=True)
+class Timing:
+    """First call (compile and run) and the median of the later ones, in seconds."""
+
+    name: str
+    first: float
+    median: float
+    best: float
+
+
+def compare(candidates: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, Timing]:
+    """Time every candidate; the repeats take turns, so that a drifting machine hits all alike."""
+    first, later = {}, {name: [] for name in candidates}
+    for name, call in candidates.items():
+        first[name] = _clock(call)
+    for _ in range(repeats):
+        for name, call in candidates.items():
+            later[name].append(_clock(call))
+    return {
+        name: Timing(name, first[name], statistics.median(times), min(times))
+        for name, times in later.items()
+    }
+
+
+def table(title: str, timings: dict[str, Timing], base: dict[str, str]) -> str:
+    """Markdown: milliseconds, ratio to the base named for each row, first call in seconds."""
+    lines = [f"### {title}", "", "| candidate | median ms | best ms | ratio to | ratio | first call, s |"]
+    lines.append("|---|---:|---:|---|---:|---:|")
+    for name, t in timings.items():
+        other = base.get(name)
+        ratio = f"{t.best / timings[other].best:.2f}" if other else ""
+        lines.append(f"| {name} | {1e3 * t.median:.1f} | {1e3 * t.best:.1f} | {other or ''} | {ratio} | {t.first:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _clock(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
