@@ -1,4 +1,7 @@
-"""Forward, Reverse and Implicit against hand-written JAX, in one run: ``python -m benchmarks.speed``."""
+"""Forward, Reverse and Implicit against hand-written JAX, in one run.
+
+python -m benchmarks.speed
+"""
 
 import argparse
 

@@ -11,7 +11,7 @@ import optax
 from jax import Array
 
 from bilevel.estimate import Estimate, Lower
-from bilevel.estimators.base import Estimator, fresh
+from bilevel.estimators.base import Estimator, fresh, full_gradient
 from bilevel.problem import Data, Problem, examples
 from bilevel.trees import PyTree, all_finite, norm, zeros_like
 
@@ -159,7 +159,7 @@ def _diverged(
     suspect = grown | (residual > limit) | ~jnp.isfinite(residual)
 
     def size(params: PyTree) -> Array:
-        return norm(jax.grad(problem.inner)(params, hyper, data.inner))
+        return norm(full_gradient(problem, hyper, params, data))
 
     def confirm() -> Array:
         end = size(after.params)

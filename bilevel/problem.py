@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,6 +25,10 @@ class Problem:
     inner, outer : the losses of the lower and of the upper level.
     start : ``(hyper, params) -> params``, the inner start point when it depends on ``hyper``
         (a learned initialisation). Every call then starts there: there is no warm start.
+    prox : ``(params, hyper, step) -> params``, for a non-smooth part of the inner objective: its
+        proximal map ``argmin_u step nonsmooth(u, hyper) + |u - params|^2 / 2``. ``inner`` is then
+        the smooth part alone. Used by proximal solvers.
+    quadratic : the inner loss is quadratic in ``params``, so that exact formulas apply.
 
     Examples
     --------
@@ -40,14 +45,35 @@ class Problem:
     inner: Loss
     outer: Loss
     start: Callable[[PyTree, PyTree], PyTree] | None = None
+    prox: Callable[[PyTree, PyTree, Any], PyTree] | None = None
+    quadratic: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a part that cannot be called."""
         for name in ("inner", "outer"):
             if not callable(getattr(self, name)):
                 raise TypeError(messages.not_callable(f"Problem.{name}", getattr(self, name)))
-        if self.start is not None and not callable(self.start):
-            raise TypeError(messages.not_callable("Problem.start", self.start))
+        for name in ("start", "prox"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise TypeError(messages.not_callable(f"Problem.{name}", getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class Composite:
+    """The inner loss as a solver sees it when the problem has a proximal part."""
+
+    smooth: Loss
+    prox: Callable[[PyTree, PyTree, Any], PyTree]
+
+    def __call__(self, params: PyTree, hyper: PyTree, batch: PyTree) -> jax.Array:
+        """The smooth part."""
+        return self.smooth(params, hyper, batch)
+
+
+def inner_loss(problem: Problem, smooth: Loss | None = None) -> Loss:
+    """What solvers step on: ``problem.inner`` (or a stand-in for it), with its prox if any."""
+    smooth = problem.inner if smooth is None else smooth
+    return smooth if problem.prox is None else Composite(smooth, problem.prox)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from jax import Array
 
 from bilevel import messages
 from bilevel.estimate import Estimate, Lower
-from bilevel.problem import Data, Problem
-from bilevel.solvers.base import Solver, start
-from bilevel.trees import PyTree, norm, strong
+from bilevel.problem import Data, Problem, inner_loss
+from bilevel.solvers.base import NotUnrollable, Solver, start
+from bilevel.trees import PyTree, axpy, norm, strong
 from bilevel.visibility import unseen
 
 
@@ -89,10 +89,15 @@ def check_unrolled(
     name: str, problem: Problem, solver: Solver, hyper: PyTree, lower: Lower, data: Data, key: Array
 ) -> None:
     """:func:`check_visible` for estimators that differentiate the solver's steps."""
+    if isinstance(solver, NotUnrollable):
+        raise ValueError(
+            f"{name} cannot differentiate the steps of {type(solver).__name__}: "
+            f"{solver.why_not_unrolled()}. Use Implicit, which needs only the minimiser."
+        )
 
     def everything(hyper: PyTree) -> Any:
         params, state = start(problem, solver, hyper, lower, data)
-        moved = solver.step(problem.inner, params, hyper, data.inner, key, state)
+        moved = solver.step(inner_loss(problem), params, hyper, data.inner, key, state)
         return params, moved, problem.outer(moved[0], hyper, data.outer)
 
     cure = (
@@ -119,5 +124,13 @@ def inner_residual(
 
 
 def full_gradient(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> PyTree:
-    """Gradient of the inner loss over all inner examples, like ``params``."""
-    return jax.grad(problem.inner)(params, hyper, data.inner)
+    """Gradient of the inner loss over all inner examples, like ``params``.
+
+    With a proximal part it is the proximal-gradient mapping ``params - prox(params - gradient)``,
+    which vanishes at the minimiser as the gradient does without one.
+    """
+    gradient = jax.grad(problem.inner)(params, hyper, data.inner)
+    if problem.prox is None:
+        return gradient
+    moved = problem.prox(axpy(-1, gradient, params), hyper, 1.0)
+    return axpy(-1, moved, params)

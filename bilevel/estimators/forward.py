@@ -17,7 +17,7 @@ from jax import Array
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import check_unrolled, full_gradient, inner_residual
 from bilevel.messages import require_positive_int
-from bilevel.problem import Data, Problem
+from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
 from bilevel.trees import PyTree, basis, partition, size, unbasis
 
@@ -106,7 +106,7 @@ class Forward:
     ) -> tuple[Any, Any]:
         """``((params, state), tangents)`` after all steps, averaged if asked."""
         directions = basis(hyper)
-        loss, solver = problem.inner, self.solver
+        loss, solver = inner_loss(problem), self.solver
         carry, tangents = _begin(problem, solver, hyper, lower, data, directions)
         if self.start:
             carry = run(loss, solver, hyper, carry, data, key, steps=self.start)
@@ -142,7 +142,7 @@ class Forward:
         """The independent chain after as many steps, from other keys."""
         params, state = lower.memory.twin
         carry = start(problem, self.solver, hyper, Lower(params, state), data)
-        return run(problem.inner, self.solver, hyper, carry, data, key, steps=self.steps)
+        return run(inner_loss(problem), self.solver, hyper, carry, data, key, steps=self.steps)
 
 
 jax.tree_util.register_dataclass(

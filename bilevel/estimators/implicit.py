@@ -18,7 +18,7 @@ from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import check_visible, inner_residual
 from bilevel.linear import CG, LinearSolver
 from bilevel.messages import require_positive_int
-from bilevel.problem import Data, Problem
+from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
 from bilevel.trees import PyTree, zeros_like
 
@@ -65,7 +65,9 @@ class Implicit:
         """Solve the inner problem, then the adjoint system at its solution."""
         self._check(problem, hyper, lower, data)
         before, _ = carry = start(problem, self.solver, hyper, lower, data)
-        params, state = run(problem.inner, self.solver, hyper, carry, data, key, steps=self.steps)
+        params, state = run(
+            inner_loss(problem), self.solver, hyper, carry, data, key, steps=self.steps
+        )
 
         def inner_grad(params: PyTree) -> PyTree:
             return jax.grad(problem.inner)(params, hyper, data.inner)

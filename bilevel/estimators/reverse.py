@@ -20,7 +20,7 @@ from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import check_unrolled, full_gradient, inner_residual
 from bilevel.messages import require_positive_int
 from bilevel.mixed import mixed_mode
-from bilevel.problem import Data, Problem
+from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
 from bilevel.trees import PyTree
 
@@ -82,7 +82,7 @@ class Reverse:
         skipped = self.steps - tracked
         before, _ = carry = start(problem, self.solver, hyper, lower, data)
         if skipped:
-            carry = run(problem.inner, self.solver, hyper, carry, data, key, steps=skipped)
+            carry = run(inner_loss(problem), self.solver, hyper, carry, data, key, steps=skipped)
 
         def objective(hyper: PyTree) -> Any:
             begun = carry if skipped else start(problem, self.solver, hyper, lower, data)
@@ -108,7 +108,7 @@ class Reverse:
         n: int,
     ) -> tuple[PyTree, PyTree]:
         """Steps ``first .. first + n - 1``, arranged so that few states are stored."""
-        loss = mixed_mode(problem.inner)
+        loss = inner_loss(problem, mixed_mode(problem.inner))
 
         def steps(length: int, loop: Any) -> Any:
             k, params, state = loop

@@ -8,7 +8,7 @@ from jax import Array
 
 from bilevel.estimate import Lower
 from bilevel.messages import require_positive_int
-from bilevel.problem import Data, Loss, Problem
+from bilevel.problem import Data, Loss, Problem, inner_loss
 from bilevel.trees import PyTree
 
 
@@ -40,6 +40,15 @@ class DeclaresStability(Protocol):
         ...
 
 
+@runtime_checkable
+class NotUnrollable(Protocol):
+    """A solver whose steps must not be differentiated (a line search, a host callback)."""
+
+    def why_not_unrolled(self) -> str:
+        """The reason, as the end of a sentence that begins with the solver's name."""
+        ...
+
+
 def start(problem: Problem, solver: Solver, hyper: PyTree, lower: Lower, data: Data) -> Any:
     """``(params, solver_state)`` to begin from: carried, or ``problem.start(hyper, params)``."""
     if problem.start is None:
@@ -58,12 +67,10 @@ def run(
     *,
     steps: int,
     first: Any = 0,
-    rematerialise: bool = False,
 ) -> tuple[PyTree, PyTree]:
     """Run steps ``first .. first + steps - 1`` from ``carry = (params, solver_state)``.
 
     Step ``k`` uses ``fold_in(key, k)``: keys are derived, so memory is independent of ``steps``.
-    Under reverse mode ``rematerialise`` stores the input of each step instead of its inside.
     """
 
     def body(carry: Any, _: None) -> tuple[Any, None]:
@@ -72,8 +79,6 @@ def run(
         params, state = solver.step(loss, params, hyper, data.inner, key_k, state)
         return (k + 1, params, state), None
 
-    if rematerialise:
-        body = jax.checkpoint(body, prevent_cse=False)
     initial = (jnp.asarray(first, jnp.int32), *carry)
     (_, params, state), _ = jax.lax.scan(body, initial, length=steps)
     return params, state
@@ -105,4 +110,4 @@ def solve(
     """
     require_positive_int("solve", "steps", steps)
     carry = start(problem, solver, hyper, Lower(params, solver.init(params, data.inner)), data)
-    return run(problem.inner, solver, hyper, carry, data, key, steps=steps)[0]
+    return run(inner_loss(problem), solver, hyper, carry, data, key, steps=steps)[0]
