@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.estimators import directions as dirs
 from bilevel.estimators.base import check_unrolled, full_gradient, inner_residual
+from bilevel.estimators.recursion import averaged_run, chain, contract
 from bilevel.messages import require_positive_int
-from bilevel.problem import Data, Problem, inner_loss
-from bilevel.solvers.base import Solver, run, start
-from bilevel.trees import PyTree, basis, partition, size, unbasis
+from bilevel.problem import Data, Problem
+from bilevel.solvers.base import Solver, start
+from bilevel.trees import PyTree, vdot
 
 
 class Memory(NamedTuple):
@@ -44,6 +45,11 @@ class Forward:
     average : return the mean of iterate and derivative over the last ``average`` steps.
     cross : take the outer gradient at the iterate of an independent chain, which removes the
         O(step size) bias from the correlation of ``x`` and ``D``, at twice the plain steps.
+    directions : ``None`` for all of hyper space; an integer m for m random sign vectors per call
+        (forward gradient: unbiased, with a standard error for m > 1); or a tree like ``hyper`` with
+        leaves ``[m, *leaf]``, whose span (if orthonormal) the gradient is projected on.
+    chunk : push this many tangents at a time, running the loop once per chunk: memory O(chunk
+        params). With ``chunk`` or ``directions`` every call starts its derivative from 0.
 
     Raises
     ------
@@ -61,20 +67,26 @@ class Forward:
     start: int = 0
     average: int = 0
     cross: bool = False
+    directions: Any = None
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse counts that leave no step to differentiate."""
         require_positive_int("Forward", "steps", self.steps)
+        if self.chunk is not None:
+            require_positive_int("Forward", "chunk", self.chunk)
         if self.start < 0 or self.average < 0 or self.start + max(self.average, 1) > self.steps:
             raise ValueError(
                 f"Forward: start={self.start} and average={self.average} must be at least 0 and "
                 f"leave room within steps={self.steps}."
             )
+        object.__setattr__(self, "directions", dirs.normalise("Forward", self.directions))
 
     def init(self, params: PyTree, data: Data) -> Lower:
         """Start points of the chain (and of its twin); tangents are zero."""
         state = self.solver.init(params, data.inner)
-        return begin(params, state, Memory(None, (params, state) if self.cross else None))
+        tangents = None if self._carries() else ()
+        return begin(params, state, Memory(tangents, (params, state) if self.cross else None))
 
     def step(
         self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
@@ -82,108 +94,68 @@ class Forward:
         """Run the chain with its derivative; contract with the outer gradient."""
         check_unrolled("Forward", problem, self.solver, hyper, lower, data, key)
         before, _ = start(problem, self.solver, hyper, lower, data)
-        (params, state), tangents = self._chain(problem, hyper, lower, data, key)
-        columns = params_tangents(tangents, params)
+        twin = self._twin(problem, hyper, lower, data, key) if self.cross else None
+        drawn = dirs.draw(self.directions, hyper, jax.random.fold_in(key, self.steps + 1))
 
-        where, twin = params, None
-        if self.cross:
-            twin = self._twin(problem, hyper, lower, data, jax.random.fold_in(key, self.steps))
-            where = twin[0]
-        outer_grad = jax.grad(problem.outer, argnums=(0, 1))
-        in_params, in_hyper = outer_grad(where, hyper, data.outer)
-        grad = jax.tree.map(jnp.add, pull(columns, in_params, hyper), in_hyper)
+        def slopes(tangents: Any, drawn: PyTree) -> Any:
+            (params, state), tangents = chain(
+                problem, self.solver, hyper, lower, tangents, drawn, data, key,
+                steps=self.steps, late=self.start, average=self.average,
+            )  # fmt: skip
+            where = params if twin is None else twin[0]
+            outer = jax.grad(problem.outer, argnums=(0, 1))
+            in_params, in_hyper = outer(where, hyper, data.outer)
+            direct = jax.vmap(lambda u: vdot(u, in_hyper))(drawn)
+            return contract(tangents, in_params) + direct, params, state, tangents
+
+        tangents = lower.memory.tangents if self._carries() else None
+        if self.chunk is None:
+            along, params, state, tangents = slopes(tangents, drawn)
+        else:
+            along, params, state = self._chunked(slopes, drawn, hyper, lower)
+        grad, error = dirs.assemble(self.directions, drawn, along, hyper)
 
         end = full_gradient(problem, hyper, params, data)
         residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
-        gradients = self.steps * (2 if self.cross else 1) + 1
-        counts = Counts.of(gradients=gradients, jvps=(self.steps - self.start) * size(hyper))
+        evidence = Evidence(residual, standard_error=error, counts=self._counts(hyper))
         value = problem.outer(params, hyper, data.outer)
-        estimate = Estimate(value, grad, Evidence(inner_residual=residual, counts=counts))
-        return estimate, Lower(params, state, Memory(tangents, twin), reference)
+        memory = Memory(tangents if self._carries() else (), twin)
+        return Estimate(value, grad, evidence), Lower(params, state, memory, reference)
 
-    def _chain(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Any, Any]:
-        """``((params, state), tangents)`` after all steps, averaged if asked."""
-        directions = basis(hyper)
-        loss, solver = inner_loss(problem), self.solver
-        carry, tangents = _begin(problem, solver, hyper, lower, data, directions)
-        if self.start:
-            carry = run(loss, solver, hyper, carry, data, key, steps=self.start)
-        moving, fixed, merge = partition(carry)
+    def _carries(self) -> bool:
+        """Whether tangents go on from call to call."""
+        return self.directions is None and self.chunk is None
 
-        def advance(loop: Any, _: None) -> tuple[Any, None]:
-            k, moving, fixed, tangents, mean = loop
-            key_k = jax.random.fold_in(key, k)
+    def _counts(self, hyper: PyTree) -> Counts:
+        tangents = dirs.count(self.directions, hyper)
+        chunks = 1 if self.chunk is None else -(-tangents // self.chunk)
+        gradients = self.steps * (chunks + self.cross) + 1
+        return Counts.of(gradients=gradients, jvps=(self.steps - self.start) * tangents)
 
-            def move(moving: list, hyper: PyTree) -> Any:
-                params, state = merge(moving, fixed)
-                moved = solver.step(loss, params, hyper, data.inner, key_k, state)
-                return partition(moved)[:2]
+    def _chunked(self, slopes: Any, drawn: PyTree, hyper: PyTree, lower: Lower) -> Any:
+        """All slopes, a chunk of directions at a time; the iterates are the same in each."""
+        chunks, m = dirs.split(drawn, hyper, self.chunk or 1)
 
-            moving, tangents, fixed = push(move, (moving, hyper), (tangents, directions))
-            if mean is not None:
-                weight = 1 / (k - (self.steps - self.average) + 1)
-                mean = jax.tree.map(
-                    lambda m, x: (m + weight * (x - m)).astype(m.dtype), mean, (moving, tangents)
-                )
-            return (k + 1, moving, fixed, tangents, mean), None
+        def one(_: Any, drawn: PyTree) -> Any:
+            along, params, state, _ = slopes(None, drawn)
+            return (params, state), along
 
-        loop = (jnp.asarray(self.start, jnp.int32), moving, fixed, tangents, None)
-        loop, _ = jax.lax.scan(advance, loop, length=self.steps - self.start - self.average)
-        if self.average:
-            loop, _ = jax.lax.scan(advance, (*loop[:4], (loop[1], loop[3])), length=self.average)
-            return merge(loop[4][0], loop[2]), loop[4][1]
-        return merge(loop[1], loop[2]), loop[3]
+        (params, state), along = jax.lax.scan(one, (lower.params, lower.solver_state), chunks)
+        return along.reshape(-1)[:m], params, state
 
     def _twin(
         self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
     ) -> tuple[PyTree, PyTree]:
         """The independent chain after as many steps, from other keys."""
-        params, state = lower.memory.twin
-        carry = start(problem, self.solver, hyper, Lower(params, state), data)
-        return run(inner_loss(problem), self.solver, hyper, carry, data, key, steps=self.steps)
+        carry = start(problem, self.solver, hyper, Lower(*lower.memory.twin), data)
+        other = jax.random.fold_in(key, self.steps)
+        return averaged_run(
+            problem, self.solver, hyper, carry, data, other, steps=self.steps, average=self.average
+        )
 
 
 jax.tree_util.register_dataclass(
-    Forward, data_fields=["solver"], meta_fields=["steps", "start", "average", "cross"]
+    Forward,
+    data_fields=["solver", "directions"],
+    meta_fields=["steps", "start", "average", "cross", "chunk"],
 )
-
-
-def push(fn: Any, primals: tuple, tangents: tuple) -> tuple[Any, Any, Any]:
-    """``fn(*primals)``, its derivative along a leading axis of tangents, and its auxiliaries."""
-
-    def one(*tangent: Any) -> Any:
-        return jax.jvp(fn, primals, tangent, has_aux=True)
-
-    return jax.vmap(one, out_axes=(None, 0, None))(*tangents)
-
-
-def params_tangents(tangents: list, params: PyTree) -> PyTree:
-    """The part of the tangents that belongs to ``params``, ``[p, *leaf]`` for each leaf."""
-    leaves, treedef = jax.tree.flatten(params)
-    return jax.tree.unflatten(treedef, tangents[: len(leaves)])
-
-
-def pull(columns: PyTree, cotangent: PyTree, hyper: PyTree) -> PyTree:
-    """``D^T cotangent`` as a tree like ``hyper``, ``columns`` being the rows of ``D^T``."""
-    products = jax.tree.map(lambda d, g: jnp.tensordot(d, g, g.ndim), columns, cotangent)
-    return unbasis(jnp.sum(jnp.stack(jax.tree.leaves(products)), axis=0), hyper)
-
-
-def _begin(
-    problem: Problem, solver: Solver, hyper: PyTree, lower: Lower, data: Data, directions: PyTree
-) -> tuple[Any, Any]:
-    """Start point and its tangents: those carried over, or the derivative of ``problem.start``."""
-    if problem.start is not None:
-
-        def initial(hyper: PyTree) -> Any:
-            return partition(start(problem, solver, hyper, lower, data))[:2]
-
-        _, tangents, _ = push(initial, (hyper,), (directions,))
-        return start(problem, solver, hyper, lower, data), tangents
-    carry = (lower.params, lower.solver_state)
-    if lower.memory.tangents is not None:
-        return carry, lower.memory.tangents
-    p, (moving, _, _) = size(hyper), partition(carry)
-    return carry, [jnp.zeros((p, *leaf.shape), leaf.dtype) for leaf in moving]

@@ -1,0 +1,103 @@
+"""Directions in hyper space: all of them, a few random ones, or the user's own."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.messages import require_positive_int
+from bilevel.trees import PyTree, basis, size, unbasis
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Random:
+    """``n`` random sign vectors, drawn anew at every call."""
+
+    n: int
+
+
+def normalise(owner: str, directions: Any) -> Any:
+    """``None``, a number of random directions, or a tree with leaves ``[m, *leaf]``."""
+    if isinstance(directions, int):
+        require_positive_int(owner, "directions", directions)
+        return Random(directions)
+    return directions
+
+
+def draw(directions: Any, hyper: PyTree, key: Array) -> PyTree:
+    """The directions as a tree like ``hyper`` with one more leading axis."""
+    if directions is None:
+        return basis(hyper)
+    if not isinstance(directions, Random):
+        _check(directions, hyper)
+        return directions
+    leaves, treedef = jax.tree.flatten(hyper)
+    keys = jax.random.split(key, len(leaves))
+    signs = [
+        jax.random.rademacher(k, (directions.n, *x.shape), x.dtype)
+        for k, x in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, signs)
+
+
+def assemble(
+    directions: Any, drawn: PyTree, slopes: Array, hyper: PyTree
+) -> tuple[PyTree, PyTree | None]:
+    """``(grad, standard error or None)`` from the directional derivatives ``slopes``, ``[m]``.
+
+    All directions: the gradient itself. Random signs ``u``: the mean of ``slope u``, unbiased since
+    ``E[u u^T] = I`` (forward gradient, Baydin et al., 2022). The user's own: ``sum slope u``, the
+    projection of the gradient if they are orthonormal.
+    """
+    if directions is None:
+        return unbasis(slopes, hyper), None
+
+    def weigh(u: Array) -> Array:
+        return slopes.reshape(-1, *[1] * (u.ndim - 1)) * u
+
+    samples = jax.tree.map(weigh, drawn)
+    if not isinstance(directions, Random):
+        return jax.tree.map(lambda x: jnp.sum(x, 0), samples), None
+    grad = jax.tree.map(lambda x: jnp.mean(x, 0), samples)
+    if directions.n == 1:
+        return grad, None
+    return grad, jax.tree.map(lambda x: jnp.std(x, 0, ddof=1) / directions.n**0.5, samples)
+
+
+def split(drawn: PyTree, hyper: PyTree, chunk: int) -> tuple[PyTree, int]:
+    """Chunks ``[ceil(m / chunk), chunk, *leaf]``, padded with zeros, and the true number ``m``."""
+    m = jax.tree.leaves(drawn)[0].shape[0]
+    chunks = -(-m // chunk)
+
+    def cut(u: Array) -> Array:
+        padded = jnp.pad(u, [(0, chunks * chunk - m)] + [(0, 0)] * (u.ndim - 1))
+        return padded.reshape(chunks, chunk, *u.shape[1:])
+
+    return jax.tree.map(cut, drawn), m
+
+
+def count(directions: Any, hyper: PyTree) -> int:
+    """How many tangents are pushed through every step."""
+    if directions is None:
+        return size(hyper)
+    if isinstance(directions, Random):
+        return directions.n
+    return jax.tree.leaves(directions)[0].shape[0]
+
+
+def _check(directions: PyTree, hyper: PyTree) -> None:
+    same = jax.tree.structure(directions) == jax.tree.structure(hyper)
+    if not same or any(
+        jnp.shape(u)[1:] != x.shape
+        or jnp.shape(u)[0] != jnp.shape(jax.tree.leaves(directions)[0])[0]
+        for u, x in zip(jax.tree.leaves(directions), jax.tree.leaves(hyper), strict=True)
+    ):
+        raise ValueError(
+            "Forward: directions must be None (all), a number of random ones, or a tree like hyper "
+            "with one more leading axis [m, *leaf]; got shapes "
+            f"{[jnp.shape(u) for u in jax.tree.leaves(directions)]} for hyper "
+            f"{[x.shape for x in jax.tree.leaves(hyper)]}."
+        )
