@@ -15,6 +15,8 @@ from bilevel.trees import PyTree
 class Solver(Protocol):
     """How ``params`` move: two methods, differentiable in ``params`` and ``hyper``.
 
+    What else a solver knows about itself it says through the optional protocols of this module.
+
     One ``step`` is the map whose derivative everything else is about. The same key draws the same
     minibatch, so an iterate and its derivative see the same examples. Frozen dataclasses that are
     registered as pytrees (counts static, step sizes leaves) never recompile when a float changes.
@@ -49,10 +51,42 @@ class NotUnrollable(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksProblem(Protocol):
+    """A solver that needs a part of the problem, or that applies ``problem.prox``."""
+
+    def check(self, problem: Problem) -> None:
+        """Raise ``ValueError``, naming what is missing, unless the solver can minimise it."""
+        ...
+
+
+@runtime_checkable
+class Restarts(Protocol):
+    """A solver whose state holds what ``hyper`` makes stale: a full gradient, a curvature pair."""
+
+    def restart(self, state: PyTree) -> PyTree:
+        """The state to begin a call with, of the same structure; ``hyper`` may have changed."""
+        ...
+
+
+def require_fit(problem: Problem, solver: Solver) -> None:
+    """Raise while tracing if the solver cannot minimise this problem."""
+    if isinstance(solver, ChecksProblem):
+        solver.check(problem)
+    elif problem.prox is not None:
+        raise ValueError(
+            f"`{type(solver).__name__}` would ignore Problem.prox and minimise the smooth part "
+            "alone. Use ProximalGradient, FISTA, SVRG or SAGA; a solver of your own that applies "
+            "loss.prox says so by a method check(problem)."
+        )
+
+
 def start(problem: Problem, solver: Solver, hyper: PyTree, lower: Lower, data: Data) -> Any:
     """``(params, solver_state)`` to begin from: carried, or ``problem.start(hyper, params)``."""
+    require_fit(problem, solver)
     if problem.start is None:
-        return lower.params, lower.solver_state
+        state = lower.solver_state
+        return lower.params, solver.restart(state) if isinstance(solver, Restarts) else state
     params = problem.start(hyper, lower.params)
     return params, solver.init(params, data.inner)
 
