@@ -21,7 +21,7 @@ def candidates(case: Case) -> dict:
     ours = {
         "Forward": bl.Forward(solver, case.steps),
         "Reverse full": bl.Reverse(solver, case.steps, memory="full"),
-        "Reverse checkpoint": bl.Reverse(solver, case.steps),
+        "Reverse checkpoint": bl.Reverse(solver, case.steps, memory="checkpoint"),
         "Implicit": bl.Implicit(solver, case.steps, bl.CG(tol=1e-5)),
     }
     theirs = ["sgd", "forward", "reverse", "reverse_checkpointed", "implicit"]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 PyTree = Any
@@ -27,6 +28,11 @@ def size(tree: PyTree) -> int:
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
+def nbytes(tree: PyTree) -> int:
+    """Total bytes of all leaves (arrays or ``ShapeDtypeStruct``)."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def dtype(tree: PyTree) -> Any:
     """The floating-point dtype that the floating-point leaves promote to."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
@@ -41,6 +47,11 @@ def strong(tree: PyTree) -> PyTree:
         return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
 
     return jax.tree.map(convert, tree)
+
+
+def double(tree: PyTree) -> PyTree:
+    """Every floating-point leaf as a NumPy float64 array, the others as they are."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, float) if is_inexact(leaf) else leaf, tree)
 
 
 def vdot(a: PyTree, b: PyTree) -> Array:

@@ -119,8 +119,27 @@ def inner_residual(
         return norm(full_gradient(problem, hyper, before, data)).astype(reference.dtype)
 
     reference = jax.lax.cond(reference > 0, lambda: reference, measure)
-    size = norm(end).astype(reference.dtype)
-    return jnp.where(size == 0, 0, size / reference), reference
+    return _relative(norm(end).astype(reference.dtype), reference), reference
+
+
+def progress(
+    problem: Problem, hyper: PyTree, before: PyTree, after: PyTree, data: Data, reference: Array
+) -> tuple[Array, Array]:
+    """:func:`inner_residual` at the params ``after``; both gradients in one pass over the data."""
+
+    def size(params: PyTree) -> Array:
+        return norm(full_gradient(problem, hyper, params, data)).astype(reference.dtype)
+
+    def both() -> tuple[Array, Array]:
+        sizes = jax.vmap(size)(jax.tree.map(lambda *x: jnp.stack(x), before, after))
+        return sizes[0], sizes[1]
+
+    reference, end = jax.lax.cond(reference > 0, lambda: (reference, size(after)), both)
+    return _relative(end, reference), reference
+
+
+def _relative(size: Array, reference: Array) -> Array:
+    return jnp.where(size == 0, 0, size / reference)
 
 
 def full_gradient(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> PyTree:

@@ -15,7 +15,7 @@ from jax import Array
 
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators import directions as dirs
-from bilevel.estimators.base import check_unrolled, full_gradient, inner_residual
+from bilevel.estimators.base import check_unrolled, progress
 from bilevel.estimators.recursion import averaged_run, chain, contract
 from bilevel.messages import require_positive_int
 from bilevel.problem import Data, Problem
@@ -115,8 +115,7 @@ class Forward:
             along, params, state = self._chunked(slopes, drawn, hyper, lower)
         grad, error = dirs.assemble(self.directions, drawn, along, hyper)
 
-        end = full_gradient(problem, hyper, params, data)
-        residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
+        residual, reference = progress(problem, hyper, before, params, data, lower.reference)
         evidence = Evidence(residual, standard_error=error, counts=self._counts(hyper))
         value = problem.outer(params, hyper, data.outer)
         memory = Memory(tangents if self._carries() else (), twin)

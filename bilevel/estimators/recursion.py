@@ -32,7 +32,7 @@ def chain(
     steps: int,
     late: int,
     average: int,
-) -> tuple[Any, list]:
+) -> tuple[Any, Any]:
     """``((params, state), tangents)`` after ``steps``, the derivative begun at step ``late``.
 
     ``directions`` has leaves ``[m, *leaf]``; ``tangents`` continue from earlier ones, ``None`` from
@@ -128,7 +128,7 @@ def _begin(
     tangents: list | None,
     directions: PyTree,
     data: Data,
-) -> tuple[Any, list]:
+) -> tuple[Any, Any]:
     """Start point and its tangents."""
     carry = start(problem, solver, hyper, lower, data)
     if problem.start is not None:

@@ -17,30 +17,31 @@ import jax
 from jax import Array
 
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
-from bilevel.estimators.base import check_unrolled, full_gradient, inner_residual
+from bilevel.estimators.base import check_unrolled, progress
 from bilevel.messages import require_positive_int
 from bilevel.mixed import mixed_mode
 from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
-from bilevel.trees import PyTree
+from bilevel.trees import PyTree, nbytes
 
-MEMORY = ("checkpoint", "full")
+MEMORY = ("auto", "full", "checkpoint")
 
 
 @dataclass(frozen=True)
 class Reverse:
     """Back-propagation through the inner loop: one backward pass whatever the size of ``hyper``.
 
-    Each step is recomputed from its input on the way back, its Hessian products in mixed mode
-    (forward over reverse), so that only states are stored.
+    Hessian products run in mixed mode (forward over reverse), so that a step stores its params and
+    its minibatch, never the inside of the loss.
 
     Parameters
     ----------
     solver, steps : the inner solver and its number of steps K per call.
     truncate : differentiate only the last ``truncate`` steps; ``None`` differentiates all. For a
         contraction of rate rho the dropped part is O(rho^truncate).
-    memory : ``"checkpoint"`` stores O(sqrt(K)) states and runs the loop once more;
-        ``"full"`` stores K states.
+    memory : ``"full"`` stores what all K steps need; ``"checkpoint"`` stores O(sqrt(K)) of it and
+        runs the loop once more; ``"auto"`` takes ``"full"`` while that fits into ``budget``.
+    budget : bytes that ``"auto"`` may fill, 256 MiB by default.
 
     Raises
     ------
@@ -56,7 +57,8 @@ class Reverse:
     solver: Solver
     steps: int
     truncate: int | None = None
-    memory: str = "checkpoint"
+    memory: str = "auto"
+    budget: int = 2**28
 
     def __post_init__(self) -> None:
         """Refuse counts and names out of range."""
@@ -84,18 +86,35 @@ class Reverse:
         if skipped:
             carry = run(inner_loss(problem), self.solver, hyper, carry, data, key, steps=skipped)
 
+        checkpoints = self._checkpoints(problem, hyper, carry, data, key, tracked)
+
         def objective(hyper: PyTree) -> Any:
             begun = carry if skipped else start(problem, self.solver, hyper, lower, data)
-            params, state = self._tracked(problem, hyper, begun, data, key, skipped, tracked)
+            params, state = self._tracked(
+                problem, hyper, begun, data, key, skipped, tracked, checkpoints
+            )
             return problem.outer(params, hyper, data.outer), (params, state)
 
         (value, (params, state)), grad = jax.value_and_grad(objective, has_aux=True)(hyper)
-        end = full_gradient(problem, hyper, params, data)
-        residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
-        recomputed = tracked if self.memory == "checkpoint" else 0
+        residual, reference = progress(problem, hyper, before, params, data, lower.reference)
+        recomputed = tracked if checkpoints else 0
         counts = Counts.of(gradients=self.steps + recomputed + 1, vjps=tracked)
         evidence = Evidence(inner_residual=residual, counts=counts)
         return Estimate(value, grad, evidence), Lower(params, state, None, reference)
+
+    def _checkpoints(
+        self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array, n: int
+    ) -> bool:
+        """Whether to checkpoint: as told, or when all steps together would exceed the budget."""
+        if self.memory != "auto":
+            return self.memory == "checkpoint"
+        loss = inner_loss(problem, mixed_mode(problem.inner))
+
+        def step(hyper: PyTree, params: PyTree, state: PyTree) -> Any:
+            return self.solver.step(loss, params, hyper, data.inner, key, state)
+
+        _, pull = jax.eval_shape(lambda *args: jax.vjp(step, *args), hyper, *carry)
+        return n * (nbytes(pull) - nbytes(hyper)) > self.budget
 
     def _tracked(
         self,
@@ -106,6 +125,7 @@ class Reverse:
         key: Array,
         first: int,
         n: int,
+        checkpoints: bool,
     ) -> tuple[PyTree, PyTree]:
         """Steps ``first .. first + n - 1``, arranged so that few states are stored."""
         loss = inner_loss(problem, mixed_mode(problem.inner))
@@ -118,7 +138,7 @@ class Reverse:
             )  # fmt: skip
             return (k + length, *carry)
 
-        if self.memory == "full":
+        if not checkpoints:
             return steps(n, (first, *carry))[1:]
         segment = math.isqrt(n - 1) + 1
         whole, rest = divmod(n, segment)
@@ -130,5 +150,5 @@ class Reverse:
 
 
 jax.tree_util.register_dataclass(
-    Reverse, data_fields=["solver"], meta_fields=["steps", "truncate", "memory"]
+    Reverse, data_fields=["solver"], meta_fields=["steps", "truncate", "memory", "budget"]
 )
