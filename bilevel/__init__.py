@@ -1,5 +1,8 @@
 """Bilevel hyperparameter optimisation: hypergradients that come with evidence."""
 
+from bilevel import testing as testing
+from bilevel.check import check as check
+from bilevel.check_report import CheckReport as CheckReport
 from bilevel.diagnosis import DivergenceWarning as DivergenceWarning
 from bilevel.estimate import Counts as Counts
 from bilevel.estimate import Estimate as Estimate

@@ -83,6 +83,20 @@ def require_positive(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name} must be a positive finite number, got {value}.")
 
 
+def require_smooth(owner: str, problem: Any) -> None:
+    """Raise if the inner problem is more than the minimisation of a smooth loss."""
+    if problem.start is not None:
+        raise ValueError(
+            f"{owner} solves the inner problem completely, and a minimiser does not depend on "
+            "problem.start. Compare Forward with Reverse, or differentiate bl.solve."
+        )
+    if problem.prox is not None:
+        raise ValueError(
+            f"{owner} needs a twice differentiable inner objective, and problem.prox says that "
+            "part of it is not. Compare Forward with finite differences of bl.solve."
+        )
+
+
 def describe(tree: PyTree) -> str:
     """Shapes and dtypes of a tree, for an error message."""
     return str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree))

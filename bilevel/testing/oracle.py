@@ -1,0 +1,151 @@
+r"""The dense oracle: an inner problem solved to rounding, an adjoint solved by a dense matrix.
+
+    grad = grad_h outer - C^T H^{-1} grad_w outer   at   w* = argmin_w inner(w, h)
+
+Newton's method with the full Hessian in float64: slow, simple, and sharing no code with the
+estimators that it judges.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from bilevel import messages
+from bilevel.problem import Data, Problem
+from bilevel.trees import PyTree, double, size
+
+_MOST_PARAMS = 3000  # a dense Hessian of that size takes 72 MB and seconds
+_MOST_STEPS = 200
+
+
+def dense_hypergradient(
+    problem: Problem, hyper: PyTree, params: PyTree, data: Data
+) -> tuple[float, PyTree]:
+    """Value and hypergradient at the inner minimiser, exact to float64 rounding.
+
+    Parameters
+    ----------
+    problem, hyper, data : as for :func:`bilevel.hypergradient`; converted to float64.
+    params : where Newton's method starts; on a non-convex loss it picks the minimum.
+
+    Returns
+    -------
+    ``(value, grad)`` : a float, and a tree like ``hyper`` of NumPy float64 arrays.
+
+    Raises
+    ------
+    ValueError : more than 3000 inner parameters; a Hessian that is singular or indefinite where
+        Newton's method ends; ``problem.start`` or ``problem.prox``.
+
+    Examples
+    --------
+    >>> import numpy as np, bilevel as bl
+    >>> problem = bl.Problem(
+    ...     inner=lambda w, h, x: ((w - x) ** 2).mean() / 2 + h * w**2 / 2,
+    ...     outer=lambda w, h, x: ((w - x) ** 2).mean() / 2,
+    ... )
+    >>> data = bl.Data(inner=np.array([2.0]), outer=np.array([1.5]))
+    >>> value, grad = bl.testing.dense_hypergradient(problem, 1.0, 0.0, data)
+    >>> value, float(grad)  # w* = 2 / (1 + h) = 1, (w* - 1.5) dw*/dh = 0.25
+    (0.125, 0.25)
+    """
+    with jax.enable_x64(True):
+        hyper, data = double(hyper), double(data)
+        w, unravel, hessian = _minimise(problem, hyper, double(params), data)
+
+        def outer(w: Any, hyper: PyTree) -> Any:
+            return problem.outer(unravel(w), hyper, data.outer)
+
+        value, (b, direct) = jax.value_and_grad(outer, argnums=(0, 1))(w, hyper)
+        adjoint = np.linalg.solve(hessian, b)
+
+        def slope(hyper: PyTree) -> Any:
+            gradient = jax.grad(lambda w: problem.inner(unravel(w), hyper, data.inner))(w)
+            return jnp.vdot(gradient, adjoint)
+
+        cross = jax.grad(slope)(hyper)
+        return float(value), jax.tree.map(lambda a, b: np.asarray(a - b), direct, cross)
+
+
+def dense_solution(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> PyTree:
+    """The inner minimiser ``w*(hyper)`` to float64 rounding, a tree like ``params``.
+
+    Arguments and errors are those of :func:`dense_hypergradient`.
+
+    Examples
+    --------
+    >>> import numpy as np, bilevel as bl
+    >>> problem = bl.Problem(
+    ...     inner=lambda w, h, x: ((w - x) ** 2).mean() / 2 + h * w**2 / 2,
+    ...     outer=lambda w, h, x: w,
+    ... )
+    >>> data = bl.Data(inner=np.array([2.0]), outer=np.zeros(1))
+    >>> float(bl.testing.dense_solution(problem, 1.0, 0.0, data))
+    1.0
+    """
+    with jax.enable_x64(True):
+        w, unravel, _ = _minimise(problem, double(hyper), double(params), double(data))
+        return jax.tree.map(np.asarray, unravel(w))
+
+
+def _minimise(
+    problem: Problem, hyper: PyTree, params: PyTree, data: Data
+) -> tuple[np.ndarray, Callable[[Any], PyTree], np.ndarray]:
+    """``(w*, unravel, Hessian at w*)`` by damped Newton steps on the flat vector ``w``."""
+    messages.require_smooth("the dense oracle", problem)
+    if size(params) > _MOST_PARAMS:
+        raise ValueError(
+            f"the dense oracle is for at most {_MOST_PARAMS} inner parameters, got {size(params)}. "
+            "Shrink the problem, or use bl.check, which needs no dense Hessian."
+        )
+    flat, unravel = ravel_pytree(params)
+    w = np.asarray(flat)
+
+    def loss(w: Any) -> Any:
+        return problem.inner(unravel(w), hyper, data.inner)
+
+    gradient, hessian = jax.grad(loss), jax.hessian(loss)
+    for _ in range(_MOST_STEPS):
+        value, g, H = float(loss(w)), np.asarray(gradient(w)), np.asarray(hessian(w))
+        if not (np.isfinite(value) and np.isfinite(g).all() and np.isfinite(H).all()):
+            break
+        direction = -np.linalg.solve(_definite(H), g)
+        decrease = -float(g @ direction)
+        if decrease <= 1e-20 * (1 + abs(value)):  # the last step squares what is left: rounding
+            return w + direction, unravel, _require_definite(hessian(w + direction))
+        length = 1.0
+        while length > 1e-12 and not float(loss(w + length * direction)) <= (
+            value - 1e-4 * length * decrease + 4e-16 * abs(value)
+        ):
+            length /= 2
+        w = w + length * direction
+    raise ValueError(
+        f"the dense oracle found no inner minimum in {_MOST_STEPS} Newton steps (inner loss "
+        f"{float(loss(w)):.4g}, gradient norm {np.linalg.norm(gradient(w)):.4g}). Is the inner "
+        "loss bounded below and twice differentiable? Start it near a minimum."
+    )
+
+
+def _definite(hessian: np.ndarray) -> np.ndarray:
+    """The Hessian, its eigenvalues replaced by their moduli so that Newton's step descends."""
+    values, vectors = np.linalg.eigh(hessian)
+    if values[0] > 1e-12 * abs(values[-1]):
+        return hessian
+    floor = max(1e-8 * np.abs(values).max(), np.finfo(float).tiny)
+    return (vectors * np.maximum(np.abs(values), floor)) @ vectors.T
+
+
+def _require_definite(hessian: Any) -> np.ndarray:
+    dense = np.asarray(hessian)
+    smallest, largest = np.linalg.eigvalsh(dense)[[0, -1]]
+    if not smallest > 1e-12 * abs(largest):
+        raise ValueError(
+            f"the inner Hessian is singular or indefinite at the solution (eigenvalues from "
+            f"{smallest:.3g} to {largest:.3g}): the minimiser is not isolated there, so no "
+            "hypergradient is defined. Add a penalty, or start Newton's method elsewhere."
+        )
+    return dense
