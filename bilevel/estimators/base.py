@@ -95,6 +95,14 @@ def check_unrolled(
             f"{solver.why_not_unrolled()}. Use Implicit, which needs only the minimiser."
         )
 
+    check_read(name, problem, solver, hyper, lower, data, key)
+
+
+def check_read(
+    name: str, problem: Problem, solver: Solver, hyper: PyTree, lower: Lower, data: Data, key: Array
+) -> None:
+    """:func:`check_visible` for estimators that see all that the solver's loop reads."""
+
     def everything(hyper: PyTree) -> Any:
         params, state = start(problem, solver, hyper, lower, data)
         moved = solver.step(inner_loss(problem), params, hyper, data.inner, key, state)
@@ -103,6 +111,21 @@ def check_unrolled(
     cure = (
         "neither problem.inner, problem.outer, problem.start nor the solver's step reads it, so "
         "its hypergradient would be a silent 0. Use it in the problem, or remove it from hyper."
+    )
+    check_visible(name, everything, hyper, cure)
+
+
+def check_minimiser(name: str, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:
+    """:func:`check_visible` for estimators that see what the inner minimiser depends on."""
+
+    def everything(hyper: PyTree) -> Any:
+        outer = jax.value_and_grad(problem.outer)(params, hyper, data.outer)
+        return jax.grad(problem.inner)(params, hyper, data.inner), outer
+
+    cure = (
+        "the inner minimiser does not depend on it (a step size, a start point, or nothing at "
+        "all), so its hypergradient would be a silent 0. Use Forward or Reverse, which "
+        "differentiate the solver's steps."
     )
     check_visible(name, everything, hyper, cure)
 
