@@ -1,0 +1,178 @@
+"""Hydra behind one door: its entry point and `instantiate`, whose signatures change with 1.4."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import hydra.utils
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from experiments.targets import ALLOWED, refuse_unknown
+from experiments.words import BadInputError, suggest
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+_LEGACY = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
+_LONGEST_NAME = 200  # bytes; file systems allow 255
+_WHITELIST = [f"{prefix}*" for prefix in ALLOWED]
+
+
+def register_resolvers() -> None:
+    """Make `${if_run:FOLDER,then,otherwise}` and `${folder_name:TEXT}` known in the YAML files."""
+
+    def if_run(folder: Any, then: Any, otherwise: Any) -> Any:
+        """A run that goes on writes where it wrote before."""
+        return then if folder and (Path(str(folder)) / ".hydra").is_dir() else otherwise
+
+    def folder_name(text: Any) -> str:
+        """One folder per text, whatever its length and its slashes."""
+        name = str(text).replace("/", "_") or "defaults"
+        if len(name.encode()) <= _LONGEST_NAME:
+            return name
+        return f"{name[: _LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+    OmegaConf.register_new_resolver("if_run", if_run, replace=True)
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+
+
+def launch(task: Callable[[DictConfig], Any]) -> None:
+    """Run `task` on the configuration(s) of the command line; raises where Hydra would exit.
+
+    Raises
+    ------
+    BadInputError : what the command line asks for does not exist.
+    """
+    register_resolvers()
+    options: dict[str, Any] = {"version_base": "1.3"}
+    if not _LEGACY:
+        options = {"execution_whitelist": [*_WHITELIST, "logging.*"]}
+    entry = hydra.main(config_path=str(CONF), config_name="config", **options)(task)
+    try:
+        with _raising():
+            entry()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise BadInputError(explain(error)) from error
+    except SystemExit as stop:
+        # The argument parser exits with 2, which is the status of a run that diverged.
+        if stop.code:
+            raise BadInputError("see python -m experiments.run --help") from stop
+
+
+@contextmanager
+def _raising() -> Iterator[None]:
+    """Let Hydra raise what it would otherwise print: the exit status depends on what it is."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def explain(error: Exception) -> str:
+    """A sentence for a name that does not exist, with those that do; otherwise Hydra's text."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = error.options or [path.stem for path in (CONF / group).glob("*.yaml")]
+        if group:
+            return f"{group}={name}: there is no such {group}. {suggest(name, options)}"
+    cause: Any = error.__cause__
+    parent = getattr(cause, "parent_node", None)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(parent, DictConfig):
+        where = parent._get_full_key(None)
+        names = [str(key) for key in parent if key not in ("hydra", "_target_")]
+        full = f"{where}.{cause.key}" if where else str(cause.key)
+        return f"{full}: there is no such setting. {suggest(str(cause.key), names)}"
+    return "\n".join(str(part) for part in (error, cause) if part is not None)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What Hydra knows about the job: where it writes, and what was asked for.
+
+    Parameters
+    ----------
+    folder : the run directory.
+    overrides : what the command line changed, as it was written.
+    choices : config group -> leaf.
+    sources : the folders that leaves come from, in the order of precedence.
+    sweep : whether the job is one of many.
+    """
+
+    folder: Path
+    overrides: list[str]
+    choices: dict[str, str]
+    sources: list[Path]
+    sweep: bool
+
+    @classmethod
+    def current(cls) -> "Launch":
+        """Of the job that is running."""
+        config = HydraConfig.get()
+        chosen = {str(group): name for group, name in config.runtime.choices.items()}
+        return cls(
+            folder=Path(config.runtime.output_dir),
+            overrides=[str(override) for override in config.overrides.task],
+            choices={g: n for g, n in chosen.items() if n and not g.startswith("hydra/")},
+            sources=[Path(s.path) for s in config.runtime.config_sources if s.schema == "file"],
+            sweep=config.mode == RunMode.MULTIRUN,
+        )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as Hydra reads it (1e-3 is a number); interpolations stay as they are."""
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    if not isinstance(content, dict):
+        raise BadInputError(f"{path}: expected names and values, got a list.")
+    return {str(key): value for key, value in content.items()}
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The resolved settings that a run saved at `path`."""
+    saved = OmegaConf.load(path)
+    assert isinstance(saved, DictConfig)
+    return plain(saved)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as dictionaries and lists, every reference replaced by its value.
+
+    Raises
+    ------
+    BadInputError : a value that has to be given is missing, or refers to what does not exist.
+    """
+    try:
+        content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise BadInputError(f"{error.full_key}: {error.msg or error}") from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def instantiate(node: dict[str, Any], where: str) -> Any:
+    """The object that the node `where` describes.
+
+    Raises
+    ------
+    BadInputError : a target that is not allowed, does not exist, or has no such setting.
+    ValueError, TypeError, OSError : what the target itself raises.
+    """
+    refuse_unknown(node, where)
+    options = {} if _LEGACY else {"_execution_whitelist_": _WHITELIST}
+    try:
+        return hydra.utils.instantiate({**node, "_convert_": "all"}, **options)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | TypeError | OSError):
+            raise error.__cause__ from None
+        raise BadInputError(f"{where}: {error}") from error

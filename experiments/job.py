@@ -1,0 +1,129 @@
+"""One run: the task is tuned in blocks of outer steps, each followed by a checkpoint."""
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+import bilevel as bl
+from bilevel.outer_loop import begin
+from bilevel.transform import as_pytree
+from bilevel.trees import strong
+from experiments import checkpoint
+from experiments.hydra_compat import instantiate
+from experiments.progress import Display
+from experiments.targets import refuse_unknown
+from experiments.timing import Stopwatch
+from experiments.trajectory import Trajectory
+from experiments.verify import against_exact
+
+RUN = 2  # the key stream of the run; a task draws its data and its start from the integer itself
+
+
+@dataclass
+class Run:
+    """What a run has reached: `tune`'s state, the history, the time, and the last result."""
+
+    state: Any = None
+    history: dict[str, np.ndarray] = field(default_factory=dict)
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    checks: list[dict[str, float]] = field(default_factory=list)
+    result: bl.Result | None = None
+
+    @property
+    def done(self) -> int:
+        """Outer steps done."""
+        return 0 if self.state is None else int(self.state.step)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The nouns of a run, made from its settings."""
+
+    task: Any
+    estimator: Any
+    outer: Any
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> "Job":
+        """Instantiate task, estimator (with its solver) and outer optimiser."""
+        refuse_unknown(settings["solver"], "solver")  # else the estimator's copy is blamed
+        task, estimator, outer = (
+            instantiate(settings[name], name) for name in ("task", "estimator", "outer")
+        )
+        return cls(task, estimator, outer, settings)
+
+    @property
+    def key(self) -> jax.Array:
+        """The run's random key."""
+        return jax.random.fold_in(jax.random.key(self.settings["seed"]), RUN)
+
+    def template(self) -> Any:
+        """Structure, shapes and dtypes of the state that `tune` carries; nothing is computed."""
+        task = self.task
+        hyper, params = strong(task.hyper), strong(task.params)
+        outer = as_pytree("outer", self.outer)
+
+        def start(data: bl.Data, key: jax.Array) -> Any:
+            return begin(task.problem, self.estimator, outer, hyper, params, data, key)
+
+        return jax.eval_shape(start, task.data, self.key)
+
+    def resumed(self, saved: checkpoint.Checkpoint) -> Run:
+        """The run that a checkpoint holds."""
+        about = saved.about
+        return Run(
+            state=checkpoint.restore(saved, self.template()),
+            history=saved.history,
+            watch=Stopwatch(about["seconds"], about["compile_seconds"]),
+            checks=about["checks"],
+        )
+
+    def go(self, run: Run, folder: Path, console: Console) -> None:
+        """Advance `run` to the end of its steps, or to where it diverges; `run` is always whole."""
+        task, settings = self.task, self.settings
+        data = jax.device_put(task.data)
+        steps, every = settings["steps"], settings["every"]
+        record = Trajectory(task.hyper)
+        with Display(console, settings["progress"], steps, run.done) as display:
+            while run.done < steps:
+                # The very first step alone: the check against a closed form belongs to the start.
+                count = min(every, steps - run.done) if run.done else 1
+                with run.watch, warnings.catch_warnings():
+                    warnings.simplefilter("ignore", bl.DivergenceWarning)  # shown by the summary
+                    result = bl.tune(
+                        task.problem, self.estimator, self.outer, task.hyper, task.params, data,
+                        steps=count, key=self.key, state=run.state, every=every, record=record,
+                        warm_start=settings["warm_start"], limit=settings["limit"],
+                    )  # fmt: skip
+                    jax.block_until_ready(result.state)
+                self._take(run, result)
+                self._save(run, folder)
+                display.update(run.done, run.history)
+                if result.diverged:
+                    return
+
+    def _take(self, run: Run, result: bl.Result) -> None:
+        rows = {name: np.asarray(column) for name, column in result.history.items()}
+        first = not run.done
+        run.history = {
+            name: np.concatenate([run.history[name], new]) if name in run.history else new
+            for name, new in rows.items()
+        }
+        run.state, run.result = result.state, result
+        if run.done and (first or run.done >= self.settings["steps"]):
+            run.checks += against_exact(self.task, result)
+
+    def _save(self, run: Run, folder: Path) -> None:
+        about = {
+            "settings": self.settings,
+            "seconds": run.watch.running,
+            "compile_seconds": run.watch.compiling,
+            "checks": run.checks,
+        }
+        checkpoint.save(folder / checkpoint.PLACE, run.state, run.history, about)

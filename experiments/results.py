@@ -1,0 +1,107 @@
+"""What a run leaves behind: `result.json` and the history."""
+
+import importlib.metadata
+import importlib.util
+import math
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.files import write_whole
+from experiments.hydra_compat import CONF
+from experiments.trajectory import columns
+
+COUNTS = ("gradients", "hvps", "jvps", "vjps")
+
+
+def measured(job: Any, run: Any) -> dict[str, Any]:
+    """The part of `result.json` that comes from the run: values, evidence, cost, metrics.
+
+    `seconds` is the time of the outer loop without `compile_seconds`; both include earlier parts
+    of a resumed run. `counts` are totals over the run.
+    """
+    history, task, result = run.history, job.task, run.result
+    rows = len(history.get("value", ()))
+    facts: dict[str, Any] = {
+        "value_start": float(history["value"][0]) if rows else None,
+        "value": float(history["value"][-1]) if rows else None,
+        "steps": run.done,
+        "evidence": _evidence(result.estimate.evidence) if rows else {},
+        "counts": {n: int(history[n].sum(dtype=np.int64)) for n in COUNTS if n in history},
+        "checks": run.checks,
+        "seconds": run.watch.running,
+        "compile_seconds": run.watch.compiling,
+        "hyper_summary": _floats(task.describe(result.hyper)),
+        "test_metrics": _floats(task.metrics(result.hyper, result.params)),
+        "baselines": {},
+        "notes": dict(task.notes),
+    }
+    if job.settings["baselines"]:
+        baselines = task.baselines()
+        facts["baselines"] = {name: _floats(metrics) for name, metrics in baselines.items()}
+    return facts
+
+
+def status(facts: dict[str, Any], result: Any) -> tuple[str, str | None]:
+    """`("completed", None)`, or `("diverged", why)`: also where any number is not finite."""
+    if result.diverged:
+        return "diverged", result.message
+    numbers = {"value": facts["value"]} | facts["test_metrics"] | facts["hyper_summary"]
+    if bad := [name for name, number in numbers.items() if not math.isfinite(number)]:
+        return "diverged", f"not finite at the end of the run: {', '.join(bad)}."
+    return "completed", None
+
+
+def versions() -> dict[str, Any]:
+    """What made the result: packages, Python, device, and the commit of the checkout."""
+    packages = ("jax", "jaxlib", "numpy", "optax", "flax", "scikit-learn", "hydra-core")
+    device = jax.devices()[0]
+    return {
+        **{name: importlib.metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "device": f"{device.platform} {device.device_kind}",
+        "commit": _commit(),
+    }
+
+
+def write_history(folder: Path, history: dict[str, np.ndarray], hyper: Any) -> Path:
+    """Write `history.parquet`, or `history.csv` where pyarrow is absent; one row per outer step."""
+    table = columns(history, hyper)
+    if importlib.util.find_spec("pyarrow"):
+        import pyarrow
+        import pyarrow.parquet
+
+        path = folder / "history.parquet"
+        rows = pyarrow.table(table)
+        write_whole(path, lambda file: pyarrow.parquet.write_table(rows, file))
+        return path
+    path = folder / "history.csv"
+    lines = [",".join(f'"{name}"' for name in table)]
+    lines += [",".join(str(x) for x in row) for row in zip(*table.values(), strict=True)]
+    write_whole(path, lambda file: file.write("\n".join([*lines, ""]).encode()))
+    return path
+
+
+def _evidence(evidence: Any) -> dict[str, Any]:
+    """Residuals as they are; errors per hyperparameter as one norm over all of them."""
+    facts = {}
+    for name in ("inner_residual", "linear_residual", "standard_error", "bias"):
+        if (entry := getattr(evidence, name)) is not None:
+            facts[name] = float(np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(entry))))
+    return facts
+
+
+def _floats(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: float(number) for name, number in metrics.items()}
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(CONF.parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

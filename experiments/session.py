@@ -1,0 +1,80 @@
+"""One run from its settings to its files; the first place where JAX is imported."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from experiments import checkpoint, plots, results, summary
+from experiments.files import write_json
+from experiments.job import Job, Run
+from experiments.resume import RESULT, refuse_other
+
+
+def perform(
+    settings: dict[str, Any], folder: Path, facts: dict[str, Any], console: Console
+) -> dict[str, Any]:
+    """Run, from the checkpoint in `folder` if there is one; returns what `result.json` holds.
+
+    `facts` is what is known beforehand, and part of the result. A result with the status
+    `running` is written at once.
+    """
+    with _configured(settings):
+        job = Job.of(settings)
+        facts |= {"task": job.task.name, "seed": settings["seed"], "settings": settings}
+        facts |= {"versions": results.versions()}
+        run = _begin(job, folder, console)
+        write_json(folder / RESULT, facts | {"status": "running"})
+        try:
+            job.go(run, folder, console)
+            return _conclude(job, run, folder, facts, console)
+        except KeyboardInterrupt:
+            write_json(folder / RESULT, facts | {"status": "interrupted", "steps": run.done})
+            raise
+
+
+def _begin(job: Job, folder: Path, console: Console) -> Run:
+    path = folder / checkpoint.PLACE
+    if not path.is_file():
+        return Run()
+    saved = checkpoint.load(path)
+    refuse_other(saved.about["settings"], job.settings, folder)
+    run = job.resumed(saved)
+    console.print(f"going on after {run.done} of {job.settings['steps']} outer steps")
+    return run
+
+
+def _conclude(
+    job: Job, run: Run, folder: Path, facts: dict[str, Any], console: Console
+) -> dict[str, Any]:
+    """Metrics, baselines, files, and the summary."""
+    measured = results.measured(job, run)
+    status, message = results.status(measured, run.result)
+    result = facts | measured | {"status": status, "message": message}
+    files = [folder / RESULT]
+    if run.done:
+        files.append(results.write_history(folder, run.history, job.task.hyper))
+        if job.settings["plot"]:
+            chosen = ", ".join(f"{k} {v}" for k, v in sorted(facts["choices"].items()))
+            title = f"{result['task']} ({chosen}): {status}"
+            plots.curves(folder / "curves.png", run.history, job.task.hyper, title)
+            files.append(folder / "curves.png")
+    write_json(folder / RESULT, result)
+    summary.show(console, result, files)
+    return result
+
+
+@contextlib.contextmanager
+def _configured(settings: dict[str, Any]) -> Iterator[None]:
+    """Precision for this run, and the folder in which compiled programs are kept."""
+    cache = settings["compile_cache"]
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    precision = settings["precision"]
+    wide = bool(jax.config.read("jax_enable_x64")) if precision is None else precision == "float64"
+    with jax.enable_x64(wide):
+        yield

@@ -1,0 +1,95 @@
+"""Checks of a composed configuration before JAX is imported: each value against its default."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.hydra_compat import read_yaml
+from experiments.targets import refuse_foreign
+from experiments.words import BadInputError, suggest
+
+NODES = ("task", "solver", "estimator", "outer")
+REFERENCE = re.compile(r"\$\{(\w+)\}")
+LEAST = {"steps": 1, "every": 1, "seed": 0}
+CHOICES = {"precision": (None, "float32", "float64"), "progress": ("auto", "plain", "off")}
+KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+KINDS |= {dict: "named settings", list: "a list"}
+
+
+def check(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Raise unless every value is of the kind of its default; all mistakes at once.
+
+    Raises
+    ------
+    BadInputError : values of another kind, unknown settings, targets outside the allow-list.
+    """
+    wrong = _Comparison(settings, defaults).within(settings, defaults, "")
+    for name, allowed in CHOICES.items():
+        if (value := settings[name]) not in allowed:
+            names = ", ".join("null" if a is None else a for a in allowed)
+            wrong.append(f"{name}: expected one of {names}, got {value!r}")
+    for name, least in LEAST.items():
+        if _is_a(value := settings[name], int) and value < least:
+            wrong.append(f"{name}: expected an integer of at least {least}, got {value}")
+    if wrong:
+        raise BadInputError("\n".join(wrong))
+    for node in NODES:
+        refuse_foreign(settings[node], node)
+
+
+def defaults(choices: dict[str, str], sources: list[Path]) -> dict[str, Any]:
+    """What the chosen leaves hold before anything changed it, to compare kinds with."""
+    tree = _read("config", sources)
+    for unrelated in ("defaults", "hydra"):
+        tree.pop(unrelated, None)
+    return tree | {node: _read(f"{node}/{choices[node]}", sources) for node in NODES}
+
+
+def _read(name: str, sources: list[Path]) -> dict[str, Any]:
+    for source in sources:
+        if (path := source / f"{name}.yaml").is_file():
+            return read_yaml(path)
+    return {}
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Of all settings with all defaults, which references within them point into."""
+
+    settings: dict[str, Any]
+    defaults: dict[str, Any]
+
+    def within(self, value: dict[str, Any], default: dict[str, Any], where: str) -> list[str]:
+        """What is wrong with the settings `value` of the node `where`."""
+        wrong = []
+        for key, child in value.items():
+            path = f"{where}.{key}" if where else str(key)
+            if key in default:
+                wrong += self.between(child, default[key], path)
+            elif default and "_target_" not in default:  # a target knows its settings itself
+                wrong.append(f"{path}: there is no such setting. {suggest(str(key), default)}")
+        return wrong
+
+    def between(self, value: Any, default: Any, where: str) -> list[str]:
+        """What is wrong with one value."""
+        if isinstance(default, str) and (reference := REFERENCE.fullmatch(default)):
+            name = reference[1]
+            if value == self.settings.get(name):
+                return []  # said once, where it points to
+            default = self.defaults.get(name)
+        if isinstance(value, dict):
+            if isinstance(default, dict):
+                return self.within(value, default, where)
+            if "_target_" in value:
+                return []  # an object in place of a number
+        if value is None or default is None or _is_a(value, type(default)):
+            return []
+        return [f"{where}: expected {KINDS[type(default)]}, got {value!r}"]
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind in (int, float):
+        number = int if kind is int else int | float
+        return isinstance(value, number) and not isinstance(value, bool)
+    return isinstance(value, kind)
