@@ -1,6 +1,7 @@
 """The first verb: one value and hypergradient, with its evidence."""
 
 from functools import partial
+from typing import Any
 
 import jax
 from jax import Array
@@ -65,6 +66,19 @@ def hypergradient(
         messages.require_variables("params", params)
         state = _fresh(problem, estimator, hyper, strong(params), data, key)
     return _step(problem, estimator, hyper, strong(state), data, key)
+
+
+def compiled_step(
+    problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
+) -> Any:
+    """The compiled program of one call, not run: for XLA's own analysis of its memory."""
+    messages.require_variables("hyper", hyper)
+    messages.require_variables("params", params)
+    hyper, params = strong(hyper), strong(params)
+    lower = jax.eval_shape(
+        lambda *args: _fresh(problem, estimator, *args), hyper, params, data, key
+    )
+    return _step.lower(problem, estimator, hyper, lower, data, key).compile()
 
 
 @partial(jax.jit, static_argnames="problem")

@@ -1,0 +1,75 @@
+"""Predicted memory against what XLA plans for the real program, and the shape of its growth."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel as bl
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def case():
+    """Ridge with 40 penalties on random data; n is no multiple of the batch."""
+    rng = np.random.default_rng(0)
+    X = jnp.asarray(rng.normal(size=(203, 40)), jnp.float32)
+    y = jnp.asarray(rng.normal(size=203), jnp.float32)
+
+    def inner(w, h, batch):
+        X, y = batch
+        return jnp.mean((X @ w - y) ** 2) / 2 + jnp.sum(jnp.exp(h) * w**2) / 2
+
+    def outer(w, h, batch):
+        return jnp.mean((batch[0] @ w - batch[1]) ** 2) / 2
+
+    data = bl.Data((X[:150], y[:150]), (X[150:], y[150:]))
+    return bl.Problem(inner, outer), jnp.full(40, -2.0), jnp.zeros(40), data
+
+
+def bytes_of(case, make, steps):
+    problem, hyper, params, data = case
+    return bl.estimate_cost(problem, make(steps), hyper, params, data, KEY).temp_bytes
+
+
+SOLVER = bl.SGD(step_size=0.01, batch_size=16)
+
+
+def test_forward_memory_does_not_grow_with_steps(case):
+    """One hundred to ten thousand steps: the same scratch memory to the byte's order."""
+    sizes = [bytes_of(case, lambda k: bl.Forward(SOLVER, k), k) for k in (100, 1000, 10_000)]
+    assert max(sizes) <= 1.05 * min(sizes)
+
+
+def test_checkpointed_reverse_grows_as_the_root_of_steps(case):
+    """A hundred times the steps: ten times the memory of the stored states, not a hundred."""
+    make = lambda k: bl.Reverse(SOLVER, k, memory="checkpoint")  # noqa: E731
+    small, large = bytes_of(case, make, 100), bytes_of(case, make, 10_000)
+    assert large / small <= 12
+    full = bytes_of(case, lambda k: bl.Reverse(SOLVER, k, memory="full"), 10_000)
+    assert full / large >= 20
+
+
+def test_full_reverse_stores_params_and_batch_per_step(case):
+    """The stored bytes are those of ``steps`` params and minibatches, within 20 %."""
+    size = bytes_of(case, lambda k: bl.Reverse(SOLVER, k, memory="full"), 1000)
+    expected = 1000 * 4 * (40 + 16 * 40 + 16)
+    assert abs(size - expected) <= 0.2 * expected
+
+
+def test_auto_stays_within_its_budget(case):
+    """The budget decides between the two arrangements."""
+    generous = bytes_of(case, lambda k: bl.Reverse(SOLVER, k, budget=2**28), 1000)
+    tight = bytes_of(case, lambda k: bl.Reverse(SOLVER, k, budget=2**20), 1000)
+    assert tight <= 2**20 < generous
+
+
+def test_cost_has_times_and_prints(case):
+    """Seconds are positive, extrapolated for long loops, and the text names all three."""
+    problem, hyper, params, data = case
+    cost = bl.estimate_cost(problem, bl.Implicit(SOLVER, 200), hyper, params, data, KEY)
+    assert cost.seconds > 0
+    assert cost.compile_seconds > 0
+    assert cost.extrapolated
+    assert "scratch" in str(cost)
