@@ -20,7 +20,7 @@ from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import check_unrolled, progress
 from bilevel.messages import require_positive_int
 from bilevel.mixed import mixed_mode
-from bilevel.problem import Data, Problem, inner_loss
+from bilevel.problem import Data, Loss, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
 from bilevel.trees import PyTree, nbytes
 
@@ -86,12 +86,12 @@ class Reverse:
         if skipped:
             carry = run(inner_loss(problem), self.solver, hyper, carry, data, key, steps=skipped)
 
-        checkpoints = self._checkpoints(problem, hyper, carry, data, key, tracked)
+        loss, checkpoints = self._plan(problem, hyper, carry, data, key, tracked)
 
         def objective(hyper: PyTree) -> Any:
             begun = carry if skipped else start(problem, self.solver, hyper, lower, data)
             params, state = self._tracked(
-                problem, hyper, begun, data, key, skipped, tracked, checkpoints
+                loss, hyper, begun, data, key, skipped, tracked, checkpoints
             )
             return problem.outer(params, hyper, data.outer), (params, state)
 
@@ -102,23 +102,31 @@ class Reverse:
         evidence = Evidence(inner_residual=residual, counts=counts)
         return Estimate(value, grad, evidence), Lower(params, state, None, reference)
 
-    def _checkpoints(
+    def _plan(
         self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array, n: int
-    ) -> bool:
-        """Whether to checkpoint: as told, or when all steps together would exceed the budget."""
-        if self.memory != "auto":
-            return self.memory == "checkpoint"
+    ) -> tuple[Loss, bool]:
+        """The loss to step on, and whether to checkpoint: as told, or to stay within the budget."""
+
+        def pull_back(loss: Loss) -> Any:
+            def step(hyper: PyTree, params: PyTree, state: PyTree) -> Any:
+                return self.solver.step(loss, params, hyper, data.inner, key, state)
+
+            return jax.eval_shape(lambda *args: jax.vjp(step, *args)[1], hyper, *carry)
+
         loss = inner_loss(problem, mixed_mode(problem.inner))
-
-        def step(hyper: PyTree, params: PyTree, state: PyTree) -> Any:
-            return self.solver.step(loss, params, hyper, data.inner, key, state)
-
-        _, pull = jax.eval_shape(lambda *args: jax.vjp(step, *args), hyper, *carry)
-        return n * (nbytes(pull) - nbytes(hyper)) > self.budget
+        try:
+            pull = pull_back(loss)
+        except (TypeError, NotImplementedError):
+            # A step that pushes tangents through the loss (Newton's) needs the loss itself.
+            loss = inner_loss(problem)
+            pull = pull_back(loss)
+        if self.memory != "auto":
+            return loss, self.memory == "checkpoint"
+        return loss, n * (nbytes(pull) - nbytes(hyper)) > self.budget
 
     def _tracked(
         self,
-        problem: Problem,
+        loss: Loss,
         hyper: PyTree,
         carry: Any,
         data: Data,
@@ -128,7 +136,6 @@ class Reverse:
         checkpoints: bool,
     ) -> tuple[PyTree, PyTree]:
         """Steps ``first .. first + n - 1``, arranged so that few states are stored."""
-        loss = inner_loss(problem, mixed_mode(problem.inner))
 
         def steps(length: int, loop: Any) -> Any:
             k, params, state = loop

@@ -1,0 +1,91 @@
+r"""Newton's method, damped by backtracking, its systems solved without a matrix.
+
+    w <- w - t H(w)^{-1} grad g(w),   t in {1, 1/2, 1/4, ...} the first that decreases g enough
+
+Nocedal, Wright, "Numerical Optimization", Algorithm 7.1 (line-search Newton-CG).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.linear import CG, LinearSolver
+from bilevel.problem import Loss
+from bilevel.trees import PyTree, axpy, dtype, vdot, zeros_like
+
+
+@dataclass(frozen=True)
+class Newton:
+    r"""Newton's method on all inner examples: no step size to choose, few steps.
+
+    Where CG meets negative curvature at once, the direction is the gradient. Costs per step one
+    full gradient, the products of ``linear`` and a few losses.
+
+    Its steps may be differentiated: ``t`` is piecewise constant, hence without a derivative, and
+    the system is differentiated as a system, not through the iterations that solve it. The
+    derivative of the iterates converges quadratically with them, and at the minimiser the last
+    step alone gives it: ``Reverse(Newton(), steps, truncate=1)`` is the one-step differentiation of
+    Bolte, Pauwels, Vaiter, NeurIPS 2023.
+
+    Parameters
+    ----------
+    linear : solver of ``H d = grad g``, to a tolerance that the derivative inherits.
+
+    Raises
+    ------
+    ValueError : ``Problem.prox``.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> estimator = bl.Implicit(bl.Newton(), steps=10)
+    """
+
+    linear: LinearSolver = CG(tol=1e-8)
+
+    def init(self, params: PyTree, data: PyTree) -> tuple[()]:
+        """Nothing is carried."""
+        return ()
+
+    def step(
+        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
+    ) -> tuple[PyTree, Any]:
+        """One damped Newton step; only a random ``linear`` uses the key."""
+
+        def objective(params: PyTree) -> Array:
+            return loss(params, hyper, data)
+
+        def solve(matvec: Any, b: PyTree) -> PyTree:
+            return self.linear.solve(matvec, b, zeros_like(b), key).x
+
+        gradient, hvp = jax.linearize(jax.grad(objective), params)
+        newton = jax.lax.custom_linear_solve(hvp, gradient, solve, symmetric=True)
+        # Where the gradient is 0 the Newton step is 0 too, but has its own derivative.
+        bent = (vdot(newton, gradient) <= 0) & (vdot(gradient, gradient) > 0)
+        direction = jax.tree.map(lambda d, g: jnp.where(bent, g, d), newton, gradient)
+        length = backtrack(loss, *jax.lax.stop_gradient((params, hyper, data, direction, gradient)))
+        return axpy(-length, direction, params), state
+
+
+jax.tree_util.register_dataclass(Newton)
+
+
+def backtrack(
+    loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, direction: PyTree, gradient: PyTree
+) -> Array:
+    """The first of 1, 1/2, 1/4, ... at which a step against ``direction`` decreases enough; ``()``.
+
+    Enough is ``1e-4`` of what the slope promises (Armijo), up to the rounding of the loss.
+    """
+    eps = jnp.finfo(dtype(params)).eps
+    value, slope = loss(params, hyper, data), vdot(direction, gradient)
+
+    def too_long(length: Array) -> Array:
+        bound = value - 1e-4 * length * slope + 4 * eps * jnp.abs(value)
+        moved = axpy(-length, direction, params)
+        return ~(loss(moved, hyper, data) <= bound) & (length > eps)
+
+    return jax.lax.while_loop(too_long, lambda length: length / 2, jnp.ones_like(slope))

@@ -1,0 +1,109 @@
+r"""SVRG: minibatch steps whose noise vanishes at the solution, with a snapshot's full gradient.
+
+    w <- w - eta [g_b(w) - g_b(s) + G(s)],   s <- w, G <- full gradient at w, once per period
+
+Johnson, Zhang, NeurIPS 2013; with a prox: Xiao, Zhang, SIAM J. Optimization 2014. ``s`` and ``G``
+are part of the state, so that an estimator carries their derivatives too:
+
+    D <- D - eta [H_b(w) D + C_b(w) - H_b(s) D_s - C_b(s) + D_G]
+
+is the variance-reduced form of the derivative of SGD: its noise vanishes as well, and ``D`` tends
+geometrically to the derivative of the minimiser, where that of SGD keeps a floor of O(eta).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.messages import require_positive_int
+from bilevel.problem import Loss, Problem, examples
+from bilevel.schedules import evaluate, knob
+from bilevel.solvers.proximal import proximal
+from bilevel.solvers.sampling import Sampler
+from bilevel.trees import PyTree, axpy, zeros_like
+
+
+@dataclass(frozen=True)
+class SVRG:
+    r"""Stochastic variance-reduced gradient; applies ``Problem.prox`` where there is one.
+
+    A step costs two minibatch gradients, and every ``period`` steps one full gradient. Memory: two
+    trees like ``params`` (under ``Forward``, so many more tangents). Each estimator call begins
+    with a new snapshot, because the old full gradient belongs to the ``hyper`` of the last call.
+
+    Parameters
+    ----------
+    step_size : a positive number, ``fn(count)`` or ``fn(count, hyper)``; about 1 / (4 L), with L
+        the largest curvature of the loss on one example (on one minibatch, for large ones).
+    batch_size : examples per step, at most n; ``None`` is the full batch.
+    period : steps between snapshots; ``None`` is two passes, ``2 n / batch_size`` rounded up.
+    sampling : ``"iid"`` (with replacement) or ``"epoch"`` (random permutations).
+
+    Raises
+    ------
+    ValueError : a step size that is not positive, ``period`` below 1, an unknown sampling.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> bl.SVRG(step_size=0.1, batch_size=8).period is None
+    True
+    """
+
+    step_size: Any
+    batch_size: int | None = 1
+    period: int | None = None
+    sampling: str = "iid"
+
+    def __post_init__(self) -> None:
+        """Normalise functions and refuse numbers outside their range."""
+        object.__setattr__(self, "step_size", knob("SVRG", "step_size", self.step_size))
+        if self.period is not None:
+            require_positive_int("SVRG", "period", self.period)
+        Sampler(self.batch_size, self.sampling)
+
+    def check(self, problem: Problem) -> None:
+        """Takes every problem, with and without a proximal part."""
+
+    def init(self, params: PyTree, data: PyTree) -> Any:
+        """``(count, age of the snapshot, snapshot, its full gradient, sampler state)``."""
+        zero = jnp.zeros((), jnp.int32)
+        sampler = Sampler(self.batch_size, self.sampling).init(data)
+        return zero, zero, params, zeros_like(params), sampler
+
+    def restart(self, state: Any) -> Any:
+        """The same state, its snapshot due."""
+        count, age, *rest = state
+        return count, jnp.zeros_like(age), *rest
+
+    def step(
+        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
+    ) -> tuple[PyTree, Any]:
+        """Renew the snapshot if it is due, draw a batch, move along the corrected gradient."""
+        count, age, snapshot, full, sampler = state
+        gradient = jax.grad(loss)
+        snapshot, full = jax.lax.cond(
+            age == 0, lambda: (params, gradient(params, hyper, data)), lambda: (snapshot, full)
+        )
+        batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
+        here, there = gradient(params, hyper, batch), gradient(snapshot, hyper, batch)
+        direction = jax.tree.map(lambda g, s, f: g - s + f, here, there, full)
+        size = evaluate(self.step_size, count, hyper)
+        params = proximal(loss, axpy(-size, direction, params), hyper, size)
+        return params, (count + 1, (age + 1) % self._period(data), snapshot, full, sampler)
+
+    def _period(self, data: PyTree) -> int:
+        n = examples(data)
+        return -(-2 * n // (self.batch_size or n)) if self.period is None else self.period
+
+    def max_curvature(self, hyper: PyTree, state: Any) -> Array:
+        """``2 / step_size``."""
+        return 2 / evaluate(self.step_size, state[0], hyper)
+
+
+jax.tree_util.register_dataclass(
+    SVRG, data_fields=["step_size"], meta_fields=["batch_size", "period", "sampling"]
+)
