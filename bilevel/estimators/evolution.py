@@ -1,0 +1,125 @@
+r"""Evolution strategies: differences of the outer loss through the whole inner loop.
+
+    grad = mean_i [F(h + sigma u_i; b_i) - F(h - sigma u_i; b_i)] / (2 sigma) u_i,
+    F(h; b) = outer(w_K(h; b), h),   u_i random signs, E[u u^T] = I
+
+Spall, "Multivariate stochastic approximation using a simultaneous perturbation gradient
+approximation", IEEE TAC 1992, equation 2.2; Salimans et al., 2017, with Gaussian ``u``. Signs have
+the smallest variance of all such directions.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.estimators import directions as dirs
+from bilevel.estimators.base import check_read, progress
+from bilevel.messages import require_positive, require_positive_int
+from bilevel.problem import Data, Problem, inner_loss
+from bilevel.solvers.base import Solver, run, start
+from bilevel.trees import PyTree, axpy
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """Antithetic evolution strategies: for long or chaotic loops, and solvers without derivative.
+
+    Runs ``2 pairs + 1`` inner loops side by side and differentiates none. The two runs of a pair
+    see the same minibatches (common random numbers), different pairs different ones, so that
+    ``evidence.standard_error`` covers directions and minibatches. The variance grows with
+    ``size(hyper)``. The gradient is that of the outer loss averaged over ``h +- sigma u``: exact
+    for a value that is quadratic in ``hyper``, else O(sigma^2) away, and bounded where the true
+    one explodes. As for ``Reverse``, only the K steps of the call are seen.
+
+    Parameters
+    ----------
+    solver, steps : the inner solver, which need not be differentiable, and its steps K per call.
+    sigma : size of the perturbation of every entry of ``hyper``.
+    pairs : number of antithetic pairs, at least 2.
+
+    Raises
+    ------
+    ValueError : ``steps`` below 1, ``pairs`` below 2, ``sigma`` not positive, a hyperparameter that
+        nothing reads.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> estimator = bl.Evolution(bl.SGD(step_size=0.1, batch_size=32), steps=1000, pairs=64)
+    """
+
+    solver: Solver
+    steps: int
+    sigma: Any = 0.01
+    pairs: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        require_es("Evolution", self.steps, self.sigma, self.pairs)
+
+    def init(self, params: PyTree, data: Data) -> Lower:
+        """The chain's start point; nothing else is carried."""
+        return begin(params, self.solver.init(params, data.inner))
+
+    def step(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> tuple[Estimate, Lower]:
+        """Run the chain, and the pairs from the same point."""
+        check_read("Evolution", problem, self.solver, hyper, lower, data, key)
+        before, _ = start(problem, self.solver, hyper, lower, data)
+
+        def play(hyper: PyTree, key: Array) -> tuple[Array, Any]:
+            return episode(problem, self.solver, self.steps, hyper, lower, data, key)
+
+        def slope(direction: PyTree, key: Array) -> Array:
+            def one(sign: Array) -> Array:
+                return play(axpy(sign * self.sigma, direction, hyper), key)[0]
+
+            up, down = jax.vmap(one)(jnp.array([1, -1]))
+            return (up - down) / (2 * self.sigma)
+
+        # Step k uses fold_in(key, k), k < steps: what follows must not repeat those keys.
+        drawn_by, pairs_by = (jax.random.fold_in(key, self.steps + i) for i in (0, 1))
+        signs = dirs.Random(self.pairs)
+        drawn = dirs.draw(signs, hyper, drawn_by)
+        slopes = jax.vmap(slope)(drawn, jax.random.split(pairs_by, self.pairs))
+        grad, error = dirs.assemble(signs, drawn, slopes, hyper)
+
+        value, (params, state) = play(hyper, key)
+        residual, reference = progress(problem, hyper, before, params, data, lower.reference)
+        counts = Counts.of(gradients=(2 * self.pairs + 1) * self.steps + 1)
+        evidence = Evidence(residual, standard_error=error, counts=counts)
+        return Estimate(value, grad, evidence), Lower(params, state, None, reference)
+
+
+jax.tree_util.register_dataclass(
+    Evolution, data_fields=["solver", "sigma"], meta_fields=["steps", "pairs"]
+)
+
+
+def require_es(owner: str, steps: Any, sigma: Any, pairs: Any) -> None:
+    """Raise unless the settings of an evolution strategy are in range."""
+    require_positive_int(owner, "steps", steps)
+    require_positive(owner, "sigma", sigma)
+    require_positive_int(owner, "pairs", pairs)
+    if pairs < 2:
+        raise ValueError(f"{owner}: pairs must be at least 2 for a standard error, got {pairs}.")
+
+
+def episode(
+    problem: Problem,
+    solver: Solver,
+    steps: int,
+    hyper: PyTree,
+    lower: Lower,
+    data: Data,
+    key: Array,
+) -> tuple[Array, tuple[PyTree, PyTree]]:
+    """Outer value after ``steps`` from ``lower`` at ``hyper``, and the chain's end."""
+    carry = start(problem, solver, hyper, lower, data)
+    carry = run(inner_loss(problem), solver, hyper, carry, data, key, steps=steps)
+    return problem.outer(carry[0], hyper, data.outer), carry

@@ -1,0 +1,118 @@
+r"""The penalty method: a hypergradient from first derivatives only.
+
+    w*   = argmin_w inner(w, h),   w_g = argmin_w inner(w, h) + outer(w, h) / gamma,
+    grad = grad_h outer(w_g, h) + gamma [grad_h inner(w_g, h) - grad_h inner(w*, h)]
+
+Kwon, Kwon, Wright, Nowak, "A Fully First-Order Method for Stochastic Bilevel Optimization" (F2SA),
+ICML 2023, equation 4; its error is O(1 / gamma) (Lemma 3.1).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.estimators.base import check_minimiser, progress
+from bilevel.messages import require_positive, require_positive_int
+from bilevel.problem import Data, Problem
+from bilevel.solvers.base import Solver, run, start
+from bilevel.trees import PyTree
+
+_WEIGHTS = (0.0, 1.0, 2.0)  # of outer / gamma, in the three chains
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """Value-function penalty: no Hessian, no Jacobian, no derivative of the solver.
+
+    Three chains run side by side with the same minibatches: on ``inner``, and on ``inner + outer /
+    gamma`` for the given ``gamma`` and for half of it. The difference of the two hypergradients is
+    the leading error of the better one: ``evidence.bias = grad(gamma / 2) - grad(gamma)``, and
+    ``grad - bias`` is wrong by O(1 / gamma^2) only. All chains are carried from call to call.
+
+    A large ``gamma`` multiplies what the solver leaves unsolved and the rounding, while the bias
+    falls as ``1 / gamma``. The outer loss is evaluated on all outer data at every step.
+
+    Parameters
+    ----------
+    solver, steps : the inner solver and its number of steps K per call; ``outer / gamma`` adds to
+        the curvature that its step size must fit.
+    gamma : weight of the inner problem against the outer loss.
+
+    Raises
+    ------
+    ValueError : ``steps`` below 1, ``gamma`` not positive, a hyperparameter that enters neither
+        loss, a problem with a proximal part (whose derivative in ``hyper`` is not known).
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> estimator = bl.Penalty(bl.GradientDescent(step_size=0.5), steps=100, gamma=100.0)
+    """
+
+    solver: Solver
+    steps: int
+    gamma: Any = 100.0
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        require_positive_int("Penalty", "steps", self.steps)
+        require_positive("Penalty", "gamma", self.gamma)
+
+    def init(self, params: PyTree, data: Data) -> Lower:
+        """The plain chain, and in memory the two penalised ones, ``[2, *leaf]``."""
+        carry = (params, self.solver.init(params, data.inner))
+        return begin(*carry, jax.tree.map(lambda x: jnp.stack([x, x]), carry))
+
+    def step(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> tuple[Estimate, Lower]:
+        """Move the three chains, compare the losses' derivatives in ``hyper`` at their ends."""
+        if problem.prox is not None:
+            raise ValueError(
+                "Penalty compares values of the inner objective, and problem.prox gives none for "
+                "its non-smooth part. Use Implicit with a proximal solver."
+            )
+        check_minimiser("Penalty", problem, hyper, lower.params, data)
+
+        def move(weight: Array, params: PyTree, state: PyTree) -> Any:
+            def loss(params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
+                penalty = weight * problem.outer(params, hyper, data.outer) / self.gamma
+                return problem.inner(params, hyper, batch) + penalty
+
+            carry = start(problem, self.solver, hyper, Lower(params, state), data)
+            return run(loss, self.solver, hyper, carry, data, key, steps=self.steps)
+
+        chains = jax.tree.map(
+            lambda x, rest: jnp.concatenate([x[None], rest]),
+            (lower.params, lower.solver_state), lower.memory,
+        )  # fmt: skip
+        chains = jax.vmap(move)(jnp.asarray(_WEIGHTS), *chains)
+        (params, state), *penalised = [jax.tree.map(lambda x, i=i: x[i], chains) for i in range(3)]
+
+        free = jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
+
+        def hypergrad(gamma: Any, params: PyTree) -> PyTree:
+            held = jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
+            direct = jax.grad(problem.outer, argnums=1)(params, hyper, data.outer)
+            return jax.tree.map(
+                lambda d, a, b: (d + gamma * (a - b)).astype(d.dtype), direct, held, free
+            )
+
+        grad, rough = (
+            hypergrad(self.gamma / weight, at)
+            for weight, (at, _) in zip(_WEIGHTS[1:], penalised, strict=True)
+        )
+        bias = jax.tree.map(jnp.subtract, rough, grad)
+        before, _ = start(problem, self.solver, hyper, lower, data)
+        residual, reference = progress(problem, hyper, before, params, data, lower.reference)
+        evidence = Evidence(residual, bias=bias, counts=Counts.of(gradients=3 * self.steps + 1))
+        memory = jax.tree.map(lambda x: x[1:], chains)
+        value = problem.outer(params, hyper, data.outer)
+        return Estimate(value, grad, evidence), Lower(params, state, memory, reference)
+
+
+jax.tree_util.register_dataclass(Penalty, data_fields=["solver", "gamma"], meta_fields=["steps"])

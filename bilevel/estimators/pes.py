@@ -1,0 +1,141 @@
+r"""Persistent evolution strategies: unbiased over any number of truncated unrolls.
+
+    xi_i <- xi_i + sigma u_i,   w_i^{+-} moves K steps at h +- sigma u_i,   u_i fresh signs,
+    grad = mean_i [outer(w_i^+, h + sigma u_i) - outer(w_i^-, h - sigma u_i)] / (2 sigma^2) xi_i
+
+Vicol, Metz, Sohl-Dickstein, "Unbiased Gradient Estimation in Unrolled Computation Graphs with
+Persistent Evolution Strategies", ICML 2021, equation 8 with antithetic pairs (algorithm 2).
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.estimators import directions as dirs
+from bilevel.estimators.base import check_read, progress
+from bilevel.estimators.evolution import episode, require_es
+from bilevel.messages import require_positive_int
+from bilevel.problem import Data, Problem
+from bilevel.solvers.base import Solver, start
+from bilevel.trees import PyTree, axpy
+
+
+class Memory(NamedTuple):
+    """Params and solver state of the pairs, ``[pairs, 2, *leaf]``; ``drift`` like ``hyper``,
+    ``[pairs, *leaf]``, the sum of their perturbations; ``age``, ``()``, calls that it sums over.
+    """  # fmt: skip
+
+    particles: Any
+    drift: PyTree
+    age: Array
+
+
+@dataclass(frozen=True)
+class PES:
+    """Evolution strategies whose perturbed chains live on from call to call.
+
+    A call sees K steps, yet its gradient is that of the whole history since the last reset: each
+    chain remembers by how much it was perturbed so far. :class:`Evolution` would see K steps only.
+    The price is a variance that grows linearly with the number of calls since the reset. Under
+    ``tune`` old perturbations belong to older hyperparameters, as in the paper.
+
+    Parameters
+    ----------
+    solver, steps : the inner solver, which need not be differentiable, and its steps K per call.
+    sigma : size of the perturbation of every entry of ``hyper``, in every call.
+    pairs : number of antithetic pairs, at least 2, all kept in memory with their solver states.
+    reset : after so many calls the pairs return to the unperturbed chain and forget; ``None`` is
+        never. Where the steps contract, a few times the memory of the chain loses nothing.
+
+    Notes
+    -----
+    With ``problem.start`` every call starts anew, and PES is :class:`Evolution`.
+
+    Raises
+    ------
+    ValueError : ``steps`` or ``reset`` below 1, ``pairs`` below 2, ``sigma`` not positive, a
+        hyperparameter that nothing reads.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> estimator = bl.PES(bl.SGD(step_size=0.1, batch_size=32), steps=20, pairs=64, reset=50)
+    """
+
+    solver: Solver
+    steps: int
+    sigma: Any = 0.01
+    pairs: int = 16
+    reset: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        require_es("PES", self.steps, self.sigma, self.pairs)
+        if self.reset is not None:
+            require_positive_int("PES", "reset", self.reset)
+
+    def init(self, params: PyTree, data: Data) -> Lower:
+        """All chains at the start point; the drift is zero."""
+        carry = (params, self.solver.init(params, data.inner))
+        return begin(*carry, Memory(self._gather(carry), None, jnp.zeros((), jnp.int32)))
+
+    def step(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> tuple[Estimate, Lower]:
+        """Move every chain; weigh the differences of the pairs by their accumulated drift."""
+        check_read("PES", problem, self.solver, hyper, lower, data, key)
+        before, _ = start(problem, self.solver, hyper, lower, data)
+        particles, drift, age = self._remembered(problem, hyper, lower)
+
+        def play(hyper: PyTree, carry: Any, key: Array) -> tuple[Array, Any]:
+            at = Lower(*carry)
+            return episode(problem, self.solver, self.steps, hyper, at, data, key)
+
+        def pair(carry: Any, direction: PyTree, key: Array) -> tuple[Array, Any]:
+            def one(sign: Array, carry: Any) -> tuple[Array, Any]:
+                return play(axpy(sign * self.sigma, direction, hyper), carry, key)
+
+            values, carry = jax.vmap(one)(jnp.array([1, -1]), carry)
+            return (values[0] - values[1]) / (2 * self.sigma**2), carry
+
+        # Step k uses fold_in(key, k), k < steps: what follows must not repeat those keys.
+        drawn_by, pairs_by = (jax.random.fold_in(key, self.steps + i) for i in (0, 1))
+        signs = dirs.Random(self.pairs)
+        drawn = dirs.draw(signs, hyper, drawn_by)
+        drift = axpy(self.sigma, drawn, drift)
+        weights, particles = jax.vmap(pair)(
+            particles, drawn, jax.random.split(pairs_by, self.pairs)
+        )
+        grad, error = dirs.assemble(signs, drift, weights, hyper)
+
+        value, (params, state) = play(hyper, (lower.params, lower.solver_state), key)
+        residual, reference = progress(problem, hyper, before, params, data, lower.reference)
+        counts = Counts.of(gradients=(2 * self.pairs + 1) * self.steps + 1)
+        evidence = Evidence(residual, standard_error=error, counts=counts)
+        memory = Memory(particles, drift, age + 1)
+        return Estimate(value, grad, evidence), Lower(params, state, memory, reference)
+
+    def _gather(self, carry: Any) -> Any:
+        """Every chain of every pair at one point."""
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.pairs, 2, *x.shape)), carry)
+
+    def _remembered(self, problem: Problem, hyper: PyTree, lower: Lower) -> Memory:
+        """The memory to begin with: as it is, or without the past."""
+        none = jax.tree.map(lambda x: jnp.zeros((self.pairs, *x.shape), x.dtype), hyper)
+        empty = Memory(
+            self._gather((lower.params, lower.solver_state)), none, jnp.zeros((), jnp.int32)
+        )
+        if lower.memory.drift is None or problem.start is not None:
+            return empty
+        if self.reset is None:
+            return lower.memory
+        return jax.lax.cond(lower.memory.age >= self.reset, lambda: empty, lambda: lower.memory)
+
+
+jax.tree_util.register_dataclass(
+    PES, data_fields=["solver", "sigma"], meta_fields=["steps", "pairs", "reset"]
+)

@@ -1,0 +1,149 @@
+r"""UORO: forward mode compressed to rank one, unbiased, in the memory of two vectors.
+
+    D_{k+1} = A_k D_k + B_k,   A_k = d step_k / d z,   B_k = d step_k / d h,   D_k ~ s_k r_k^T,
+    s_{k+1} = p A_k s_k + q nu_k,   r_{k+1} = r_k / p + B_k^T nu_k / q,   nu_k random signs,
+    p = sqrt(|r_k| / |A_k s_k|),   q = sqrt(|B_k^T nu_k| / |nu_k|)
+
+``z`` holds all floating-point leaves of params and solver state. Tallec, Ollivier, "Unbiased Online
+Recurrent Optimization", ICLR 2018, algorithm 1: ``E[s_k r_k^T] = D_k`` for any ``p, q``; these ones
+minimise the variance of a step.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.estimators import directions as dirs
+from bilevel.estimators.base import check_unrolled, progress
+from bilevel.messages import require_positive_int
+from bilevel.problem import Data, Problem, inner_loss
+from bilevel.solvers.base import Solver, start
+from bilevel.trees import PyTree, axpy, norm, partition, vdot, zeros_like
+
+
+class Memory(NamedTuple):
+    """The factors of the derivative: ``state``, a list of leaves, and ``hyper``, like ``hyper``."""
+
+    state: Any
+    hyper: Any
+
+
+@dataclass(frozen=True)
+class UORO:
+    """The SGD-derivative recursion at rank one: cost and memory do not grow with ``size(hyper)``.
+
+    Unbiased for what :class:`Forward` computes with the same minibatches, and carried from call to
+    call as there. One sample is noise: use it as ``Replicated(UORO(solver, steps), n)``, which
+    averages and says how large the noise is.
+
+    Parameters
+    ----------
+    solver, steps : the inner solver and its number of steps K per call.
+
+    Raises
+    ------
+    ValueError : ``steps`` below 1, a hyperparameter that nothing reads.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> one = bl.UORO(bl.SGD(step_size=0.1, batch_size=32), steps=1000)
+    >>> estimator = bl.Replicated(one, n=64)
+    """
+
+    solver: Solver
+    steps: int
+
+    def __post_init__(self) -> None:
+        """Refuse a count of steps that does nothing."""
+        require_positive_int("UORO", "steps", self.steps)
+
+    def init(self, params: PyTree, data: Data) -> Lower:
+        """The chain's start point; the derivative is zero."""
+        return begin(params, self.solver.init(params, data.inner), Memory(None, None))
+
+    def step(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> tuple[Estimate, Lower]:
+        """Run the chain with its rank-one derivative; contract with the outer gradient."""
+        check_unrolled("UORO", problem, self.solver, hyper, lower, data, key)
+        # Step k uses fold_in(key, k), k < steps: the signs must not repeat those keys.
+        signs_by = jax.random.fold_in(key, self.steps)
+        before, _ = carry = start(problem, self.solver, hyper, lower, data)
+        factors = self._begin(problem, hyper, lower, data, signs_by)
+        moving, fixed, merge = partition(carry)
+        loss = inner_loss(problem)
+
+        def advance(loop: Any, _: None) -> tuple[Any, None]:
+            k, moving, fixed, factors = loop
+
+            def move(moving: list, hyper: PyTree) -> Any:
+                key_k = jax.random.fold_in(key, k)
+                params, state = merge(moving, fixed)
+                moved = self.solver.step(loss, params, hyper, data.inner, key_k, state)
+                return partition(moved)[:2]
+
+            signs = _signs(moving, jax.random.fold_in(signs_by, k + 1))
+            moved, tangent, fixed = jax.jvp(
+                lambda moving: move(moving, hyper), (moving,), (factors.state,), has_aux=True
+            )
+            pull = jax.vjp(lambda hyper: move(moving, hyper)[0], hyper)[1]
+            factors = _absorb(Memory(tangent, factors.hyper), signs, pull(signs)[0])
+            return (k + 1, moved, fixed, factors), None
+
+        loop = (jnp.zeros((), jnp.int32), moving, fixed, factors)
+        (_, moving, fixed, factors), _ = jax.lax.scan(advance, loop, length=self.steps)
+        params, state = merge(moving, fixed)
+        outer = jax.value_and_grad(problem.outer, argnums=(0, 1))
+        value, (in_params, in_hyper) = outer(params, hyper, data.outer)
+        leaves = jax.tree.leaves(in_params)
+        grad = axpy(vdot(factors.state[: len(leaves)], leaves), factors.hyper, in_hyper)
+
+        residual, reference = progress(problem, hyper, before, params, data, lower.reference)
+        counts = Counts.of(gradients=self.steps + 1, jvps=self.steps, vjps=self.steps)
+        estimate = Estimate(value, grad, Evidence(inner_residual=residual, counts=counts))
+        return estimate, Lower(params, state, factors, reference)
+
+    def _begin(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> Memory:
+        """The factors carried over; zero; or a sketch of the derivative of ``problem.start``."""
+
+        def initial(hyper: PyTree) -> list:
+            return partition(start(problem, self.solver, hyper, lower, data))[0]
+
+        if problem.start is None and lower.memory.state is not None:
+            return lower.memory
+        moving, pull = jax.vjp(initial, hyper)
+        none = Memory(zeros_like(moving), zeros_like(hyper))
+        if problem.start is None:
+            return none
+        signs = _signs(moving, jax.random.fold_in(key, 0))
+        return _absorb(none, signs, pull(signs)[0])
+
+
+jax.tree_util.register_dataclass(UORO, data_fields=["solver"], meta_fields=["steps"])
+
+
+def _signs(like: list, key: Array) -> list:
+    return jax.tree.map(lambda x: x[0], dirs.draw(dirs.Random(1), like, key))
+
+
+def _absorb(factors: Memory, signs: list, pulled: PyTree) -> Memory:
+    """``(p s + q nu, r / p + pulled / q)`` with the scales of least variance."""
+    p = _balance(factors.hyper, factors.state)
+    q = _balance(pulled, signs)
+    state = jax.tree.map(lambda s, nu: (p * s + q * nu).astype(s.dtype), factors.state, signs)
+    hyper = jax.tree.map(lambda r, b: (r / p + b / q).astype(r.dtype), factors.hyper, pulled)
+    return Memory(state, hyper)
+
+
+def _balance(hyper: PyTree, state: PyTree) -> Array:
+    """``sqrt(|hyper| / |state|)``; 1 where a factor is 0, so that their product is anyway."""
+    over, under = norm(hyper), norm(state)
+    either = (over == 0) | (under == 0)
+    return jnp.where(either, 1, jnp.sqrt(over / jnp.where(either, 1, under)))
