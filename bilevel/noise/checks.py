@@ -1,0 +1,105 @@
+"""What the formulas of noise theory ask of their inputs; tracers pass, as they have no value."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevel.trees import is_inexact, is_traced
+
+
+def symmetric(owner: str, name: str, matrix: Any) -> Array:
+    """``matrix`` as an array ``[d, d]``, or a refusal: not square, not finite, not symmetric."""
+    array = jnp.asarray(matrix)
+    array = array if is_inexact(array) else array.astype(float)
+    if array.ndim != 2 or array.shape[0] != array.shape[1]:
+        raise ValueError(f"{owner}: {name} must be a square matrix [d, d], got {array.shape}.")
+    if not is_traced(array):
+        size = _largest(owner, name, array)
+        if np.abs(np.asarray(array - array.T)).max(initial=0.0) > 100 * _eps(array) * size:
+            raise ValueError(
+                f"{owner}: {name} must be symmetric. If it was estimated, use (A + A.T) / 2."
+            )
+    return array
+
+
+def semi_definite(owner: str, name: str, matrix: Any) -> Array:
+    """A symmetric ``matrix`` without negative eigenvalues (beyond rounding)."""
+    array = symmetric(owner, name, matrix)
+    if not is_traced(array) and (low := _lowest(array)) < -_rounding(array):
+        raise ValueError(
+            f"{owner}: {name} must be positive semi-definite, its lowest eigenvalue is {low:.3g}. "
+            "A covariance cannot be indefinite: was a Hessian passed in its place?"
+        )
+    return array
+
+
+def positive_definite(owner: str, name: str, matrix: Any, cure: str = "") -> Array:
+    """A symmetric ``matrix`` whose eigenvalues are all positive (beyond rounding)."""
+    array = symmetric(owner, name, matrix)
+    if not is_traced(array) and (low := _lowest(array)) <= _rounding(array):
+        kind = "singular" if low >= -_rounding(array) else "indefinite"
+        raise ValueError(
+            f"{owner}: {name} is {kind} (lowest eigenvalue {low:.3g}), but must be positive "
+            f"definite. {cure or 'Restrict it to the directions of positive curvature.'}"
+        )
+    return array
+
+
+def hessian(owner: str, matrix: Any) -> Array:
+    """A positive definite Hessian ``[d, d]``: without it there is no stationary state."""
+    cure = (
+        "Noise spreads without bound along flat or falling directions: add a penalty, use "
+        "noise.transient.path for a finite number of steps, or noise.escape at a saddle."
+    )
+    return positive_definite(owner, "hessian", matrix, cure)
+
+
+def momentum(owner: str, value: Any) -> Any:
+    """A heavy-ball momentum in [0, 1)."""
+    if not is_traced(value) and not 0 <= float(value) < 1:
+        raise ValueError(f"{owner}: momentum must lie in [0, 1), got {value}.")
+    return value
+
+
+def positive(owner: str, **values: Any) -> None:
+    """Scalars that must be positive and finite."""
+    for name, value in values.items():
+        if not is_traced(value) and (jnp.ndim(value) or not 0 < float(value) < np.inf):
+            raise ValueError(f"{owner}: {name} must be a positive finite number, got {value}.")
+
+
+def below_limit(owner: str, value: Any, limit: Any, what: str) -> None:
+    """Raise unless ``value < limit``, the edge beyond which no stationary state exists."""
+    if not is_traced((value, limit)) and not float(value) < float(limit):
+        raise ValueError(
+            f"{owner}: no stationary state exists: {what} is {float(value):.4g}, and must be below "
+            f"{float(limit):.4g}. Take a smaller step size."
+        )
+
+
+def same_size(owner: str, **matrices: Array) -> None:
+    """Raise unless all matrices are of one shape."""
+    if len({matrix.shape for matrix in matrices.values()}) > 1:
+        listed = ", ".join(f"{name} {matrix.shape}" for name, matrix in matrices.items())
+        raise ValueError(f"{owner}: the matrices must have one size, got {listed}.")
+
+
+def _largest(owner: str, name: str, array: Array) -> float:
+    values = np.abs(np.asarray(array))
+    if not np.isfinite(values).all():
+        raise ValueError(f"{owner}: {name} has NaN or infinite entries.")
+    return float(values.max(initial=0.0))
+
+
+def _eps(array: Array) -> float:
+    return float(jnp.finfo(array.dtype).eps)
+
+
+def _lowest(array: Array) -> float:
+    return float(np.linalg.eigvalsh(np.asarray(array, float)).min(initial=np.inf))
+
+
+def _rounding(array: Array) -> float:
+    return 10 * array.shape[0] * _eps(array) * float(np.abs(np.asarray(array)).max(initial=0.0))
