@@ -19,7 +19,6 @@ import numpy as np
 from bilevel.estimate import Counts, Estimate, Lower
 from bilevel.estimators.base import Estimator
 from bilevel.hypergradient import hypergradient
-from bilevel.problem import Problem
 from bilevel.solvers.base import Solver
 from bilevel.solvers.gradient_descent import GradientDescent
 from bilevel.solvers.sgd import SGD
@@ -89,7 +88,7 @@ def compiles_once(factory: Factory, case: Case) -> None:
         traces.append(None)
         return problem.inner(params, hyper, batch)
 
-    case = dataclasses.replace(case, problem=Problem(inner, problem.outer))
+    case = dataclasses.replace(case, problem=dataclasses.replace(problem, inner=inner))
     _, lower = _stochastic(factory, case)
     before = len(traces)
     half = dataclasses.replace(case, step_size=case.step_size / 2)
@@ -134,7 +133,7 @@ def refuses_what_it_cannot_see(factory: Factory, case: Case) -> None:
 
     blind = dataclasses.replace(
         case,
-        problem=Problem(inner, outer),
+        problem=dataclasses.replace(case.problem, inner=inner, outer=outer),
         hyper={"used": case.hyper, "unread": np.ones(2)},
     )
     try:

@@ -144,6 +144,6 @@ def _mlp_inner(params: Any, decay: Any, batch: Any) -> Any:
 
 
 # One object each, so that every case of one name shares its compilations.
-_RIDGE = Problem(_ridge_inner, _ridge_outer)
+_RIDGE = Problem(_ridge_inner, _ridge_outer, quadratic=True)
 _LOGISTIC = Problem(_logistic_inner, _logistic_outer)
 _MLP = Problem(_mlp_inner, _mlp_outer)
