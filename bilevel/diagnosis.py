@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.estimators.base import Estimator
+from bilevel.linear.power import largest_eigenvalue
 from bilevel.outer_loop import State, Stop
 from bilevel.problem import Data, Problem
 from bilevel.solvers.base import DeclaresStability
-from bilevel.trees import PyTree, norm, vdot
+from bilevel.trees import PyTree
 
 
 class DivergenceWarning(RuntimeWarning):
@@ -25,17 +26,7 @@ def largest_curvature(
     A lower bound that ``steps`` products bring close; the Rayleigh quotient of the last vector.
     """
     _, hvp = jax.linearize(lambda w: jax.grad(problem.inner)(w, hyper, data.inner), params)
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    draws = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-
-    def normalise(v: PyTree) -> PyTree:
-        return jax.tree.map(lambda x: x / jnp.maximum(norm(v), jnp.finfo(x.dtype).tiny), v)
-
-    v = jax.lax.fori_loop(
-        0, steps, lambda _, v: normalise(hvp(v)), normalise(jax.tree.unflatten(treedef, draws))
-    )
-    return vdot(v, hvp(v))
+    return largest_eigenvalue(hvp, params, key, steps)
 
 
 def explain(

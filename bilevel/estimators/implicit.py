@@ -78,7 +78,7 @@ class Implicit:
         outer = jax.value_and_grad(problem.outer, argnums=(0, 1))
         value, (b, direct) = outer(params, hyper, data.outer)
         end, hvp = jax.linearize(inner_grad, params)
-        adjoint = self.linear.solve(hvp, b, lower.memory)
+        adjoint = self.linear.solve(hvp, b, lower.memory, jax.random.fold_in(key, self.steps))
         cross = jax.jvp(in_hyper, (params,), (adjoint.x,))[1]
         grad = jax.tree.map(jnp.subtract, direct, cross)
 

@@ -1,0 +1,101 @@
+"""The contract of linear solvers: the operator that they see, and the solution that they return."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.trees import PyTree, axpy, norm
+
+Matvec = Callable[[PyTree], PyTree]
+
+
+@dataclass(frozen=True)
+class Operator:
+    r"""``v -> H v + damping v`` on pytrees, and what some solvers need beside that product.
+
+    Solvers that need the product alone take any function instead.
+
+    Parameters
+    ----------
+    product : ``v -> H v``, over all data.
+    damping : ``()``, or ``None`` for none. It biases: what is solved is not ``H v = b``.
+    minibatch : ``(v, key, batch_size) -> `` an unbiased estimate of ``H v``.
+    support : 0/1, like ``v``: the coordinates that ``H`` maps into; ``None`` for all.
+    gauss_newton : ``() -> Operator``, the same with the Gauss-Newton matrix in place of ``H``.
+
+    Examples
+    --------
+    >>> import bilevel as bl, jax.numpy as jnp
+    >>> bl.linear.Operator(lambda v: 2 * v, damping=0.5)(jnp.ones(2))
+    Array([2.5, 2.5], dtype=float32)
+    """
+
+    product: Matvec
+    damping: Any = None
+    minibatch: Callable[[PyTree, Array, int], PyTree] | None = None
+    support: PyTree = None
+    gauss_newton: "Callable[[], Operator] | None" = None
+
+    def __call__(self, v: PyTree) -> PyTree:
+        """The damped product over all data."""
+        return self._damp(self.product(v), v)
+
+    def sample(self, v: PyTree, key: Array, batch_size: int) -> PyTree:
+        """An unbiased estimate of the damped product, from ``batch_size`` examples."""
+        if self.minibatch is None:
+            raise ValueError(
+                "this operator has no minibatch products, so a stochastic solver cannot use it. "
+                "Pass bl.linear.Operator(product, minibatch=...), or take CG."
+            )
+        return self._damp(self.minibatch(v, key, batch_size), v)
+
+    def _damp(self, image: PyTree, v: PyTree) -> PyTree:
+        return image if self.damping is None else axpy(self.damping, v, image)
+
+
+def as_operator(hessian: Matvec) -> Operator:
+    """The operator itself, or one made of a plain product."""
+    return hessian if isinstance(hessian, Operator) else Operator(hessian)
+
+
+class Solution(NamedTuple):
+    """What a linear solver found.
+
+    ``x``, like ``b``; ``residual = |H x - b| / |b|``, ``()``, recomputed from ``x`` with the damped
+    operator that was asked for; ``matvecs``, ``()``, the products used, that one included;
+    ``condition``, ``()``, estimated condition number where the method knows it.
+    """
+
+    x: PyTree
+    residual: Array
+    matvecs: Any
+    condition: Any = None
+
+
+class LinearSolver(Protocol):
+    """Anything that solves ``hessian(x) = b``: one method.
+
+    ``x0`` is the solution of the last, similar system, zero at first; ``key`` serves random
+    methods. Frozen dataclasses that are registered as pytrees: tolerances leaves, counts static.
+    """
+
+    def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array) -> Solution:
+        """The solution with its true relative residual."""
+        ...
+
+
+def relative_residual(hessian: Matvec, b: PyTree, x: PyTree) -> Array:
+    """``|hessian(x) - b| / |b|``, 0 where both vanish; costs one product."""
+    error, size = norm(axpy(-1, hessian(x), b)), norm(b)
+    return jnp.where(error == 0, 0, error / size)
+
+
+def first_residual(hessian: Matvec, b: PyTree, x0: PyTree) -> tuple[PyTree, Array]:
+    """``b - hessian(x0)`` and the products that it took: none from a zero start."""
+    cold = norm(x0) == 0
+    r = jax.lax.cond(cold, lambda: b, lambda: axpy(-1, hessian(x0), b))
+    return r, jnp.where(cold, 0, 1).astype(jnp.int32)

@@ -1,0 +1,50 @@
+"""Power iteration: the largest eigenvalue of a symmetric operator, from products alone."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.linear.base import Matvec
+from bilevel.messages import require_positive
+from bilevel.trees import PyTree, norm, vdot
+
+_STEPS = 20  # enough to come within a few per cent, which a step size does not feel
+
+
+def largest_eigenvalue(matvec: Matvec, like: PyTree, key: Array, steps: int = _STEPS) -> Array:
+    """Largest eigenvalue in modulus of a symmetric operator on trees like ``like``; ``()``.
+
+    Its modulus is a lower bound that ``steps + 1`` products bring close: the Rayleigh quotient of
+    the last vector.
+    """
+
+    def normalise(v: PyTree) -> PyTree:
+        size = norm(v)
+        return jax.tree.map(lambda x: x / jnp.maximum(size, jnp.finfo(x.dtype).tiny), v)
+
+    v = normalise(gaussian(like, key))
+    v = jax.lax.fori_loop(0, steps, lambda _, v: normalise(matvec(v)), v)
+    return vdot(v, matvec(v))
+
+
+def gaussian(like: PyTree, key: Array) -> PyTree:
+    """Independent standard normal entries, like ``like``."""
+    leaves, treedef = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    draws = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, draws)
+
+
+def require_step_size(owner: str, step_size: Any) -> None:
+    """Raise on a given step size that is not positive; ``None`` stands for a measured one."""
+    if step_size is not None:
+        require_positive(owner, "step_size", step_size)
+
+
+def stable_step(step_size: Any, matvec: Matvec, b: PyTree, key: Array) -> tuple[Array, int]:
+    """``(step, products used)``: the given step, or 1 / the largest eigenvalue, measured."""
+    if step_size is not None:
+        return jnp.asarray(step_size), 0
+    return 1 / jnp.abs(largest_eigenvalue(matvec, b, key)), _STEPS + 1
