@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import bilevel as bl
-from bilevel.testing import CONFORMANCE, Case, conformance, logistic, mlp, ridge
+from bilevel.testing import CONFORMANCE, conformance, logistic, mlp, ridge
 
 CASES = {make.__name__: make(seed=0) for make in (ridge, logistic, mlp)}
 # Laws whose outcome may depend on the precision; the others are about structure.
