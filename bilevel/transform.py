@@ -28,9 +28,12 @@ class Transform:
         numbers = {k: 0.0 if _sees_hyper(v) else v for k, v in self.settings.items()}
         return self.factory(**_unwrap(numbers)).init(params)
 
-    def update(self, updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[Any, Any]:
-        """Optax's ``update``."""
-        return self.factory(**_unwrap(self.settings)).update(updates, state, params)
+    def update(
+        self, updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        """Optax's ``update``; ``extra`` is for transformations that ask for more."""
+        tx = optax.with_extra_args_support(self.factory(**_unwrap(self.settings)))
+        return tx.update(updates, state, params, **extra)
 
     def at(self, count: Array, hyper: PyTree) -> "Transform":
         """The transformation at step ``count``, with the numbers that ``hyper`` decides."""
@@ -69,9 +72,11 @@ class Fixed:
         """Optax's ``init``."""
         return self.tx.init(params)
 
-    def update(self, updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[Any, Any]:
-        """Optax's ``update``."""
-        return self.tx.update(updates, state, params)
+    def update(
+        self, updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        """Optax's ``update``; ``extra`` is for transformations that ask for more."""
+        return optax.with_extra_args_support(self.tx).update(updates, state, params, **extra)
 
 
 def as_pytree(owner: str, tx: Any) -> Any:

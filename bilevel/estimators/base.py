@@ -89,10 +89,13 @@ def check_unrolled(
     name: str, problem: Problem, solver: Solver, hyper: PyTree, lower: Lower, data: Data, key: Array
 ) -> None:
     """:func:`check_visible` for estimators that differentiate the solver's steps."""
+    reason = None
     if isinstance(solver, NotUnrollable):
+        reason = solver.why_not_unrolled(lower.solver_state)
+    if reason is not None:
         raise ValueError(
-            f"{name} cannot differentiate the steps of {type(solver).__name__}: "
-            f"{solver.why_not_unrolled()}. Use Implicit, which needs only the minimiser."
+            f"{name} cannot differentiate the steps of {type(solver).__name__}: {reason}. "
+            "Use Implicit, which needs only the minimiser."
         )
 
     check_read(name, problem, solver, hyper, lower, data, key)

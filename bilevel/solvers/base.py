@@ -46,8 +46,8 @@ class DeclaresStability(Protocol):
 class NotUnrollable(Protocol):
     """A solver whose steps must not be differentiated (a line search, a host callback)."""
 
-    def why_not_unrolled(self) -> str:
-        """The reason, as the end of a sentence that begins with the solver's name."""
+    def why_not_unrolled(self, state: PyTree) -> str | None:
+        """The reason, as the end of a sentence on the solver; ``None`` if this state allows it."""
         ...
 
 

@@ -52,7 +52,7 @@ class External:
                 f"got {type(self.fn).__name__}."
             )
 
-    def why_not_unrolled(self) -> str:
+    def why_not_unrolled(self, state: PyTree) -> str:
         """It is not JAX."""
         return "it runs outside JAX, which cannot differentiate it"
 

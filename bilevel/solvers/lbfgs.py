@@ -16,6 +16,10 @@ from bilevel.messages import require_positive_int
 from bilevel.problem import Loss
 from bilevel.trees import PyTree, axpy, vdot
 
+NO_DERIVATIVE = (
+    "its line search stops by comparing numbers, so the derivative of its steps need not be that "
+    "of the minimiser, even where the minimum is reached exactly"
+)
 _SEARCH = 30  # most evaluations of one line search
 _FAILURES = 2  # without memory, then without success: at the rounding of the loss
 
@@ -49,12 +53,9 @@ class LBFGS:
         """Refuse an empty memory."""
         require_positive_int("LBFGS", "memory", self.memory)
 
-    def why_not_unrolled(self) -> str:
+    def why_not_unrolled(self, state: PyTree) -> str:
         """Its line search."""
-        return (
-            "its line search stops by comparing numbers, so a derivative of its steps is not that "
-            "of the minimiser, even where the minimum is reached exactly"
-        )
+        return NO_DERIVATIVE
 
     def init(self, params: PyTree, data: PyTree) -> Any:
         """``(curvature pairs, failures in a row, whether the last pair is of another hyper)``."""

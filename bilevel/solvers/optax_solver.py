@@ -9,14 +9,15 @@ import optax
 from jax import Array
 
 from bilevel.problem import Loss
+from bilevel.solvers.lbfgs import NO_DERIVATIVE
 from bilevel.solvers.sampling import Sampler
-from bilevel.transform import Transform, as_pytree
+from bilevel.transform import Fixed, Transform, as_pytree
 from bilevel.trees import PyTree
 
 
 @dataclass(frozen=True)
 class Optax:
-    """Minibatch steps of an optax transformation.
+    """Minibatch steps of an optax transformation, also of one that asks for the loss itself.
 
     Parameters
     ----------
@@ -27,6 +28,8 @@ class Optax:
 
     Notes
     -----
+    ``optax.lbfgs`` takes the change of the gradient by a new ``hyper`` for curvature: prefer
+    :class:`bilevel.LBFGS`. Line searches are for ``Implicit`` only.
     ``optax.adam`` has no derivative where a gradient entry is exactly 0 (a square root at 0):
     give it ``eps_root=1e-16`` when an estimator differentiates through it.
 
@@ -54,14 +57,28 @@ class Optax:
         sampler = Sampler(self.batch_size, self.sampling).init(data)
         return jnp.zeros((), jnp.int32), self.tx.init(params), sampler
 
+    def why_not_unrolled(self, state: Any) -> str | None:
+        """A line search among the transformations; ``None`` if there is none."""
+        searches = optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState
+        nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, searches))
+        return NO_DERIVATIVE if any(isinstance(node, searches) for node in nodes) else None
+
     def step(
         self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
     ) -> tuple[PyTree, Any]:
         """Draw a batch, apply the transformed gradient."""
         count, inner, sampler = state
         batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
-        tx = self.tx.at(count, hyper) if isinstance(self.tx, Transform) else self.tx
-        updates, inner = tx.update(jax.grad(loss)(params, hyper, batch), inner, params)
+
+        def objective(params: PyTree) -> Array:
+            return loss(params, hyper, batch)
+
+        value, gradient = jax.value_and_grad(objective)(params)
+        tx, extra = self.tx, {}
+        if isinstance(tx, Transform | Fixed):
+            extra = {"value": value, "grad": gradient, "value_fn": objective}
+            tx = tx.at(count, hyper) if isinstance(tx, Transform) else tx
+        updates, inner = tx.update(gradient, inner, params, **extra)
         return optax.apply_updates(params, updates), (count + 1, inner, sampler)
 
 

@@ -23,7 +23,8 @@ class SGD:
     Parameters
     ----------
     step_size : a positive number, ``fn(count)``, or ``fn(count, hyper)`` when the step size is
-        itself a hyperparameter. Stable on average while curvature < 2 (1 + momentum) / step_size.
+        itself a hyperparameter. Stable on average while curvature < 2 (1 + momentum) / step_size
+        (Nesterov: over 1 + 2 momentum).
     batch_size : examples per step, at most n; ``None`` is the full batch.
     momentum : ``None`` for none (no velocity is kept), a number in [0, 1), or a function as for
         ``step_size``.
@@ -80,9 +81,10 @@ class SGD:
         return params, (count + 1, velocity, sampler)
 
     def max_curvature(self, hyper: PyTree, state: Any) -> Array:
-        """``2 (1 + momentum) / step_size`` (heavy ball, full batch)."""
+        """``2 (1 + momentum) / step_size``; with Nesterov over ``1 + 2 momentum``; full batch."""
         momentum = 0.0 if self.momentum is None else evaluate(self.momentum, state[0], hyper)
-        return 2 * (1 + momentum) / evaluate(self.step_size, state[0], hyper)
+        shrunk = 1 + 2 * momentum if self.nesterov else 1
+        return 2 * (1 + momentum) / (shrunk * evaluate(self.step_size, state[0], hyper))
 
 
 jax.tree_util.register_dataclass(

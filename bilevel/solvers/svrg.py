@@ -85,9 +85,15 @@ class SVRG:
         """Renew the snapshot if it is due, draw a batch, move along the corrected gradient."""
         count, age, snapshot, full, sampler = state
         gradient = jax.grad(loss)
-        snapshot, full = jax.lax.cond(
-            age == 0, lambda: (params, gradient(params, hyper, data)), lambda: (snapshot, full)
-        )
+
+        def renew(params: PyTree, hyper: PyTree, snapshot: PyTree, full: PyTree) -> Any:
+            return jax.lax.cond(
+                age == 0, lambda: (params, gradient(params, hyper, data)), lambda: (snapshot, full)
+            )
+
+        # Without the checkpoint, reverse mode would store a copy of all data at every step.
+        renew = jax.checkpoint(renew, prevent_cse=False)
+        snapshot, full = renew(params, hyper, snapshot, full)
         batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
         here, there = gradient(params, hyper, batch), gradient(snapshot, hyper, batch)
         direction = jax.tree.map(lambda g, s, f: g - s + f, here, there, full)
