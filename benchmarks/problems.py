@@ -29,9 +29,9 @@ class Case:
 def ridge(n: int = 10_000, d: int = 200, seed: int = 0) -> Case:
     """One log-penalty per feature: 200 penalties, 1 000 steps of batch 32."""
     rng = np.random.default_rng(seed)
-    X = rng.normal(size=(n + 2000, d)).astype(np.float32)
+    X = rng.normal(size=(n + 2000, d))
     w = rng.normal(size=d) * (rng.random(d) < 0.3)
-    y = (X @ w + rng.normal(size=len(X))).astype(np.float32)
+    y = X @ w + rng.normal(size=len(X))
 
     def inner(w, h, batch):
         X, y = batch
@@ -44,7 +44,9 @@ def ridge(n: int = 10_000, d: int = 200, seed: int = 0) -> Case:
     data = bl.Data((jnp.asarray(X[:n]), jnp.asarray(y[:n])), (X[n:], y[n:]))
     data = jax.tree.map(jnp.asarray, data)
     hyper, params = jnp.full(d, -3.0), jnp.zeros(d)
-    return Case("ridge", bl.Problem(inner, outer), data, hyper, params, 0.002, 32, 1000)
+    return Case(
+        "ridge", bl.Problem(inner, outer, quadratic=True), data, hyper, params, 0.002, 32, 1000
+    )
 
 
 def softmax_loss(w: Any, X: jax.Array, y: jax.Array) -> jax.Array:
@@ -56,7 +58,7 @@ def softmax_loss(w: Any, X: jax.Array, y: jax.Array) -> jax.Array:
 def digits() -> Case:
     """Digits softmax, one log-penalty per weight: 650 penalties."""
     X, y = load_digits(return_X_y=True)
-    X, y = jnp.asarray(X / 16, jnp.float32), jnp.asarray(y)
+    X, y = jnp.asarray(X / 16), jnp.asarray(y)
 
     def inner(w, h, batch):
         X, y = batch
@@ -77,7 +79,7 @@ def weights(n: int = 1000) -> Case:
     X, y = load_digits(return_X_y=True)
     rng = np.random.default_rng(0)
     noisy = np.where(rng.random(n) < 0.5, rng.integers(0, 10, n), y[:n])
-    X, y, noisy = jnp.asarray(X / 16, jnp.float32), jnp.asarray(y), jnp.asarray(noisy)
+    X, y, noisy = jnp.asarray(X / 16), jnp.asarray(y), jnp.asarray(noisy)
 
     def inner(w, h, batch):
         X, y, index = batch

@@ -23,10 +23,10 @@ def compare(candidates: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[
     """Time every candidate; the repeats take turns, so that a drifting machine hits all alike."""
     first, later = {}, {name: [] for name in candidates}
     for name, call in candidates.items():
-        first[name] = _clock(call)
+        first[name] = clock(call)
     for _ in range(repeats):
         for name, call in candidates.items():
-            later[name].append(_clock(call))
+            later[name].append(clock(call))
     return {
         name: Timing(name, first[name], statistics.median(times), min(times))
         for name, times in later.items()
@@ -49,7 +49,8 @@ def table(title: str, timings: dict[str, Timing], base: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _clock(call: Callable[[], Any]) -> float:
+def clock(call: Callable[[], Any]) -> float:
+    """Seconds of one call, its results waited for."""
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
