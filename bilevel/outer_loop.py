@@ -148,6 +148,8 @@ def _diverged(
 ) -> Array:
     """Non-finite numbers; a gradient ``limit`` times its scale; or a sudden tenfold growth.
 
+    The scale is the larger of two: where the run began, and at the start params with today's
+    ``hyper``, which may have brought the gradient into being (learned targets that start at 0).
     The growth must exceed both the recent floor of the residual and the gradient that this step
     began with, so that neither SGD's noise nor a large move of ``hyper`` is mistaken for it. Below
     a residual of 1e-3 growth does no harm; in the first steps, when the floor is not yet known,
@@ -163,9 +165,10 @@ def _diverged(
 
     def confirm() -> Array:
         end = size(after.params)
-        known = (state.step >= 3) | (end > state.scale)
+        scale = jnp.maximum(state.scale, gradient_scale(problem, hyper, state.start, data))
+        known = (state.step >= 3) | (end > scale)
         sudden = grown & known & (end > 10 * size(before.params))
-        return sudden | (end > limit * state.scale) | ~jnp.isfinite(end)
+        return sudden | (end > limit * scale) | ~jnp.isfinite(end)
 
     return ~finite | jax.lax.cond(suspect, confirm, lambda: jnp.array(False))
 
