@@ -9,7 +9,7 @@ from jax import Array
 from bilevel.estimate import Lower
 from bilevel.messages import require_positive_int
 from bilevel.problem import Data, Loss, Problem, inner_loss
-from bilevel.trees import PyTree
+from bilevel.trees import PyTree, strong
 
 
 class Solver(Protocol):
@@ -61,10 +61,10 @@ class ChecksProblem(Protocol):
 
 
 @runtime_checkable
-class Restarts(Protocol):
+class Refreshes(Protocol):
     """A solver whose state holds what ``hyper`` makes stale: a full gradient, a curvature pair."""
 
-    def restart(self, state: PyTree) -> PyTree:
+    def refresh(self, state: PyTree) -> PyTree:
         """The state to begin a call with, of the same structure; ``hyper`` may have changed."""
         ...
 
@@ -86,7 +86,7 @@ def start(problem: Problem, solver: Solver, hyper: PyTree, lower: Lower, data: D
     require_fit(problem, solver)
     if problem.start is None:
         state = lower.solver_state
-        return lower.params, solver.restart(state) if isinstance(solver, Restarts) else state
+        return lower.params, solver.refresh(state) if isinstance(solver, Refreshes) else state
     params = problem.start(hyper, lower.params)
     return params, solver.init(params, data.inner)
 
@@ -143,5 +143,6 @@ def solve(
     Array(2., dtype=float32)
     """
     require_positive_int("solve", "steps", steps)
+    hyper, params = strong(hyper), strong(params)
     carry = start(problem, solver, hyper, Lower(params, solver.init(params, data.inner)), data)
     return run(inner_loss(problem), solver, hyper, carry, data, key, steps=steps)[0]

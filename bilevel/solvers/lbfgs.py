@@ -62,7 +62,7 @@ class LBFGS:
         pairs = optax.scale_by_lbfgs(self.memory).init(params)
         return pairs, jnp.zeros((), jnp.int32), jnp.array(False)
 
-    def restart(self, state: Any) -> Any:
+    def refresh(self, state: Any) -> Any:
         """The same pairs, the last of them to be computed again."""
         pairs, failures, _ = state
         return pairs, jnp.zeros_like(failures), jnp.array(True)

@@ -74,7 +74,7 @@ class SVRG:
         sampler = Sampler(self.batch_size, self.sampling).init(data)
         return zero, zero, params, zeros_like(params), sampler
 
-    def restart(self, state: Any) -> Any:
+    def refresh(self, state: Any) -> Any:
         """The same state, its snapshot due."""
         count, age, *rest = state
         return count, jnp.zeros_like(age), *rest

@@ -1,0 +1,34 @@
+"""Every solver ends where scikit-learn's does, in both precisions and on trees of parameters."""
+
+import inspect
+
+import jax
+import numpy as np
+import pytest
+
+import bilevel as bl
+from tests.solvers.cases import CASES, SOLVERS, flat, make
+
+
+@pytest.mark.parametrize("x64", [True, False], ids=["float64", "float32"])
+@pytest.mark.parametrize(("solver", "name"), CASES)
+def test_finds_the_minimiser(solver: str, name: str, x64: bool) -> None:
+    factory, steps, _ = SOLVERS[solver]
+    case = make(name)
+    with jax.enable_x64(x64):
+        found = bl.solve(
+            case.problem, factory(case.curvature), case.hyper, case.params, case.data,
+            jax.random.key(0), steps=steps,
+        )  # fmt: skip
+        assert {leaf.dtype.itemsize for leaf in jax.tree.leaves(found)} == {8 if x64 else 4}
+    np.testing.assert_allclose(flat(found), case.solution, atol=1e-8 if x64 else 1e-5)
+
+
+def test_every_exported_solver_has_a_row() -> None:
+    def is_solver(thing: object) -> bool:
+        step = getattr(thing, "step", None)
+        if not (inspect.isclass(thing) and callable(step)):
+            return False
+        return "loss" in inspect.signature(step).parameters
+
+    assert {name for name, thing in vars(bl).items() if is_solver(thing)} == set(SOLVERS)
