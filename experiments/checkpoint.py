@@ -55,10 +55,10 @@ def load(path: Path) -> Checkpoint:
     if not path.is_file():
         raise BadInputError(f"{path}: there is no checkpoint here.")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            manifest = json.loads(file["manifest"].tobytes())
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            manifest = json.loads(archive["manifest"].tobytes())
             version = manifest["format"]
-            stored = [file[str(number)] for number in range(len(manifest["arrays"]))]
+            stored = [archive[str(number)] for number in range(len(manifest["arrays"]))]
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
         raise _damaged(path, str(error)) from error
     if version != FORMAT:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,29 +17,35 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from experiments.targets import ALLOWED, refuse_unknown
+from experiments.targets import ALLOWED, locate, refuse_unknown
 from experiments.words import BadInputError, suggest
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _LEGACY = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
-_LONGEST_NAME = 200  # bytes; file systems allow 255
+_LONGEST_NAME = 150  # file systems allow 255 bytes
 _WHITELIST = [f"{prefix}*" for prefix in ALLOWED]
 
 
 def register_resolvers() -> None:
-    """Make `${if_run:FOLDER,then,otherwise}` and `${folder_name:TEXT}` known in the YAML files."""
+    """Make `${half:N}`, `${if_run:FOLDER,THEN,OTHERWISE}` and `${folder_name:TEXT}` known."""
+
+    def half(number: Any) -> Any:
+        """What is no integer is passed on, to be refused where it was given."""
+        return number // 2 if isinstance(number, int) else number
 
     def if_run(folder: Any, then: Any, otherwise: Any) -> Any:
         """A run that goes on writes where it wrote before."""
         return then if folder and (Path(str(folder)) / ".hydra").is_dir() else otherwise
 
     def folder_name(text: Any) -> str:
-        """One folder per text, whatever its length and its slashes."""
-        name = str(text).replace("/", "_") or "defaults"
-        if len(name.encode()) <= _LONGEST_NAME:
+        """One folder per text: short, and without what the shell or Hydra would want quoted."""
+        readable = str(text).replace("=", "-").replace(",", "_") or "defaults"
+        name = re.sub(r"[^\w.+-]", "_", readable, flags=re.ASCII)
+        if name == readable and len(name) <= _LONGEST_NAME:
             return name
-        return f"{name[: _LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(readable.encode()).hexdigest()[:12]}"
 
+    OmegaConf.register_new_resolver("half", half, replace=True)
     OmegaConf.register_new_resolver("if_run", if_run, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
@@ -58,7 +65,7 @@ def launch(task: Callable[[DictConfig], Any]) -> None:
     try:
         with _raising():
             entry()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # it raises all three
         raise BadInputError(explain(error)) from error
     except SystemExit as stop:
         # The argument parser exits with 2, which is the status of a run that diverged.
@@ -171,8 +178,17 @@ def instantiate(node: dict[str, Any], where: str) -> Any:
     refuse_unknown(node, where)
     options = {} if _LEGACY else {"_execution_whitelist_": _WHITELIST}
     try:
-        return hydra.utils.instantiate({**node, "_convert_": "all"}, **options)
+        return hydra.utils.instantiate({**_bare(node), "_convert_": "all"}, **options)
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | TypeError | OSError):
             raise error.__cause__ from None
         raise BadInputError(f"{where}: {error}") from error
+
+
+def _bare(node: Any) -> Any:
+    """`_partial_` of nothing is the function itself: equal in every run, so JAX compiles once."""
+    if isinstance(node, dict):
+        if node.keys() == {"_target_", "_partial_"} and node["_partial_"]:
+            return locate(node["_target_"], "_target_")
+        return {name: _bare(child) for name, child in node.items()}
+    return [_bare(child) for child in node] if isinstance(node, list) else node

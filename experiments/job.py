@@ -18,7 +18,7 @@ from experiments.hydra_compat import instantiate
 from experiments.progress import Display
 from experiments.targets import refuse_unknown
 from experiments.timing import Stopwatch
-from experiments.trajectory import Trajectory
+from experiments.trajectory import Trajectory, names
 from experiments.verify import against_exact
 
 RUN = 2  # the key stream of the run; a task draws its data and its start from the integer itself
@@ -26,13 +26,22 @@ RUN = 2  # the key stream of the run; a task draws its data and its start from t
 
 @dataclass
 class Run:
-    """What a run has reached: `tune`'s state, the history, the time, and the last result."""
+    """What a run has reached, all of it in its checkpoint.
+
+    Parameters
+    ----------
+    state, hyper : of the last :class:`bilevel.Result`; the hyperparameters after the last update.
+    history, checks : rows so far; distances from the closed form so far.
+    watch : the time so far.
+    message : why the run diverged, if it did.
+    """
 
     state: Any = None
+    hyper: Any = None
     history: dict[str, np.ndarray] = field(default_factory=dict)
     watch: Stopwatch = field(default_factory=Stopwatch)
     checks: list[dict[str, float]] = field(default_factory=list)
-    result: bl.Result | None = None
+    message: str | None = None
 
     @property
     def done(self) -> int:
@@ -63,8 +72,13 @@ class Job:
         """The run's random key."""
         return jax.random.fold_in(jax.random.key(self.settings["seed"]), RUN)
 
+    @property
+    def labels(self) -> list[str]:
+        """Names of the hyperparameters, one per entry of a row of the trajectory."""
+        return names(self.task.hyper, self.task.notes.get("penalties", ()))
+
     def template(self) -> Any:
-        """Structure, shapes and dtypes of the state that `tune` carries; nothing is computed."""
+        """Structure, shapes and dtypes of `(state, hyper)`; nothing is computed."""
         task = self.task
         hyper, params = strong(task.hyper), strong(task.params)
         outer = as_pytree("outer", self.outer)
@@ -72,26 +86,23 @@ class Job:
         def start(data: bl.Data, key: jax.Array) -> Any:
             return begin(task.problem, self.estimator, outer, hyper, params, data, key)
 
-        return jax.eval_shape(start, task.data, self.key)
+        return jax.eval_shape(start, task.data, self.key), jax.eval_shape(lambda: hyper)
 
     def resumed(self, saved: checkpoint.Checkpoint) -> Run:
         """The run that a checkpoint holds."""
         about = saved.about
-        return Run(
-            state=checkpoint.restore(saved, self.template()),
-            history=saved.history,
-            watch=Stopwatch(about["seconds"], about["compile_seconds"]),
-            checks=about["checks"],
-        )
+        state, hyper = checkpoint.restore(saved, self.template())
+        watch = Stopwatch(about["seconds"], about["compile_seconds"])
+        return Run(state, hyper, saved.history, watch, about["checks"], about["message"])
 
     def go(self, run: Run, folder: Path, console: Console) -> None:
         """Advance `run` to the end of its steps, or to where it diverges; `run` is always whole."""
         task, settings = self.task, self.settings
         data = jax.device_put(task.data)
         steps, every = settings["steps"], settings["every"]
-        record = Trajectory(task.hyper)
+        record = Trajectory()
         with Display(console, settings["progress"], steps, run.done) as display:
-            while run.done < steps:
+            while run.done < steps and run.message is None:
                 # The very first step alone: the check against a closed form belongs to the start.
                 count = min(every, steps - run.done) if run.done else 1
                 with run.watch, warnings.catch_warnings():
@@ -105,17 +116,16 @@ class Job:
                 self._take(run, result)
                 self._save(run, folder)
                 display.update(run.done, run.history)
-                if result.diverged:
-                    return
 
     def _take(self, run: Run, result: bl.Result) -> None:
-        rows = {name: np.asarray(column) for name, column in result.history.items()}
+        """Add what another block of steps has given."""
         first = not run.done
+        rows = {name: np.asarray(column) for name, column in result.history.items()}
         run.history = {
             name: np.concatenate([run.history[name], new]) if name in run.history else new
             for name, new in rows.items()
         }
-        run.state, run.result = result.state, result
+        run.state, run.hyper, run.message = result.state, result.hyper, result.message
         if run.done and (first or run.done >= self.settings["steps"]):
             run.checks += against_exact(self.task, result)
 
@@ -125,5 +135,7 @@ class Job:
             "seconds": run.watch.running,
             "compile_seconds": run.watch.compiling,
             "checks": run.checks,
+            "message": run.message,
         }
-        checkpoint.save(folder / checkpoint.PLACE, run.state, run.history, about)
+        path = folder / checkpoint.PLACE
+        checkpoint.save(path, (run.state, run.hyper), run.history, about)

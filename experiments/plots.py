@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from experiments.files import write_whole
-from experiments.trajectory import COLUMN, QUANTILES, names
+from experiments.trajectory import COLUMN, QUANTILES
 
 _LABELLED = 12  # lines that are named one by one
 
 
-def curves(path: Path, history: dict[str, np.ndarray], hyper: Any, title: str) -> None:
+def curves(path: Path, history: dict[str, np.ndarray], labels: list[str], title: str) -> None:
     """Outer value, hypergradient norm, residuals, and hyperparameters over the outer steps."""
     from matplotlib.figure import Figure  # the object interface: no display, no global state
     from matplotlib.ticker import MaxNLocator
@@ -32,7 +32,7 @@ def curves(path: Path, history: dict[str, np.ndarray], hyper: Any, title: str) -
             _log(residual, history[name])
     residual.set(title="evidence: how far the systems are solved", ylabel="relative residual")
     residual.legend()
-    _hyper(path_of_hyper, steps, history[COLUMN], names(hyper))
+    _hyper(path_of_hyper, steps, history[COLUMN], labels)
     for axes in (value, grad, residual, path_of_hyper):
         axes.set_xlabel("outer step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -41,6 +41,8 @@ def curves(path: Path, history: dict[str, np.ndarray], hyper: Any, title: str) -
 
 
 def _hyper(axes: Any, steps: np.ndarray, rows: np.ndarray, labels: list[str]) -> None:
+    from matplotlib import colormaps
+
     axes.set(title=f"hyperparameters ({rows.shape[1]})", ylabel="value")
     if labels == list(QUANTILES):
         axes.set_title("hyperparameters (quantiles)")
@@ -50,7 +52,8 @@ def _hyper(axes: Any, steps: np.ndarray, rows: np.ndarray, labels: list[str]) ->
         axes.legend()
         return
     few = len(labels) <= _LABELLED
-    axes.margins(x=0.1 if few else 0.05)  # room for the names
+    axes.margins(x=0.12 if few else 0.05)  # room for the names
+    axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
     for label, column in zip(labels, rows.T, strict=True):
         (line,) = axes.plot(steps, column, linewidth=1.5 if few else 0.8)
         if few and label:

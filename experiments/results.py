@@ -1,7 +1,9 @@
 """What a run leaves behind: `result.json` and the history."""
 
+import csv
 import importlib.metadata
 import importlib.util
+import io
 import math
 import platform
 import subprocess
@@ -24,19 +26,19 @@ def measured(job: Any, run: Any) -> dict[str, Any]:
     `seconds` is the time of the outer loop without `compile_seconds`; both include earlier parts
     of a resumed run. `counts` are totals over the run.
     """
-    history, task, result = run.history, job.task, run.result
+    history, task, state = run.history, job.task, run.state
     rows = len(history.get("value", ()))
     facts: dict[str, Any] = {
         "value_start": float(history["value"][0]) if rows else None,
         "value": float(history["value"][-1]) if rows else None,
         "steps": run.done,
-        "evidence": _evidence(result.estimate.evidence) if rows else {},
+        "evidence": _evidence(state.estimate.evidence) if rows else {},
         "counts": {n: int(history[n].sum(dtype=np.int64)) for n in COUNTS if n in history},
         "checks": run.checks,
         "seconds": run.watch.running,
         "compile_seconds": run.watch.compiling,
-        "hyper_summary": _floats(task.describe(result.hyper)),
-        "test_metrics": _floats(task.metrics(result.hyper, result.params)),
+        "hyper_summary": _floats(task.describe(run.hyper)),
+        "test_metrics": _floats(task.metrics(run.hyper, state.lower.params)),
         "baselines": {},
         "notes": dict(task.notes),
     }
@@ -46,10 +48,10 @@ def measured(job: Any, run: Any) -> dict[str, Any]:
     return facts
 
 
-def status(facts: dict[str, Any], result: Any) -> tuple[str, str | None]:
+def status(facts: dict[str, Any], message: str | None) -> tuple[str, str | None]:
     """`("completed", None)`, or `("diverged", why)`: also where any number is not finite."""
-    if result.diverged:
-        return "diverged", result.message
+    if message is not None:
+        return "diverged", message
     numbers = {"value": facts["value"]} | facts["test_metrics"] | facts["hyper_summary"]
     if bad := [name for name, number in numbers.items() if not math.isfinite(number)]:
         return "diverged", f"not finite at the end of the run: {', '.join(bad)}."
@@ -68,9 +70,9 @@ def versions() -> dict[str, Any]:
     }
 
 
-def write_history(folder: Path, history: dict[str, np.ndarray], hyper: Any) -> Path:
+def write_history(folder: Path, history: dict[str, np.ndarray], labels: list[str]) -> Path:
     """Write `history.parquet`, or `history.csv` where pyarrow is absent; one row per outer step."""
-    table = columns(history, hyper)
+    table = columns(history, labels)
     if importlib.util.find_spec("pyarrow"):
         import pyarrow
         import pyarrow.parquet
@@ -79,10 +81,10 @@ def write_history(folder: Path, history: dict[str, np.ndarray], hyper: Any) -> P
         rows = pyarrow.table(table)
         write_whole(path, lambda file: pyarrow.parquet.write_table(rows, file))
         return path
-    path = folder / "history.csv"
-    lines = [",".join(f'"{name}"' for name in table)]
-    lines += [",".join(str(x) for x in row) for row in zip(*table.values(), strict=True)]
-    write_whole(path, lambda file: file.write("\n".join([*lines, ""]).encode()))
+    path, text = folder / "history.csv", io.StringIO()
+    rows = [table, *zip(*(column.tolist() for column in table.values()), strict=True)]
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
     return path
 
 

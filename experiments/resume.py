@@ -1,6 +1,7 @@
 """Going on with a run: which settings hold, and whether there is anything left to do."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ def saved_settings(settings: dict[str, Any], overrides: list[str]) -> dict[str, 
             )
         saved[name] = settings[name]
     return saved
+
+
+def command(folder: Path) -> str:
+    """What to type to go on with the run in `folder`."""
+    simple = re.fullmatch(r"[\w./+-]+", str(folder))
+    resume = f"resume={folder}" if simple else f"'resume=\"{folder}\"'"
+    return f"python -m experiments.run {resume}"
 
 
 def refuse_other(saved: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import hydra_compat
 from experiments.files import write_json
 from experiments.hydra_compat import Launch
-from experiments.resume import RESULT, finished, saved_settings
+from experiments.resume import RESULT, command, finished, saved_settings
 from experiments.settings import check, defaults
 from experiments.words import BadInputError
 
@@ -74,8 +74,9 @@ def task(config: "DictConfig") -> float | None:
 
             result = perform(settings, folder, facts, console)
     except KeyboardInterrupt:
-        command = f"python -m experiments.run resume={folder}"
-        console.print(f"\ninterrupted; go on with: {command}", highlight=False, soft_wrap=True)
+        console.print(
+            f"\ninterrupted; go on with: {command(folder)}", highlight=False, soft_wrap=True
+        )
         raise
     except Exception as error:
         raise _failed(error, folder, facts) from error

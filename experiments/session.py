@@ -52,15 +52,15 @@ def _conclude(
 ) -> dict[str, Any]:
     """Metrics, baselines, files, and the summary."""
     measured = results.measured(job, run)
-    status, message = results.status(measured, run.result)
+    status, message = results.status(measured, run.message)
     result = facts | measured | {"status": status, "message": message}
     files = [folder / RESULT]
     if run.done:
-        files.append(results.write_history(folder, run.history, job.task.hyper))
+        files.append(results.write_history(folder, run.history, job.labels))
         if job.settings["plot"]:
             chosen = ", ".join(f"{k} {v}" for k, v in sorted(facts["choices"].items()))
             title = f"{result['task']} ({chosen}): {status}"
-            plots.curves(folder / "curves.png", run.history, job.task.hyper, title)
+            plots.curves(folder / "curves.png", run.history, job.labels, title)
             files.append(folder / "curves.png")
     write_json(folder / RESULT, result)
     summary.show(console, result, files)

@@ -37,7 +37,7 @@ def refuse_unknown(node: Any, where: str) -> None:
     refuse_foreign(node, where)
     for path, settings in _targets(node, where):
         target = settings["_target_"]
-        found = _locate(target, f"{path}._target_")
+        found = locate(target, f"{path}._target_")
         # `bilevel.tune.warnings` starts with `bilevel.` too, but is not bilevel's.
         if not callable(found) or not f"{found.__module__}.".startswith(ALLOWED):
             raise BadInputError(f"{path}._target_: {target} is no class or function of {ALLOWED}.")
@@ -63,8 +63,13 @@ def _targets(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _targets(child, f"{where}[{index}]")
 
 
-def _locate(target: str, where: str) -> Any:
-    """Attributes before modules, as Hydra does: `bilevel.transform` is both."""
+def locate(target: str, where: str) -> Any:
+    """What `target` names; attributes before modules, as Hydra does: `bilevel.transform` is both.
+
+    Raises
+    ------
+    BadInputError : there is no such thing.
+    """
     found: Any = None
     parts = target.split(".")
     for depth, name in enumerate(parts):

@@ -1,5 +1,7 @@
 """The hyperparameters' path: what the history records of them at every outer step."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,14 +14,15 @@ QUANTILES = {"minimum": 0.0, "quartile 1": 0.25, "median": 0.5, "quartile 3": 0.
 COLUMN = "hyper"
 
 
+@dataclass(frozen=True)
 class Trajectory:
-    """`record` of :func:`bilevel.tune`: every hyperparameter, or the quantiles of very many."""
+    """`record` of :func:`bilevel.tune`: every hyperparameter, or the quantiles of very many.
 
-    def __init__(self, hyper: Any) -> None:
-        self.names = names(hyper)
+    All are equal, so that the second run of a sweep compiles nothing.
+    """
 
     def __call__(self, hyper: Any, params: Any, estimate: Any) -> dict[str, jax.Array]:
-        """One row, `[len(self.names)]`."""
+        """One row, as long as :func:`names`."""
         del params, estimate
         flat, _ = ravel_pytree(hyper)
         if flat.size > EACH:
@@ -27,23 +30,25 @@ class Trajectory:
         return {COLUMN: flat}
 
 
-def names(hyper: Any) -> list[str]:
-    """What the columns of the trajectory are called: `['penalty'][3]`, or the quantiles."""
+def names(hyper: Any, known: Sequence[str] = ()) -> list[str]:
+    """What the entries of a row are called: `['penalty'][3]`, or as the task has named them."""
     entries = [
         jax.tree_util.keystr(path) + "".join(f"[{i}]" for i in index)
         for path, leaf in jax.tree_util.tree_leaves_with_path(hyper)
         for index in np.ndindex(np.shape(leaf))
     ]
-    return list(QUANTILES) if len(entries) > EACH else entries
+    if len(entries) > EACH:
+        return list(QUANTILES)
+    return list(known) if len(known) == len(entries) else entries
 
 
-def columns(history: dict[str, np.ndarray], hyper: Any) -> dict[str, np.ndarray]:
+def columns(history: dict[str, np.ndarray], labels: list[str]) -> dict[str, np.ndarray]:
     """The history as a table: `step`, then one column per number."""
     table = {"step": np.arange(len(history["value"]))}
     for name, rows in history.items():
         if name == COLUMN:
-            parts = zip(names(hyper), rows.T, strict=True)
-            table |= {f"hyper {part}".strip(): column for part, column in parts}
+            parts = zip(labels, rows.T, strict=True)
+            table |= {f"hyper {label}".strip(): column for label, column in parts}
         elif rows.ndim == 1:
             table[name] = rows
     return table

@@ -1,0 +1,162 @@
+"""Bad input is answered with a sentence: what, where, what was expected, the likely cure."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import hydra_compat
+from experiments.settings import check, defaults
+from experiments.targets import refuse_foreign, refuse_unknown
+from experiments.words import BadInputError, suggest
+from tests.experiments.conftest import Command
+
+WORDS = [
+    ("task=tinny", "task=tinny: there is no such task. Did you mean 'tiny'?"),
+    ("solver=sdg", "solver=sdg: there is no such solver. Did you mean 'sgd'?"),
+    ("estimator=implict", "estimator=implict: there is no such estimator. Did you mean 'implicit'"),
+    ("outer=adm", "outer=adm: there is no such outer. Did you mean 'adam'? Available: adam"),
+    ("experiment=nosuch", "experiment=nosuch: there is no such experiment."),
+    ("solvr=sgd", "solvr: there is no such setting. Did you mean 'solver'?"),
+    ("stepz=3", "stepz: there is no such setting. Did you mean 'steps'?"),
+    ("solver.step_sise=1", "solver.step_sise: there is no such setting. Did you mean 'step_size'?"),
+    ("+solver.foo=1", "solver.foo: bilevel.SGD has no such setting. Available: batch_size,"),
+    ("+foo=1", "foo: there is no such setting. Available: baselines,"),
+    ("solver.step_size=abc", "solver.step_size: expected a number, got 'abc'"),
+    ("solver.batch_size=2.5", "solver.batch_size: expected an integer, got 2.5"),
+    ("solver.batch_size=true", "solver.batch_size: expected an integer, got True"),
+    ("estimator.cross=maybe", "estimator.cross: expected true or false, got 'maybe'"),
+    ("solver.sampling=3", "solver.sampling: expected text, got 3"),
+    ("solver=1", "group override must be a string or a list"),
+    ("task.seed=abc", "task.seed: expected an integer, got 'abc'"),
+    ("seed=-1", "seed: expected an integer of at least 0, got -1"),
+    ("steps=0", "steps: expected an integer of at least 1, got 0"),
+    ("every=0", "every: expected an integer of at least 1, got 0"),
+    ("precision=float16", "precision: expected one of null, float32, float64, got 'float16'"),
+    ("progress=loud", "progress: expected one of auto, plain, off, got 'loud'"),
+    ("compile_cache=3", "compile_cache: expected a folder or null, got 3"),
+    ("solver._target_=os.system", "solver._target_: 'os.system' is not allowed."),
+    ("solver._target_=bilevel.SDG", "there is no bilevel.SDG. Did you mean 'SGD'?"),
+    ("solver.step_size=-1", "SGD: step_size must be a positive finite number, got -1"),
+    ("solver.sampling=random", "sampling must be one of ('iid', 'epoch'), got 'random'"),
+    ("estimator.steps=0", "Forward: steps must be at least 1, got 0"),
+    ("task.n=???", "task.n: Missing mandatory value"),
+    ("solver=[", "["),
+]
+
+
+@pytest.mark.parametrize(("argument", "words"), WORDS, ids=[argument for argument, _ in WORDS])
+def test_sentence(command: Command, tmp_path: Path, argument: str, words: str) -> None:
+    outcome = command(f"hydra.run.dir={tmp_path / 'a'}", argument)
+    assert outcome.status == 1
+    assert words in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_all_mistakes_are_said_at_once(command: Command) -> None:
+    outcome = command("solver.step_size=abc", "steps=1.5", "estimator.average=x", "seed=true")
+    for name in ("solver.step_size", "steps", "seed"):
+        assert f"{name}: expected" in outcome.err
+
+
+def test_argument_that_is_no_setting_is_not_taken_for_a_divergence(command: Command) -> None:
+    outcome = command("--no-such-flag")
+    assert outcome.status == 1
+    assert "unrecognized arguments: --no-such-flag" in outcome.err
+
+
+TREE: dict[str, Any] = {
+    "seed": 0, "steps": 5, "every": 2, "precision": None, "progress": "auto",
+    "compile_cache": None, "limit": 1.0,
+    "task": {"_target_": "tasks.t.t", "seed": "${seed}", "nested": {"a": 1.5, "list": [1]}},
+    "solver": {"_target_": "bilevel.SGD", "step_size": 0.1, "batch_size": None},
+    "estimator": {"_target_": "bilevel.Forward", "solver": "${solver}", "n": "${half:${.m}}"},
+    "outer": {"_target_": "optax.adam"},
+}  # fmt: skip
+
+
+def with_(node: str, **changes: Any) -> dict[str, Any]:
+    resolved = TREE | {"task": TREE["task"] | {"seed": 0}}
+    resolved |= {"estimator": TREE["estimator"] | {"solver": TREE["solver"], "n": 3}}
+    return resolved | (changes if not node else {node: resolved[node] | changes})
+
+
+GOOD: list[tuple[str, dict[str, Any]]] = [
+    ("", {}),
+    ("", {"limit": 3}),  # an integer is a number
+    ("solver", {"step_size": {"_target_": "bilevel.InverseTime", "mu": 1, "L": 2}}),
+    ("solver", {"step_size": None, "batch_size": 7}),  # whether null fits, the target knows
+    ("solver", {"momentum": 0.9}),  # a leaf need not list every setting of its target
+    ("estimator", {"solver": {"_target_": "bilevel.SGD", "step_size": 1.0}, "n": "computed"}),
+]
+
+
+@pytest.mark.parametrize(("node", "changes"), GOOD)
+def test_what_fits_is_accepted(node: str, changes: dict[str, Any]) -> None:
+    check(with_(node, **changes), TREE)
+
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("task", {"seed": "x"}, "task.seed: expected an integer, got 'x'"),
+    ("task", {"nested": 3}, "task.nested: expected named settings, got 3"),
+    ("task", {"nested": {"a": "x"}}, r"task.nested.a: expected a number, got 'x'"),
+    ("task", {"nested": {"b": 1}}, "task.nested.b: there is no such setting. Available: a, list."),
+    ("task", {"nested": {"list": 3}}, "task.nested.list: expected a list, got 3"),
+    ("solver", {"step_size": {"mu": 1}}, "solver.step_size: expected a number, got {'mu': 1}"),
+    ("estimator", {"solver": {"step_size": "x"}}, "estimator.solver.step_size: expected a number"),
+    ("outer", {"_target_": 3}, "outer._target_: expected text, got 3"),
+    ("outer", {"tx": [{"_target_": "optaxx.f"}]}, r"outer.tx\[0\]._target_: 'optaxx.f' is not all"),
+]
+
+
+@pytest.mark.parametrize(("node", "changes", "words"), BAD)
+def test_what_does_not_fit_is_refused(node: str, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInputError, match=words):
+        check(with_(node, **changes), TREE)
+
+
+def test_defaults_come_from_the_first_folder_that_has_them(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    (first / "solver").mkdir(parents=True)
+    (first / "solver" / "sgd.yaml").write_text("step_size: 1e-3\n")
+    (second / "solver").mkdir(parents=True)
+    (second / "solver" / "sgd.yaml").write_text("step_size: text\n")
+    (second / "config.yaml").write_text("defaults: [task: x]\nhydra: {}\nseed: 0\n")
+    choices = dict.fromkeys(("task", "solver", "estimator", "outer"), "sgd")
+    found = defaults(choices, [first, second])
+    assert found["solver"] == {"step_size": 0.001}
+    assert (found["seed"], found["task"]) == (0, {})
+    assert not {"defaults", "hydra"} & found.keys()
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "bilevelx.f", "builtins.eval", "", 3, None, "experiments.run.main"],
+)
+def test_target_outside_the_allowed_packages_is_refused(target: Any) -> None:
+    with pytest.raises(BadInputError, match="is not allowed"):
+        refuse_foreign({"a": [{"_target_": target}]}, "task")
+
+
+@pytest.mark.parametrize(
+    "target", ["bilevel.problem.np.save", "bilevel.tune.warnings.warn", "optax.nosuch"]
+)
+def test_target_that_a_package_has_only_borrowed_is_refused(target: str) -> None:
+    with pytest.raises(BadInputError, match=r"no class or function|there is no"):
+        refuse_unknown({"_target_": target}, "task")
+
+
+def test_partial_of_nothing_is_the_function_itself() -> None:
+    import optax
+
+    node = {"_target_": "bilevel.transform", "learning_rate": 0.1}
+    node["factory"] = {"_target_": "optax.adam", "_partial_": True}
+    assert hydra_compat.instantiate(node, "outer").factory is optax.adam
+
+
+def test_suggestion_says_only_what_helps() -> None:
+    assert suggest("rigde", ["ridge", "logistic"]) == (
+        "Did you mean 'ridge'? Available: logistic, ridge."
+    )
+    assert suggest("x", []) == ""
+    assert suggest("name7x", [f"name{i}" for i in range(99)]) == "Did you mean 'name7'?"
