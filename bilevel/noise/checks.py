@@ -24,13 +24,13 @@ def symmetric(owner: str, name: str, matrix: Any) -> Array:
     return array
 
 
-def semi_definite(owner: str, name: str, matrix: Any) -> Array:
+def semi_definite(owner: str, name: str, matrix: Any, cure: str = "") -> Array:
     """A symmetric ``matrix`` without negative eigenvalues (beyond rounding)."""
     array = symmetric(owner, name, matrix)
     if not is_traced(array) and (low := _lowest(array)) < -_rounding(array):
         raise ValueError(
             f"{owner}: {name} must be positive semi-definite, its lowest eigenvalue is {low:.3g}. "
-            "A covariance cannot be indefinite: was a Hessian passed in its place?"
+            f"{cure or 'A covariance cannot be indefinite: was a Hessian passed in its place?'}"
         )
     return array
 
@@ -57,8 +57,8 @@ def hessian(owner: str, matrix: Any) -> Array:
 
 
 def momentum(owner: str, value: Any) -> Any:
-    """A heavy-ball momentum in [0, 1)."""
-    if not is_traced(value) and not 0 <= float(value) < 1:
+    """A heavy-ball momentum in [0, 1), or an array of them."""
+    if not is_traced(value) and not np.all((np.asarray(value) >= 0) & (np.asarray(value) < 1)):
         raise ValueError(f"{owner}: momentum must lie in [0, 1), got {value}.")
     return value
 
@@ -72,10 +72,14 @@ def positive(owner: str, **values: Any) -> None:
 
 def below_limit(owner: str, value: Any, limit: Any, what: str) -> None:
     """Raise unless ``value < limit``, the edge beyond which no stationary state exists."""
+    below(f"{owner}: no stationary state exists", value, limit, what, "Take a smaller step size.")
+
+
+def below(owner: str, value: Any, limit: Any, what: str, cure: str) -> None:
+    """Raise unless ``value < limit``."""
     if not is_traced((value, limit)) and not float(value) < float(limit):
         raise ValueError(
-            f"{owner}: no stationary state exists: {what} is {float(value):.4g}, and must be below "
-            f"{float(limit):.4g}. Take a smaller step size."
+            f"{owner}: {what} is {float(value):.4g}, and must be below {float(limit):.4g}. {cure}"
         )
 
 
@@ -84,6 +88,20 @@ def same_size(owner: str, **matrices: Array) -> None:
     if len({matrix.shape for matrix in matrices.values()}) > 1:
         listed = ", ".join(f"{name} {matrix.shape}" for name, matrix in matrices.items())
         raise ValueError(f"{owner}: the matrices must have one size, got {listed}.")
+
+
+def commute(owner: str, **matrices: Array) -> None:
+    """Raise unless two symmetric matrices commute (to rounding)."""
+    (first, a), (second, b) = matrices.items()
+    if is_traced((a, b)):
+        return
+    gap = float(np.abs(np.asarray(a @ b - b @ a)).max())
+    size = float(np.linalg.norm(np.asarray(a)) * np.linalg.norm(np.asarray(b)))
+    if gap > 1e3 * _eps(a) * size:
+        raise ValueError(
+            f"{owner}: {first} and {second} must commute, their commutator has an entry of "
+            f"{gap:.3g}. Use noise.steady_state.covariance, which needs no commutation."
+        )
 
 
 def _largest(owner: str, name: str, array: Array) -> float:

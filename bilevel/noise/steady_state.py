@@ -1,0 +1,190 @@
+"""The stationary covariance of SGD with momentum and a matrix learning rate, at any step size.
+
+Quadratic loss of Hessian ``K``, gradient noise of covariance ``C`` that is independent from step to
+step (noise that depends on ``w``: put its stationary average; minibatches of one epoch: see
+``noise.epochs``), heavy ball ``m <- mu m + g``, ``w <- w - L m`` with a rate ``L`` that is a number
+or a symmetric positive definite matrix. For ``m <- mu m + (1 - mu) g`` put ``(1 - mu) L``.
+
+Source: Liu, Ziyin, Ueda, "Noise and fluctuation of finite learning rate stochastic gradient
+descent", ICML 2021, arXiv:2012.03636, as quoted in arXiv:2102.05375, Theorem 1.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.noise import checks
+
+
+def covariance(hessian: Any, noise: Any, rate: Any, momentum: Any = 0.0) -> Array:
+    r"""Stationary covariance ``S`` of the iterates, ``[d, d]``; exact for any ``K``, ``C``, ``L``.
+
+    It solves ``(1-mu) (L K S + S K L) - (1+mu^2)/(1-mu^2) L K S K L
+    + mu/(1-mu^2) (L K L K S + S K L K L) = L C L``, which in the basis where ``L^{1/2} K L^{1/2}``
+    is ``diag(a)`` is one division by ``(1-mu) (a_i + a_j) - (1-mu)/(1+mu) a_i a_j
+    + mu/(1-mu^2) (a_i - a_j)^2`` per entry: O(d^3), where a linear solve takes O(d^6).
+
+    Parameters
+    ----------
+    hessian : ``K [d, d]``, positive definite.
+    noise : ``C [d, d]``, covariance of one step's gradient; may be singular.
+    rate : ``L``, a number or ``[d, d]``.
+    momentum : ``mu`` in [0, 1).
+
+    Raises
+    ------
+    ValueError : an indefinite or singular Hessian, an indefinite covariance, or a rate beyond the
+        limit (an eigenvalue of ``L K`` at or above ``2 (1 + mu)``): there is no stationary state.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bilevel import noise
+    >>> S = noise.steady_state.covariance(jnp.diag(jnp.array([0.5, 1.0])), jnp.eye(2), 1.0)
+    >>> jnp.diag(S).round(4)  # lam c / (k (2 - lam k)); continuous time would say [1, 0.5]
+    Array([1.3333, 1.    ], dtype=float32)
+    """
+    basis, a, rotated, mu = _modes("steady_state.covariance", hessian, noise, rate, momentum)
+    return basis @ (rotated / divisor(a, mu)) @ basis.T
+
+
+def divisor(a: Array, momentum: Any) -> Array:
+    """The divisor ``[d, d]`` of the covariance equation, from the eigenvalues ``a`` of ``L K``."""
+    mu, ai, aj = momentum, a[:, None], a[None, :]
+    across = mu / (1 - mu**2) * (ai - aj) ** 2
+    return (1 - mu) * (ai + aj) - (1 - mu) / (1 + mu) * ai * aj + across
+
+
+def continuous_covariance(hessian: Any, noise: Any, rate: Any, momentum: Any = 0.0) -> Array:
+    """What continuous time predicts instead, ``[d, d]``: ``L K S + S K L = L C L / (1 - mu)``.
+
+    The limit of small rates, for contrast only: it stays finite where the true covariance
+    diverges. Arguments and refusals as for :func:`covariance`.
+    """
+    owner = "steady_state.continuous_covariance"
+    basis, a, rotated, mu = _modes(owner, hessian, noise, rate, momentum)
+    return basis @ (rotated / ((1 - mu) * (a[:, None] + a[None, :]))) @ basis.T
+
+
+def commuting_covariance(hessian: Any, noise: Any, step_size: Any, momentum: Any = 0.0) -> Array:
+    """``step_size / (1-mu) C K^-1 [2 - step_size K / (1+mu)]^-1``, for ``C K = K C``; ``[d, d]``.
+
+    One solve and no eigenbasis (Liu et al. 2021; Corollary 3 of arXiv:2102.05375).
+
+    Raises
+    ------
+    ValueError : as :func:`covariance`, and where the two matrices do not commute.
+    """
+    owner = "steady_state.commuting_covariance"
+    k, c, mu = _inputs(owner, hessian, noise, momentum)
+    checks.positive(owner, step_size=step_size)
+    checks.commute(owner, hessian=k, noise=c)
+    checks.below_limit(owner, step_size, step_limit(k, mu), "the step size")
+    bracket = 2 * k - step_size / (1 + mu) * k @ k
+    solved = step_size / (1 - mu) * jnp.linalg.solve(bracket, c)
+    return (solved + solved.T) / 2
+
+
+def step_limit(hessian: Any, momentum: Any = 0.0, preconditioner: Any = 1.0) -> Array:
+    """Largest ``s`` for which ``rate = s * preconditioner`` has a stationary state; ``()``.
+
+    ``2 (1 + mu) / largest eigenvalue of (preconditioner K)``, by the Jury test on
+    ``z^2 - (1 + mu - a) z + mu``. This is the limit for *additive* noise; minibatches have a lower
+    one, ``noise.minibatch.step_limit``.
+
+    Raises
+    ------
+    ValueError : an indefinite or singular Hessian or preconditioner, momentum outside [0, 1).
+    """
+    owner = "steady_state.step_limit"
+    k = checks.hessian(owner, hessian)
+    root = rate_root(owner, preconditioner, k)
+    mu = checks.momentum(owner, momentum)
+    return 2 * (1 + mu) / jnp.linalg.eigvalsh(root @ k @ root)[-1]
+
+
+def residual(covariance: Any, hessian: Any, noise: Any, rate: Any, momentum: Any = 0.0) -> Array:
+    """By how much a covariance misses the equation of :func:`covariance`; ``()``.
+
+    Largest entry of the difference of the two sides over the largest of ``L C L``.
+    """
+    k, c, s = jnp.asarray(hessian), jnp.asarray(noise), jnp.asarray(covariance)
+    rate = jnp.asarray(rate)
+    lam, mu = (rate * jnp.eye(k.shape[0]) if rate.ndim == 0 else rate), momentum
+    a = lam @ k
+    left = (1 - mu) * (a @ s + s @ a.T) - (1 + mu**2) / (1 - mu**2) * (a @ s @ a.T)
+    left = left + mu / (1 - mu**2) * (a @ a @ s + s @ a.T @ a.T)
+    right = lam @ c @ lam
+    return jnp.max(jnp.abs(left - right)) / jnp.max(jnp.abs(right))
+
+
+def loss_floor(hessian: Any, noise: Any, rate: Any, momentum: Any = 0.0) -> Array:
+    """Excess training loss ``Tr[K S] / 2`` of the stationary state; ``()``.
+
+    For a scalar rate it equals ``rate / (4 (1-mu)) Tr[(I - rate K / (2 (1+mu)))^-1 C]``, whether
+    or not ``K`` and ``C`` commute. Arguments and refusals as for :func:`covariance`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bilevel import noise
+    >>> K, C = jnp.diag(jnp.array([0.5, 1.0])), jnp.eye(2)
+    >>> round(float(noise.steady_state.loss_floor(K, C, 0.1)), 4)
+    0.052
+    >>> [round(float(x), 4) for x in noise.steady_state.floor_bracket(2.0, 1.0, 0.1)]
+    [0.05, 0.0526]
+    """
+    return jnp.trace(jnp.asarray(hessian) @ covariance(hessian, noise, rate, momentum)) / 2
+
+
+def floor_bracket(
+    noise_trace: Any, largest_curvature: Any, step_size: Any, momentum: Any = 0.0
+) -> tuple[Array, Array]:
+    """Lower and upper bound of :func:`loss_floor` from ``Tr C`` and the largest curvature alone.
+
+    ``step_size Tr C / (4 (1-mu))``, and that over ``1 - step_size k_max / (2 (1+mu))``; scalar
+    step sizes. ``Tr C`` needs per-example gradients only, ``k_max`` some Lanczos steps.
+
+    Raises
+    ------
+    ValueError : an argument that is not positive, or a step size beyond the limit.
+    """
+    owner = "steady_state.floor_bracket"
+    checks.positive(
+        owner, noise_trace=noise_trace, largest_curvature=largest_curvature, step_size=step_size
+    )
+    mu = checks.momentum(owner, momentum)
+    limit = 2 * (1 + mu) / largest_curvature
+    checks.below_limit(owner, step_size, limit, "the step size")
+    low = jnp.asarray(step_size * noise_trace / (4 * (1 - mu)))
+    return low, low / (1 - step_size / limit)
+
+
+def rate_root(owner: str, rate: Any, like: Array) -> Array:
+    """Symmetric square root ``[d, d]`` of a rate that is a number or a matrix."""
+    if jnp.ndim(rate) == 0:
+        checks.positive(owner, rate=rate)
+        return jnp.sqrt(jnp.asarray(rate, like.dtype)) * jnp.eye(like.shape[0], dtype=like.dtype)
+    rate = checks.positive_definite(owner, "rate", rate, "A preconditioner has to be.")
+    checks.same_size(owner, hessian=like, rate=rate)
+    values, vectors = jnp.linalg.eigh(rate)
+    return (vectors * jnp.sqrt(values)) @ vectors.T
+
+
+def _inputs(owner: str, hessian: Any, noise: Any, momentum: Any) -> tuple[Array, Array, Any]:
+    k = checks.hessian(owner, hessian)
+    c = checks.semi_definite(owner, "noise", noise)
+    checks.same_size(owner, hessian=k, noise=c)
+    return k, c, checks.momentum(owner, momentum)
+
+
+def _modes(owner: str, hessian: Any, noise: Any, rate: Any, momentum: Any) -> Any:
+    """``(W, a, W^T C W, mu)`` with ``L = W W^T`` and ``L K W = W diag(a)``."""
+    k, c, mu = _inputs(owner, hessian, noise, momentum)
+    root = rate_root(owner, rate, k)
+    a, vectors = jnp.linalg.eigh(root @ k @ root)
+    what = "the largest eigenvalue of rate * hessian"
+    checks.below_limit(owner, a[-1], 2 * (1 + mu), what)
+    basis = root @ vectors
+    return basis, a, basis.T @ c @ basis, mu
