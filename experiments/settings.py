@@ -43,15 +43,14 @@ def check(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
 def defaults(choices: dict[str, str], sources: list[Path]) -> dict[str, Any]:
     """What the chosen leaves hold before anything changed it, to compare kinds with."""
     tree = _read("config", sources)
-    for unrelated in ("defaults", "hydra"):
-        tree.pop(unrelated, None)
     return tree | {node: _read(f"{node}/{choices[node]}", sources) for node in NODES}
 
 
 def _read(name: str, sources: list[Path]) -> dict[str, Any]:
     for source in sources:
         if (path := source / f"{name}.yaml").is_file():
-            return read_yaml(path)
+            leaf = read_yaml(path)
+            return {key: leaf[key] for key in leaf if key not in ("defaults", "hydra")}
     return {}
 
 
