@@ -1,7 +1,20 @@
 """The noise of SGD-like inner solvers at finite step sizes: pure functions, one module a topic.
 
 Hessians, covariances and step sizes come in, covariances, limits and times come out. A module is
-used by its name: ``bl.noise.stationary.covariance(hessian, noise, step_size)``.
+used by its name: ``noise.steady_state.covariance(hessian, noise, step_size)``.
 """
 
+from bilevel.noise import averaging as averaging
+from bilevel.noise import epochs as epochs
+from bilevel.noise import equilibrium as equilibrium
+from bilevel.noise import escape as escape
+from bilevel.noise import gaussian_inputs as gaussian_inputs
+from bilevel.noise import heavy_ball as heavy_ball
 from bilevel.noise import lanczos as lanczos
+from bilevel.noise import minibatch as minibatch
+from bilevel.noise import modified_equation as modified_equation
+from bilevel.noise import posterior as posterior
+from bilevel.noise import preconditioned as preconditioned
+from bilevel.noise import sde as sde
+from bilevel.noise import steady_state as steady_state
+from bilevel.noise import transient as transient
