@@ -22,6 +22,7 @@ from experiments.words import BadInputError, suggest
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _LEGACY = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
+_VERSION: dict[str, Any] = {"version_base": "1.3"} if _LEGACY else {}
 _LONGEST_NAME = 150  # file systems allow 255 bytes
 _WHITELIST = [f"{prefix}*" for prefix in ALLOWED]
 
@@ -45,9 +46,20 @@ def register_resolvers() -> None:
             return name
         return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(readable.encode()).hexdigest()[:12]}"
 
-    OmegaConf.register_new_resolver("half", half, replace=True)
-    OmegaConf.register_new_resolver("if_run", if_run, replace=True)
-    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    register = OmegaConf.register_new_resolver if _LEGACY else _new_register()
+    for function in (half, if_run, folder_name):
+        register(function.__name__, function, replace=True)
+
+
+def _new_register() -> Any:
+    return vars(OmegaConf)["register_resolver"].__func__  # OmegaConf 2.4, with Hydra 1.4
+
+
+def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
+    """The configuration that a command line gives, for tests and notebooks."""
+    register_resolvers()
+    with hydra.initialize_config_dir(str(CONF), **_VERSION):
+        return hydra.compose("config", overrides, return_hydra_config=with_hydra)
 
 
 def launch(task: Callable[[DictConfig], Any]) -> None:
@@ -58,10 +70,8 @@ def launch(task: Callable[[DictConfig], Any]) -> None:
     BadInputError : what the command line asks for does not exist.
     """
     register_resolvers()
-    options: dict[str, Any] = {"version_base": "1.3"}
-    if not _LEGACY:
-        options = {"execution_whitelist": [*_WHITELIST, "logging.*"]}
-    entry = hydra.main(config_path=str(CONF), config_name="config", **options)(task)
+    guard: dict[str, Any] = {} if _LEGACY else {"execution_whitelist": [*_WHITELIST, "logging.*"]}
+    entry = hydra.main(config_path=str(CONF), config_name="config", **_VERSION, **guard)(task)
     try:
         with _raising():
             entry()
@@ -176,9 +186,10 @@ def instantiate(node: dict[str, Any], where: str) -> Any:
     ValueError, TypeError, OSError : what the target itself raises.
     """
     refuse_unknown(node, where)
-    options = {} if _LEGACY else {"_execution_whitelist_": _WHITELIST}
+    options: dict[str, Any] = {} if _LEGACY else {"_execution_whitelist_": _WHITELIST}
+    config = OmegaConf.create({**_bare(node), "_convert_": "all"}, flags={"allow_objects": True})
     try:
-        return hydra.utils.instantiate({**_bare(node), "_convert_": "all"}, **options)
+        return hydra.utils.instantiate(config, **options)
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | TypeError | OSError):
             raise error.__cause__ from None

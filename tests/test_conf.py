@@ -1,11 +1,9 @@
 """Every YAML leaf composes and makes what it names; every noun that is exported has a leaf."""
 
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import jax
 import jax.numpy as jnp
 import pytest
@@ -25,15 +23,8 @@ NOUNS = [leaf for leaf in LEAVES if leaf.parts[0] in NODES]
 NAMES = dict(ids=str)
 
 
-@pytest.fixture(scope="module")
-def composer() -> Iterator[None]:
-    hydra_compat.register_resolvers()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-
-
 def composed(*overrides: str) -> dict[str, Any]:
-    return hydra_compat.plain(hydra.compose("config", list(overrides)))
+    return hydra_compat.plain(hydra_compat.compose(list(overrides)))
 
 
 def targets(leaves: list[Path], group: str) -> set[str]:
@@ -60,7 +51,7 @@ def test_no_leaf_asks_hydra_for_what_only_some_launchers_know() -> None:
 
 
 @pytest.mark.parametrize("leaf", NOUNS, **NAMES)
-def test_leaf_composes_and_makes_what_it_names(leaf: Path, composer: None) -> None:
+def test_leaf_composes_and_makes_what_it_names(leaf: Path) -> None:
     group, name = leaf.parts
     written = hydra_compat.read_yaml(CONF / f"{leaf}.yaml")
     needed = [f"{group}.{key}={VALUES[key]}" for key, value in written.items() if value == "???"]
@@ -110,7 +101,7 @@ ESTIMATORS = [leaf.name for leaf in NOUNS if leaf.parts[0] == "estimator"]
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_estimator_takes_whatever_solver_is_chosen(name: str, composer: None) -> None:
+def test_estimator_takes_whatever_solver_is_chosen(name: str) -> None:
     settings = composed(f"estimator={name}", "solver=gradient_descent", "solver.step_size=0.7")
     node = settings["estimator"]
     node = node.get("estimator", node)  # the one that another wraps
@@ -120,23 +111,24 @@ def test_estimator_takes_whatever_solver_is_chosen(name: str, composer: None) ->
         assert "solver" not in inspect.signature(getattr(bl, node["_target_"][8:])).parameters
 
 
-def test_wrapped_estimator_is_a_choice_of_its_own(composer: None) -> None:
+def test_wrapped_estimator_is_a_choice_of_its_own() -> None:
     settings = composed("estimator=replicated", "estimator@estimator.estimator=uoro")
     made = hydra_compat.instantiate(settings["estimator"], "estimator")
     assert (type(made), type(made.estimator)) == (bl.Replicated, bl.UORO)
 
 
-def test_average_follows_steps(composer: None) -> None:
+def test_average_follows_steps() -> None:
     assert composed("estimator.steps=30")["estimator"]["average"] == 15
     assert composed("estimator.steps=30", "estimator.average=0")["estimator"]["average"] == 0
 
 
-def test_one_integer_seeds_the_task(composer: None) -> None:
+def test_one_integer_seeds_the_task() -> None:
     assert composed("seed=7")["task"]["seed"] == 7
 
 
-def test_folders_are_named_without_what_needs_quoting(composer: None) -> None:
+def test_folders_are_named_without_what_needs_quoting() -> None:
     def name(text: str) -> str:
+        hydra_compat.register_resolvers()
         config = OmegaConf.create({"text": text, "name": "${folder_name:${text}}"})
         return config.name
 
@@ -151,13 +143,13 @@ EXPERIMENTS = [leaf.name for leaf in LEAVES if leaf.parts[0] == "experiment"]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiment_composes(name: str, composer: None) -> None:
+def test_experiment_composes(name: str) -> None:
     settings = composed(f"experiment={name}", "hydra.mode=RUN")
-    chosen = hydra.compose("config", [f"experiment={name}"], return_hydra_config=True)
+    chosen = hydra_compat.compose([f"experiment={name}"], with_hydra=True)
     choices = {node: chosen.hydra.runtime.choices[node] for node in NODES}
     check(settings, defaults(choices, [CONF]))
     hydra_compat.instantiate(settings["estimator"], "estimator")
 
 
-def test_main_job_is_the_default(composer: None) -> None:
+def test_main_job_is_the_default() -> None:
     assert composed("experiment=main") == composed()
