@@ -1,6 +1,6 @@
 r"""One-step differentiation: back-propagation through the last step, or the last few.
 
-    grad = grad_h outer + sum_{j<last} t_j,   t_j = B^T (A^T)^j grad_w outer,
+    grad = grad_h outer + sum_{j < last} t_j,   t_j = B^T (A^T)^j grad_w outer,
     A = d step / d w,   B = d step / d h
 
 Bolte, Pauwels, Vaiter, "One-step differentiation of iterative algorithms", NeurIPS 2023. For a
@@ -8,9 +8,7 @@ contraction ``|A| <= rho`` the dropped terms sum to at most ``rho^last / (1 - rh
 outer|`` (theirs for ``last = 1``).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,12 +19,11 @@ from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import check_unrolled, progress
 from bilevel.estimators.reverse import Reverse
 from bilevel.messages import require_positive_int
-from bilevel.mixed import mixed_mode
-from bilevel.problem import Data, Loss, Problem, inner_loss
+from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
-from bilevel.trees import PyTree, axpy, dtype, norm, partition, zeros_like
+from bilevel.trees import PyTree, norm, partition, zeros_like
 
-_POWERS = 16  # enough for the transient growth of momentum's non-normal map to wear off
+_PROBE = 8  # steps over which the contraction is measured: the swing of momentum averages out
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,12 @@ class OneStep:
     """``Reverse(truncate=last)`` with a measurement of what the truncation drops.
 
     Right for solvers that converge superlinearly, where one step forgets the past; elsewhere look
-    at the evidence. The first dropped term ``t_last`` is computed, the others are taken to decay
-    from it like ``rho^j``: ``evidence.bias = -t_last / (1 - rho)``, of which ``grad - bias`` is
-    free. ``rho`` is the larger of two measurements at the first dropped step: how much it shrinks
-    the cotangent, and how much its 16th power shrinks the displacement of the iterate. Both are
-    bounds from below, so that many comparable slow modes make the bias an underestimate. It is
-    infinite where ``rho >= 1``: the steps do not contract, and nothing bounds what is dropped.
+    at the evidence. Up to 16 steps before the ``last`` ones are pulled back too, not for the
+    gradient but to see what it misses: the sum of their terms, and the rate ``rho`` at which the
+    cotangent shrinks through the earlier half of them, by which the rest is extrapolated as a
+    geometric series. ``evidence.bias`` is minus that sum, so that ``grad - bias`` is the better
+    gradient; it is infinite where ``rho >= 1``: nothing then bounds what is dropped. With
+    ``last = steps`` nothing is, and the bias is 0.
 
     Parameters
     ----------
@@ -74,7 +71,7 @@ class OneStep:
     def step(
         self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
     ) -> tuple[Estimate, Lower]:
-        """Run the chain, pull back through its last steps, and through one more to see its size."""
+        """Run the chain, pull back through its last steps, then on through the probe."""
         if self.last == self.steps:
             whole = Reverse(self.solver, self.steps)
             estimate, lower = whole.step(problem, hyper, lower, data, key)
@@ -82,35 +79,37 @@ class OneStep:
             return replace(estimate, evidence=evidence), lower
 
         check_unrolled("OneStep", problem, self.solver, hyper, lower, data, key)
+        dropped = self.steps - self.last
+        near, far = min(_PROBE, (dropped + 1) // 2), min(_PROBE, dropped // 2)
         before, _ = carry = start(problem, self.solver, hyper, lower, data)
-        plain, mixed = inner_loss(problem), inner_loss(problem, mixed_mode(problem.inner))
-        first = self.steps - self.last - 1
 
-        def advance(loss: Loss, k: int, n: int, hyper: PyTree, carry: Any) -> Any:
+        def advance(k: int, n: int, hyper: PyTree, carry: Any) -> Any:
+            loss = inner_loss(problem)
             return run(loss, self.solver, hyper, carry, data, key, steps=n, first=k)
 
-        carry = advance(plain, 0, first, hyper, carry) if first else carry
+        carry = advance(0, dropped - near - far, hyper, carry)
         moving, fixed, merge = partition(carry)
 
-        def dropped(loss: Loss, moving: list, hyper: PyTree) -> tuple[list, list]:
-            return partition(advance(loss, first, 1, hyper, merge(moving, fixed)))[:2]
+        def pullable(k: int, n: int, moving: list, fixed: list) -> Any:
+            def segment(moving: list, hyper: PyTree) -> tuple[list, list]:
+                return partition(advance(k, n, hyper, merge(moving, fixed)))[:2]
 
-        def kept(moving: list, hyper: PyTree, fixed: list) -> Any:
-            carry = advance(mixed, first + 1, self.last, hyper, merge(moving, fixed))
+            return jax.vjp(segment, moving, hyper, has_aux=True)
+
+        def kept(moving: list, hyper: PyTree) -> Any:
+            carry = advance(dropped, self.last, hyper, merge(moving, fixed))
             return problem.outer(carry[0], hyper, data.outer), carry
 
-        after, pull, after_fixed = jax.vjp(partial(dropped, mixed), moving, hyper, has_aux=True)
+        moving, pull_far, fixed = pullable(dropped - near - far, far, moving, fixed)
+        moving, pull_near, fixed = pullable(dropped - near, near, moving, fixed)
         both = jax.value_and_grad(kept, argnums=(0, 1), has_aux=True)
-        (value, (params, state)), (cotangent, grad) = both(after, hyper, after_fixed)
-        earlier, term = pull(cotangent)
-        _, tangent_map = jax.linearize(lambda m: dropped(plain, m, hyper)[0], moving)
-        rate = jnp.maximum(
-            _ratio(norm(earlier), norm(cotangent)), _decay(tangent_map, axpy(-1, moving, after))
-        )
+        (value, (params, state)), (cotangent, grad) = both(moving, hyper)
+        middle, near_terms = pull_near(cotangent)
+        oldest, far_terms = pull_far(middle)
 
-        bias = jax.tree.map(lambda t: _tail(t, rate), term)
+        bias = _tail(near_terms, far_terms, norm(oldest), norm(middle))
         residual, reference = progress(problem, hyper, before, params, data, lower.reference)
-        counts = Counts.of(gradients=self.steps + 2, vjps=self.last + 1, jvps=_POWERS)
+        counts = Counts.of(gradients=self.steps + 1, vjps=self.last + near + far)
         evidence = Evidence(residual, bias=bias, counts=counts)
         return Estimate(value, grad, evidence), Lower(params, state, None, reference)
 
@@ -118,25 +117,13 @@ class OneStep:
 jax.tree_util.register_dataclass(OneStep, data_fields=["solver"], meta_fields=["steps", "last"])
 
 
-def _decay(tangent_map: Callable[[list], list], displacement: list) -> Array:
-    """Geometric mean of what ``_POWERS`` applications multiply the norm by; ``()``."""
+def _tail(near: PyTree, far: PyTree, new: Array, old: Array) -> PyTree:
+    """``-(near + sum_j (new / old)^j far)``; infinite where the series is."""
+    shrink = jnp.where(new == 0, 0, new / old)
 
-    def power(carry: Any, _: None) -> tuple[Any, None]:
-        u, logarithm = carry
-        size = norm(u)
-        image = tangent_map(jax.tree.map(lambda x: jnp.where(size > 0, x / size, 0), u))
-        return (image, logarithm + jnp.log(norm(image))), None
+    def total(n: Array, f: Array) -> Array:
+        unbounded = jnp.where(f == 0, 0, jnp.sign(f) * jnp.inf)
+        rest = jnp.where(shrink < 1, f / (1 - shrink), unbounded)
+        return -(n + rest).astype(n.dtype)
 
-    zero = jnp.zeros((), dtype(displacement))
-    (_, logarithm), _ = jax.lax.scan(power, (displacement, zero), length=_POWERS)
-    return jnp.exp(logarithm / _POWERS)
-
-
-def _ratio(new: Array, old: Array) -> Array:
-    return jnp.where(new == 0, 0, new / old)
-
-
-def _tail(term: Array, rate: Array) -> Array:
-    """``-sum_j rate^j term``; infinite, with the sign of ``-term``, where the sum is."""
-    unbounded = jnp.where(term == 0, 0, -jnp.sign(term) * jnp.inf)
-    return jnp.where(rate < 1, -term / (1 - rate), unbounded).astype(term.dtype)
+    return jax.tree.map(total, near, far)
