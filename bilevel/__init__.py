@@ -23,6 +23,16 @@ from bilevel.estimators import Reverse as Reverse
 from bilevel.estimators import Richardson as Richardson
 from bilevel.hypergradient import hypergradient as hypergradient
 from bilevel.linear import CG as CG
+from bilevel.linear import GMRES as GMRES
+from bilevel.linear import MINRES as MINRES
+from bilevel.linear import BiCGSTAB as BiCGSTAB
+from bilevel.linear import Dense as Dense
+from bilevel.linear import FixedPoint as FixedPoint
+from bilevel.linear import GaussNewton as GaussNewton
+from bilevel.linear import Neumann as Neumann
+from bilevel.linear import Nystrom as Nystrom
+from bilevel.linear import OutputLoss as OutputLoss
+from bilevel.linear import SGDLinear as SGDLinear
 from bilevel.problem import Data as Data
 from bilevel.problem import Problem as Problem
 from bilevel.schedules import InverseTime as InverseTime

@@ -123,7 +123,7 @@ def check_minimiser(name: str, problem: Problem, hyper: PyTree, params: PyTree, 
 
     def everything(hyper: PyTree) -> Any:
         outer = jax.value_and_grad(problem.outer)(params, hyper, data.outer)
-        return jax.grad(problem.inner)(params, hyper, data.inner), outer
+        return full_gradient(problem, hyper, params, data), outer
 
     cure = (
         "the inner minimiser does not depend on it (a step size, a start point, or nothing at "

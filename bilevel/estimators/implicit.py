@@ -4,10 +4,12 @@ r"""Implicit differentiation: the inner optimality condition, solved for its sen
     H = d^2 inner / d params^2,   C = d^2 inner / d params d hyper,   at the solver's last iterate
 
 Bengio 2000; Pedregosa, ICML 2016 (HOAG); Rajeswaran et al., NeurIPS 2019. Exact at the minimiser;
-elsewhere wrong by O(inner residual + linear residual), both reported.
+elsewhere wrong by O(inner residual + linear residual), both reported. The system of a problem with
+a proximal part is in ``adjoint.py``.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,12 +17,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
-from bilevel.estimators.base import check_visible, inner_residual
+from bilevel.estimators.adjoint import System, adjoint_system, first_order_bias, proximal_step
+from bilevel.estimators.base import check_minimiser, full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver
-from bilevel.messages import require_positive_int
+from bilevel.messages import require_positive, require_positive_int
 from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
-from bilevel.trees import PyTree, zeros_like
+from bilevel.trees import PyTree, axpy, zeros_like
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,27 @@ class Implicit:
     """The implicit function theorem at the iterate that the solver reached.
 
     Never forms the Hessian: ``linear`` sees products with it, on all inner data. The adjoint ``v``
-    is carried from call to call and starts the next solve.
+    is carried from call to call and starts the next solve. With ``Problem.prox`` (lasso, elastic
+    net, group lasso) the system is that of the proximal fixed point, restricted to the support; the
+    proximal map must be the exact one, and the support must not be about to change.
 
     Parameters
     ----------
     solver, steps : the inner solver and its number of steps K per call.
     linear : solver of the adjoint system; :class:`bilevel.CG` needs a positive definite Hessian.
+    damping : solve ``(H + damping I) v = b`` instead. It tames a Hessian that is singular or
+        indefinite, and it biases ``grad`` by O(damping / smallest curvature); the linear residual
+        is that of the damped system and does not show this, ``bias=True`` does. ``None``: none.
+    average : differentiate at the mean of the last ``average`` iterates, which SGD's noise perturbs
+        less than the last one; 0 takes the last.
+    bias : fill ``evidence.bias``, the error of ``grad`` to first order in what is left of the inner
+        gradient, of the linear residual and of the damping. Costs two more linear solves.
 
     Raises
     ------
-    ValueError : ``steps`` below 1; a hyperparameter that enters neither loss (a step size, a start
-        point), for which the answer would be a silent 0.
+    ValueError : ``steps`` below 1, ``average`` above ``steps``, damping that is not positive; a
+        hyperparameter that enters neither loss (a step size, a start point), for which the answer
+        would be a silent 0.
 
     Examples
     --------
@@ -50,10 +63,19 @@ class Implicit:
     solver: Solver
     steps: int
     linear: LinearSolver = CG()
+    damping: Any = None
+    average: int = 0
+    bias: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a count of steps that does nothing."""
+        """Refuse counts that do nothing, and damping that would amplify."""
         require_positive_int("Implicit", "steps", self.steps)
+        if self.damping is not None:
+            require_positive("Implicit", "damping", self.damping)
+        if not 0 <= self.average <= self.steps:
+            raise ValueError(
+                f"Implicit: average must lie between 0 and steps={self.steps}, got {self.average}."
+            )
 
     def init(self, params: PyTree, data: Data) -> Lower:
         """Start point, and a zero adjoint."""
@@ -63,42 +85,52 @@ class Implicit:
         self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
     ) -> tuple[Estimate, Lower]:
         """Solve the inner problem, then the adjoint system at its solution."""
-        self._check(problem, hyper, lower, data)
+        check_minimiser("Implicit", problem, hyper, lower.params, data)
         before, _ = carry = start(problem, self.solver, hyper, lower, data)
-        params, state = run(
-            inner_loss(problem), self.solver, hyper, carry, data, key, steps=self.steps
-        )
+        params, state = self._minimise(problem, hyper, carry, data, key)
 
-        def inner_grad(params: PyTree) -> PyTree:
-            return jax.grad(problem.inner)(params, hyper, data.inner)
-
-        def in_hyper(params: PyTree) -> PyTree:
-            return jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
-
-        outer = jax.value_and_grad(problem.outer, argnums=(0, 1))
-        value, (b, direct) = outer(params, hyper, data.outer)
-        end, hvp = jax.linearize(inner_grad, params)
-        adjoint = self.linear.solve(hvp, b, lower.memory, jax.random.fold_in(key, self.steps))
-        cross = jax.jvp(in_hyper, (params,), (adjoint.x,))[1]
-        grad = jax.tree.map(jnp.subtract, direct, cross)
-
-        residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
-        counts = Counts.of(gradients=self.steps + 1, hvps=adjoint.matvecs)
-        evidence = Evidence(residual, adjoint.residual, counts=counts)
-        return Estimate(value, grad, evidence), Lower(params, state, adjoint.x, reference)
-
-    def _check(self, problem: Problem, hyper: PyTree, lower: Lower, data: Data) -> None:
-        def everything(hyper: PyTree) -> Any:
-            at = lower.params
-            outer = jax.value_and_grad(problem.outer)(at, hyper, data.outer)
-            return jax.grad(problem.inner)(at, hyper, data.inner), outer
-
-        check_visible(
-            "Implicit", everything, hyper,
-            "the inner minimiser does not depend on it (a step size, a start point, or nothing at "
-            "all), so its hypergradient would be a silent 0. Use Forward or Reverse, which "
-            "differentiate the solver's steps.",
+        key, key_system, key_bias = jax.random.split(jax.random.fold_in(key, self.steps), 3)
+        step, used = proximal_step(problem, self.solver, hyper, params, state, data, key_system)
+        system_at = partial(
+            adjoint_system, problem, hyper, data=data, damping=self.damping, step=step,
+            key=key_system,
         )  # fmt: skip
+        system: System = system_at(params)
+        adjoint = self.linear.solve(system.operator, system.rhs, system.within(lower.memory), key)
+
+        bias, matvecs = None, adjoint.matvecs + used
+        if self.bias:
+            bias, more = first_order_bias(system_at, params, adjoint.x, self.linear, key_bias)
+            matvecs = matvecs + more
+        smooth = problem.prox is None
+        end = system.gradient if smooth else full_gradient(problem, hyper, params, data)
+        residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
+        counts = Counts.of(gradients=self.steps + (1 if smooth else 2), hvps=matvecs)
+        evidence = Evidence(residual, adjoint.residual, bias=bias, counts=counts)
+        estimate = Estimate(system.value, system.grad(adjoint.x), evidence)
+        return estimate, Lower(params, state, adjoint.x, reference)
+
+    def _minimise(
+        self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array
+    ) -> tuple[PyTree, PyTree]:
+        """``(params, solver state)`` after all steps, the params averaged if asked."""
+        steps = partial(run, inner_loss(problem), self.solver, hyper, data=data, key=key)
+        first = self.steps - self.average
+        carry = steps(carry, steps=first)
+
+        def advance(loop: Any, k: Array) -> tuple[Any, None]:
+            carry, mean = loop
+            carry = steps(carry, steps=1, first=first + k)
+            return (carry, axpy(1 / (k + 1), axpy(-1, mean, carry[0]), mean)), None
+
+        if not self.average:
+            return carry
+        (carry, mean), _ = jax.lax.scan(advance, (carry, carry[0]), jnp.arange(self.average))
+        return mean, carry[1]
 
 
-jax.tree_util.register_dataclass(Implicit, data_fields=["solver", "linear"], meta_fields=["steps"])
+jax.tree_util.register_dataclass(
+    Implicit,
+    data_fields=["solver", "linear", "damping"],
+    meta_fields=["steps", "average", "bias"],
+)

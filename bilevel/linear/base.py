@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.trees import PyTree, axpy, norm
+from bilevel.trees import PyTree, axpy, dtype, norm
 
 Matvec = Callable[[PyTree], PyTree]
 
@@ -90,8 +90,13 @@ class LinearSolver(Protocol):
 
 def relative_residual(hessian: Matvec, b: PyTree, x: PyTree) -> Array:
     """``|hessian(x) - b| / |b|``, 0 where both vanish; costs one product."""
-    error, size = norm(axpy(-1, hessian(x), b)), norm(b)
-    return jnp.where(error == 0, 0, error / size)
+    return relative_norm(axpy(-1, hessian(x), b), b)
+
+
+def relative_norm(r: PyTree, b: PyTree) -> Array:
+    """``|r| / |b|``, 0 where both vanish."""
+    error = norm(r)
+    return jnp.where(error == 0, 0, error / norm(b))
 
 
 def first_residual(hessian: Matvec, b: PyTree, x0: PyTree) -> tuple[PyTree, Array]:
@@ -99,3 +104,13 @@ def first_residual(hessian: Matvec, b: PyTree, x0: PyTree) -> tuple[PyTree, Arra
     cold = norm(x0) == 0
     r = jax.lax.cond(cold, lambda: b, lambda: axpy(-1, hessian(x0), b))
     return r, jnp.where(cold, 0, 1).astype(jnp.int32)
+
+
+def attainable(tol: Any, b: PyTree) -> Array:
+    """The residual norm to stop at: ``tol |b|``, but not below the rounding of the dtype."""
+    return jnp.maximum(tol, 2 * jnp.finfo(dtype(b)).eps) * norm(b)
+
+
+def unit(v: PyTree, size: Array) -> PyTree:
+    """``v / size``, or ``v`` where ``size`` is 0."""
+    return jax.tree.map(lambda x: (x / jnp.where(size > 0, size, 1)).astype(x.dtype), v)

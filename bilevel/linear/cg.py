@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.linear.base import Matvec, Solution, first_residual, relative_residual
+from bilevel.linear.base import Matvec, Solution, attainable, first_residual, relative_residual
 from bilevel.messages import require_positive, require_positive_int
-from bilevel.trees import PyTree, axpy, dtype, norm, vdot
+from bilevel.trees import PyTree, axpy, vdot
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,3 @@ class CG:
 
 
 jax.tree_util.register_dataclass(CG, data_fields=["tol"], meta_fields=["max_steps"])
-
-
-def attainable(tol: Any, b: PyTree) -> Array:
-    """The residual norm to stop at: ``tol |b|``, but not below the rounding of the dtype."""
-    return jnp.maximum(tol, 2 * jnp.finfo(dtype(b)).eps) * norm(b)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.linear.base import Matvec
+from bilevel.linear.base import Matvec, unit
 from bilevel.messages import require_positive
 from bilevel.trees import PyTree, norm, vdot
 
@@ -21,8 +21,7 @@ def largest_eigenvalue(matvec: Matvec, like: PyTree, key: Array, steps: int = _S
     """
 
     def normalise(v: PyTree) -> PyTree:
-        size = norm(v)
-        return jax.tree.map(lambda x: x / jnp.maximum(size, jnp.finfo(x.dtype).tiny), v)
+        return unit(v, norm(v))
 
     v = normalise(gaussian(like, key))
     v = jax.lax.fori_loop(0, steps, lambda _, v: normalise(matvec(v)), v)
@@ -43,8 +42,13 @@ def require_step_size(owner: str, step_size: Any) -> None:
         require_positive(owner, "step_size", step_size)
 
 
-def stable_step(step_size: Any, matvec: Matvec, b: PyTree, key: Array) -> tuple[Array, int]:
+def stable_step(
+    owner: str, step_size: Any, matvec: Matvec, b: PyTree, key: Array | None
+) -> tuple[Array, int]:
     """``(step, products used)``: the given step, or 1 / the largest eigenvalue, measured."""
     if step_size is not None:
         return jnp.asarray(step_size), 0
-    return 1 / jnp.abs(largest_eigenvalue(matvec, b, key)), _STEPS + 1
+    if key is None:
+        raise ValueError(f"{owner} needs a random key to measure its step size, or step_size=.")
+    L = jnp.abs(largest_eigenvalue(matvec, b, key))
+    return jnp.where(L > 0, 1 / jnp.where(L > 0, L, 1), 1), _STEPS + 1  # of 0 any step will do

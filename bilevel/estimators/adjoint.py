@@ -1,0 +1,201 @@
+r"""The adjoint system of an inner minimiser: which matrix, which right side, which answer.
+
+Smooth inner loss g, minimiser ``grad g(w, h) = 0``, H = d^2 g / dw^2, C = d^2 g / dw dh:
+
+    H x = grad_w outer,   d outer / d h = grad_h outer - C^T x
+
+With a non-smooth part r, known by its proximal map P(z, h, s), the minimiser is a fixed point
+``w = P(z, h, s)``, ``z = w - s grad g(w, h)``, for any step s > 0. Let ``E = dP/dh`` and
+``D = dP/dz``, symmetric with eigenvalues in [0, 1] because P is the gradient of a convex function:
+
+    (I - D + s D H) dw = (E - s D C) dh,      (I - D + s H D) u = grad_w outer,
+    d outer / d h = grad_h outer + (E - s D C)^T u
+
+Off the range of D (where P is locally constant: coordinates that are zero, groups that are off)
+``dw = 0``. On it, multiply the second equation by D and put ``x = s u``: the symmetric system
+
+    K x = D grad_w outer,   K = D (I - D) / s + D H D,
+    d outer / d h = grad_h outer + E^T x / s - C^T D x
+
+K is positive definite on the range of D when H is, because ``K = D (R + H) D`` with
+``R = (D^{-1} - I) / s`` the Hessian of r along its smooth pieces. For the lasso D is 0/1, K is the
+Hessian restricted to the support, and ``E = -s sign(w)`` there. For a group that is on,
+``R`` is the curvature of its norm. Bertrand et al., JMLR 2022 (element by element); Bolte, Le,
+Pauwels, Silveti-Falls, NeurIPS 2021.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.linear import Operator, OutputLoss
+from bilevel.linear.power import gaussian, stable_step
+from bilevel.problem import Data, Loss, Problem, inner_loss
+from bilevel.solvers.base import DeclaresStability, Solver
+from bilevel.solvers.proximal import proximal
+from bilevel.solvers.sampling import Sampler
+from bilevel.trees import PyTree, axpy, zeros_like
+
+
+class System(NamedTuple):
+    """``operator(x) = rhs`` at some params, and what its solution and another one mean.
+
+    ``grad(x)`` is the hypergradient, like ``hyper``; ``value`` that of the outer loss. With
+    ``operator(q) = defect``, ``displacement(q)`` is ``params - w*`` to first order. ``gradient`` is
+    that of the smooth inner loss.
+    """
+
+    operator: Operator
+    rhs: PyTree
+    value: Array
+    grad: Callable[[PyTree], PyTree]
+    gradient: PyTree
+    defect: PyTree
+    displacement: Callable[[PyTree], PyTree]
+
+    def within(self, x: PyTree) -> PyTree:
+        """``x`` without what lies off the operator's support, which no solver could remove."""
+        support = self.operator.support
+        return x if support is None else jax.tree.map(jnp.multiply, support, x)
+
+
+def adjoint_system(
+    problem: Problem,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    *,
+    damping: Any,
+    step: Any,
+    key: Array,
+) -> System:
+    """The system at ``params``; a proximal part is looked at through steps of size ``step``."""
+    outer = jax.value_and_grad(problem.outer, argnums=(0, 1))
+    value, (b, direct) = outer(params, hyper, data.outer)
+    gradient, hessian = _hessian(problem.inner, hyper, params, data.inner)
+
+    def in_hyper(params: PyTree) -> PyTree:
+        return jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
+
+    def smooth_grad(x: PyTree) -> PyTree:
+        return jax.tree.map(jnp.subtract, direct, jax.jvp(in_hyper, (params,), (x,))[1])
+
+    if problem.prox is None:
+        operator = _damped(hessian, damping)
+        return System(operator, b, value, smooth_grad, gradient, gradient, lambda q: q)
+
+    composite, z = inner_loss(problem), axpy(-step, gradient, params)
+    moved, d = jax.linearize(lambda z: proximal(composite, z, hyper, step), z)
+    # A row of D that is 0 maps every vector to 0, any other row almost none.
+    support = jax.tree.map(lambda x: (x != 0).astype(x.dtype), d(gaussian(z, key)))
+    restricted = _damped(_restrict(hessian, d, step, support), damping)
+
+    def grad(x: PyTree) -> PyTree:
+        pull = jax.vjp(lambda hyper: proximal(composite, z, hyper, step), hyper)[1]
+        through = jax.tree.map(lambda leaf: leaf / step, pull(x)[0])
+        return jax.tree.map(jnp.add, smooth_grad(d(x)), through)
+
+    off = jax.tree.map(lambda w, p, on: (1 - on) * (w - p), params, moved, support)
+    mapping = jax.tree.map(lambda w, p, on: on * (w - p) / step, params, moved, support)
+    defect = axpy(-1, d(hessian.product(off)), mapping)
+
+    def displacement(q: PyTree) -> PyTree:
+        return axpy(1, d(q), off)
+
+    return System(restricted, d(b), value, grad, gradient, defect, displacement)
+
+
+def first_order_bias(
+    system_at: Callable[[PyTree], System], params: PyTree, x: PyTree, linear: Any, key: Array
+) -> tuple[PyTree, Any]:
+    """``(grad(params, x) - grad(w*, x*) to first order, products used)``; ``w*, x*`` the solutions.
+
+    One Newton step on both levels: ``d = params - w*`` from the inner gradient, ``e = x - x*`` from
+    what the undamped system leaves at ``params``, and how that changes along ``d``.
+    """
+    key_inner, key_adjoint = jax.random.split(key)
+    system = system_at(params)
+    inner = linear.solve(system.operator, system.defect, zeros_like(params), key_inner)
+    d = system.displacement(inner.x)
+
+    def left(params: PyTree) -> PyTree:
+        there = system_at(params)
+        return axpy(-1, there.operator.product(x), there.rhs)
+
+    now, change = jax.jvp(left, (params,), (d,))
+    e = linear.solve(system.operator, axpy(-1, now, change), zeros_like(params), key_adjoint)
+    bias = jax.jvp(lambda params, x: system_at(params).grad(x), (params, x), (d, e.x))[1]
+    return bias, inner.matvecs + e.matvecs
+
+
+def proximal_step(
+    problem: Problem,
+    solver: Solver,
+    hyper: PyTree,
+    params: PyTree,
+    state: PyTree,
+    data: Data,
+    key: Array,
+) -> tuple[Any, int]:
+    """``(s, products used)``: about the solver's own step, or 1 / the measured curvature.
+
+    At the minimiser every ``s`` gives the same answer; near it, one of this size finds the support
+    best.
+    """
+    if problem.prox is None:
+        return None, 0
+    if isinstance(solver, DeclaresStability):
+        return 2 / jnp.min(solver.max_curvature(hyper, state)), 0
+    _, hessian = _hessian(problem.inner, hyper, params, data.inner)
+    return stable_step("Implicit", None, hessian, params, key)
+
+
+def _hessian(loss: Loss, hyper: PyTree, params: PyTree, data: PyTree) -> tuple[PyTree, Operator]:
+    """Gradient and Hessian of ``loss`` at ``params``, the latter by products."""
+
+    def slopes(batch: PyTree) -> Callable[[PyTree], PyTree]:
+        return lambda params: jax.grad(loss)(params, hyper, batch)
+
+    def minibatch(v: PyTree, key: Array, batch_size: int) -> PyTree:
+        sampler = Sampler(batch_size)
+        batch, _ = sampler.draw(data, key, sampler.init(data))
+        return jax.jvp(slopes(batch), (params,), (v,))[1]
+
+    def gauss_newton(split: OutputLoss) -> Operator:
+        return _hessian(split.linearised(params), hyper, params, data)[1]
+
+    gradient, product = jax.linearize(slopes(data), params)
+    split = partial(gauss_newton, loss) if isinstance(loss, OutputLoss) else None
+    return gradient, Operator(product, minibatch=minibatch, gauss_newton=split)
+
+
+def _restrict(
+    hessian: Operator, d: Callable[[PyTree], PyTree], step: Any, support: PyTree
+) -> Operator:
+    """``K = D (I - D) / s + D H D`` in place of ``H``."""
+
+    def around(v: PyTree, product: Callable[[PyTree], PyTree]) -> PyTree:
+        inside = d(v)
+        return d(axpy(1 / step, axpy(-1, inside, v), product(inside)))
+
+    split = hessian.gauss_newton
+    return Operator(
+        lambda v: around(v, hessian.product),
+        minibatch=lambda v, key, size: around(v, lambda y: hessian.sample(y, key, size)),
+        support=support,
+        gauss_newton=None if split is None else lambda: _restrict(split(), d, step, support),
+    )
+
+
+def _damped(operator: Operator, damping: Any) -> Operator:
+    split = operator.gauss_newton
+    return replace(
+        operator,
+        damping=damping,
+        gauss_newton=None if split is None else lambda: _damped(split(), damping),
+    )

@@ -1,0 +1,100 @@
+"""The operator as a matrix, and its Cholesky factors: exact, for few parameters."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import cho_solve
+
+from bilevel.linear.base import Matvec, Solution, as_operator, relative_residual
+from bilevel.linear.power import largest_eigenvalue
+from bilevel.messages import require_positive_int
+from bilevel.trees import PyTree, basis, is_traced, size
+
+_POWER_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Dense:
+    r"""Cholesky factorisation of a symmetric positive definite operator, refined once.
+
+    Costs one product per parameter and memory for two matrices; exact to rounding. Reports the
+    condition number: the largest over the smallest eigenvalue, each by 50 power iterations on
+    the matrix or its factors (a lower bound, mostly within a few per cent).
+
+    An operator that is indefinite, or singular to working precision, has no Cholesky factors: the
+    solution is NaN and its residual infinite, which :func:`bilevel.tune` stops on. Outside
+    compiled code it is an error.
+
+    Parameters
+    ----------
+    max_size : refuse to form a matrix of more rows than this.
+
+    Raises
+    ------
+    ValueError : more than ``max_size`` parameters; outside compiled code, an operator that is not
+        positive definite.
+
+    Examples
+    --------
+    >>> import bilevel as bl, jax, jax.numpy as jnp
+    >>> H, b, key = jnp.diag(jnp.array([1.0, 4.0])), jnp.array([1.0, 4.0]), jax.random.key(0)
+    >>> solution = bl.Dense().solve(lambda v: H @ v, b, jnp.zeros(2), key)
+    >>> solution.x, solution.condition.round(2)
+    (Array([1., 1.], dtype=float32), Array(4., dtype=float32))
+    """
+
+    max_size: int = 3000
+
+    def __post_init__(self) -> None:
+        """Refuse a size that admits nothing."""
+        require_positive_int("Dense", "max_size", self.max_size)
+
+    def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array) -> Solution:
+        """Factorise; ``x0`` is not used, the key starts the power iterations."""
+        n = size(b)
+        if n > self.max_size:
+            raise ValueError(
+                f"Dense would form a {n} x {n} matrix, above max_size={self.max_size}. Take CG, "
+                "which needs products only, or raise max_size if that many products and that "
+                "much memory are meant."
+            )
+        matrix = _matrix(hessian, b)
+        factor = (_cholesky(matrix), True)
+        right, unravel = ravel_pytree(b)
+        x = cho_solve(factor, right)
+        x = x + cho_solve(factor, right - matrix @ x)
+        residual = relative_residual(hessian, b, unravel(x))
+        residual = jnp.where(jnp.isfinite(residual), residual, jnp.inf)
+        if not is_traced(residual) and not jnp.isfinite(residual):
+            raise ValueError(
+                "Dense: the matrix is indefinite, or singular to working precision, so it has no "
+                "Cholesky factors. At a minimum of the inner loss it would be positive definite: "
+                "solve the inner problem further, add a penalty or damping, or take MINRES."
+            )
+        largest = largest_eigenvalue(lambda v: matrix @ v, right, key, _POWER_STEPS)
+        inverse = largest_eigenvalue(lambda v: cho_solve(factor, v), right, key, _POWER_STEPS)
+        return Solution(unravel(x), residual, jnp.asarray(n + 1, jnp.int32), largest * inverse)
+
+
+jax.tree_util.register_dataclass(Dense, data_fields=[], meta_fields=["max_size"])
+
+
+def _matrix(hessian: Matvec, b: PyTree) -> Array:
+    """``[n, n]``, the identity on coordinates outside the operator's support."""
+    columns = jax.vmap(lambda v: ravel_pytree(hessian(v))[0])(basis(b))
+    support = as_operator(hessian).support
+    if support is None:
+        return columns
+    outside = 1 - ravel_pytree(support)[0]
+    return columns * (1 - outside) + jnp.diag(outside).astype(columns.dtype)
+
+
+def _cholesky(matrix: Array) -> Array:
+    """The lower factor, all NaN where a pivot is rounding: the matrix may as well be indefinite."""
+    factor = jnp.linalg.cholesky(matrix)
+    pivots = jnp.diagonal(factor) ** 2
+    limit = 4 * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.diagonal(matrix))
+    return jnp.where(jnp.min(pivots) > limit, factor, jnp.nan)

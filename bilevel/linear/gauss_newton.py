@@ -1,0 +1,105 @@
+r"""Gauss-Newton products: the curvature of the loss, without that of the model.
+
+    inner(w, h, batch) = loss(outputs(w, h, batch), w, h, batch),   J = d outputs / d w
+    G = Hessian in w of   loss(outputs(w0) + J (w - w0), w, h, batch)   at w0
+
+Schraudolph, Neural Computation 2002. ``G = J^T B J +`` the curvature of penalties, ``B`` the
+Hessian of the loss in the outputs: positive semi-definite whatever the model, if the loss is
+convex. ``H - G = sum_i (d loss / d output_i) Hessian(output_i)`` vanishes where the model fits.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+from jax import Array
+
+from bilevel.linear.base import LinearSolver, Matvec, Solution, as_operator, relative_residual
+from bilevel.linear.cg import CG
+from bilevel.problem import Loss
+from bilevel.trees import PyTree, axpy
+
+
+@dataclass(frozen=True)
+class OutputLoss:
+    r"""An inner loss in two parts, ``loss(outputs(params, hyper, batch), params, hyper, batch)``.
+
+    Use it as ``Problem.inner``: it is that loss, and :class:`bilevel.GaussNewton` can linearise the
+    model in it. So there is one statement of the loss, not two that must agree.
+
+    Parameters
+    ----------
+    outputs : ``(params, hyper, batch) -> `` the model's outputs, any pytree.
+    loss : ``(outputs, params, hyper, batch) -> ()``, the mean over the batch, penalties included.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, bilevel as bl
+    >>> inner = bl.OutputLoss(
+    ...     outputs=lambda w, h, batch: jnp.tanh(batch[0] @ w),
+    ...     loss=lambda z, w, h, batch: jnp.mean((z - batch[1]) ** 2) / 2 + h * jnp.sum(w**2) / 2,
+    ... )
+    >>> problem = bl.Problem(inner, outer=lambda w, h, batch: inner(w, 0.0, batch))
+    """
+
+    outputs: Callable[[PyTree, PyTree, PyTree], PyTree]
+    loss: Callable[[PyTree, PyTree, PyTree, PyTree], Array]
+
+    def __call__(self, params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
+        """The inner loss."""
+        return self.loss(self.outputs(params, hyper, batch), params, hyper, batch)
+
+    def linearised(self, at: PyTree) -> Loss:
+        """The same loss of the model linearised at the params ``at``; its Hessian there is G."""
+
+        def loss(params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
+            def outputs(params: PyTree) -> PyTree:
+                return self.outputs(params, hyper, batch)
+
+            z, push = jax.linearize(outputs, at)
+            moved = jax.tree.map(lambda a, b: a + b, z, push(axpy(-1, at, params)))
+            return self.loss(moved, params, hyper, batch)
+
+        return loss
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    r"""Solve with Gauss-Newton products in place of Hessian products; needs an ``OutputLoss``.
+
+    For networks whose Hessian is indefinite: CG then has a positive semi-definite system (give
+    ``Implicit`` some ``damping`` if the loss has no penalty). The solution is that of another
+    system; the residual is that of the true one, so that it shows what the model's curvature,
+    which is left out, amounts to.
+
+    Parameters
+    ----------
+    linear : the solver that sees the Gauss-Newton products.
+
+    Raises
+    ------
+    ValueError : ``Problem.inner`` is not a :class:`bilevel.OutputLoss`.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> linear = bl.GaussNewton(bl.CG(tol=1e-4))
+    >>> estimator = bl.Implicit(bl.GradientDescent(0.1), steps=100, linear=linear, damping=1e-3)
+    """
+
+    linear: LinearSolver = CG()
+
+    def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array) -> Solution:
+        """Solve with ``G``; one more product with ``H`` for the residual."""
+        operator = as_operator(hessian)
+        if operator.gauss_newton is None:
+            raise ValueError(
+                "GaussNewton must know which part of the inner loss is the model: make "
+                "Problem.inner a bl.OutputLoss(outputs, loss)."
+            )
+        solved = self.linear.solve(operator.gauss_newton(), b, x0, key)
+        residual = relative_residual(hessian, b, solved.x)
+        return Solution(solved.x, residual, solved.matvecs + 1, solved.condition)
+
+
+jax.tree_util.register_dataclass(GaussNewton)

@@ -1,0 +1,116 @@
+"""MINRES: symmetric systems that may be indefinite or singular (Paige and Saunders, 1975)."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.linear.base import (
+    Matvec,
+    Solution,
+    attainable,
+    first_residual,
+    relative_residual,
+    unit,
+)
+from bilevel.messages import require_positive, require_positive_int
+from bilevel.trees import PyTree, axpy, dtype, norm, vdot, zeros_like
+
+
+@dataclass(frozen=True)
+class MINRES:
+    r"""The smallest residual ``|H x - b|`` over a Krylov space, for any symmetric operator.
+
+    Needs no positive curvature, so it also solves at a saddle point of the inner loss, where CG
+    stops; such a point is no minimum, and its "hypergradient" no derivative of a minimiser. One
+    product per step. Stops at ``|r| <= tol |b|`` or after ``max_steps``.
+
+    Parameters
+    ----------
+    tol : relative residual to reach.
+    max_steps : cap on the number of products.
+
+    Raises
+    ------
+    ValueError : ``tol`` not positive, ``max_steps`` below 1.
+
+    Examples
+    --------
+    >>> import bilevel as bl, jax.numpy as jnp
+    >>> H, b = jnp.diag(jnp.array([1.0, -4.0])), jnp.array([1.0, 4.0])
+    >>> bl.MINRES().solve(lambda v: H @ v, b, jnp.zeros(2)).x.round(4)
+    Array([ 1., -1.], dtype=float32)
+    """
+
+    tol: Any = 1e-6
+    max_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        """Refuse settings that could not end or would do nothing."""
+        require_positive("MINRES", "tol", self.tol)
+        require_positive_int("MINRES", "max_steps", self.max_steps)
+
+    def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array | None = None) -> Solution:
+        """Iterate from ``x0``; ``hessian`` must be symmetric. No key is used."""
+        target = attainable(self.tol, b)
+        r, first = first_residual(hessian, b, x0)
+
+        def unfinished(carry: _Carry) -> Array:
+            return (carry.left > target) & (carry.beta > 0) & (carry.k < self.max_steps)
+
+        initial = _begin(x0, r)
+        end = jax.lax.while_loop(unfinished, lambda carry: _advance(hessian, carry), initial)
+        return Solution(end.x, relative_residual(hessian, b, end.x), first + end.k + 1)
+
+
+jax.tree_util.register_dataclass(MINRES, data_fields=["tol"], meta_fields=["max_steps"])
+
+
+class _Carry(NamedTuple):
+    """Lanczos vectors ``before, v``, directions ``w1, w2``, the last rotation, what it left over.
+
+    ``left`` is the norm of the residual; ``beta`` 0 means that the Krylov space is exhausted.
+    """
+
+    x: PyTree
+    before: PyTree
+    v: PyTree
+    beta: Array
+    w1: PyTree
+    w2: PyTree
+    cosine: Array
+    sine: Array
+    above: Array
+    far_above: Array
+    left: Array
+    k: Array
+
+
+def _begin(x0: PyTree, r: PyTree) -> _Carry:
+    size, zero = norm(r), zeros_like(r)
+    none, one = jnp.zeros_like(size), jnp.ones_like(size)
+    k = jnp.zeros((), jnp.int32)
+    return _Carry(x0, zero, unit(r, size), size, zero, zero, -one, none, none, none, size, k)
+
+
+def _advance(hessian: Matvec, at: _Carry) -> _Carry:
+    eps = jnp.finfo(dtype(at.v)).eps
+    beta = jnp.where(at.k == 0, 0, at.beta)
+    image = axpy(-beta, at.before, hessian(at.v))
+    alpha = vdot(at.v, image)
+    image = axpy(-alpha, at.v, image)
+    following = norm(image)
+    following = jnp.where(following > 8 * eps * (jnp.abs(alpha) + beta), following, 0)
+    # The QR factors of the tridiagonal matrix, extended by the column (beta, alpha, following).
+    upper = at.cosine * at.above + at.sine * alpha
+    diagonal = at.sine * at.above - at.cosine * alpha
+    radius = jnp.hypot(diagonal, following)
+    cosine = jnp.where(radius > 0, diagonal / radius, 0)
+    sine = jnp.where(radius > 0, following / radius, 0)
+    w = unit(axpy(-at.far_above, at.w2, axpy(-upper, at.w1, at.v)), radius)
+    return _Carry(
+        axpy(cosine * at.left, w, at.x), at.v, unit(image, following), following, w, at.w1,
+        cosine, sine, -at.cosine * following, at.sine * following, sine * at.left, at.k + 1,
+    )  # fmt: skip
