@@ -10,9 +10,6 @@ import numpy as np
 from rich.console import Console
 
 import bilevel as bl
-from bilevel.outer_loop import begin
-from bilevel.transform import as_pytree
-from bilevel.trees import strong
 from experiments import checkpoint
 from experiments.hydra_compat import instantiate
 from experiments.progress import Display
@@ -77,16 +74,22 @@ class Job:
         """Names of the hyperparameters, one per entry of a row of the trajectory."""
         return names(self.task.hyper, self.task.notes.get("penalties", ()))
 
+    def tune(self, data: bl.Data, **how: Any) -> bl.Result:
+        """:func:`bilevel.tune` on this job."""
+        task, settings = self.task, self.settings
+        return bl.tune(
+            task.problem, self.estimator, self.outer, task.hyper, task.params, data,
+            record=Trajectory(), warm_start=settings["warm_start"], limit=settings["limit"], **how,
+        )  # fmt: skip
+
     def template(self) -> Any:
-        """Structure, shapes and dtypes of `(state, hyper)`; nothing is computed."""
-        task = self.task
-        hyper, params = strong(task.hyper), strong(task.params)
-        outer = as_pytree("outer", self.outer)
+        """Structure, shapes and dtypes of `(state, hyper)`; traced, nothing is computed."""
 
-        def start(data: bl.Data, key: jax.Array) -> Any:
-            return begin(task.problem, self.estimator, outer, hyper, params, data, key)
+        def once(data: bl.Data, key: jax.Array) -> Any:
+            result = self.tune(data, steps=1, key=key)
+            return result.state, result.hyper
 
-        return jax.eval_shape(start, task.data, self.key), jax.eval_shape(lambda: hyper)
+        return jax.eval_shape(once, self.task.data, self.key)
 
     def resumed(self, saved: checkpoint.Checkpoint) -> Run:
         """The run that a checkpoint holds."""
@@ -97,21 +100,17 @@ class Job:
 
     def go(self, run: Run, folder: Path, console: Console) -> None:
         """Advance `run` to the end of its steps, or to where it diverges; `run` is always whole."""
-        task, settings = self.task, self.settings
-        data = jax.device_put(task.data)
-        steps, every = settings["steps"], settings["every"]
-        record = Trajectory()
-        with Display(console, settings["progress"], steps, run.done) as display:
+        data = jax.device_put(self.task.data)
+        steps, every = self.settings["steps"], self.settings["every"]
+        with Display(console, self.settings["progress"], steps, run.done) as display:
             while run.done < steps and run.message is None:
                 # The very first step alone: the check against a closed form belongs to the start.
                 count = min(every, steps - run.done) if run.done else 1
                 with run.watch, warnings.catch_warnings():
-                    warnings.simplefilter("ignore", bl.DivergenceWarning)  # shown by the summary
-                    result = bl.tune(
-                        task.problem, self.estimator, self.outer, task.hyper, task.params, data,
-                        steps=count, key=self.key, state=run.state, every=every, record=record,
-                        warm_start=settings["warm_start"], limit=settings["limit"],
-                    )  # fmt: skip
+                    warnings.simplefilter("ignore", bl.DivergenceWarning)  # the summary says it
+                    result = self.tune(
+                        data, steps=count, key=self.key, state=run.state, every=every
+                    )
                     jax.block_until_ready(result.state)
                 self._take(run, result)
                 self._save(run, folder)
