@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel import messages
 from bilevel.check_report import CheckReport, CheckRow, judge
-from bilevel.diagnosis import largest_curvature
+from bilevel.curvature import largest_curvature
 from bilevel.estimators.base import Estimator, check_losses
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit

@@ -2,31 +2,15 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax import Array
-
+from bilevel.curvature import contractible, largest_curvature
 from bilevel.estimators.base import Estimator
-from bilevel.linear.power import largest_eigenvalue
 from bilevel.outer_loop import State, Stop
 from bilevel.problem import Data, Problem
-from bilevel.solvers.base import DeclaresStability
 from bilevel.trees import PyTree
 
 
 class DivergenceWarning(RuntimeWarning):
     """The inner solver diverged and the run stopped at its last good state."""
-
-
-def largest_curvature(
-    problem: Problem, hyper: PyTree, params: PyTree, data: Data, key: Array, steps: int = 50
-) -> Array:
-    """Largest eigenvalue (in modulus) of the inner Hessian by power iteration; ``()``.
-
-    A lower bound that ``steps`` products bring close; the Rayleigh quotient of the last vector.
-    """
-    _, hvp = jax.linearize(lambda w: jax.grad(problem.inner)(w, hyper, data.inner), params)
-    return largest_eigenvalue(hvp, params, key, steps)
 
 
 def explain(
@@ -40,15 +24,15 @@ def explain(
     )
     solver: Any = getattr(estimator, "solver", None)
     curvature = float(largest_curvature(problem, hyper, state.lower.params, data, state.key))
-    if isinstance(solver, DeclaresStability):
-        at = solver.max_curvature(hyper, state.lower.solver_state)
-        limit = float(jnp.min(at))
+    limit = contractible(solver, hyper, state.lower.solver_state)
+    if limit is not None:
+        limit = float(limit)
         if curvature > limit:
             text += (
                 f"The largest inner curvature there is {curvature:.4g}, above the {limit:.4g} "
                 "that the solver's step size can contract (2 / step_size without momentum): the "
                 f"hyperparameters outgrew it. Make the step size at least "
-                f"{curvature / limit:.2g} times smaller, let it follow the hyperparameters "
+                f"{1.1 * curvature / limit:.2g} times smaller, let it follow the hyperparameters "
                 "(step_size=fn(count, hyper)), bound the hyperparameters, or take a smaller outer "
                 "step. "
             )

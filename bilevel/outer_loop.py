@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from bilevel.curvature import outgrown
 from bilevel.estimate import Estimate, Lower
 from bilevel.estimators.base import Estimator, fresh, full_gradient
 from bilevel.problem import Data, Problem, examples
@@ -116,7 +117,8 @@ def outer_step(
         cold = fresh(problem, estimator, hyper, state.start, data, key)
         lower = jax.tree.map(lambda x, y: x.astype(y.dtype), cold, state.lower)
     estimate, after = estimator.step(problem, hyper, lower, data, key)
-    diverged = _diverged(problem, hyper, state, lower, estimate, after, data, limit)
+    solver = getattr(estimator, "solver", None)
+    diverged = _diverged(problem, solver, hyper, state, lower, estimate, after, data, limit)
     residual = _residual(estimate)
     new = dataclasses.replace(
         state,
@@ -138,6 +140,7 @@ def _residual(estimate: Estimate) -> Array:
 
 def _diverged(
     problem: Problem,
+    solver: Any,
     hyper: PyTree,
     state: State,
     before: Lower,
@@ -146,7 +149,8 @@ def _diverged(
     data: Data,
     limit: Array,
 ) -> Array:
-    """Non-finite numbers; a gradient ``limit`` times its scale; or a sudden tenfold growth.
+    """Non-finite numbers; a gradient ``limit`` times its scale; a sudden tenfold growth; or any
+    growth above the start's gradient where the curvature exceeds what the solver can contract.
 
     The scale is the larger of two: where the run began, and at the start params with today's
     ``hyper``, which may have brought the gradient into being (learned targets that start at 0).
@@ -158,17 +162,19 @@ def _diverged(
     finite = all_finite((estimate.value, estimate.grad, after.params))
     residual = _residual(estimate)
     grown = (state.step > 0) & (residual > 1e-3) & (residual > 10 * state.floor)
-    suspect = grown | (residual > limit) | ~jnp.isfinite(residual)
+    suspect = grown | (residual > 1) | ~jnp.isfinite(residual)
 
     def size(params: PyTree) -> Array:
         return norm(full_gradient(problem, hyper, params, data))
 
     def confirm() -> Array:
-        end = size(after.params)
+        begun, end = size(before.params), size(after.params)
         scale = jnp.maximum(state.scale, gradient_scale(problem, hyper, state.start, data))
         known = (state.step >= 3) | (end > scale)
-        sudden = grown & known & (end > 10 * size(before.params))
-        return sudden | (end > limit * scale) | ~jnp.isfinite(end)
+        sudden = grown & known & (end > 10 * begun)
+        worse = (end > begun) & (residual > 1)
+        unstable = outgrown(problem, solver, hyper, after, data, state.key, worse)
+        return sudden | unstable | (end > limit * scale) | ~jnp.isfinite(end)
 
     return ~finite | jax.lax.cond(suspect, confirm, lambda: jnp.array(False))
 
