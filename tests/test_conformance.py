@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import bilevel as bl
@@ -22,18 +23,18 @@ PRECISE = (
 
 @dataclass(frozen=True)
 class Row:
-    """``make(solver, steps)`` an estimator, and the laws that its method cannot obey.
-
-    ``but`` may name the oracle only where the answer is right up to a bias or noise that the
-    evidence reports; tests of its own must then say how far off it may be.
-    """
+    """``make(solver, steps)`` an estimator, and the laws that its method cannot obey."""
 
     make: Callable[[Any, int], Any]
     but: tuple[Callable[..., None], ...] = ()
     cases: tuple[str, ...] = ("ridge", "logistic", "mlp")
 
 
-NOISY = (conformance.equals_dense_oracle,)
+def differences(make: Any) -> Callable[[Any, int], Any]:
+    """An evolution strategy whose O(sigma^2) bias and rounding / sigma are within the tolerance."""
+    return lambda solver, k: make(solver, k, 1e-4 if jnp.result_type(float) == "float64" else 0.02)
+
+
 # The closed form takes no solver: no key reaches it, and no step size shows.
 NO_SOLVER = (conformance.repeats_with_its_key, conformance.shows_its_settings)
 
@@ -43,14 +44,15 @@ TABLE = {
     "Implicit": Row(lambda solver, k: bl.Implicit(solver, k, linear=bl.CG(tol=1e-10))),
     "Reverse": Row(bl.Reverse),
     "ClosedForm": Row(lambda solver, k: bl.ClosedForm(), NO_SOLVER, ("ridge",)),
-    "Evolution": Row(bl.Evolution, NOISY),
-    "OneStep": Row(lambda solver, k: bl.OneStep(solver, k, last=k)),
-    "PES": Row(bl.PES, NOISY),
-    "Penalty": Row(bl.Penalty, NOISY),
+    "Evolution": Row(differences(bl.Evolution)),
+    "OneStep": Row(lambda solver, k: bl.OneStep(solver, k, last=min(k, 20))),
+    "PES": Row(differences(bl.PES)),
+    "Penalty": Row(bl.Penalty),
     "Replicated": Row(lambda solver, k: bl.Replicated(bl.Reverse(solver, k), n=2)),
     # Doubles the step size, for which the network's leaves no room.
     "Richardson": Row(lambda s, k: bl.Richardson(bl.Forward(s, k)), (), ("ridge", "logistic")),
-    "UORO": Row(bl.UORO, NOISY),
+    # One copy does not know its own noise.
+    "UORO": Row(lambda solver, k: bl.Replicated(bl.UORO(solver, k), n=8)),
 }
 FOUNDATION = ("Forward", "Implicit", "Reverse")
 
@@ -67,7 +69,7 @@ def cells() -> Iterator[Any]:
 
 
 # One test runs all laws, so that they share what they compile.
-@pytest.mark.parametrize(("name", "case", "x64"), cells())
+@pytest.mark.parametrize(("name", "case", "x64"), list(cells()))
 def test_conforms(name: str, case: str, x64: bool) -> None:
     row = TABLE[name]
     laws = [law for law in (PRECISE if x64 else CONFORMANCE) if law not in row.but]
