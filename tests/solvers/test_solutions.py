@@ -10,8 +10,10 @@ import bilevel as bl
 from tests.solvers.cases import CASES, SOLVERS, flat, make
 
 
-@pytest.mark.parametrize("x64", [True, False], ids=["float64", "float32"])
-@pytest.mark.parametrize(("solver", "name"), CASES)
+SINGLE = [(solver, names[0], False) for solver, (_, _, names) in SOLVERS.items()]
+
+
+@pytest.mark.parametrize(("solver", "name", "x64"), [(*case, True) for case in CASES] + SINGLE)
 def test_finds_the_minimiser(solver: str, name: str, x64: bool) -> None:
     factory, steps, _ = SOLVERS[solver]
     case = make(name)
