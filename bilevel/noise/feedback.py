@@ -24,19 +24,13 @@ import numpy as np
 from jax import Array
 
 from bilevel.noise import checks
-from bilevel.noise.rows import Rows
 from bilevel.noise.rules import Rule
 from bilevel.noise.spectrum import Eigenvalue, largest_on_matrices
 from bilevel.trees import is_traced
 
 
-class RowProcess(Protocol):
-    """What the limits need of a process: :class:`LeastSquares` and :class:`Ridge` have it."""
-
-    @property
-    def rows(self) -> Rows:
-        """The rows, which give ``c(P)``."""
-        ...
+class Multiplicative(Protocol):
+    """What limits need of a process; :class:`LeastSquares` and :class:`Ridge` have it."""
 
     @property
     def curvature(self) -> Array:
@@ -48,6 +42,10 @@ class RowProcess(Protocol):
         """Noise fraction p of a batch: :func:`bilevel.noise.batch_factor`."""
         ...
 
+    def fluctuation(self, P: Array) -> Array:
+        """``c(P)``, second moment of ``(H_i - H) u`` where that of ``u`` is ``P``; ``[n, n]``."""
+        ...
+
 
 class Response(NamedTuple):
     """The mean dynamics in the eigenbasis: ``vectors [n, n]``, ``maps`` ``A_j [n, s, s]``."""
@@ -56,7 +54,7 @@ class Response(NamedTuple):
     maps: Array
 
     @classmethod
-    def of(cls, owner: str, process: RowProcess, rule: Rule) -> "Response":
+    def of(cls, owner: str, process: Multiplicative, rule: Rule) -> "Response":
         """Refuses an indefinite Hessian, and a step at which the mean diverges."""
         h, vectors = jnp.linalg.eigh(hessian(owner, process))
         reads = jnp.zeros(rule.slots, h.dtype).at[0].set(1)
@@ -95,18 +93,18 @@ class Response(NamedTuple):
         """``[s, n, s, n]`` out of the eigenbasis."""
         return jnp.einsum("ajbl,ij,kl->aibk", block, self.vectors, self.vectors)
 
-    def fluctuation(self, process: RowProcess, P: Array) -> Array:
+    def fluctuation(self, process: Multiplicative, P: Array) -> Array:
         """``p c(P)`` in the eigenbasis, ``[n, n]``."""
         U = self.vectors
-        return process.factor * (U.T @ process.rows.fluctuation(U @ P @ U.T) @ U)
+        return process.factor * (U.T @ process.fluctuation(U @ P @ U.T) @ U)
 
-    def feedback(self, process: RowProcess, kappa: Array) -> Callable[[Array], Array]:
+    def feedback(self, process: Multiplicative, kappa: Array) -> Callable[[Array], Array]:
         """``Y -> p sqrt(kappa) o c(sqrt(kappa) o Y)``, self-adjoint on ``[n, n]``."""
         root = jnp.sqrt(kappa)
         return lambda Y: root * self.fluctuation(process, root * Y)
 
 
-def strength(process: RowProcess, rule: Rule, steps: int = 60) -> Eigenvalue:
+def strength(process: Multiplicative, rule: Rule, steps: int = 60) -> Eigenvalue:
     """Factor by which minibatch noise feeds itself; below 1 exactly for bounded second moments.
 
     ``steps`` products with ``c``, O(m n^2) each; the value is a lower bound within its error.
@@ -129,7 +127,7 @@ def strength(process: RowProcess, rule: Rule, steps: int = 60) -> Eigenvalue:
     return _largest(process, response, kappa, steps)
 
 
-def stable(owner: str, process: RowProcess, rule: Rule) -> tuple[Response, Array]:
+def stable(owner: str, process: Multiplicative, rule: Rule) -> tuple[Response, Array]:
     """The response and its kappa, after refusing a rule beyond the mean-square limit."""
     response = Response.of(owner, process, rule)
     kappa = response.kappa(owner, rule)
@@ -141,7 +139,7 @@ def stable(owner: str, process: RowProcess, rule: Rule) -> tuple[Response, Array
     return response, kappa
 
 
-def hessian(owner: str, process: RowProcess) -> Array:
+def hessian(owner: str, process: Multiplicative) -> Array:
     """The mean Hessian, refused unless positive definite."""
     cure = "Add a ridge penalty, or drop dependent features."
     return checks.positive_definite(owner, "the Hessian of the inner loss", process.curvature, cure)
@@ -155,6 +153,6 @@ def describe(rule: Rule) -> str:
     return f"step size {float(rule.gain[0]):.6g}{kinds.get(rule.slots, ' with extra slots')}"
 
 
-def _largest(process: RowProcess, response: Response, kappa: Array, steps: int) -> Eigenvalue:
+def _largest(process: Multiplicative, response: Response, kappa: Array, steps: int) -> Eigenvalue:
     product = response.feedback(process, kappa)
     return largest_on_matrices(product, len(kappa), steps, kappa.dtype)

@@ -25,6 +25,7 @@ from jax import Array
 
 from bilevel.noise.affine import Moments
 from bilevel.noise.batches import batch_factor
+from bilevel.noise.feedback import Multiplicative
 from bilevel.noise.rows import Rows, solve_normal
 from bilevel.noise.rules import Rule, push, spread, transposed
 
@@ -90,15 +91,18 @@ class LeastSquares:
 
     def step(self, moments: Moments, rule: Rule) -> Moments:
         """The moments after one step; O(m n (n + p))."""
-        mean, second = moments
-        weights = self.rows.forms(second[0, :, 0]) + jnp.sum(
-            self.residuals * (self.residuals - 2 * self.rows.A @ mean[0]), 1
-        )
+        return advance(self, moments, rule, self.gradient_noise(moments))
+
+    def gradient_noise(self, moments: Moments) -> Array:
+        """Covariance of the gradient of one example, averaged over the iterates; ``[n, n]``."""
+        P, mean = moments.second[0, :, 0], moments.mean[0]
+        weights = jnp.sum(self.residuals * (self.residuals - 2 * self.rows.A @ mean), 1)
         H = self.rows.gramian
-        noise = self.rows.weighted(weights) - H @ second[0, :, 0] @ H
-        half = transposed(push(rule, H, second))
-        after = transposed(push(rule, H, half)) + self.factor * spread(rule, noise)
-        return Moments(push(rule, H, mean), after)
+        return self.rows.weighted(self.rows.forms(P) + weights) - H @ P @ H
+
+    def fluctuation(self, P: Array) -> Array:
+        """``K(P) - H P H``, ``[n, n]``: see :mod:`bilevel.noise.feedback`."""
+        return self.rows.fluctuation(P)
 
     def settle(self, rule: Rule, solve: Callable[[Array], Array]) -> Moments:
         """The stationary moments: see :func:`bilevel.noise.limits.stationary`."""
@@ -107,3 +111,11 @@ class LeastSquares:
 
 
 jax.tree_util.register_dataclass(LeastSquares, ["rows", "residuals", "solution", "factor"], [])
+
+
+def advance(process: Multiplicative, moments: Moments, rule: Rule, noise: Array) -> Moments:
+    """One step of a process without coupling, whose gradient of one example varies by ``noise``."""
+    H = process.curvature
+    half = transposed(push(rule, H, moments.second))
+    after = transposed(push(rule, H, half)) + process.factor * spread(rule, noise)
+    return Moments(push(rule, H, moments.mean), after)

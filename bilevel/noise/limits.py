@@ -24,7 +24,7 @@ from bilevel.noise.rules import Rule, spread
 from bilevel.trees import is_traced
 
 
-class Settles(feedback.RowProcess, Protocol):
+class Settles(feedback.Multiplicative, Protocol):
     """A process that can be brought to rest block by block."""
 
     def settle(self, rule: Rule, solve: Callable[[Array], Array]) -> Any:

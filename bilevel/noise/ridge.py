@@ -180,6 +180,10 @@ class Ridge:
         after_d, after_xd, after_dd = jax.vmap(each)(*parts)
         return JointMoments(push(rule, C, mean_x), after_d, after_xx, after_xd, after_dd)
 
+    def fluctuation(self, P: Array) -> Array:
+        """``K(P) - H P H``, ``[n, n]``: see :mod:`bilevel.noise.feedback`."""
+        return self.rows.fluctuation(P)
+
     def settle(self, rule: Rule, solve: Callable[[Array], Array]) -> JointMoments:
         """The stationary moments: see :func:`bilevel.noise.limits.stationary`."""
         rest = self.start(self.solution, self.derivative, rule.slots)

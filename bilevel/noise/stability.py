@@ -20,7 +20,9 @@ from bilevel.noise import checks, feedback
 from bilevel.noise.spectrum import Eigenvalue, largest_on_matrices
 
 
-def step_limit(process: feedback.RowProcess, momentum: Any = 0.0, steps: int = 60) -> Eigenvalue:
+def step_limit(
+    process: feedback.Multiplicative, momentum: Any = 0.0, steps: int = 60
+) -> Eigenvalue:
     r"""The exact mean-square limit ``eta*`` of the step size of SGD or the heavy ball.
 
     ``1 / lambda_max`` of ``(Q + p (K - H . H))`` against ``(1 - mu)(H . + . H)``, where ``Q_jl =
@@ -48,14 +50,14 @@ def step_limit(process: feedback.RowProcess, momentum: Any = 0.0, steps: int = 6
 
     def product(Y: Array) -> Array:
         P = Y / root
-        noise = U.T @ process.rows.fluctuation(U @ P @ U.T) @ U
+        noise = U.T @ process.fluctuation(U @ P @ U.T) @ U
         return (mean * P + process.factor * noise) / root
 
     found = largest_on_matrices(product, len(h), steps, h.dtype)
     return Eigenvalue(1 / found.value, found.error / found.value**2)
 
 
-def contraction(process: feedback.RowProcess, step_size: Any, steps: int = 100) -> Eigenvalue:
+def contraction(process: feedback.Multiplicative, step_size: Any, steps: int = 100) -> Eigenvalue:
     r"""Factor per step of plain SGD by which second moments above their floor fall, at last.
 
     ``lambda_max(T_eta)`` by ``steps`` Lanczos products, O(m n^2) each; a lower bound, by about
@@ -79,6 +81,6 @@ def contraction(process: feedback.RowProcess, step_size: Any, steps: int = 100) 
     M = jnp.eye(len(H), dtype=H.dtype) - step_size * H
 
     def product(P: Array) -> Array:
-        return M @ P @ M + process.factor * step_size**2 * process.rows.fluctuation(P)
+        return M @ P @ M + process.factor * step_size**2 * process.fluctuation(P)
 
     return largest_on_matrices(product, len(H), steps, H.dtype)
