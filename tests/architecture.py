@@ -14,6 +14,7 @@ PURE |= {"fractions", "functools", "graphlib", "inspect", "itertools", "math", "
 PURE |= {"operator", "string", "textwrap", "types", "typing", "warnings"}
 CORE = PURE | {"jax", "optax", "numpy", "bilevel"}
 EDGE = STDLIB | CORE | {"flax", "sklearn", "scipy", "pandas", "tasks"}
+EDGE |= {"threadpoolctl"}  # comes with scikit-learn
 
 
 @dataclass(frozen=True)

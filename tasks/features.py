@@ -1,0 +1,92 @@
+"""From raw columns to the standardised design matrix that a linear model sees."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.preprocessing import PolynomialFeatures
+
+SAME = (
+    1e-10  # a correlation this close to 1 is a duplicate, a relative spread this small a constant
+)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Standardisation and, for degree 2, all squares and products; fitted on given rows only.
+
+    ``transform(X)`` is ``[n, d]``: each column has mean 0 and variance 1 over the fitted rows.
+    Columns that are constant there, or equal to an earlier one up to sign, are left out; a linear
+    model cannot tell them apart, and ``dropped`` names them. ``powers [d, raw]`` says how often
+    each raw column enters.
+    """
+
+    raw: "Scale"
+    expansion: PolynomialFeatures
+    kept: np.ndarray
+    scale: "Scale"
+    names: tuple[str, ...]
+    powers: np.ndarray
+    dropped: tuple[str, ...]
+
+    @classmethod
+    def fit(cls, X: np.ndarray, names: tuple[str, ...], degree: int = 1) -> "Features":
+        """Learn scales and duplicates from the rows of ``X``.
+
+        Raises
+        ------
+        ValueError : a degree other than 1 or 2; no column that varies.
+        """
+        if degree not in (1, 2):
+            raise ValueError(
+                f"degree={degree!r} must be 1 (the columns) or 2 (also their products)."
+            )
+        raw = Scale.fit(X)
+        expansion = PolynomialFeatures(degree, include_bias=False).fit(X[:1])
+        expanded = np.asarray(expansion.transform(raw(X)))
+        every = [str(name) for name in expansion.get_feature_names_out(list(names))]
+        scale = Scale.fit(expanded)
+        varies = np.flatnonzero(scale.spread)
+        kept = varies[_first_of_each(scale(expanded)[:, varies])]
+        if not kept.size:
+            raise ValueError(
+                f"all {X.shape[1]} feature columns are constant over the {len(X)} training rows: "
+                "there is nothing to learn from."
+            )
+        return cls(
+            raw,
+            expansion,
+            kept,
+            Scale(scale.mean[kept], scale.spread[kept]),
+            tuple(every[j] for j in kept),
+            expansion.powers_[kept],
+            tuple(name for j, name in enumerate(every) if j not in set(kept.tolist())),
+        )
+
+    def transform(self, X: np.ndarray) -> np.ndarray:
+        """The design matrix of any rows, ``[n, d]``."""
+        return self.scale(np.asarray(self.expansion.transform(self.raw(X)))[:, self.kept])
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation of columns, ``[d]``; spread 0 where a column is constant."""
+
+    mean: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def fit(cls, X: np.ndarray) -> "Scale":
+        """Of the rows of ``X``."""
+        mean, spread = X.mean(0), X.std(0)
+        return cls(mean, np.where(spread > SAME * np.abs(X).max(0), spread, 0.0))
+
+    def __call__(self, X: np.ndarray) -> np.ndarray:
+        """Centred columns in units of their spread; a constant one is 0 on the fitted rows."""
+        return (X - self.mean) / np.where(self.spread > 0, self.spread, 1.0)
+
+
+def _first_of_each(Z: np.ndarray) -> np.ndarray:
+    """Indices of the standardised columns that no earlier one equals up to sign."""
+    correlation = np.abs(Z.T @ Z) / len(Z)
+    earlier = np.triu(correlation > 1 - SAME, k=1).any(axis=0)
+    return np.flatnonzero(~earlier)

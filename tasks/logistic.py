@@ -1,0 +1,224 @@
+r"""Logistic regression, of two classes or many, with log-penalties on its weights.
+
+    inner(w, h) = mean_i loss(x_i, y_i; w) + 1/2 sum_jc exp(h_jc) w_jc^2     training rows
+    outer(w)    = mean_i loss(x_i, y_i; w)                                   validation rows
+
+The loss of a row is minus its log-likelihood. Columns are standardised on the training rows; the
+intercept is not penalised.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.flatten_util import ravel_pytree
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from threadpoolctl import threadpool_limits
+
+import bilevel as bl
+from tasks.base import Metrics, PyTree, Task
+from tasks.design import Design, prepare
+from tasks.losses import Model, holdout, problem
+from tasks.moments import in_float64
+from tasks.penalty import Groups, Penalty, describe
+from tasks.stability import stability
+
+GRID = np.logspace(-4, 2, 13)  # penalties of the mean loss; columns have variance 1
+# L-BFGS multiplies many small matrices: on a busy machine BLAS threads made it 70 times slower.
+one_thread = threadpool_limits.wrap(limits=1)
+
+
+def two_classes(params: PyTree, X: Array, y: Array) -> Array:
+    """Minus the log-likelihood of each row, ``[n]``; ``y`` is 0 or 1, weights are ``[d]``."""
+    score = X @ params["weights"] + params["intercept"]
+    return jax.nn.softplus(score) - y * score
+
+
+def many_classes(params: PyTree, X: Array, y: Array) -> Array:
+    """Minus the log-likelihood of each row, ``[n]``; ``y`` in ``0 .. C-1``, weights ``[d, C]``."""
+    scores = X @ params["weights"] + params["intercept"]
+    return -jnp.take_along_axis(jax.nn.log_softmax(scores), y[:, None], axis=-1)[:, 0]
+
+
+@dataclass(frozen=True)
+class Shrinkage:
+    """``1/2 sum_jc strength_jc w_jc^2``, ``()``.
+
+    ``layout`` is the shape that strengths are given before they broadcast against the weights,
+    ``[d]`` or ``[d, C]``.
+    """
+
+    strengths: Penalty
+    layout: tuple[int, ...]
+
+    def __call__(self, params: PyTree, hyper: Array) -> Array:
+        strengths = self.strengths(hyper).reshape(self.layout)
+        return jnp.sum(strengths * params["weights"] ** 2) / 2
+
+
+def logistic(
+    data: str = "breast_cancer",
+    penalty: Groups = "per_feature",
+    outer: str = "kfold",
+    *,
+    degree: int = 1,
+    folds: int = 5,
+    validation: float = 0.3,
+    test: float = 0.3,
+    start: float = 0.01,
+    rows: int | None = None,
+    target: str | None = None,
+    root: str | None = None,
+    seed: int = 0,
+) -> Task:
+    """Penalties of a logistic regression for a classification data set.
+
+    Parameters
+    ----------
+    data, root, target : as for :func:`tasks.data.load`; labels may be text.
+    penalty : as for :meth:`tasks.penalty.Penalty.of`, shared by all classes; or, for more than two
+        classes, ``"per_class"`` or ``"per_weight"`` (every column and class its own).
+    outer, degree, folds, validation, test, start, rows, seed : as for :func:`tasks.ridge.ridge`;
+        parts and folds have their share of each class.
+
+    Raises
+    ------
+    ValueError : bad data, an unknown penalty or outer loss, shares that leave a part empty.
+
+    Examples
+    --------
+    >>> from tasks.logistic import logistic
+    >>> logistic("digits", penalty="per_weight", outer="holdout").hyper.shape
+    (640,)
+    """
+    if not start > 0:
+        raise ValueError(f"start={start!r} must be a positive penalty.")
+    design = prepare(
+        data, "classification", outer, degree=degree, folds=folds, validation=validation,
+        test=test, rows=rows, target=target, root=root, seed=seed,
+    )  # fmt: skip
+    shrinkage = _shrinkage(penalty, design)
+    loss = two_classes if len(design.table.classes) == 2 else many_classes
+    model = Model(loss, shrinkage)
+    inner, held = design.batches(design.y)
+    hyper = jnp.full(shrinkage.strengths.shape, np.log(start), jnp.result_type(float))
+    fit = partial(_refit, design, model)
+    # The loss curves at most 1/4 along a row and 1 for the intercept, for many classes 1/2.
+    bound = 0.25 if loss is two_classes else 0.5
+    return Task(
+        name=f"logistic {data}",
+        problem=problem(model, design.folds),
+        data=bl.Data(inner=_cast(inner), outer=_cast(held)),
+        hyper=hyper,
+        params=_zeros(design, design.folds),
+        metrics=lambda hyper, _: fit(hyper),
+        baselines=lambda: _baselines(design, start),
+        describe=partial(describe, shrinkage.strengths),
+        exact=None,
+        notes=design.notes()
+        | stability(_with_intercept(inner), start, bound)
+        | {"classes": list(design.table.classes), "penalties": list(shrinkage.strengths.names)},
+    )
+
+
+def _shrinkage(penalty: Groups, design: Design) -> Shrinkage:
+    features, classes = design.features, design.table.classes
+    d, C = len(features.names), len(classes)
+    if penalty in ("per_class", "per_weight") and C == 2:
+        raise ValueError(
+            f"penalty={penalty!r} needs more than two classes: with two there is one weight per "
+            "column, so use 'per_feature'."
+        )
+    if penalty == "per_class":
+        return Shrinkage(Penalty(classes), (1, C))
+    if penalty == "per_weight":
+        every = tuple(f"{name} for {label}" for name in features.names for label in classes)
+        return Shrinkage(Penalty(every), (d, C))
+    strengths = Penalty.of(penalty, features)
+    rows = 1 if strengths.shape == () else d
+    return Shrinkage(strengths, (rows,) if C == 2 else (rows, 1))
+
+
+def _cast(batch: tuple) -> tuple:
+    """Features and weights in JAX's floating-point type; class numbers stay integers."""
+    dtype = jnp.result_type(float)
+    return tuple(jnp.asarray(x, dtype if x.dtype.kind == "f" else jnp.int32) for x in batch)
+
+
+def _zeros(design: Design, folds: int | None) -> PyTree:
+    d, C = len(design.features.names), len(design.table.classes)
+    lead, tail = () if folds is None else (folds,), () if C == 2 else (C,)
+    return {"weights": jnp.zeros((*lead, d, *tail)), "intercept": jnp.zeros((*lead, *tail))}
+
+
+def _with_intercept(batch: tuple) -> np.ndarray:
+    """Rows with the intercept's 1, times the root of their weight, where folds have one."""
+    X, _, *weight = batch
+    X = np.concatenate([X, np.ones((*X.shape[:-1], 1))], axis=-1)
+    return X * np.sqrt(weight[0])[..., None] if weight else X
+
+
+@one_thread
+def _refit(design: Design, model: Model, hyper: Array) -> Metrics:
+    """Test metrics of the fit with these penalties on all development rows, in float64."""
+    inner = holdout(model).inner
+    batch = design.development
+
+    def fit(hyper: Array) -> PyTree:
+        start, unravel = ravel_pytree(_zeros(design, None))
+        loss = jax.jit(jax.value_and_grad(lambda flat: inner(unravel(flat), hyper, batch)))
+        limits = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 0, "gtol": 1e-7}
+        found = minimize(
+            lambda flat: tuple(map(np.asarray, loss(flat))), np.asarray(start), jac=True,
+            method="L-BFGS-B", options=limits,
+        )  # fmt: skip
+        return unravel(jnp.asarray(found.x))
+
+    params = in_float64(fit)(hyper)
+    return _score(design.test[0] @ params["weights"] + params["intercept"], design)
+
+
+def _score(scores: np.ndarray, design: Design) -> Metrics:
+    """Of log-odds ``[n]``, or of scores ``[n, C]``."""
+    y = design.test[1]
+    if scores.ndim == 1:
+        scores = np.stack([np.zeros_like(scores), scores], axis=-1)
+    losses = logsumexp(scores, axis=1) - scores[np.arange(len(y)), y]
+    return {
+        "test_log_loss": float(np.mean(losses)),
+        "test_accuracy": float(np.mean(np.argmax(scores, axis=1) == y)),
+    }
+
+
+@one_thread
+def _baselines(design: Design, start: float) -> dict[str, Metrics]:
+    """What a user would run instead; each is fitted on all development rows in the end."""
+    X, y = design.development
+    train = design.train if design.folds else design.train[:, None]
+    ours = [(np.flatnonzero(used), np.flatnonzero(~used)) for used in train.T]
+    # scikit-learn's C multiplies the sum of the losses, our penalty belongs to the mean.
+    search: Any = partial(
+        LogisticRegressionCV, Cs=1 / (GRID * len(y)), scoring="neg_log_loss", max_iter=10_000,
+        l1_ratios=(0.0,), use_legacy_attributes=False,
+    )  # fmt: skip
+    name = f"LogisticRegressionCV ({GRID.size} penalties, "
+    models: dict[str, Any] = {}
+    if design.folds:
+        models[name + "same folds)"] = search(cv=ours)
+    else:
+        models[name + "5 folds)"] = search(cv=5)
+        models[name + "same hold-out)"] = search(cv=ours)
+    models[f"no tuning (penalty {start:g})"] = LogisticRegression(
+        C=1 / (start * len(y)), max_iter=10_000
+    )
+    models["LogisticRegression (C = 1)"] = LogisticRegression(max_iter=10_000)
+    return {
+        name: _score(model.fit(X, y).decision_function(design.test[0]), design)
+        for name, model in models.items()
+    }

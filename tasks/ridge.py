@@ -1,0 +1,162 @@
+r"""Ridge regression with one log-penalty, one per column, or one per group of columns.
+
+    inner(w, h) = 1/2 mean_i (x_i . w - y_i)^2 + 1/2 sum_j exp(h_g(j)) w_j^2     training rows
+    outer(w)    = 1/2 mean_i (x_i . w - y_i)^2                                   validation rows
+
+Columns are standardised, the target too; both are centred on the training rows, so there is no
+intercept to fit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from sklearn.linear_model import LinearRegression, RidgeCV
+
+import bilevel as bl
+from tasks.base import Metrics, Task
+from tasks.design import Design, prepare
+from tasks.losses import Model, problem
+from tasks.moments import Moments, in_float64, validation_loss
+from tasks.penalty import Groups, Penalty, describe
+from tasks.stability import stability
+
+GRID = np.logspace(-5, 3, 60)  # penalties of the mean loss; columns have variance 1
+
+
+def squared_error(w: Array, X: Array, y: Array) -> Array:
+    """Half the squared residual of each row, ``[n]``."""
+    return (X @ w - y) ** 2 / 2
+
+
+@dataclass(frozen=True)
+class Shrinkage:
+    """``1/2 sum_j strength_j w_j^2``, ``()``."""
+
+    strengths: Penalty
+
+    def __call__(self, w: Array, hyper: Array) -> Array:
+        return jnp.sum(self.strengths(hyper) * w**2) / 2
+
+
+def ridge(
+    data: str = "diabetes",
+    penalty: Groups = "per_input",
+    outer: str = "kfold",
+    *,
+    degree: int = 2,
+    folds: int = 5,
+    validation: float = 0.3,
+    test: float = 0.3,
+    start: float = 0.1,
+    rows: int | None = None,
+    target: str | None = None,
+    root: str | None = None,
+    seed: int = 0,
+) -> Task:
+    """Ridge penalties for a regression data set.
+
+    Parameters
+    ----------
+    data, root, target : as for :func:`tasks.data.load`.
+    penalty : as for :meth:`tasks.penalty.Penalty.of`.
+    outer : ``"holdout"``, one validation set; or ``"kfold"``, the mean over ``folds`` folds of
+        training and validation rows together, all moved in one vmapped call.
+    degree : 1, the columns; 2, also their squares and products.
+    validation, test, rows, seed : as for :func:`tasks.splits.split`.
+    start : the penalty of every column at the start; 1 is the variance of a column.
+
+    Notes
+    -----
+    The outer loss is in units of the target's variance, ``test_mse`` in squared target units.
+
+    Raises
+    ------
+    ValueError : bad data, an unknown penalty or outer loss, shares that leave a part empty.
+
+    Examples
+    --------
+    >>> from tasks.ridge import ridge
+    >>> ridge("diabetes", outer="holdout").params.shape
+    (64,)
+    """
+    if not start > 0:
+        raise ValueError(f"start={start!r} must be a positive penalty.")
+    design = prepare(
+        data, "regression", outer, degree=degree, folds=folds, validation=validation, test=test,
+        rows=rows, target=target, root=root, seed=seed,
+    )  # fmt: skip
+    strengths = Penalty.of(penalty, design.features)
+    inner, held = design.batches(_standardised(design))
+    model = Model(squared_error, Shrinkage(strengths), quadratic=True)
+    dtype = jnp.result_type(float)
+    hyper = jnp.full(strengths.shape, np.log(start), dtype)
+    cast = partial(jax.tree.map, lambda x: jnp.asarray(x, dtype))
+    levels = Moments.of(*inner), Moments.of(*held)
+    # Each fold weighs its rows: the step sizes that are stable follow from the weighted rows.
+    weighted = inner[0] if len(inner) == 2 else inner[0] * np.sqrt(inner[2])[..., None]
+    return Task(
+        name=f"ridge {data}",
+        problem=problem(model, design.folds),
+        data=bl.Data(inner=cast(inner), outer=cast(held)),
+        hyper=hyper,
+        params=jnp.zeros(inner[0].shape[1:], dtype),
+        metrics=lambda hyper, _: _refit(design, strengths, hyper),
+        baselines=lambda: _baselines(design, levels, start),
+        describe=partial(describe, strengths),
+        exact=in_float64(jax.jit(jax.value_and_grad(_value(levels, strengths)))),
+        notes=design.notes() | stability(weighted, start) | {"penalties": list(strengths.names)},
+    )
+
+
+def _standardised(design: Design) -> np.ndarray:
+    """Targets centred on the training rows of each fold, all in one unit; like ``design.y``."""
+    centres = np.average(design.y, axis=0, weights=design.train)
+    if not (unit := design.y[design.train].std()):
+        raise ValueError(
+            f"{design.table.source}: the target is the same in all training rows. Another seed, or "
+            "more training rows, may mend it."
+        )
+    return (design.y - centres) / unit
+
+
+def _value(levels: tuple[Moments, Moments], strengths: Penalty) -> Callable[[Array], Array]:
+    return lambda hyper: validation_loss(*levels, strengths(hyper))
+
+
+def _refit(design: Design, strengths: Penalty, hyper: Array) -> Metrics:
+    """Test metrics of the ridge fit with these penalties on all development rows."""
+    X, y = design.development
+    centre, mean = X.mean(0), y.mean()
+    moments = Moments.of(X - centre, y - mean)
+    w = in_float64(lambda hyper: moments.minimiser(strengths(hyper)))(hyper)
+    return _score((design.test[0] - centre) @ w + mean, design)
+
+
+def _score(predicted: np.ndarray, design: Design) -> Metrics:
+    y = design.test[1]
+    mse = float(np.mean((predicted - y) ** 2))
+    return {"test_mse": mse, "test_r2": 1 - mse / (float(np.var(y)) or np.nan)}
+
+
+def _baselines(design: Design, levels: tuple[Moments, Moments], start: float) -> dict[str, Metrics]:
+    """What a user would run instead; each is fitted on all development rows in the end."""
+    one = Penalty(("all",))
+    value = in_float64(jax.jit(_value(levels, one)))
+    best = min(np.log(GRID), key=lambda hyper: float(value(hyper)))
+    X, y = design.development
+    # scikit-learn's penalty belongs to the sum of squares, ours to the mean.
+    searched = RidgeCV(alphas=GRID * len(y)).fit(X, y)
+    rows = "hold-out" if design.folds is None else "folds"
+    return {
+        f"RidgeCV ({GRID.size} penalties, leave-one-out)": _score(
+            searched.predict(design.test[0]), design
+        ),
+        f"one penalty (best of {GRID.size}, same {rows})": _refit(design, one, best),
+        f"no tuning (penalty {start:g})": _refit(design, one, np.log(start)),
+        "least squares": _score(LinearRegression().fit(X, y).predict(design.test[0]), design),
+    }
