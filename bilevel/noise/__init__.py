@@ -30,8 +30,10 @@ from bilevel.noise import stability as stability
 from bilevel.noise import steady_state as steady_state
 from bilevel.noise import transient as transient
 from bilevel.noise.affine import Affine as Affine
+from bilevel.noise.affine import Moments as Moments
 from bilevel.noise.batches import batch_factor as batch_factor
 from bilevel.noise.compressed import Compressed as Compressed
 from bilevel.noise.eigenbasis import Diagonal as Diagonal
 from bilevel.noise.least_squares import LeastSquares as LeastSquares
+from bilevel.noise.ridge import JointMoments as JointMoments
 from bilevel.noise.ridge import Ridge as Ridge

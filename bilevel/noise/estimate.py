@@ -144,8 +144,8 @@ def _flatten(derivative: PyTree, flat: Flat) -> Array:
     matrix = jnp.concatenate(leaves, 1)
     if matrix.shape != (p, n):
         raise ValueError(
-            f"estimate.gradient_noise: derivative has {matrix.shape[1]} entries per hyperparameter, "
-            f"params {n}. Its leaves are those of params with a leading axis of length {p}."
+            f"estimate.gradient_noise: derivative has {matrix.shape[1]} entries for each entry of "
+            f"hyper, params {n}. Its leaves are those of params with a leading axis of length {p}."
         )
     return matrix
 
