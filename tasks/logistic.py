@@ -94,8 +94,8 @@ def logistic(
     Examples
     --------
     >>> from tasks.logistic import logistic
-    >>> logistic("digits", penalty="per_weight", outer="holdout").hyper.shape
-    (640,)
+    >>> logistic("wine", penalty="per_weight").hyper.shape
+    (39,)
     """
     if not start > 0:
         raise ValueError(f"start={start!r} must be a positive penalty.")
@@ -203,17 +203,20 @@ def _baselines(design: Design, start: float) -> dict[str, Metrics]:
     train = design.train if design.folds else design.train[:, None]
     ours = [(np.flatnonzero(used), np.flatnonzero(~used)) for used in train.T]
     # scikit-learn's C multiplies the sum of the losses, our penalty belongs to the mean.
-    search: Any = partial(
-        LogisticRegressionCV, Cs=1 / (GRID * len(y)), scoring="neg_log_loss", max_iter=10_000,
-        l1_ratios=(0.0,), use_legacy_attributes=False,
-    )  # fmt: skip
-    name = f"LogisticRegressionCV ({GRID.size} penalties, "
+    settings: dict[str, Any] = {
+        "Cs": 1 / (GRID * len(y)),
+        "scoring": "neg_log_loss",
+        "max_iter": 10_000,
+        "l1_ratios": (0.0,),
+        "use_legacy_attributes": False,
+    }
+    search = f"LogisticRegressionCV ({GRID.size} penalties, "
     models: dict[str, Any] = {}
     if design.folds:
-        models[name + "same folds)"] = search(cv=ours)
+        models[search + "same folds)"] = LogisticRegressionCV(cv=ours, **settings)
     else:
-        models[name + "5 folds)"] = search(cv=5)
-        models[name + "same hold-out)"] = search(cv=ours)
+        models[search + "5 folds)"] = LogisticRegressionCV(cv=5, **settings)
+        models[search + "same hold-out)"] = LogisticRegressionCV(cv=ours, **settings)
     models[f"no tuning (penalty {start:g})"] = LogisticRegression(
         C=1 / (start * len(y)), max_iter=10_000
     )
