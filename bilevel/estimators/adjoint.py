@@ -12,16 +12,16 @@ With a non-smooth part r, known by its proximal map P(z, h, s), the minimiser is
     d outer / d h = grad_h outer + (E - s D C)^T u
 
 Off the range of D (where P is locally constant: coordinates that are zero, groups that are off)
-``dw = 0``. On it, multiply the second equation by D and put ``x = s u``: the symmetric system
+``dw = E dh``, mostly 0. On it, multiply the second equation by D and put ``v = s D u = D x``:
 
-    K x = D grad_w outer,   K = D (I - D) / s + D H D,
-    d outer / d h = grad_h outer + E^T x / s - C^T D x
+    K x = D grad_w outer,   K = D (I - D) / s + D H D,   u = grad_w outer - H v + v / s,
+    d outer / d h = grad_h outer + E^T u - C^T v
 
-K is positive definite on the range of D when H is, because ``K = D (R + H) D`` with
-``R = (D^{-1} - I) / s`` the Hessian of r along its smooth pieces. For the lasso D is 0/1, K is the
-Hessian restricted to the support, and ``E = -s sign(w)`` there. For a group that is on,
-``R`` is the curvature of its norm. Bertrand et al., JMLR 2022 (element by element); Bolte, Le,
-Pauwels, Silveti-Falls, NeurIPS 2021.
+K is symmetric, and positive definite on the range of D when H is, because ``K = D (R + H) D`` with
+``R = (D^{-1} - I) / s`` the Hessian of r along its smooth pieces. For the lasso D is 0/1 and K the
+Hessian restricted to the support; there ``E = -s sign(w)``, ``s u = v``, and elsewhere ``E = 0``.
+For a group that is on, R is the curvature of its norm. For bounds, ``E = 1`` where one binds.
+Bertrand et al., JMLR 2022 (element by element); Bolte, Le, Pauwels, Silveti-Falls, NeurIPS 2021.
 """
 
 from collections.abc import Callable
@@ -96,9 +96,12 @@ def adjoint_system(
     restricted = _damped(_restrict(hessian, d, step, support), damping)
 
     def grad(x: PyTree) -> PyTree:
-        pull = jax.vjp(lambda hyper: proximal(composite, z, hyper, step), hyper)[1]
-        through = jax.tree.map(lambda leaf: leaf / step, pull(x)[0])
-        return jax.tree.map(jnp.add, smooth_grad(d(x)), through)
+        v = d(x)
+        left = axpy(-1, hessian.product(v), b)
+        left = left if damping is None else axpy(-damping, x, left)
+        u = axpy(1 / step, v, left)
+        _, pull = jax.vjp(lambda hyper: proximal(composite, z, hyper, step), hyper)
+        return jax.tree.map(jnp.add, smooth_grad(v), pull(u)[0])
 
     off = jax.tree.map(lambda w, p, on: (1 - on) * (w - p), params, moved, support)
     mapping = jax.tree.map(lambda w, p, on: on * (w - p) / step, params, moved, support)

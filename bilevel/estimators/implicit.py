@@ -98,11 +98,11 @@ class Implicit:
         system: System = system_at(params)
         adjoint = self.linear.solve(system.operator, system.rhs, system.within(lower.memory), key)
 
-        bias, matvecs = None, adjoint.matvecs + used
+        smooth = problem.prox is None
+        bias, matvecs = None, adjoint.matvecs + used + (0 if smooth else 1)
         if self.bias:
             bias, more = first_order_bias(system_at, params, adjoint.x, self.linear, key_bias)
             matvecs = matvecs + more
-        smooth = problem.prox is None
         end = system.gradient if smooth else full_gradient(problem, hyper, params, data)
         residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
         counts = Counts.of(gradients=self.steps + (1 if smooth else 2), hvps=matvecs)
