@@ -99,11 +99,12 @@ def relative_norm(r: PyTree, b: PyTree) -> Array:
     return jnp.where(error == 0, 0, error / norm(b))
 
 
-def first_residual(hessian: Matvec, b: PyTree, x0: PyTree) -> tuple[PyTree, Array]:
-    """``b - hessian(x0)`` and the products that it took: none from a zero start."""
+def warm_start(hessian: Matvec, b: PyTree, x0: PyTree) -> tuple[PyTree, PyTree, Array]:
+    """``(x0, b - hessian(x0), products used)``; where ``b`` is 0, its solution 0 in place of x0."""
+    x0 = jax.tree.map(lambda x: jnp.where(norm(b) == 0, 0, x), x0)
     cold = norm(x0) == 0
     r = jax.lax.cond(cold, lambda: b, lambda: axpy(-1, hessian(x0), b))
-    return r, jnp.where(cold, 0, 1).astype(jnp.int32)
+    return x0, r, jnp.where(cold, 0, 1).astype(jnp.int32)
 
 
 def attainable(tol: Any, b: PyTree) -> Array:

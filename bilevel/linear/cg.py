@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.linear.base import Matvec, Solution, attainable, first_residual, relative_residual
+from bilevel.linear.base import Matvec, Solution, attainable, relative_residual, warm_start
 from bilevel.messages import require_positive, require_positive_int
 from bilevel.trees import PyTree, axpy, vdot
 
@@ -49,7 +49,7 @@ class CG:
     def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array | None = None) -> Solution:
         """Iterate from ``x0``; ``hessian`` must be symmetric positive definite. No key is used."""
         target = attainable(self.tol, b) ** 2
-        r, first = first_residual(hessian, b, x0)
+        x0, r, first = warm_start(hessian, b, x0)
 
         def unfinished(carry: Any) -> Array:
             _, _, _, squared, curved, k = carry

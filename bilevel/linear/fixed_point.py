@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.linear.base import Matvec, Solution, attainable, first_residual, relative_residual
+from bilevel.linear.base import Matvec, Solution, attainable, relative_residual, warm_start
 from bilevel.linear.power import require_step_size, stable_step
 from bilevel.messages import require_positive, require_positive_int
 from bilevel.trees import PyTree, axpy, norm
@@ -54,7 +54,7 @@ class FixedPoint:
         """Iterate from ``x0``; the key serves to measure the step size."""
         step, used = stable_step("FixedPoint", self.step_size, hessian, b, key)
         target = attainable(self.tol, b)
-        r, first = first_residual(hessian, b, x0)
+        x0, r, first = warm_start(hessian, b, x0)
 
         # A contraction never lets the residual grow: ten times more is divergence, and shows.
         most = 10 * norm(r)

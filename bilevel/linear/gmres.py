@@ -11,9 +11,9 @@ from bilevel.linear.base import (
     Matvec,
     Solution,
     attainable,
-    first_residual,
     relative_norm,
     unit,
+    warm_start,
 )
 from bilevel.messages import require_positive, require_positive_int
 from bilevel.trees import PyTree, axpy, norm
@@ -57,7 +57,7 @@ class GMRES:
     def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array | None = None) -> Solution:
         """Iterate from ``x0``. No key is used."""
         target = attainable(self.tol, b)
-        r, first = first_residual(hessian, b, x0)
+        x0, r, first = warm_start(hessian, b, x0)
 
         def unfinished(carry: Any) -> Array:
             _, r, gained, k = carry

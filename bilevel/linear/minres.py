@@ -11,9 +11,9 @@ from bilevel.linear.base import (
     Matvec,
     Solution,
     attainable,
-    first_residual,
     relative_residual,
     unit,
+    warm_start,
 )
 from bilevel.messages import require_positive, require_positive_int
 from bilevel.trees import PyTree, axpy, dtype, norm, vdot, zeros_like
@@ -55,7 +55,7 @@ class MINRES:
     def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array | None = None) -> Solution:
         """Iterate from ``x0``; ``hessian`` must be symmetric. No key is used."""
         target = attainable(self.tol, b)
-        r, first = first_residual(hessian, b, x0)
+        x0, r, first = warm_start(hessian, b, x0)
 
         def unfinished(carry: _Carry) -> Array:
             return (carry.left > target) & (carry.beta > 0) & (carry.k < self.max_steps)
