@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -67,17 +68,44 @@ class External:
         self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
     ) -> tuple[PyTree, Any]:
         """One call of ``fn``; neither the loss nor the key is used."""
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-        moved = jax.pure_callback(self._call, shapes, params, hyper, data, vmap_method="sequential")
-        return moved, state
+        arguments = jax.tree.map(jnp.asarray, (params, hyper, data))
+        dtypes = jax.tree.map(lambda leaf: leaf.dtype, arguments)
+        packed = jax.tree.map(pack, arguments)
 
-    def _call(self, params: PyTree, hyper: PyTree, data: PyTree) -> PyTree:
-        arguments = jax.tree.map(np.asarray, (params, hyper, data))
-        found, start = jax.tree.map(np.asarray, self.fn(*arguments)), arguments[0]
-        if jax.tree.structure(found) == jax.tree.structure(start):
-            found = jax.tree.map(lambda x, w: x.astype(w.dtype), found, start)
-        messages.require_same("what External.fn returned", found, "params", start)
+        def call(*packed: Any) -> Any:
+            params, hyper, data = jax.tree.map(unpack, packed, dtypes)
+            return jax.tree.map(pack_numpy, self._checked(params, hyper, data))
+
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), packed[0])
+        moved = jax.pure_callback(call, shapes, *packed, vmap_method="sequential")
+        return jax.tree.map(jax.lax.bitcast_convert_type, moved, dtypes[0]), state
+
+    def _checked(self, params: PyTree, hyper: PyTree, data: PyTree) -> PyTree:
+        found = jax.tree.map(np.asarray, self.fn(params, hyper, data))
+        if jax.tree.structure(found) == jax.tree.structure(params):
+            found = jax.tree.map(lambda x, w: x.astype(w.dtype), found, params)
+        messages.require_same("what External.fn returned", found, "params", params)
         return found
 
 
 jax.tree_util.register_dataclass(External, data_fields=[], meta_fields=["fn"])
+
+
+# JAX runs a callback in a thread of its own, where `jax.enable_x64` does not hold: there it would
+# round float64 to float32. So numbers of 8 bytes cross over as pairs of 4 bytes.
+
+
+def pack(leaf: Array) -> Array:
+    """``[*shape]`` of 8 bytes each as uint32 ``[*shape, 2]``; others as they are."""
+    return jax.lax.bitcast_convert_type(leaf, jnp.uint32) if leaf.dtype.itemsize == 8 else leaf
+
+
+def pack_numpy(leaf: np.ndarray) -> np.ndarray:
+    """:func:`pack` on the host."""
+    return leaf[..., None].view(np.uint32) if leaf.dtype.itemsize == 8 else leaf
+
+
+def unpack(leaf: Any, dtype: Any) -> np.ndarray:
+    """The inverse of :func:`pack`, on the host."""
+    array = np.asarray(leaf)
+    return array if array.dtype == dtype else array.view(dtype)[..., 0]

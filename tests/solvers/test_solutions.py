@@ -9,7 +9,6 @@ import pytest
 import bilevel as bl
 from tests.solvers.cases import CASES, SOLVERS, flat, make
 
-
 SINGLE = [(solver, names[0], False) for solver, (_, _, names) in SOLVERS.items()]
 
 

@@ -1,0 +1,114 @@
+"""Every solver maps over seeds, keeps its state's structure, and compiles once."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel as bl
+from tests.solvers.cases import SOLVERS, make
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+def test_vmap_over_seeds_and_starts_is_the_loop(solver: str) -> None:
+    factory, _, names = SOLVERS[solver]
+    case = make(names[0])
+
+    @jax.jit
+    def run(seed: Any) -> Any:
+        start = jax.tree.map(lambda leaf: leaf + 0.1 * seed, case.params)
+        return bl.solve(
+            case.problem, factory(case.curvature), case.hyper, start, case.data,
+            jax.random.key(seed), steps=6,
+        )  # fmt: skip
+
+    mapped = jax.vmap(run)(jnp.arange(3))
+    looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(run(seed) for seed in range(3)))
+    np.testing.assert_allclose(mapped, looped, rtol=2e-5, atol=2e-6)
+
+
+SIZED = [
+    bl.SVRG(step_size=0.1, batch_size=4),
+    bl.SAGA(step_size=0.1, batch_size=4),
+    bl.FISTA(step_size=0.1),
+    bl.ProximalGradient(step_size=0.1),
+    bl.Newton(linear=bl.CG(tol=0.4)),
+]
+
+
+@pytest.mark.parametrize("solver", SIZED, ids=lambda solver: type(solver).__name__)
+def test_a_changed_number_traces_nothing_again(solver: Any) -> None:
+    traces, case = [], make("elastic_net" if hasattr(solver, "check") else "ridge")
+
+    def inner(params: Any, hyper: Any, batch: Any) -> Any:
+        traces.append(None)
+        return case.problem.inner(params, hyper, batch)
+
+    problem = bl.Problem(inner, case.problem.outer, prox=case.problem.prox)
+    first = bl.Implicit(solver, steps=3)
+    run = (case.params, case.data, jax.random.key(0))
+    one, state = bl.hypergradient(problem, first, case.hyper, *run)
+    count = len(traces)
+    halved = jax.tree.map(lambda number: number / 2, first)
+    other, _ = bl.hypergradient(problem, halved, case.hyper, *run)
+    bl.hypergradient(problem, halved, case.hyper - 1, *run, state=state)
+    assert len(traces) == count > 0
+    assert one.value != other.value
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, None])
+@pytest.mark.parametrize("sampling", ["iid", "epoch"])
+def test_every_example_is_drawn_equally_often(sampling: str, batch_size: int | None) -> None:
+    """Per n draws once (epoch); within 4 standard errors of the mean (iid). 23 rows."""
+    n, b = 23, batch_size or 23
+    sampler = bl.solvers.sampling.Sampler(batch_size, sampling)
+    data, steps = np.zeros(n), 40 * n
+
+    def draw(state: Any, key: Any) -> Any:
+        rows, state = sampler.indices(data, key, state)
+        return state, rows
+
+    keys = jax.random.split(jax.random.key(1), steps)
+    _, rows = jax.lax.scan(draw, sampler.init(data), keys)
+    drawn = np.bincount(np.ravel(rows), minlength=n)
+    if sampling == "epoch" or batch_size is None:
+        np.testing.assert_array_equal(drawn, 40 * b)
+        passes = np.sort(np.ravel(rows).reshape(-1, n), axis=1)
+        np.testing.assert_array_equal(passes, np.broadcast_to(np.arange(n), passes.shape))
+    else:
+        standard_error = np.sqrt(40 * b * (1 - 1 / n))
+        assert np.abs(drawn - 40 * b).max() < 4 * standard_error
+
+
+def test_saga_keeps_the_mean_of_its_table() -> None:
+    """Also when a batch, drawn with replacement, holds a row several times."""
+    case = make("ridge")
+    with jax.enable_x64(True):
+        w, key = jnp.zeros(4), jax.random.key(0)
+        solver = bl.SAGA(step_size=0.05, batch_size=20)
+        state = solver.init(w, case.data.inner)
+        for k in range(3):
+            key_k = jax.random.fold_in(key, k)
+            w, state = solver.step(case.problem.inner, w, case.hyper, case.data.inner, key_k, state)
+        _, table, mean, _ = state
+        np.testing.assert_allclose(mean, np.mean(table, axis=0), rtol=1e-12)
+        assert (np.abs(table).sum(axis=1) > 0).sum() > 20
+
+
+def test_reverse_through_svrg_keeps_no_copies_of_the_data() -> None:
+    """500 steps on 2 MB of data: a copy for every step would take a gigabyte."""
+    n, d = 5000, 50
+    data = bl.Data(inner=(np.ones((n, d), np.float32), np.ones(n, np.float32)), outer=np.ones(1))
+    problem = bl.Problem(
+        lambda w, h, batch: jnp.mean((batch[0] @ w - batch[1]) ** 2) + h * w @ w,
+        lambda w, h, batch: w @ w,
+    )
+    estimator = bl.Reverse(bl.SVRG(step_size=0.01, batch_size=2, period=100), 500, memory="full")
+
+    def run(h: Any) -> Any:
+        return bl.hypergradient(problem, estimator, h, jnp.zeros(d), data, jax.random.key(0))[0]
+
+    memory = jax.jit(run).lower(jnp.array(0.1)).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 10 * n * d * 4

@@ -1,0 +1,149 @@
+"""L-BFGS, Newton and external solvers where others fail, and the implicit derivative on top."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+from sklearn.linear_model import Ridge
+
+import bilevel as bl
+from bilevel.testing import dense_hypergradient, mlp, ridge
+from tests.solvers.cases import squared
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def call(solver: Any, steps: int, case: Any, **options: Any) -> tuple[bl.Estimate, bl.Lower]:
+    hyper = options.pop("hyper", case.hyper)
+    estimator = bl.Implicit(solver, steps, linear=bl.CG(tol=1e-12))
+    return bl.hypergradient(
+        case.problem, estimator, hyper, case.params, case.data, jax.random.key(0), **options
+    )
+
+
+@pytest.mark.parametrize("solver", [bl.LBFGS(), bl.Newton()])
+def test_implicit_derivative_on_top(solver: Any) -> None:
+    for case, steps in ((ridge(0), 30), (mlp(0), 60)):
+        estimate, lower = call(solver, steps, case)
+        _, exact = dense_hypergradient(case.problem, case.hyper, lower.params, case.data)
+        assert estimate.evidence.inner_residual < 1e-10
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), estimate.grad, exact)
+
+
+@pytest.mark.parametrize("solver", [bl.LBFGS(), bl.Newton()])
+def test_identity_design(solver: Any) -> None:
+    """A line search finds the minimum at once; unrolled through it the derivative is -1.5.
+
+    `w* = y / (1 + h)`, `outer = |w - 1|^2 / 2`, so `grad = -sum (w* - 1) y / (1 + h)^2`.
+    """
+    y, h = np.array([2.0, 1.0, 3.0]), 1.0
+    problem = bl.Problem(
+        lambda w, h, t: jnp.sum((w - t) ** 2) / 2 + h * w @ w / 2,
+        lambda w, h, t: jnp.sum((w - t) ** 2) / 2,
+    )
+    estimate, _ = bl.hypergradient(
+        problem, bl.Implicit(solver, steps=4), h, np.zeros(3), bl.Data(inner=y, outer=np.ones(3)),
+        jax.random.key(0),
+    )  # fmt: skip
+    exact = -np.sum((y / (1 + h) - 1) * y) / (1 + h) ** 2
+    np.testing.assert_allclose(estimate.grad, exact, rtol=1e-10)
+
+
+def test_lbfgs_takes_the_steps_of_scipy() -> None:
+    """On a condition number of 1e6, until rounding tells the two apart."""
+    curvature = np.logspace(0, -6, 12)
+    problem = bl.Problem(lambda w, h, c: jnp.sum(c * (w - 1) ** 2) / 2, squared)
+    data, key = bl.Data(inner=curvature, outer=curvature), jax.random.key(0)
+    w = bl.solve(problem, bl.LBFGS(), 0.0, np.zeros(12), data, key, steps=20)
+    reference = scipy.optimize.minimize(
+        lambda w: (np.sum(curvature * (w - 1) ** 2) / 2, curvature * (w - 1)), np.zeros(12),
+        jac=True, method="L-BFGS-B", options={"maxiter": 20, "ftol": 0, "gtol": 0, "maxcor": 10},
+    )  # fmt: skip
+    np.testing.assert_allclose(problem.inner(w, 0.0, curvature), reference.fun, rtol=1e-6)
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_lbfgs_rests_at_the_minimum(x64: bool) -> None:
+    """Where rounding hides every decrease further steps change nothing, least of all to NaN."""
+    with jax.enable_x64(x64):
+        problem = bl.Problem(lambda w, h, c: jnp.sum(c * (w - 1) ** 2) / 2 + 3, squared)
+        data = bl.Data(inner=np.array([1.0, 0.3, 0.01]), outer=np.ones(1))
+
+        def run(steps: int) -> Any:
+            key = jax.random.key(0)
+            return bl.solve(problem, bl.LBFGS(), 0.0, np.zeros(3), data, key, steps=steps)
+
+        early, late = run(60), run(160)
+        np.testing.assert_array_equal(early, late)
+        np.testing.assert_allclose(late, 1, atol=1e-6 if x64 else 1e-2)
+
+
+def test_lbfgs_uses_what_it_learned_before_hyper_moved() -> None:
+    """Three steps per call: old curvature pairs help, and the one across the move does no harm."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 12)) * np.logspace(0, -1.5, 12)
+    y = np.sign(X @ rng.standard_normal(12) + 0.3 * rng.standard_normal(60))
+    problem = bl.Problem(
+        lambda w, h, batch: (
+            jnp.mean(jax.nn.softplus(-batch[1] * (batch[0] @ w))) + jnp.exp(h) * w @ w / 2
+        ),
+        lambda w, h, batch: w @ w,
+    )
+    data, solver = bl.Data(inner=(X, y), outer=np.ones(1)), bl.LBFGS()
+
+    def left(forgets: bool) -> float:
+        start, sizes = jnp.zeros(12), []
+        _, state = bl.hypergradient(
+            problem, bl.Implicit(solver, 3), -4.0, start, data, jax.random.key(0)
+        )
+        for turn in range(16):
+            if forgets:
+                fresh = solver.init(start, data.inner)
+                state = dataclasses.replace(state, solver_state=fresh)
+            hyper = -4 - 0.1 * turn
+            _, state = bl.hypergradient(
+                problem, bl.Implicit(solver, 3), hyper, start, data, jax.random.key(0), state=state
+            )
+            gradient = jax.grad(problem.inner)(state.params, hyper, data.inner)
+            sizes.append(float(jnp.linalg.norm(gradient)))
+        return float(np.exp(np.mean(np.log(sizes[4:]))))
+
+    assert left(forgets=False) < left(forgets=True) / 2
+
+
+@pytest.mark.parametrize("solver", [bl.LBFGS(), bl.Newton()])
+def test_leaves_a_maximum(solver: Any) -> None:
+    """`(w^2 - 1)^2` from just beside its maximum at 0, where the curvature is negative."""
+    problem = bl.Problem(lambda w, h, x: jnp.mean((w**2 - x) ** 2), squared)
+    data = bl.Data(inner=np.ones(2), outer=np.ones(2))
+    w = bl.solve(problem, solver, 0.0, np.array(0.01), data, jax.random.key(0), steps=40)
+    np.testing.assert_allclose(w, 1.0, rtol=1e-9)
+
+
+def sklearn_ridge(w: Any, h: Any, data: Any) -> Any:
+    X, y = data
+    scale = np.exp(-h / 2)  # a penalty per feature is one penalty on scaled features
+    model = Ridge(alpha=len(y), fit_intercept=False, solver="cholesky")
+    return scale * model.fit(X * scale, y).coef_
+
+
+def test_external_solver_with_the_implicit_derivative() -> None:
+    case = ridge(0)
+    estimate, _ = call(bl.External(sklearn_ridge), 1, case)
+    value, grad = case.exact(case.hyper)
+    np.testing.assert_allclose(estimate.value, value, rtol=1e-10)
+    np.testing.assert_allclose(estimate.grad, grad, rtol=1e-8)
+    assert estimate.evidence.inner_residual < 1e-12
+
+
+def test_external_solver_on_large_arrays() -> None:
+    """Then JAX calls back from another thread, which does not know of `jax.enable_x64`."""
+    data = bl.Data(inner=np.full((2000, 500), 1 / 3), outer=np.ones(1))
+    problem = bl.Problem(lambda w, h, x: jnp.mean((x @ w) ** 2), lambda w, h, x: w @ w)
+    solver = bl.External(lambda w, h, x: x.mean(axis=0) * h)
+    found = bl.solve(problem, solver, 2.0, np.zeros(500), data, jax.random.key(0), steps=2)
+    np.testing.assert_allclose(found, 2 / 3, rtol=1e-14)

@@ -1,0 +1,70 @@
+"""Reverse differentiates solvers whose steps take Jacobian-vector products of the loss."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel as bl
+from bilevel.testing import dense_hypergradient, logistic, ridge
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Damped:
+    """`w <- w - (H + 1)^{-1} g`, with a Hessian by forward over reverse."""
+
+    product: str
+
+    def init(self, params: Any, data: Any) -> tuple[()]:
+        return ()
+
+    def step(self, loss: Any, params: Any, hyper: Any, data: Any, key: Any, state: Any) -> Any:
+        def grad(w: Any) -> Any:
+            return jax.grad(loss)(w, hyper, data)
+
+        if self.product == "hessian":
+            hessian = jax.hessian(lambda w: loss(w, hyper, data))(params)
+        elif self.product == "linearize":
+            hessian = jax.vmap(jax.linearize(grad, params)[1])(jnp.eye(params.size))
+        else:
+            hessian = jax.vmap(lambda v: jax.jvp(grad, (params,), (v,))[1])(jnp.eye(params.size))
+        return params - jnp.linalg.solve(hessian + jnp.eye(params.size), grad(params)), state
+
+
+@pytest.mark.parametrize("product", ["hessian", "linearize", "jvp"])
+def test_reverse_falls_back_to_the_plain_loss(product: str) -> None:
+    case, solver = ridge(0), Damped(product)
+    run = (case.hyper, case.params, case.data, jax.random.key(0))
+    forward, _ = bl.hypergradient(case.problem, bl.Forward(solver, 60), *run)
+    reverse, _ = bl.hypergradient(case.problem, bl.Reverse(solver, 60), *run)
+    np.testing.assert_allclose(reverse.grad, forward.grad, rtol=1e-12)
+    np.testing.assert_allclose(reverse.grad, case.exact(case.hyper)[1], rtol=1e-8)
+
+
+def test_one_step_of_newton_is_enough() -> None:
+    """Its derivative forgets the iterate before: one step back gives what all of them do."""
+    case, solver = logistic(0), bl.Newton(linear=bl.CG(tol=1e-13))
+    _, exact = dense_hypergradient(case.problem, case.hyper, case.params, case.data)
+    for estimator in (bl.Reverse(solver, 8), bl.Reverse(solver, 8, truncate=1)):
+        estimate, _ = bl.hypergradient(
+            case.problem, estimator, case.hyper, case.params, case.data, jax.random.key(0)
+        )
+        np.testing.assert_allclose(estimate.grad, exact, rtol=1e-10)
+
+
+@pytest.mark.parametrize("estimator", [bl.Forward, bl.Reverse])
+def test_derivative_of_the_direct_step_is_exact(estimator: Any) -> None:
+    case = ridge(1)
+    problem = bl.Problem(case.problem.inner, case.problem.outer, quadratic=True)
+    estimate, _ = bl.hypergradient(
+        problem, estimator(bl.Direct(), 1), case.hyper, case.params, case.data, jax.random.key(0)
+    )
+    value, grad = case.exact(case.hyper)
+    np.testing.assert_allclose(estimate.value, value, rtol=1e-12)
+    np.testing.assert_allclose(estimate.grad, grad, rtol=1e-12)
