@@ -68,7 +68,9 @@ def test_argument_that_is_no_setting_is_not_taken_for_a_divergence(command: Comm
 TREE: dict[str, Any] = {
     "seed": 0, "steps": 5, "every": 2, "precision": None, "progress": "auto",
     "compile_cache": None, "limit": 1.0,
-    "task": {"_target_": "tasks.t.t", "seed": "${seed}", "nested": {"a": 1.5, "list": [1]}},
+    "task": {
+        "_target_": "tasks.t.t", "seed": "${seed}", "nested": {"a": 1.5, "list": [1]}, "name": "x",
+    },
     "solver": {"_target_": "bilevel.SGD", "step_size": 0.1, "batch_size": None},
     "estimator": {"_target_": "bilevel.Forward", "solver": "${solver}", "n": "${half:${.m}}"},
     "outer": {"_target_": "optax.adam"},
@@ -88,6 +90,7 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     ("solver", {"step_size": None, "batch_size": 7}),  # whether null fits, the target knows
     ("solver", {"momentum": 0.9}),  # a leaf need not list every setting of its target
     ("estimator", {"solver": {"_target_": "bilevel.SGD", "step_size": 1.0}, "n": "computed"}),
+    ("task", {"name": {"group": ["a*", "b"]}}),  # instead of the name of a known grouping
 ]
 
 
