@@ -24,11 +24,15 @@ def balance(
 ) -> Balance:
     r"""Compare ``2 <w . g>`` with ``(1 + mu) lam <|m|^2>`` over a window of ``T`` steps.
 
-    The two are equal at stationarity for *any* loss and any noise, as ``|w|^2``, ``w . m`` and the
-    means no longer change. Before, ``2 <w . g>`` is too large while the loss still falls. The
-    standard error comes from means over ``blocks`` stretches, which must be longer than the
-    correlation time ``1 / (lam k_min)``. A small ``|z|`` does not prove stationarity: a slow
-    direction may hide behind the noise of fast ones.
+    The two are equal at stationarity for *any* loss, any noise and any origin of ``w``, as
+    ``|w|^2``, ``w . m`` and the means no longer change. While ``|w|`` still falls ``2 <w . g>`` is
+    too large. Pass ``params`` minus a fixed reference near the minimum to see more; the mean of
+    the window will not do, as it hides the drift. The standard error comes from means over
+    ``blocks`` stretches, each longer than the correlation time ``1 / (lam k_min)``. It is on the
+    safe side: without momentum the gap telescopes to ``(|w_0|^2 - |w_T|^2) / (lam T)``, and blocks
+    overstate its error, the more so where the drift itself differs from block to block (then the
+    ratio tells). A small ``|z|`` does not prove stationarity: a slow direction may hide
+    behind the noise of fast ones.
 
     Parameters
     ----------
@@ -62,8 +66,7 @@ def balance(
     checks.positive(owner, step_size=step_size)
     mu = checks.momentum(owner, momentum)
     velocity = (w[:-1] - w[1:]) / step_size
-    # Any origin will do on average; the centre of the window leaves the least noise.
-    work = 2 * jnp.sum((w[:-1] - w[:-1].mean(0)) * g, -1)
+    work = 2 * jnp.sum(w[:-1] * g, -1)
     heat = (1 + mu) * step_size * jnp.sum(velocity**2, -1)
     length = g.shape[0] // blocks
     means = (work - heat)[: blocks * length].reshape(blocks, length).mean(1)

@@ -19,11 +19,12 @@ _GRID, _BISECTIONS = 256, 100
 def matrix_rate(hessian: Any, noise: Any, observations: Any) -> Array:
     """The rate ``2 (K + N C)^-1`` whose stationary covariance is exactly ``K^-1 / N``; ``[d, d]``.
 
-    ``C`` may be singular. Continuous time would say ``2 (N C)^-1``, which may not.
+    Continuous time would say ``2 (N C)^-1``.
 
     Raises
     ------
-    ValueError : a singular or indefinite Hessian, an indefinite covariance.
+    ValueError : a singular covariance ``C`` (along a direction without noise the rate would be
+        ``2 / k``, the limit at which SGD oscillates for ever), a singular or indefinite Hessian.
 
     Examples
     --------
@@ -35,6 +36,7 @@ def matrix_rate(hessian: Any, noise: Any, observations: Any) -> Array:
     Array([0.04, 0.02], dtype=float32)
     """
     k, c = _inputs("posterior.matrix_rate", hessian, noise, observations)
+    _require_full_rank("posterior.matrix_rate", c)
     inverse = jnp.linalg.inv(k + observations * c)
     return inverse + inverse.T  # twice the inverse, symmetric to the last bit
 
@@ -60,7 +62,7 @@ def scalar_rate(hessian: Any, noise: Any, observations: Any) -> Array:
     """
     owner = "posterior.scalar_rate"
     k, c = _inputs(owner, hessian, noise, observations)
-    _require_full_rank(owner, "noise", c)
+    _require_full_rank(owner, c)
     values, vectors = jnp.linalg.eigh(k)
     rotated = vectors.T @ c @ vectors
 
@@ -98,7 +100,7 @@ def divergence(hessian: Any, noise: Any, observations: Any, rate: Any) -> Array:
     """
     owner = "posterior.divergence"
     k, c = _inputs(owner, hessian, noise, observations)
-    _require_full_rank(owner, "noise", c)
+    _require_full_rank(owner, c)
     values, vectors = jnp.linalg.eigh(k)
     s = steady_state.covariance(k, c, rate)
     return _divergence(values, vectors.T @ s @ vectors, observations)
@@ -118,9 +120,9 @@ def _inputs(owner: str, hessian: Any, noise: Any, observations: Any) -> tuple[Ar
     return k, c
 
 
-def _require_full_rank(owner: str, name: str, c: Array) -> None:
+def _require_full_rank(owner: str, c: Array) -> None:
     cure = (
-        "The stationary law then has no density and its divergence is infinite. Use "
-        "posterior.matrix_rate, or restrict the problem to the directions that have noise."
+        "Along a direction without noise SGD does not sample at all: restrict the problem to the "
+        "directions that have noise, or add noise."
     )
-    checks.positive_definite(owner, name, c, cure)
+    checks.positive_definite(owner, "noise", c, cure)

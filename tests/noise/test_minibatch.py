@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.noise import gaussian_inputs, minibatch, steady_state
+from bilevel.noise import batch_factor, gaussian_inputs, minibatch, steady_state
 from tests.noise import quadratics as q
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -187,6 +187,7 @@ def beyond(p):
 REFUSALS = [
     (lambda: minibatch.covariance(H1, np.eye(3), beyond(1.0), 1.0), "no stationary state"),
     (lambda: minibatch.covariance(H1, np.eye(3), beyond(0.0), 0.0), "no stationary state"),
+    (lambda: minibatch.step_limit(H1, batch_factor(7, 2, "epoch")), "depend on one another"),
     (lambda: minibatch.step_limit(-H1, 0.5), "falling"),
     (lambda: minibatch.step_limit(np.stack([np.eye(2), -np.eye(2)]), 0.5), "flat on average"),
     (lambda: minibatch.step_limit(H1, 4), "noise fraction"),
