@@ -56,7 +56,7 @@ def assemble(
         return unbasis(slopes, hyper), None
 
     def weigh(u: Array) -> Array:
-        return slopes.reshape(-1, *[1] * (u.ndim - 1)) * u
+        return (slopes.reshape(-1, *[1] * (u.ndim - 1)) * u).astype(u.dtype)
 
     samples = jax.tree.map(weigh, drawn)
     if not isinstance(directions, Random):

@@ -133,3 +133,11 @@ def test_sees_the_step_size_of_the_solver() -> None:
 def test_refuses_settings_out_of_range(make: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(bl.GradientDescent(0.1), 5, **settings)
+
+
+def test_the_gradient_has_the_dtype_of_hyper() -> None:
+    case = logistic(seed=0)
+    estimator, hyper = bl.Evolution(bl.GradientDescent(0.1), 3, pairs=2), np.float32(-1.5)
+    args = (hyper, case.params, case.data, jax.random.key(0))  # params are in float64
+    estimate, _ = bl.hypergradient(case.problem, estimator, *args)
+    assert estimate.grad.dtype == estimate.evidence.standard_error.dtype == np.float32
