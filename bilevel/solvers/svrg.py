@@ -33,6 +33,7 @@ class SVRG:
     A step costs two minibatch gradients, and every ``period`` steps one full gradient. Memory: two
     trees like ``params`` (under ``Forward``, so many more tangents). Each estimator call begins
     with a new snapshot, because the old full gradient belongs to the ``hyper`` of the last call.
+    Under ``vmap`` over its state (``Replicated``) every step computes a full gradient.
 
     Parameters
     ----------

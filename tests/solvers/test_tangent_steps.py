@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bilevel as bl
-from bilevel.testing import dense_hypergradient, logistic, ridge
+from bilevel.testing import dense_hypergradient, dense_solution, logistic, ridge
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -56,6 +56,21 @@ def test_one_step_of_newton_is_enough() -> None:
             case.problem, estimator, case.hyper, case.params, case.data, jax.random.key(0)
         )
         np.testing.assert_allclose(estimate.grad, exact, rtol=1e-10)
+
+
+def test_direct_step_on_a_tree() -> None:
+    def inner(params: Any, h: Any, batch: Any) -> Any:
+        fit = batch[0] @ params["W"] + params["b"] - batch[1]
+        return jnp.mean(fit**2) + h * (jnp.sum(params["W"] ** 2) + params["b"] ** 2)
+
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((9, 3)), rng.standard_normal((9, 2))
+    problem = bl.Problem(inner, inner, quadratic=True)
+    data = bl.Data(inner=(X, Y), outer=(X, Y))
+    start = {"W": rng.standard_normal((3, 2)), "b": np.array(5.0)}
+    found = bl.solve(problem, bl.Direct(), 0.1, start, data, jax.random.key(0), steps=1)
+    expected = dense_solution(problem, 0.1, start, data)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
 
 
 @pytest.mark.parametrize("estimator", [bl.Forward, bl.Reverse])
