@@ -42,6 +42,12 @@ def explain(
                 f"limit {limit:.4g}: minibatch noise or a non-convex inner loss is the likely "
                 "cause. Use a smaller step size or a larger batch. "
             )
+    elif solver is None:
+        text += (
+            f"The largest inner curvature there is {curvature:.4g}, and no solver takes steps: the "
+            "inner Hessian is singular or indefinite, so that no minimiser is defined. Add a "
+            "penalty, or bound the hyperparameters. "
+        )
     else:
         text += f"The largest inner curvature there is {curvature:.4g}. Use a smaller step size. "
     return text + "The last good state, before that step, is returned."

@@ -60,7 +60,7 @@ class Replicated:
 
     @property
     def solver(self) -> Any:
-        """The inner solver, if the estimator has one: :func:`bilevel.tune` explains by it."""
+        """The inner solver, if there is one: :func:`bilevel.tune` asks it why it diverged."""
         return getattr(self.estimator, "solver", None)
 
     def init(self, params: PyTree, data: Data) -> Lower:

@@ -58,8 +58,8 @@ class Richardson:
 
     @property
     def solver(self) -> Any:
-        """The inner solver, at ``eta``: :func:`bilevel.tune` explains a divergence by it."""
-        return getattr(self.estimator, "solver", None)
+        """The inner solver at ``2 eta``, which diverges first: :func:`bilevel.tune` asks it why."""
+        return getattr(_scaled(self.estimator, 2), "solver", None)
 
     def init(self, params: PyTree, data: Data) -> Lower:
         """Both chains at one start point; memory holds a whole :class:`Lower` for each."""

@@ -128,3 +128,12 @@ def test_folds_by_vmap_and_descent_by_tune(x64: None) -> None:
     for _ in range(5):
         hyper = hyper - 0.5 * case.exact(hyper)[1]
     np.testing.assert_allclose(result.hyper, hyper, rtol=1e-10)
+
+
+def test_tune_says_that_there_is_no_minimiser(x64: None) -> None:
+    hyper, params, data = draw(0, rows=40, features=12, rank=9)
+    with pytest.warns(bl.DivergenceWarning, match="no minimiser is defined"):
+        bl.tune(
+            least_squares(), bl.ClosedForm(), optax.sgd(0.1), hyper, params, data,
+            steps=3, key=jax.random.key(0),
+        )  # fmt: skip

@@ -114,11 +114,17 @@ def test_passes_the_evidence_on() -> None:
     assert found.counts.vjps == 21
 
 
-def test_a_divergence_is_explained_by_the_solver_inside() -> None:
+@pytest.mark.parametrize(
+    ("wrap", "limit"),
+    [(lambda one: bl.Replicated(one, 2), 5), (bl.Richardson, 2.5)],
+    ids=["Replicated", "Richardson"],
+)
+def test_a_divergence_is_explained_by_the_solver_inside(wrap: Any, limit: float) -> None:
+    """The step size 0.4 contracts curvatures below 2 / 0.4, and twice that step half of them."""
     case = ridge(seed=0)
-    estimator = bl.Replicated(bl.Forward(bl.SGD(0.4, batch_size=8), 40), 2)
+    estimator = wrap(bl.Forward(bl.GradientDescent(0.4), 40))
     start, params = jnp.asarray(case.hyper), jnp.asarray(case.params)
-    with pytest.warns(bl.DivergenceWarning, match="2 / step_size"):
+    with pytest.warns(bl.DivergenceWarning, match=f"above the {limit} that"):
         bl.tune(
             case.problem, estimator, optax.sgd(-30.0), start, params, case.data,
             steps=40, key=jax.random.key(0),
