@@ -46,6 +46,8 @@ def require_variables(name: str, tree: PyTree) -> None:
     if size(tree) == 0:
         raise ValueError(f"{name} is empty: there is nothing to differentiate. Pass float arrays.")
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            raise TypeError(f"{where(name, path)} must be float numbers, got {leaf!r}.")
         if not is_inexact(leaf):
             raise ValueError(
                 f"{where(name, path)} has dtype {jnp.result_type(leaf)}, which has no derivative. "

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel import messages
+from bilevel.arguments import require_arguments
 from bilevel.diagnosis import DivergenceWarning, explain
 from bilevel.estimate import Estimate
 from bilevel.estimators.base import Estimator, check_losses
@@ -118,6 +119,9 @@ def tune(
     >>> jnp.exp(result.hyper).round(3)  # w* = 2 / (1 + e^h) = 1.5
     Array(0.333, dtype=float32)
     """
+    if state is None and key is None:
+        raise ValueError("tune needs key=jax.random.key(seed), or the state of an earlier run.")
+    require_arguments(problem, estimator, data, key if state is None else state.key)
     messages.require_positive_int("tune", "steps", steps)
     messages.require_positive_int("tune", "every", every)
     tx = as_pytree("tune", outer)
@@ -128,10 +132,8 @@ def tune(
         messages.require_same("hyper", hyper, "state.hyper", state.hyper)
         messages.require_same("params", params, "state.start", state.start)
         current = state
-    elif key is not None:
-        current = _begin(problem, estimator, tx, hyper, params, data, key)
     else:
-        raise ValueError("tune needs key=jax.random.key(seed), or the state of an earlier run.")
+        current = _begin(problem, estimator, tx, hyper, params, data, key)
     bound = jnp.asarray(limit, current.scale.dtype)
     run = partial(_block, problem, estimator, tx, data, bound, warm_start=warm_start, record=record)
     if is_traced((current, data, estimator, tx)):

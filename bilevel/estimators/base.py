@@ -68,8 +68,9 @@ def check_losses(problem: Problem, hyper: PyTree, params: PyTree, data: Data) ->
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise ValueError(
                 f"problem.{name} failed on params {messages.describe(params)}, hyper "
-                f"{messages.describe(hyper)}, batch {messages.describe(batch)}: {error} "
-                "Do params, hyper and data have the structure that the loss expects?"
+                f"{messages.describe(hyper)}, batch {messages.describe(batch)}: "
+                f"{str(error).rstrip('.')}. Do params, hyper and data have the structure that the "
+                "loss expects?"
             ) from error
         scalar = jax.tree.structure(out) == jax.tree.structure(0) and out.shape == ()
         if not scalar or not jnp.issubdtype(out.dtype, jnp.floating):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.messages import require_positive_int
 from bilevel.problem import examples
 from bilevel.trees import PyTree
 
@@ -33,10 +34,8 @@ class Sampler:
         """Check what can be checked before the data is known."""
         if self.sampling not in SAMPLINGS:
             raise ValueError(f"sampling must be one of {SAMPLINGS}, got {self.sampling!r}.")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(
-                f"batch_size must be at least 1, or None for the full batch, got {self.batch_size}."
-            )
+        if self.batch_size is not None:
+            require_positive_int("minibatches", "batch_size", self.batch_size)
 
     def init(self, data: PyTree) -> Any:
         """``(permutation [n], position)`` for epochs, ``()`` otherwise; an exhausted epoch."""

@@ -53,8 +53,10 @@ class SGD:
         object.__setattr__(self, "step_size", knob("SGD", "step_size", self.step_size))
         if callable(self.momentum):
             object.__setattr__(self, "momentum", knob("SGD", "momentum", self.momentum))
-        elif isinstance(self.momentum, int | float) and not 0 <= self.momentum < 1:
-            raise ValueError(f"SGD: momentum must lie in [0, 1), got {self.momentum}.")
+        elif isinstance(self.momentum, str | int | float) and not (
+            isinstance(self.momentum, int | float) and 0 <= self.momentum < 1
+        ):
+            raise ValueError(f"SGD: momentum must lie in [0, 1), got {self.momentum!r}.")
         Sampler(self.batch_size, self.sampling)
 
     def init(self, params: PyTree, data: PyTree) -> Any:
