@@ -1,6 +1,7 @@
 """Is a hypergradient right? Estimators against central differences of the value function."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,12 +11,12 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel import messages
 from bilevel.check_report import CheckReport, CheckRow, judge
+from bilevel.cost import measure
 from bilevel.curvature import largest_curvature
 from bilevel.estimators.base import Estimator, check_losses
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.reverse import Reverse
-from bilevel.hypergradient import hypergradient
 from bilevel.linear import CG
 from bilevel.minimise import minimise
 from bilevel.problem import Data, Problem
@@ -90,13 +91,15 @@ def check(
         for name, estimator in estimators.items():
             try:
                 key = jax.random.key(seed)
-                estimate, _ = hypergradient(problem, estimator, hyper, params, data, key)
+                estimate, cost = measure(problem, estimator, hyper, params, data, key)
             except ValueError as error:
                 nothing = np.full(len(along), np.nan)
-                rows.append(CheckRow(name, nothing, np.nan, None, False, f"refused: {error}"))
+                refusal = f"refused: {error}"
+                rows.append(CheckRow(name, nothing, np.nan, None, None, False, refusal))
                 continue
             slopes = along @ np.asarray(ravel_pytree(estimate.grad)[0])
-            rows.append(judge(name, slopes, estimate.evidence, reference, uncertainty, tol))
+            row = judge(name, slopes, estimate.evidence, reference, uncertainty, tol)
+            rows.append(replace(row, cost=cost))
         return CheckReport(tuple(rows), value, along, reference, uncertainty)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bilevel.cost import Cost
 from bilevel.estimate import Evidence
 
 _UNSOLVED = (
@@ -22,6 +23,7 @@ class CheckRow:
     slopes : ``[m]``; its hypergradient along each direction.
     error : ``|slopes - reference| / |reference|``.
     evidence : what the estimator says about itself; ``None`` if it refused.
+    cost : seconds of a warm call and of compilation, bytes; ``None`` if it refused.
     agrees : whether ``error`` is within the tolerance.
     verdict : the finding in words, with the likely cure.
     """
@@ -30,6 +32,7 @@ class CheckRow:
     slopes: np.ndarray
     error: float
     evidence: Evidence | None
+    cost: Cost | None
     agrees: bool
     verdict: str
 
@@ -67,7 +70,7 @@ class CheckReport:
             f"value {self.value:.6g}; central differences along {along}, certain to "
             f"{self.uncertainty:.1e}",
             f"{'estimator':<12} {'error':>8} {'residual':>9} {'adjoint':>8} "
-            f"{'grads':>7} {'hvps':>6} {'jvps':>7} {'vjps':>7}  verdict",
+            f"{'grads':>7} {'hvps':>6} {'jvps':>7} {'vjps':>7} {'ms':>8} {'MiB':>6}  verdict",
         ]
         return "\n".join([*lines, *map(_line, self.rows)])
 
@@ -106,11 +109,11 @@ def judge(
             "wrong although everything is solved: is a loss not differentiable there, or does it "
             "use stop_gradient?"
         )
-    return CheckRow(name, slopes, error, evidence, error <= tol, verdict)
+    return CheckRow(name, slopes, error, evidence, None, error <= tol, verdict)
 
 
 def _line(row: CheckRow) -> str:
-    if row.evidence is None:
+    if row.evidence is None or row.cost is None:
         return f"{row.name:<12} {'-':>8} {row.verdict}"
     inner, adjoint = (
         "-" if r is None else f"{float(r):.1e}"
@@ -119,5 +122,6 @@ def _line(row: CheckRow) -> str:
     gradients, hvps, jvps, vjps = (int(n) for n in row.evidence.counts)
     return (
         f"{row.name:<12} {row.error:>8.1e} {inner:>9} {adjoint:>8} "
-        f"{gradients:>7} {hvps:>6} {jvps:>7} {vjps:>7}  {row.verdict}"
+        f"{gradients:>7} {hvps:>6} {jvps:>7} {vjps:>7} {1e3 * row.cost.seconds:>8.1f} "
+        f"{row.cost.temp_bytes / 2**20:>6.2f}  {row.verdict}"
     )

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax import Array
 
+from bilevel.estimate import Estimate
 from bilevel.estimators.base import Estimator
 from bilevel.hypergradient import compiled_step, hypergradient
 from bilevel.problem import Data, Problem
@@ -74,13 +75,34 @@ def estimate_cost(
     True
     """
     begun = time.perf_counter()
-    compiled = compiled_step(problem, estimator, hyper, params, data, key)
-    compile_seconds = time.perf_counter() - begun
-    memory: Any = compiled.memory_analysis()
-    args = (hyper, params, data, key)
-    seconds, extrapolated = _seconds(problem, estimator, args)
+    compiled, _ = compiled_step(problem, estimator, hyper, params, data, key)
+    spent = time.perf_counter() - begun
+    seconds, extrapolated = _seconds(problem, estimator, (hyper, params, data, key))
+    return Cost(*_bytes(compiled), seconds, spent, extrapolated)
+
+
+def measure(
+    problem: Problem,
+    estimator: Estimator,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    key: Array,
+) -> tuple[Estimate, Cost]:
+    """One hypergradient from a cold start, and what it did cost."""
+    begun = time.perf_counter()
+    compiled, call = compiled_step(problem, estimator, hyper, params, data, key)
+    spent = time.perf_counter() - begun
+    jax.block_until_ready(call())
+    begun = time.perf_counter()
+    estimate, _ = jax.block_until_ready(call())
+    return estimate, Cost(*_bytes(compiled), time.perf_counter() - begun, spent, False)
+
+
+def _bytes(compiled: Any) -> tuple[int, int]:
+    memory = compiled.memory_analysis()
     state = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    return Cost(memory.temp_size_in_bytes, state, seconds, compile_seconds, extrapolated)
+    return memory.temp_size_in_bytes, state
 
 
 def _seconds(problem: Problem, estimator: Estimator, args: tuple) -> tuple[float, bool]:

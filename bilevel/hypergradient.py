@@ -1,5 +1,6 @@
 """The first verb: one value and hypergradient, with its evidence."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 from jax import Array
 
 from bilevel import messages
+from bilevel.arguments import require_arguments
 from bilevel.estimate import Estimate, Lower
 from bilevel.estimators.base import Estimator, check_losses, fresh
 from bilevel.problem import Data, Problem
@@ -60,6 +62,7 @@ def hypergradient(
     >>> estimate.grad.round(4)  # (w* - 1.5) dw*/dh, w* = 2 / (1 + h)
     Array(0.25, dtype=float32)
     """
+    require_arguments(problem, estimator, data, key)
     messages.require_variables("hyper", hyper)
     hyper = strong(hyper)
     if state is None:
@@ -70,15 +73,14 @@ def hypergradient(
 
 def compiled_step(
     problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
-) -> Any:
-    """The compiled program of one call, not run: for XLA's own analysis of its memory."""
+) -> tuple[Any, Callable[[], tuple[Estimate, Lower]]]:
+    """The compiled program of one call, for XLA's own analysis of it, and the call itself."""
     messages.require_variables("hyper", hyper)
     messages.require_variables("params", params)
-    hyper, params = strong(hyper), strong(params)
-    lower = jax.eval_shape(
-        lambda *args: _fresh(problem, estimator, *args), hyper, params, data, key
-    )
-    return _step.lower(problem, estimator, hyper, lower, data, key).compile()
+    hyper = strong(hyper)
+    lower = _fresh(problem, estimator, hyper, strong(params), data, key)
+    compiled = _step.lower(problem, estimator, hyper, lower, data, key).compile()
+    return compiled, partial(compiled, estimator, hyper, lower, data, key)
 
 
 @partial(jax.jit, static_argnames="problem")
