@@ -14,6 +14,7 @@ from bilevel.messages import require_positive_int
 from bilevel.trees import PyTree, basis, is_traced, size
 
 _POWER_STEPS = 50
+_WORST = 0.1  # condition number times rounding: above it no digit of a solution is right
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,8 @@ class Dense:
     condition number: the largest over the smallest eigenvalue, each by 50 power iterations on
     the matrix or its factors (a lower bound, mostly within a few per cent).
 
-    An operator that is indefinite, or singular to working precision, has no Cholesky factors: the
-    solution is NaN and its residual infinite, which :func:`bilevel.tune` stops on. Outside
-    compiled code it is an error.
+    Where the operator is indefinite, or singular to working precision, the solution is NaN and its
+    residual infinite, which :func:`bilevel.tune` stops on. Outside compiled code it is an error.
 
     Parameters
     ----------
@@ -62,21 +62,24 @@ class Dense:
                 "much memory are meant."
             )
         matrix = _matrix(hessian, b)
-        factor = (_cholesky(matrix), True)
+        factor = (jnp.linalg.cholesky(matrix), True)
         right, unravel = ravel_pytree(b)
-        x = cho_solve(factor, right)
-        x = x + cho_solve(factor, right - matrix @ x)
-        residual = relative_residual(hessian, b, unravel(x))
-        residual = jnp.where(jnp.isfinite(residual), residual, jnp.inf)
-        if not is_traced(residual) and not jnp.isfinite(residual):
-            raise ValueError(
-                "Dense: the matrix is indefinite, or singular to working precision, so it has no "
-                "Cholesky factors. At a minimum of the inner loss it would be positive definite: "
-                "solve the inner problem further, add a penalty or damping, or take MINRES."
-            )
         largest = largest_eigenvalue(lambda v: matrix @ v, right, key, _POWER_STEPS)
         inverse = largest_eigenvalue(lambda v: cho_solve(factor, v), right, key, _POWER_STEPS)
-        return Solution(unravel(x), residual, jnp.asarray(n + 1, jnp.int32), largest * inverse)
+        condition = largest * inverse
+        regular = condition < _WORST / jnp.finfo(matrix.dtype).eps
+        if not is_traced(regular) and not regular:
+            raise ValueError(
+                "Dense: the matrix is indefinite, or singular to working precision (condition "
+                f"number {float(condition):.3g}). At a minimum of the inner loss it would be "
+                "positive definite: solve the inner problem further, add a penalty or damping, or "
+                "take MINRES."
+            )
+        x = cho_solve(factor, right)
+        x = x + cho_solve(factor, right - matrix @ x)
+        x = unravel(jnp.where(regular, x, jnp.nan).astype(right.dtype))
+        residual = jnp.where(regular, relative_residual(hessian, b, x), jnp.inf)
+        return Solution(x, residual, jnp.asarray(n + 1, jnp.int32), condition)
 
 
 jax.tree_util.register_dataclass(Dense, data_fields=[], meta_fields=["max_size"])
@@ -90,11 +93,3 @@ def _matrix(hessian: Matvec, b: PyTree) -> Array:
         return columns
     outside = 1 - ravel_pytree(support)[0]
     return columns * (1 - outside) + jnp.diag(outside).astype(columns.dtype)
-
-
-def _cholesky(matrix: Array) -> Array:
-    """The lower factor, all NaN where a pivot is rounding: the matrix may as well be indefinite."""
-    factor = jnp.linalg.cholesky(matrix)
-    pivots = jnp.diagonal(factor) ** 2
-    limit = 4 * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.diagonal(matrix))
-    return jnp.where(jnp.min(pivots) > limit, factor, jnp.nan)

@@ -96,19 +96,21 @@ def _begin(x0: PyTree, r: PyTree) -> _Carry:
 
 
 def _advance(hessian: Matvec, at: _Carry) -> _Carry:
+    """One Lanczos step, one rotation, one step of ``x``; what is rounding counts as 0."""
     eps = jnp.finfo(dtype(at.v)).eps
     beta = jnp.where(at.k == 0, 0, at.beta)
     image = axpy(-beta, at.before, hessian(at.v))
     alpha = vdot(at.v, image)
     image = axpy(-alpha, at.v, image)
     following = norm(image)
-    following = jnp.where(following > 8 * eps * (jnp.abs(alpha) + beta), following, 0)
+    rounding = 4 * eps * (jnp.abs(alpha) + beta)
+    following = jnp.where(following > rounding, following, 0)
     # The QR factors of the tridiagonal matrix, extended by the column (beta, alpha, following).
     upper = at.cosine * at.above + at.sine * alpha
     diagonal = at.sine * at.above - at.cosine * alpha
     radius = jnp.hypot(diagonal, following)
-    cosine = jnp.where(radius > 0, diagonal / radius, 0)
-    sine = jnp.where(radius > 0, following / radius, 0)
+    radius = jnp.where(radius > rounding, radius, 0)  # 0: singular, and b not in the range
+    cosine, sine = (jnp.where(radius > 0, x / radius, 0) for x in (diagonal, following))
     w = unit(axpy(-at.far_above, at.w2, axpy(-upper, at.w1, at.v)), radius)
     return _Carry(
         axpy(cosine * at.left, w, at.x), at.v, unit(image, following), following, w, at.w1,
