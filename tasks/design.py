@@ -71,6 +71,7 @@ def prepare(
     outer: str,
     *,
     degree: int,
+    clip: float | None,
     folds: int,
     validation: float,
     test: float,
@@ -94,7 +95,7 @@ def prepare(
     table = load(data, root, kind=kind, target=target)
     parts = split(table, validation=validation, test=test, seed=seed, rows=rows)
     fitted = parts.train if outer == "holdout" else parts.development
-    features = Features.fit(table.X[fitted], table.feature_names, degree)
+    features = Features.fit(table.X[fitted], table.feature_names, degree, clip)
     Z, y = features.transform(table.X[parts.development]), table.y[parts.development]
     if outer == "holdout":
         X, targets, train = Z, y, np.arange(len(y)) < len(parts.train)

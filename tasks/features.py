@@ -14,6 +14,7 @@ SAME = (
 class Features:
     """Standardisation and, for degree 2, all squares and products; fitted on given rows only.
 
+    Raw columns are standardised, clipped to ``+-clip`` standard deviations if asked, and expanded;
     ``transform(X)`` is ``[n, d]``: each column has mean 0 and variance 1 over the fitted rows.
     Columns that are constant there, or equal to an earlier one up to sign, are left out; a linear
     model cannot tell them apart, and ``dropped`` names them. ``powers [d, raw]`` says how often
@@ -21,6 +22,7 @@ class Features:
     """
 
     raw: "Scale"
+    clip: float
     expansion: PolynomialFeatures
     kept: np.ndarray
     scale: "Scale"
@@ -29,20 +31,24 @@ class Features:
     dropped: tuple[str, ...]
 
     @classmethod
-    def fit(cls, X: np.ndarray, names: tuple[str, ...], degree: int = 1) -> "Features":
+    def fit(
+        cls, X: np.ndarray, names: tuple[str, ...], degree: int = 1, clip: float | None = None
+    ) -> "Features":
         """Learn scales and duplicates from the rows of ``X``.
 
         Raises
         ------
-        ValueError : a degree other than 1 or 2; no column that varies.
+        ValueError : a degree other than 1 or 2; ``clip`` not positive; no column that varies.
         """
         if degree not in (1, 2):
             raise ValueError(
                 f"degree={degree!r} must be 1 (the columns) or 2 (also their products)."
             )
-        raw = Scale.fit(X)
+        if clip is not None and not clip > 0:
+            raise ValueError(f"clip={clip!r} must be a positive number of standard deviations.")
+        raw, bound = Scale.fit(X), np.inf if clip is None else clip
         expansion = PolynomialFeatures(degree, include_bias=False).fit(X[:1])
-        expanded = np.asarray(expansion.transform(raw(X)))
+        expanded = np.asarray(expansion.transform(raw(X).clip(-bound, bound)))
         every = [str(name) for name in expansion.get_feature_names_out(list(names))]
         scale = Scale.fit(expanded)
         varies = np.flatnonzero(scale.spread)
@@ -54,6 +60,7 @@ class Features:
             )
         return cls(
             raw,
+            bound,
             expansion,
             kept,
             Scale(scale.mean[kept], scale.spread[kept]),
@@ -64,7 +71,8 @@ class Features:
 
     def transform(self, X: np.ndarray) -> np.ndarray:
         """The design matrix of any rows, ``[n, d]``."""
-        return self.scale(np.asarray(self.expansion.transform(self.raw(X)))[:, self.kept])
+        expanded = self.expansion.transform(self.raw(X).clip(-self.clip, self.clip))
+        return self.scale(np.asarray(expanded)[:, self.kept])
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ def logistic(
     outer: str = "kfold",
     *,
     degree: int = 1,
+    clip: float | None = None,
     folds: int = 5,
     validation: float = 0.3,
     test: float = 0.3,
@@ -84,8 +85,8 @@ def logistic(
     data, root, target : as for :func:`tasks.data.load`; labels may be text.
     penalty : as for :meth:`tasks.penalty.Penalty.of`, shared by all classes; or, for more than two
         classes, ``"per_class"`` or ``"per_weight"`` (every column and class its own).
-    outer, degree, folds, validation, test, start, rows, seed : as for :func:`tasks.ridge.ridge`;
-        parts and folds have their share of each class.
+    outer, degree, clip, folds, validation, test, start, rows, seed : as for
+        :func:`tasks.ridge.ridge`; parts and folds have their share of each class.
 
     Raises
     ------
@@ -100,8 +101,8 @@ def logistic(
     if not start > 0:
         raise ValueError(f"start={start!r} must be a positive penalty.")
     design = prepare(
-        data, "classification", outer, degree=degree, folds=folds, validation=validation,
-        test=test, rows=rows, target=target, root=root, seed=seed,
+        data, "classification", outer, degree=degree, clip=clip, folds=folds,
+        validation=validation, test=test, rows=rows, target=target, root=root, seed=seed,
     )  # fmt: skip
     shrinkage = _shrinkage(penalty, design)
     loss = two_classes if len(design.table.classes) == 2 else many_classes

@@ -49,6 +49,7 @@ def ridge(
     outer: str = "kfold",
     *,
     degree: int = 2,
+    clip: float | None = None,
     folds: int = 5,
     validation: float = 0.3,
     test: float = 0.3,
@@ -67,6 +68,8 @@ def ridge(
     outer : ``"holdout"``, one validation set; or ``"kfold"``, the mean over ``folds`` folds of
         training and validation rows together, all moved in one vmapped call.
     degree : 1, the columns; 2, also their squares and products.
+    clip : bound on standardised columns before they are multiplied, ``None`` for none; without it
+        one far outlier among thousands of rows rules squares, products and stable step sizes.
     validation, test, rows, seed : as for :func:`tasks.splits.split`.
     start : the penalty of every column at the start; 1 is the variance of a column.
 
@@ -87,8 +90,8 @@ def ridge(
     if not start > 0:
         raise ValueError(f"start={start!r} must be a positive penalty.")
     design = prepare(
-        data, "regression", outer, degree=degree, folds=folds, validation=validation, test=test,
-        rows=rows, target=target, root=root, seed=seed,
+        data, "regression", outer, degree=degree, clip=clip, folds=folds,
+        validation=validation, test=test, rows=rows, target=target, root=root, seed=seed,
     )  # fmt: skip
     strengths = Penalty.of(penalty, design.features)
     inner, held = design.batches(_standardised(design))

@@ -13,7 +13,7 @@ from tasks.splits import deal, split
 from tasks.stability import stability
 
 SHARES = dict(validation=0.3, test=0.2, rows=None)
-COMMON = dict(degree=1, folds=3, **SHARES, target=None, root=None, seed=0)
+COMMON = dict(degree=1, clip=None, folds=3, **SHARES, target=None, root=None, seed=0)
 
 
 def table(n: int, classes: int = 0, test_rows=None) -> Table:
@@ -126,6 +126,16 @@ def test_constant_and_duplicate_columns_are_dropped_and_named() -> None:
         Features.fit(np.ones((4, 1)), ("a",))
     with pytest.raises(ValueError, match="degree=3 must be 1"):
         Features.fit(X, ("a",) * 5, 3)
+
+
+def test_outliers_are_clipped_before_they_are_squared() -> None:
+    x = np.array([[0.0], [1.0], [2.0], [3.0], [1000.0]])
+    free, clipped = (Features.fit(x[:4], ("a",), 2, clip) for clip in (None, 2.0))
+    np.testing.assert_allclose(clipped.transform(x[:4]), free.transform(x[:4]))
+    at_bound = x[:4].mean() + 2 * x[:4].std()
+    np.testing.assert_allclose(clipped.transform(x[4:]), free.transform(np.array([[at_bound]])))
+    with pytest.raises(ValueError, match="clip=0 must be a positive number"):
+        Features.fit(x, ("a",), 2, 0)
 
 
 def test_scales_come_from_training_rows_alone() -> None:

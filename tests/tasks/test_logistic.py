@@ -15,7 +15,7 @@ from tasks.base import Task
 from tasks.design import Design, prepare
 from tasks.logistic import GRID, logistic
 
-SETTINGS: dict[str, Any] = dict(degree=1, folds=3, validation=0.3, test=0.3, rows=None)
+SETTINGS: dict[str, Any] = dict(degree=1, clip=None, folds=3, validation=0.3, test=0.3, rows=None)
 SETTINGS |= dict(target=None, root=None, seed=1)
 
 

@@ -15,7 +15,9 @@ from tasks.base import Task
 from tasks.design import Design, prepare
 from tasks.ridge import GRID, ridge
 
-SETTINGS: dict[str, Any] = dict(validation=0.3, test=0.3, rows=None, target=None, root=None)
+SETTINGS: dict[str, Any] = dict(
+    clip=None, validation=0.3, test=0.3, rows=None, target=None, root=None
+)
 PENALTIES = ["global", "per_feature", "per_input", "by_degree"]
 
 
