@@ -27,6 +27,7 @@ class Layer:
 
 LAYERS = {
     "bilevel": Layer(CORE),
+    "bilevel/cost.py": Layer(CORE | {"time"}),  # the one clock of the library: what a call costs
     "bilevel/sklearn": Layer(CORE | {"sklearn", "scipy"}),
     "tasks": Layer(EDGE),
     "conf": Layer(frozenset()),
@@ -95,8 +96,8 @@ def _bound_names(source: Source) -> dict[str, str]:
 
 
 def layer_of(path: str) -> Layer | None:
-    """Return the rule of the innermost folder that has one."""
-    folders = [str(parent) for parent in PurePosixPath(path).parents]
+    """Return the rule of the file itself or of the innermost folder that has one."""
+    folders = [path, *(str(parent) for parent in PurePosixPath(path).parents)]
     return next((LAYERS[folder] for folder in folders if folder in LAYERS), None)
 
 
