@@ -105,7 +105,22 @@ def _outer(w: Any, theta: Any, batch: Any) -> Any:
     return jnp.sum(w**2) / 2
 
 
+def _ridge(w: Any, penalty: Any, batch: Any) -> Any:
+    return _mean_squares(w, penalty, batch) + penalty * jnp.sum(w**2) / 2
+
+
+def _log_ridge(w: Any, log_penalty: Any, batch: Any) -> Any:
+    return _ridge(w, jnp.exp(log_penalty), batch)
+
+
+def _mean_squares(w: Any, hyper: Any, batch: Any) -> Any:
+    A, b = batch
+    return jnp.mean((A @ w - b) ** 2) / 2
+
+
 LEAST_SQUARES = bl.Problem(_loss, _outer)
+V1_PROBLEM = bl.Problem(_ridge, _mean_squares)
+LOG_RIDGE = bl.Problem(_log_ridge, _mean_squares)
 
 
 @partial(jax.jit, static_argnames=("problem", "segments"))
