@@ -37,13 +37,15 @@ def mean_shift(
 
     Examples
     --------
-    >>> import bilevel as bl
+    >>> import jax, bilevel as bl
     >>> from bilevel.noise import bias, linearised, rules
     >>> case = bl.testing.logistic(seed=0)
-    >>> parts = case.problem, case.hyper, case.params, case.data
-    >>> around = linearised.around(*parts, batch_size=2)
-    >>> second = around.process.stationary(rules.sgd(0.1)).second[0, :, 0]
-    >>> bias.mean_shift(*parts, around, second).shape
+    >>> @jax.jit
+    ... def shift(*parts):
+    ...     around = linearised.around(case.problem, *parts, batch_size=2)
+    ...     second = around.process.stationary(rules.sgd(0.1)).second[0, :, 0]
+    ...     return bias.mean_shift(case.problem, *parts, around, second)
+    >>> shift(case.hyper, case.params, case.data).shape
     (8,)
     """
     flat = Flat.of("bias.mean_shift", problem, hyper, params, data)

@@ -57,11 +57,11 @@ def predict(
 
     Examples
     --------
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> from bilevel.noise import Ridge, hypergradient_error, limits, rules
     >>> A, b = jnp.array([[1.0], [2.0], [1.0]]), jnp.array([1.0, 0.0, 3.0])
     >>> process = Ridge.of(A, b, 0.5, jnp.array([[0.5]]), batch_size=1)
-    >>> at_rest = limits.stationary(process, rules.sgd(0.1))
+    >>> at_rest = jax.jit(limits.stationary)(process, rules.sgd(0.1))
     >>> l, Q = process.solution - 1.0, jnp.eye(1)
     >>> error = hypergradient_error.predict(at_rest, process.derivative, l, Q)
     >>> error.bias.shape

@@ -1,4 +1,10 @@
-"""The recursion of moments over a whole schedule, in one compiled loop."""
+"""The recursion of moments over a whole schedule, in one compiled loop.
+
+Against the simulation that it replaces: in ``benchmarks/moments.py`` one exact step of least
+squares costs as much as a step of 0.1 to 1 times ``m n / p`` runs, one of :class:`Ridge`, which
+keeps all hyperparameters apart, as 0.2 to 1 times ``m n``. It has no error bar to wait for and no
+rare runs to miss: near the stability limit a sample mean underestimates the true second moment.
+"""
 
 from collections.abc import Callable
 from typing import Any, Protocol
