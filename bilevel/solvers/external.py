@@ -29,7 +29,8 @@ class External:
     Raises
     ------
     TypeError : ``fn`` cannot be called.
-    ValueError : an estimator that differentiates steps; params of another structure or shape.
+    ValueError : an estimator that differentiates steps.
+    jax.errors.JaxRuntimeError : ``fn`` raised, or returned params of another structure or shape.
 
     Examples
     --------

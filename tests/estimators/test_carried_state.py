@@ -32,7 +32,14 @@ def tune(estimator: Any, steps: int, state: Any = None) -> bl.Result:
     return bl.tune(*arguments, steps=steps, key=jax.random.key(3), state=state)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+# What these carry is all their own; the others pass on what those of this list or `Forward` carry.
+QUICK = ("PES", "Penalty", "Replicated")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ESTIMATORS],
+)
 def test_a_run_cut_in_two_is_the_same_run_bit_for_bit(name: str) -> None:
     estimator = ESTIMATORS[name]
     whole, first = tune(estimator, 7), tune(estimator, 3)

@@ -34,7 +34,7 @@ def isotropic(curvature: float = 0.5) -> Case:
     return Case("isotropic", problem, hyper, params, data, step_size=0.2, steps=400)
 
 
-@pytest.mark.parametrize("last", [1, 11, 12])
+@pytest.mark.parametrize("last", [1, 11])
 def test_is_truncated_reverse_mode(last: int) -> None:
     case = logistic(seed=1)
     solver = bl.SGD(0.1, batch_size=5, momentum=0.5, sampling="epoch")
@@ -42,7 +42,7 @@ def test_is_truncated_reverse_mode(last: int) -> None:
     theirs = estimate(case, bl.Reverse(solver, 12, truncate=last))
     np.testing.assert_allclose(ours.grad, theirs.grad, rtol=1e-12)
     np.testing.assert_allclose(ours.value, theirs.value, rtol=1e-12)
-    if last >= 11:  # at most one step is dropped, and that one is pulled back
+    if last == 11:  # one step is dropped, and that one is pulled back
         whole = estimate(case, bl.Reverse(solver, 12))
         np.testing.assert_allclose(ours.grad - ours.evidence.bias, whole.grad, rtol=1e-12)
 

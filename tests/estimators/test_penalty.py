@@ -19,7 +19,7 @@ def run(case: Case, estimator: Any, state: Any = None) -> tuple[bl.Estimate, bl.
     return bl.hypergradient(problem, estimator, hyper, params, data, key, state=state)
 
 
-@pytest.mark.parametrize("make", [ridge, logistic])
+@pytest.mark.parametrize("make", [pytest.param(ridge, marks=pytest.mark.slow), logistic])
 def test_the_error_falls_as_one_over_gamma_and_is_reported(make: Any) -> None:
     case = make(seed=1)
     _, exact = dense_hypergradient(case.problem, case.hyper, case.params, case.data)

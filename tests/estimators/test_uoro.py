@@ -41,7 +41,7 @@ def start_from_hyper(hyper: Any, params: Any) -> Any:
     [
         (ridge, MOMENTUM, 4, 2, None),
         (logistic, PLAIN, 5, 1, start_from_hyper),
-        (mlp, PLAIN, 6, 1, None),
+        pytest.param(mlp, PLAIN, 6, 1, None, marks=pytest.mark.slow),
     ],
     ids=["two calls", "a start of its own", "trees"],
 )

@@ -103,9 +103,9 @@ def sklearn_lasso(w: Any, h: Any, data: Any) -> Any:
 # name -> (from the curvature L to a solver, steps to rounding, the problems that it takes)
 SMOOTH, SPARSE = ("ridge", "logistic"), ("lasso", "elastic_net")
 SOLVERS: dict[str, tuple[Callable[[float], Any], int, tuple[str, ...]]] = {
-    "GradientDescent": (lambda L: bl.GradientDescent(step_size=1 / L), 500, SMOOTH),
-    "SGD": (lambda L: bl.SGD(step_size=1 / L, momentum=0.6, nesterov=True), 300, SMOOTH),
-    "Optax": (lambda L: bl.Optax(bl.transform(optax.sgd, learning_rate=1 / L)), 500, SMOOTH),
+    "GradientDescent": (lambda L: bl.GradientDescent(step_size=1 / L), 500, ("ridge",)),
+    "SGD": (lambda L: bl.SGD(step_size=1 / L, momentum=0.6, nesterov=True), 300, ("logistic",)),
+    "Optax": (lambda L: bl.Optax(bl.transform(optax.sgd, learning_rate=1 / L)), 500, ("ridge",)),
     "LBFGS": (lambda L: bl.LBFGS(), 30, SMOOTH),
     "Newton": (lambda L: bl.Newton(), 9, SMOOTH),
     "Direct": (lambda L: bl.Direct(), 1, ("ridge",)),

@@ -5,9 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import bilevel as bl
+from bilevel.problem import inner_loss
+from bilevel.trees import strong
 from tests.solvers.cases import SOLVERS, make
 
 
@@ -27,6 +30,67 @@ def test_vmap_over_seeds_and_starts_is_the_loop(solver: str) -> None:
     mapped = jax.vmap(run)(jnp.arange(3))
     looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(run(seed) for seed in range(3)))
     np.testing.assert_allclose(mapped, looped, rtol=2e-5, atol=2e-6)
+
+
+def decay(count: Any) -> Any:
+    return 0.1 / (1 + count)
+
+
+SEARCH = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(8))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("solver", list(SOLVERS))
+def test_state_keeps_its_structure(solver: str, dtype: str) -> None:
+    """Also in float32 while JAX allows float64; nothing is weakly typed, so nothing recompiles."""
+    factory, _, names = SOLVERS[solver]
+    case, made = make(names[0]), factory(1.0)
+    loss = inner_loss(case.problem)
+    with jax.enable_x64(True):
+        params, data, hyper = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, dtype), (case.params, case.data.inner, case.hyper)
+        )
+
+        def step(params: Any, state: Any) -> Any:
+            return made.step(loss, params, hyper, data, jax.random.key(0), state)
+
+        def described(tree: Any) -> Any:
+            return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+        state = strong(made.init(params, data))
+        first = jax.eval_shape(lambda x, y: (x, y), params, state)
+        assert described(jax.eval_shape(step, params, state)) == described(first)
+        if hasattr(made, "refresh"):
+            renewed = jax.eval_shape(made.refresh, state)
+            assert described(renewed) == described(first[1])
+
+
+@pytest.mark.parametrize(
+    ("tx", "plain"),
+    [
+        (optax.polyak_sgd(), optax.polyak_sgd()),
+        (SEARCH, SEARCH),
+        (bl.transform(optax.contrib.momo, learning_rate=0.1), optax.contrib.momo(0.1)),
+        (bl.transform(optax.adam, learning_rate=decay), optax.adam(decay)),
+    ],
+    ids=["polyak", "search", "momo", "adam"],
+)
+def test_optax_is_the_loop_of_its_documentation(tx: Any, plain: Any) -> None:
+    """Transformations that ask for the value, the gradient or the loss itself get it."""
+    case, solver = make("ridge"), bl.Optax(tx)
+
+    def loss(w: Any) -> Any:
+        return case.problem.inner(w, case.hyper, case.data.inner)
+
+    w = jnp.asarray(case.params)
+    state = plain.init(w)
+    for _ in range(4):
+        value, grad = jax.value_and_grad(loss)(w)
+        updates, state = plain.update(grad, state, w, value=value, grad=grad, value_fn=loss)
+        w = optax.apply_updates(w, updates)
+    key = jax.random.key(0)
+    found = bl.solve(case.problem, solver, case.hyper, case.params, case.data, key, steps=4)
+    np.testing.assert_allclose(found, w, rtol=1e-5, atol=1e-6)
 
 
 SIZED = [

@@ -55,20 +55,19 @@ ROWS: dict[str, tuple[bl.Problem, Any, str, Loop]] = {
         "iid",
         lambda g, prox, h, b: by_hand.nesterov(g, START, h, size(0, h), 0.7, b),
     ),
-}
-for sampling, problem in (("iid", PLAIN), ("epoch", SPARSE)):
-    ROWS[f"svrg-{sampling}"] = (
-        problem,
-        bl.SVRG(step_size=size, batch_size=BATCH, period=4, sampling=sampling),
-        sampling,
+    "svrg": (
+        SPARSE,
+        bl.SVRG(step_size=size, batch_size=BATCH, period=4, sampling="epoch"),
+        "epoch",
         lambda g, prox, h, b: by_hand.svrg(g, prox, START, h, size(0, h), b, N, 4),
-    )
-    ROWS[f"saga-{sampling}"] = (
-        problem,
-        bl.SAGA(step_size=size, batch_size=BATCH, sampling=sampling),
-        sampling,
+    ),
+    "saga": (
+        SPARSE,
+        bl.SAGA(step_size=size, batch_size=BATCH),
+        "iid",
         lambda g, prox, h, b: by_hand.saga(g, prox, START, h, size(0, h), b, N),
-    )
+    ),
+}
 
 
 @pytest.mark.usefixtures("x64")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bilevel as bl
-from bilevel.testing import dense_hypergradient, dense_solution, logistic, ridge
+from bilevel.testing import dense_hypergradient, logistic, ridge
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -48,14 +48,14 @@ def test_reverse_falls_back_to_the_plain_loss(product: str) -> None:
 
 
 def test_one_step_of_newton_is_enough() -> None:
-    """Its derivative forgets the iterate before: one step back gives what all of them do."""
+    """At the minimum its derivative forgets the iterate before: one step back gives it all."""
     case, solver = logistic(0), bl.Newton(linear=bl.CG(tol=1e-13))
     _, exact = dense_hypergradient(case.problem, case.hyper, case.params, case.data)
-    for estimator in (bl.Reverse(solver, 8), bl.Reverse(solver, 8, truncate=1)):
-        estimate, _ = bl.hypergradient(
-            case.problem, estimator, case.hyper, case.params, case.data, jax.random.key(0)
-        )
-        np.testing.assert_allclose(estimate.grad, exact, rtol=1e-10)
+    estimate, _ = bl.hypergradient(
+        case.problem, bl.Reverse(solver, 8, truncate=1), case.hyper, case.params, case.data,
+        jax.random.key(0),
+    )  # fmt: skip
+    np.testing.assert_allclose(estimate.grad, exact, rtol=1e-10)
 
 
 def test_direct_step_on_a_tree() -> None:
@@ -69,8 +69,8 @@ def test_direct_step_on_a_tree() -> None:
     data = bl.Data(inner=(X, Y), outer=(X, Y))
     start = {"W": rng.standard_normal((3, 2)), "b": np.array(5.0)}
     found = bl.solve(problem, bl.Direct(), 0.1, start, data, jax.random.key(0), steps=1)
-    expected = dense_solution(problem, 0.1, start, data)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+    gradient = jax.grad(inner)(found, 0.1, (X, Y))
+    jax.tree.map(lambda leaf: np.testing.assert_allclose(leaf, 0, atol=1e-14), gradient)
 
 
 @pytest.mark.parametrize("estimator", [bl.Forward, bl.Reverse])

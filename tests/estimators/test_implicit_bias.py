@@ -1,0 +1,86 @@
+"""What Implicit says about its own error, to first order right; damping and averaging."""
+
+import jax
+import numpy as np
+import pytest
+
+import bilevel as bl
+from bilevel.testing import logistic, mlp
+from tests.estimators.converged import RIDGE, TIGHT, estimate, flat, matrices
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+CASES = {"ridge": (RIDGE, (8, 16)), "logistic": (logistic(seed=0), (10, 20))}
+CASES["mlp"] = (mlp(seed=1), (100, 200))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_bias_of_an_unfinished_inner_solve_is_right_to_first_order(name: str) -> None:
+    """What it misses falls with the square of the inner residual."""
+    case, few = CASES[name]
+    exact = flat(estimate(case, linear=TIGHT).grad)
+    missed, residuals = [], []
+    for steps in few:
+        found = estimate(case, steps, linear=TIGHT, bias=True)
+        error = flat(found.grad) - exact
+        missed.append(np.linalg.norm(error - flat(found.evidence.bias)))
+        residuals.append(float(found.evidence.inner_residual))
+        assert missed[-1] < 0.2 * np.linalg.norm(error)
+    order = np.log(missed[0] / missed[1]) / np.log(residuals[0] / residuals[1])
+    assert 1.9 < order < 2.3
+
+
+@pytest.mark.parametrize("damping", [1e-2, 1e-4])
+def test_damping_is_that_of_the_formula_and_its_bias_is_estimated(damping: float) -> None:
+    H, C, b = matrices(RIDGE)
+    found = estimate(RIDGE, linear=TIGHT, damping=damping, bias=True)
+    expected = -C.T @ np.linalg.solve(H + damping * np.eye(4), b)
+    np.testing.assert_allclose(found.grad, expected, rtol=1e-9)
+    assert found.evidence.linear_residual < 1e-11  # of the damped system
+    error = expected + C.T @ np.linalg.solve(H, b)
+    size = np.linalg.norm(error)
+    assert np.linalg.norm(found.evidence.bias - error) < 10 * damping * size + 1e-12
+
+
+def test_what_the_linear_solver_leaves_is_part_of_the_bias() -> None:
+    """A series of five terms leaves (I - s H)^5; estimating with five more leaves its square."""
+    H, C, b = matrices(RIDGE)
+    found = estimate(RIDGE, linear=bl.Neumann(5, step_size=0.4), bias=True)
+    power = np.linalg.matrix_power(np.eye(4) - 0.4 * H, 5)
+    error = C.T @ power @ np.linalg.solve(H, b)
+    left = C.T @ power @ power @ np.linalg.solve(H, b)
+    np.testing.assert_allclose(error - found.evidence.bias, left, rtol=0, atol=1e-12)
+
+
+def test_average_is_the_mean_of_the_last_iterates() -> None:
+    case, key = RIDGE, jax.random.key(4)
+    solver = bl.SGD(0.05, batch_size=4, momentum=0.5)
+    estimator = bl.Implicit(solver, 9, linear=TIGHT, average=3)
+    found, lower = bl.hypergradient(
+        case.problem, estimator, case.hyper, case.params, case.data, key
+    )
+    tail = [
+        bl.solve(case.problem, solver, case.hyper, case.params, case.data, key, steps=k)
+        for k in (7, 8, 9)
+    ]
+    np.testing.assert_allclose(lower.params, np.mean(tail, axis=0), rtol=1e-12)
+    H, _, _ = matrices(case)
+    V, c = case.data.outer
+    w = np.asarray(lower.params)
+    adjoint = np.linalg.solve(H, V.T @ (V @ w - c) / len(c))
+    np.testing.assert_allclose(found.grad, -adjoint * np.exp(case.hyper) * w, rtol=1e-9)
+    whole = bl.Implicit(solver, 9, linear=TIGHT, average=9)
+    _, lower = bl.hypergradient(case.problem, whole, case.hyper, case.params, case.data, key)
+    every = [
+        bl.solve(case.problem, solver, case.hyper, case.params, case.data, key, steps=k)
+        for k in range(1, 10)
+    ]
+    np.testing.assert_allclose(lower.params, np.mean(every, axis=0), rtol=1e-12)
+
+
+def test_without_asking_there_is_no_bias_and_no_cost() -> None:
+    with_bias, plain = (estimate(RIDGE, 12, linear=TIGHT, bias=ask) for ask in (True, False))
+    assert plain.evidence.bias is None
+    np.testing.assert_allclose(plain.grad, with_bias.grad, rtol=1e-12)
+    # Two more systems of four unknowns, each with its residual.
+    assert with_bias.evidence.counts.hvps - plain.evidence.counts.hvps == 2 * 5
