@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A test runs a program a few times and compiles it once: what XLA saves by not optimising counts.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 # Each xdist worker is one process of several: one thread each, or the pools fight for the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -14,6 +18,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(pool, "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Iterator[None]:
+    """Free what a file compiled: programs hold memory maps, of which a process has 65530."""
+    yield
+    import jax
+
+    jax.clear_caches()
 
 
 @pytest.fixture
