@@ -1,8 +1,6 @@
 # Every target sets up what it needs: `make run` and `make test` work in a fresh clone.
 PYTHON ?= python3
-# More workers than cores, on purpose: a compiled program keeps its memory maps until its process
-# ends, and two processes that share all tests reach the kernel's limit (65530 maps) and crash.
-WORKERS ?= 6
+WORKERS ?= 2
 ARGS ?=
 
 VENV := .venv
@@ -19,7 +17,7 @@ run: $(VENV)/.run ## the main job; ARGS="task=logistic" changes it
 	$(PY) -m experiments.run $(ARGS)
 
 test: $(VENV)/.test ## the tests; ARGS="-m slow" or ARGS="tests/test_x.py -k name" choose
-	$(PY) -m pytest -n $(WORKERS) $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.lint ## ruff, its formatter and pyright
 	$(PY) -m ruff check .

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental.buffer_callback import buffer_callback
 
 from bilevel import messages
 from bilevel.problem import Loss, Problem
@@ -70,6 +71,24 @@ class External:
     ) -> tuple[PyTree, Any]:
         """One call of ``fn``; neither the loss nor the key is used."""
         arguments = jax.tree.map(jnp.asarray, (params, hyper, data))
+        moved = jax.lax.platform_dependent(*arguments, cpu=self._in_place, default=self._copied)
+        return moved, state
+
+    def _in_place(self, *arguments: PyTree) -> PyTree:
+        """On XLA's own buffers; JAX is asked for nothing, so no thread of its pool is waited for.
+
+        ``jax.pure_callback`` makes JAX arrays of the buffers, in the pool that runs the program:
+        with one core that hangs, and the arrays are float32 whatever ``jax.enable_x64`` said.
+        """
+
+        def call(_: Any, out: PyTree, *buffers: PyTree) -> None:
+            found = self._checked(*jax.tree.map(read_only, buffers))
+            jax.tree.map(fill, out, found)
+
+        return buffer_callback(call, _shapes(arguments[0]), vmap_method="sequential")(*arguments)
+
+    def _copied(self, *arguments: PyTree) -> PyTree:
+        """On copies that the device sends to the host."""
         dtypes = jax.tree.map(lambda leaf: leaf.dtype, arguments)
         packed = jax.tree.map(pack, arguments)
 
@@ -77,9 +96,8 @@ class External:
             params, hyper, data = jax.tree.map(unpack, packed, dtypes)
             return jax.tree.map(pack_numpy, self._checked(params, hyper, data))
 
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), packed[0])
-        moved = jax.pure_callback(call, shapes, *packed, vmap_method="sequential")
-        return jax.tree.map(jax.lax.bitcast_convert_type, moved, dtypes[0]), state
+        moved = jax.pure_callback(call, _shapes(packed[0]), *packed, vmap_method="sequential")
+        return jax.tree.map(jax.lax.bitcast_convert_type, moved, dtypes[0])
 
     def _checked(self, params: PyTree, hyper: PyTree, data: PyTree) -> PyTree:
         found = jax.tree.map(np.asarray, self.fn(params, hyper, data))
@@ -92,8 +110,24 @@ class External:
 jax.tree_util.register_dataclass(External, data_fields=[], meta_fields=["fn"])
 
 
-# JAX runs a callback in a thread of its own, where `jax.enable_x64` does not hold: there it would
-# round float64 to float32. So numbers of 8 bytes cross over as pairs of 4 bytes.
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def read_only(buffer: Any) -> np.ndarray:
+    """A buffer of XLA's, which ``fn`` must not change."""
+    array = np.asarray(buffer)
+    array.flags.writeable = False
+    return array
+
+
+def fill(out: Any, found: np.ndarray) -> None:
+    """Write ``found`` into a buffer of XLA's."""
+    np.asarray(out)[...] = found
+
+
+# JAX runs a pure callback in a thread of its own, where `jax.enable_x64` does not hold: there it
+# would round float64 to float32. So numbers of 8 bytes cross over as pairs of 4 bytes.
 
 
 def pack(leaf: Array) -> Array:
