@@ -29,7 +29,9 @@ def test_vmap_over_seeds_and_starts_is_the_loop(solver: str) -> None:
 
     mapped = jax.vmap(run)(jnp.arange(3))
     looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(run(seed) for seed in range(3)))
-    np.testing.assert_allclose(mapped, looped, rtol=2e-5, atol=2e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), mapped, looped
+    )
 
 
 def decay(count: Any) -> Any:
