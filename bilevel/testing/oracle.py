@@ -83,6 +83,31 @@ def dense_solution(problem: Problem, hyper: PyTree, params: PyTree, data: Data) 
         return jax.tree.map(np.asarray, ravel_pytree(params)[1](jnp.asarray(w)))
 
 
+def dense_curvature(
+    problem: Problem, hyper: PyTree, params: PyTree, data: Data
+) -> tuple[float, float]:
+    """Smallest and largest eigenvalue of the inner Hessian at the minimiser, in float64.
+
+    Arguments and errors are those of :func:`dense_hypergradient`.
+
+    Examples
+    --------
+    >>> import numpy as np, bilevel as bl
+    >>> problem = bl.Problem(
+    ...     inner=lambda w, h, x: (w * w * np.array([1.0, 3.0])).sum() / 2 + h * w.sum(),
+    ...     outer=lambda w, h, x: w.sum(),
+    ... )
+    >>> data = bl.Data(inner=np.zeros(1), outer=np.zeros(1))
+    >>> bl.testing.dense_curvature(problem, 1.0, np.zeros(2), data)
+    (1.0, 3.0)
+    """
+    with jax.enable_x64(True):
+        hyper, params, data = double(hyper), double(params), double(data)
+        w = _minimise(problem, hyper, params, data)
+        values = np.linalg.eigvalsh(_expansion(problem, w, params, hyper, data)[2])
+        return float(values[0]), float(values[-1])
+
+
 def _minimise(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> np.ndarray:
     """``w*``, flat, by damped Newton steps from ``params``."""
     messages.require_smooth("the dense oracle", problem)
