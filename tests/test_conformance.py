@@ -92,13 +92,13 @@ def test_conforms(name: str, case: str, x64: bool) -> None:
             law(row.make, CASES[case])
 
 
-QUICKLY_SHARDED = (*FOUNDATION, "ClosedForm")
+QUICKLY_SHARDED = ("Forward", "Implicit")
 
 
 @pytest.mark.parametrize(
     "names",
     [QUICKLY_SHARDED, pytest.param(set(TABLE) - set(QUICKLY_SHARDED), marks=pytest.mark.slow)],
-    ids=["foundation", "others"],
+    ids=["quick", "others"],
 )
 def test_sharded_over_four_devices_the_numbers_are_the_same(names: Iterable[str]) -> None:
     """In a process of its own: the number of devices is fixed before JAX starts."""

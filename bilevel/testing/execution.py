@@ -12,7 +12,18 @@ from bilevel.estimate import Estimate
 from bilevel.hypergradient import hypergradient
 from bilevel.solvers.gradient_descent import GradientDescent
 from bilevel.testing.problems import Case
-from bilevel.testing.runs import FEW, Factory, cast, close, counted, require, run, sgd, stochastic
+from bilevel.testing.runs import (
+    FEW,
+    SEED,
+    Factory,
+    cast,
+    close,
+    counted,
+    require,
+    run,
+    sgd,
+    stochastic,
+)
 from bilevel.trees import axpy
 
 
@@ -36,7 +47,7 @@ def equals_its_python_loop(factory: Factory, case: Case) -> None:
     _, lower = stochastic(factory, case)
     expected = stochastic(factory, case, state=lower)
     estimator, problem = factory(sgd(case), FEW), counted(case.problem)[0]
-    arguments = (case.hyper, lower, case.data, jax.random.key(0))
+    arguments = (case.hyper, lower, case.data, jax.random.key(SEED))
     with jax.disable_jit():
         written_out = jax.make_jaxpr(partial(estimator.step, problem))(*arguments)
     names = {equation.primitive.name for equation in written_out.eqns}
@@ -82,6 +93,6 @@ def shards_over_examples(factory: Factory, case: Case) -> None:
     spread = jax.device_put(whole, over_examples)
     arguments = (problem, estimator, case.hyper, case.params)
     found, expected = (
-        hypergradient(*arguments, data, jax.random.key(0)) for data in (spread, whole)
+        hypergradient(*arguments, data, jax.random.key(SEED)) for data in (spread, whole)
     )
     close("sharded over examples", found, expected)

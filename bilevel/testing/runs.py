@@ -25,6 +25,7 @@ from bilevel.trees import PyTree
 
 Factory = Callable[[Solver, int], Estimator]
 FEW = 4  # solver steps where convergence does not matter; the fourth batch of 7 ends an epoch of 23
+SEED = 0
 
 
 def converged(
