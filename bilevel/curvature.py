@@ -11,6 +11,7 @@ from bilevel.linear.power import largest_eigenvalue
 from bilevel.problem import Data, Problem
 from bilevel.solvers.base import DeclaresStability
 from bilevel.trees import PyTree
+from bilevel.visibility import independent
 
 
 def largest_curvature(
@@ -43,3 +44,29 @@ def outgrown(
         return jnp.array(False)
     steps = jnp.where(ask, 20, 0)
     return ask & (largest_curvature(problem, hyper, lower.params, data, key, steps) > limit)
+
+
+def known_limit(
+    problem: Problem, solver: Any, hyper: PyTree, lower: Lower, data: Data, key: Array
+) -> tuple[Array, Array] | None:
+    """``(curvature, limit)`` where they hold for the whole solve; ``None`` where they may not.
+
+    They hold if neither the inner Hessian depends on the params nor the limit on the solver's
+    state (a schedule), as the traced programs show, and if there is no proximal part, on whose
+    support alone the curvature counts.
+    """
+    limit = contractible(solver, hyper, lower.solver_state)
+    if limit is None or problem.prox is not None:
+        return None
+
+    def product(params: PyTree) -> PyTree:
+        gradient = jax.grad(problem.inner)
+        return jax.jvp(lambda w: gradient(w, hyper, data.inner), (params,), (lower.params,))[1]
+
+    def limits(state: PyTree) -> Any:
+        return contractible(solver, hyper, state)
+
+    constant = problem.quadratic or independent(product, lower.params)
+    if not constant or not independent(limits, lower.solver_state):
+        return None
+    return largest_curvature(problem, hyper, lower.params, data, key, steps=20), limit

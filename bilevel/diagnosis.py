@@ -10,7 +10,24 @@ from bilevel.trees import PyTree
 
 
 class DivergenceWarning(RuntimeWarning):
-    """The inner solver diverged and the run stopped at its last good state."""
+    """The inner solver diverged and the run stopped at its last good state, or it must diverge."""
+
+
+def foresee(curvature: Any, limit: Any) -> str | None:
+    """What is known before the run: a step size above the stability limit; ``None`` if it is not.
+
+    The measured curvature is a lower bound, so that only rounding needs a margin.
+    """
+    curvature, limit = float(curvature), float(limit)
+    if not curvature > 1.001 * limit:
+        return None
+    return (
+        f"the inner step size is above the stability limit where tune starts: the largest inner "
+        f"curvature is {curvature:.4g}, and the solver's steps contract up to {limit:.4g} (2 "
+        "/ step_size without momentum). The inner iterates will grow instead of converging. Make "
+        f"the step size at least {1.1 * curvature / limit:.2g} times smaller, or start from "
+        "hyperparameters with less curvature."
+    )
 
 
 def explain(

@@ -88,7 +88,7 @@ def _fresh(
     problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
 ) -> Lower:
     check_losses(problem, hyper, params, data)
-    return fresh(problem, estimator, hyper, params, data, key)
+    return fresh(problem, estimator, hyper, params, data, key, _step)
 
 
 @partial(jax.jit, static_argnames="problem")

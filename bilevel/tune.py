@@ -13,7 +13,8 @@ from jax import Array
 
 from bilevel import messages
 from bilevel.arguments import require_arguments
-from bilevel.diagnosis import DivergenceWarning, explain
+from bilevel.curvature import known_limit
+from bilevel.diagnosis import DivergenceWarning, explain, foresee
 from bilevel.estimate import Estimate
 from bilevel.estimators.base import Estimator, check_losses
 from bilevel.outer_loop import Record, State, Stop, begin, block, update
@@ -98,7 +99,9 @@ def tune(
 
     Warns
     -----
-    DivergenceWarning : the inner solver diverged; ``result.message`` has the same text.
+    DivergenceWarning : the inner solver diverged; ``result.message`` has the same text. Also
+        before the first step, if the step size is above the stability limit there and this is
+        known to hold for the whole inner solve: a constant inner Hessian, no schedule, no prox.
 
     Raises
     ------
@@ -133,7 +136,9 @@ def tune(
         messages.require_same("params", params, "state.start", state.start)
         current = state
     else:
-        current = _begin(problem, estimator, tx, hyper, params, data, key)
+        current, known = _begin(problem, estimator, tx, hyper, params, data, key)
+        if known is not None and not is_traced(known) and (text := foresee(*known)):
+            warnings.warn(text, DivergenceWarning, stacklevel=2)
     bound = jnp.asarray(limit, current.scale.dtype)
     run = partial(_block, problem, estimator, tx, data, bound, warm_start=warm_start, record=record)
     if is_traced((current, data, estimator, tx)):
@@ -183,9 +188,11 @@ def _begin(
     params: PyTree,
     data: Data,
     key: Array,
-) -> State:
+) -> tuple[State, tuple[Array, Array] | None]:
     check_losses(problem, hyper, params, data)
-    return begin(problem, estimator, tx, hyper, params, data, key)
+    state = begin(problem, estimator, tx, hyper, params, data, key)
+    solver = getattr(estimator, "solver", None)
+    return state, known_limit(problem, solver, hyper, state.lower, data, key)
 
 
 @partial(jax.jit, static_argnames=("problem", "length", "warm_start", "record"))

@@ -24,6 +24,11 @@ def unseen(fn: Callable[[PyTree], Any], hyper: PyTree) -> list[str]:
     return [where("hyper", path) for path, seen in zip(paths, live, strict=True) if not seen]
 
 
+def independent(fn: Callable[[PyTree], Any], tree: PyTree) -> bool:
+    """Whether ``fn(tree)`` is a constant, as far as its traced program shows."""
+    return len(unseen(fn, tree)) == len(jax.tree.leaves(tree))
+
+
 def _live_inputs(jaxpr: Any, wanted: list[bool]) -> list[bool]:
     """For each input, whether a wanted output needs it (loops count as needing all they read)."""
     live = {v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w and not _constant(v)}

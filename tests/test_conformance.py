@@ -1,8 +1,12 @@
 """Every exported estimator obeys the laws of the conformance suite."""
 
 import inspect
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,10 +16,13 @@ import pytest
 import bilevel as bl
 from bilevel.testing import CONFORMANCE, conformance, logistic, mlp, ridge
 
+ROOT = Path(__file__).resolve().parents[1]
 CASES = {make.__name__: make(seed=0) for make in (ridge, logistic, mlp)}
 # Laws whose outcome may depend on the precision; the others are about structure.
 PRECISE = (
     conformance.equals_dense_oracle,
+    conformance.equals_finite_differences,
+    conformance.converges_at_its_rate,
     conformance.keeps_structure,
     conformance.reports_evidence,
 )
@@ -35,8 +42,14 @@ def differences(make: Any) -> Callable[[Any, int], Any]:
     return lambda solver, k: make(solver, k, 1e-4 if jnp.result_type(float) == "float64" else 0.02)
 
 
-# The closed form takes no solver: no key reaches it, and no step size shows.
-NO_SOLVER = (conformance.repeats_with_its_key, conformance.shows_its_settings)
+# Laws that compile programs of their own.
+COSTLY = (conformance.equals_its_python_loop, conformance.takes_one_step_but_not_none)
+# The closed form takes no solver: no key reaches it, no step size shows, and it takes no steps.
+NO_SOLVER = (
+    conformance.repeats_with_its_key,
+    conformance.shows_its_settings,
+    conformance.takes_one_step_but_not_none,
+)
 
 # A new estimator gets its row here, under its class's name.
 TABLE = {
@@ -58,11 +71,11 @@ FOUNDATION = ("Forward", "Implicit", "Reverse")
 
 
 def cells() -> Iterator[Any]:
-    """Every estimator, case and precision; beyond the foundation all but one cell are slow."""
+    """Every estimator, case and precision; most cells are slow."""
     for name, row in TABLE.items():
         for case in row.cases:
             for x64 in (True, False):
-                quick = name in FOUNDATION or (case == "ridge" and not x64)
+                quick = case == "ridge" if not x64 else name in FOUNDATION and case != "ridge"
                 identity = f"{name}-{case}-{'float64' if x64 else 'float32'}"
                 marks = () if quick else pytest.mark.slow
                 yield pytest.param(name, case, x64, id=identity, marks=marks)
@@ -72,10 +85,27 @@ def cells() -> Iterator[Any]:
 @pytest.mark.parametrize(("name", "case", "x64"), list(cells()))
 def test_conforms(name: str, case: str, x64: bool) -> None:
     row = TABLE[name]
-    laws = [law for law in (PRECISE if x64 else CONFORMANCE) if law not in row.but]
+    but = row.but if name in FOUNDATION or case != "ridge" else row.but + COSTLY
+    laws = [law for law in (PRECISE if x64 else CONFORMANCE) if law not in but]
     with jax.enable_x64(x64):
         for law in laws:
             law(row.make, CASES[case])
+
+
+QUICKLY_SHARDED = ("Forward", "Implicit")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [QUICKLY_SHARDED, pytest.param(set(TABLE) - set(QUICKLY_SHARDED), marks=pytest.mark.slow)],
+    ids=["quick", "others"],
+)
+def test_sharded_over_four_devices_the_numbers_are_the_same(names: Iterable[str]) -> None:
+    """In a process of its own: the number of devices is fixed before JAX starts."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags}
+    command = [sys.executable, "-m", "tests.sharded", *names]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=600)
 
 
 def test_every_exported_estimator_has_a_row() -> None:

@@ -1,5 +1,6 @@
 """`tune` stops a run whose inner solver diverges, says why, and stops no other."""
 
+import re
 import warnings
 from typing import Any
 
@@ -98,8 +99,15 @@ def test_a_step_size_too_large_from_the_start(diabetes: bl.Data) -> None:
     estimator = bl.Reverse(bl.GradientDescent(step_size=3.0), steps=100)
     hyper = np.full(10, -3.0)
     arguments = (RIDGE, estimator, optax.adam(0.1), hyper, np.zeros(10), diabetes)
-    with pytest.warns(bl.DivergenceWarning, match="at outer step 0.*times smaller"):
+    with pytest.warns(bl.DivergenceWarning) as caught:
         result = bl.tune(*arguments, steps=9, key=jax.random.key(0))
+    before, after = (str(warning.message) for warning in caught)
+    L = largest_curvature(hyper, diabetes.inner[0])
+    measured = re.search(r"the largest inner curvature is ([\d.]+)", before)
+    assert measured is not None
+    assert float(measured[1]) == pytest.approx(L, rel=0.01)
+    assert f"steps contract up to {2 / 3.0:.4g}" in before
+    assert re.search("at outer step 0.*times smaller", after)
     assert result.diverged
     assert len(result.history["value"]) == 0
     np.testing.assert_array_equal(result.hyper, np.asarray(hyper, np.float32))

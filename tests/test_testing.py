@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -81,7 +81,9 @@ class Flawed:
         self, problem: bl.Problem, hyper: Any, lower: bl.Lower, data: bl.Data, key: Any
     ) -> tuple[bl.Estimate, bl.Lower]:
         key = jax.random.key(7) if self.flaw == "key" else key
-        estimate, after = bl.Reverse(self.solver, self.steps).step(problem, hyper, lower, data, key)
+        solver = Counting(self.solver) if self.flaw == "counter" else self.solver
+        steps = self.steps + (self.flaw == "steps")
+        estimate, after = bl.Reverse(solver, steps).step(problem, hyper, lower, data, key)
         grad, evidence = estimate.grad, estimate.evidence
         if self.flaw == "gradient":
             grad = jax.tree.map(lambda g: 1.001 * g, grad)
@@ -96,6 +98,23 @@ class Flawed:
 
 
 jax.tree_util.register_dataclass(Flawed, ["solver"], ["steps", "flaw"])
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A solver that counts its steps in Python, which a `lax.scan` calls once."""
+
+    solver: Any
+    calls: list = field(default_factory=list)
+
+    def init(self, params: Any, data: Any) -> Any:
+        return self.solver.init(params, data)
+
+    def step(self, loss: Any, params: Any, hyper: Any, data: Any, key: Any, state: Any) -> Any:
+        self.calls.append(None)
+        moved, state = self.solver.step(loss, params, hyper, data, key, state)
+        halved = jax.tree.map(lambda a, b: a + (b - a) / len(self.calls), params, moved)
+        return halved, state
 
 
 @dataclass(frozen=True)
@@ -128,6 +147,11 @@ def flawed(flaw: str) -> Callable[[Any, int], Any]:
 
 CAUGHT = [
     (conformance.equals_dense_oracle, flawed("gradient"), "grad"),
+    (conformance.equals_finite_differences, flawed("gradient"), "along"),
+    (conformance.converges_at_its_rate, flawed("gradient"), "the error fell from"),
+    (conformance.equals_its_python_loop, flawed("counter"), "the Python loop"),
+    (conformance.takes_one_step_but_not_none, flawed("steps"), "params"),
+    (conformance.shards_over_examples, bl.Reverse, "only one device"),
     (conformance.keeps_structure, flawed("shape"), "grad is"),
     (conformance.repeats_with_its_key, flawed("key"), "the key does not reach"),
     (conformance.reports_evidence, flawed("residual"), "Not equal"),

@@ -17,6 +17,16 @@ ESTIMATORS = {
     "Reverse": lambda solver: bl.Reverse(solver, steps=6),
     "Implicit": lambda solver: bl.Implicit(solver, steps=6, linear=bl.CG(tol=1e-12)),
 }
+OTHERS = {
+    "Evolution": lambda solver: bl.Evolution(solver, steps=6, sigma=0.1),
+    "OneStep": lambda solver: bl.OneStep(solver, steps=6, last=2),
+    "PES": lambda solver: bl.PES(solver, steps=6, sigma=0.1),
+    "Penalty": lambda solver: bl.Penalty(solver, steps=6),
+    "Replicated": lambda solver: bl.Replicated(bl.Forward(solver, steps=6), n=2),
+    "Richardson": lambda solver: bl.Richardson(bl.Forward(solver, steps=6)),
+    "UORO": lambda solver: bl.UORO(solver, steps=6),
+}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS]
 SOLVER = bl.SGD(step_size=0.3, batch_size=4, momentum=0.5, sampling="epoch")
 
 
@@ -39,10 +49,10 @@ def assert_loop(fn: Any, arguments: Any) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", [*ESTIMATORS, *SLOW])
 def test_hypergradient(name: str) -> None:
     def one(params: Any, data: bl.Data, key: Any) -> Any:
-        estimator = ESTIMATORS[name](SOLVER)
+        estimator = (ESTIMATORS | OTHERS)[name](SOLVER)
         estimate, _ = bl.hypergradient(CASE.problem, estimator, CASE.hyper, params, data, key)
         return estimate.value, estimate.grad, estimate.evidence.inner_residual
 

@@ -34,14 +34,28 @@ class Estimator(Protocol):
 
 
 def fresh(
-    problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
+    problem: Problem,
+    estimator: Estimator,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    key: Array,
+    step: Callable[..., Any] | None = None,
 ) -> Lower:
     """``estimator.init`` with every ``None`` of its memory filled by the zeros that stand there.
 
-    So the first call and all later ones have one structure, hence one compilation.
+    So the first call and all later ones have one structure, hence one compilation. ``step`` is
+    ``estimator.step`` in compiled form, ``(problem, estimator, hyper, lower, data, key)``, which
+    then need not be traced again.
     """
     lower = strong(estimator.init(params, data))
-    _, after = jax.eval_shape(lambda x: estimator.step(problem, hyper, x, data, key), lower)
+
+    def call(lower: Lower) -> Any:
+        if step is not None:
+            return step(problem, estimator, hyper, lower, data, key)
+        return estimator.step(problem, hyper, lower, data, key)
+
+    _, after = jax.eval_shape(call, lower)
 
     def fill(have: Any, shape: PyTree) -> PyTree:
         if have is not None:

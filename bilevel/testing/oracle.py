@@ -3,10 +3,11 @@ r"""The dense oracle: an inner problem solved to rounding, an adjoint solved by 
     grad = grad_h outer - C^T H^{-1} grad_w outer   at   w* = argmin_w inner(w, h)
 
 Newton's method with the full Hessian in float64: slow, simple, and sharing no code with the
-estimators that it judges.
+estimators that it judges. Compiled once per problem: eager, its Hessian alone would be a hundred
+small programs.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -54,21 +55,10 @@ def dense_hypergradient(
     (0.125, 0.25)
     """
     with jax.enable_x64(True):
-        hyper, data = double(hyper), double(data)
-        w, unravel, hessian = _minimise(problem, hyper, double(params), data)
-
-        def outer(w: Any, hyper: PyTree) -> Any:
-            return problem.outer(unravel(w), hyper, data.outer)
-
-        value, (b, direct) = jax.value_and_grad(outer, argnums=(0, 1))(w, hyper)
-        adjoint = np.linalg.solve(hessian, b)
-
-        def slope(hyper: PyTree) -> Any:
-            gradient = jax.grad(lambda w: problem.inner(unravel(w), hyper, data.inner))(w)
-            return jnp.vdot(gradient, adjoint)
-
-        cross = jax.grad(slope)(hyper)
-        return float(value), jax.tree.map(lambda a, b: np.asarray(a - b), direct, cross)
+        hyper, params, data = double(hyper), double(params), double(data)
+        w = _minimise(problem, hyper, params, data)
+        value, grad = _adjoint(problem, w, params, hyper, data)
+        return float(value), jax.tree.map(np.asarray, grad)
 
 
 def dense_solution(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> PyTree:
@@ -88,46 +78,105 @@ def dense_solution(problem: Problem, hyper: PyTree, params: PyTree, data: Data) 
     1.0
     """
     with jax.enable_x64(True):
-        w, unravel, _ = _minimise(problem, double(hyper), double(params), double(data))
-        return jax.tree.map(np.asarray, unravel(w))
+        params = double(params)
+        w = _minimise(problem, double(hyper), params, double(data))
+        return jax.tree.map(np.asarray, ravel_pytree(params)[1](jnp.asarray(w)))
 
 
-def _minimise(
+def dense_curvature(
     problem: Problem, hyper: PyTree, params: PyTree, data: Data
-) -> tuple[np.ndarray, Callable[[Any], PyTree], np.ndarray]:
-    """``(w*, unravel, Hessian at w*)`` by damped Newton steps on the flat vector ``w``."""
+) -> tuple[float, float]:
+    """Smallest and largest eigenvalue of the inner Hessian at the minimiser, in float64.
+
+    Arguments and errors are those of :func:`dense_hypergradient`.
+
+    Examples
+    --------
+    >>> import numpy as np, bilevel as bl
+    >>> problem = bl.Problem(
+    ...     inner=lambda w, h, x: (w * w * np.array([1.0, 3.0])).sum() / 2 + h * w.sum(),
+    ...     outer=lambda w, h, x: w.sum(),
+    ... )
+    >>> data = bl.Data(inner=np.zeros(1), outer=np.zeros(1))
+    >>> bl.testing.dense_curvature(problem, 1.0, np.zeros(2), data)
+    (1.0, 3.0)
+    """
+    with jax.enable_x64(True):
+        hyper, params, data = double(hyper), double(params), double(data)
+        w = _minimise(problem, hyper, params, data)
+        values = np.linalg.eigvalsh(_expansion(problem, w, params, hyper, data)[2])
+        return float(values[0]), float(values[-1])
+
+
+def _minimise(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> np.ndarray:
+    """``w*``, flat, by damped Newton steps from ``params``."""
     messages.require_smooth("the dense oracle", problem)
     if size(params) > _MOST_PARAMS:
         raise ValueError(
             f"the dense oracle is for at most {_MOST_PARAMS} inner parameters, got {size(params)}. "
             "Shrink the problem, or use bl.check, which needs no dense Hessian."
         )
-    flat, unravel = ravel_pytree(params)
-    w = np.asarray(flat)
+    w = np.asarray(ravel_pytree(params)[0])
 
-    def loss(w: Any) -> Any:
-        return problem.inner(unravel(w), hyper, data.inner)
+    def loss(w: np.ndarray) -> float:
+        return float(_loss(problem, w, params, hyper, data))
 
-    gradient, hessian = jax.grad(loss), jax.hessian(loss)
+    def expand(w: np.ndarray) -> tuple[np.ndarray, ...]:
+        return jax.tree.map(np.asarray, _expansion(problem, w, params, hyper, data))
+
     for _ in range(_MOST_STEPS):
-        value, g, H = float(loss(w)), np.asarray(gradient(w)), np.asarray(hessian(w))
+        value, g, H = expand(w)
         if not (np.isfinite(value) and np.isfinite(g).all() and np.isfinite(H).all()):
             break
         direction = -np.linalg.solve(_definite(H), g)
         decrease = -float(g @ direction)
         if decrease <= 1e-20 * (1 + abs(value)):  # the last step squares what is left: rounding
-            return w + direction, unravel, _require_definite(hessian(w + direction))
+            _require_definite(expand(w + direction)[2])
+            return w + direction
         length = 1.0
-        while length > 1e-12 and not float(loss(w + length * direction)) <= (
+        while length > 1e-12 and not loss(w + length * direction) <= (
             value - 1e-4 * length * decrease + 4e-16 * abs(value)
         ):
             length /= 2
         w = w + length * direction
+    value, g, _ = expand(w)
     raise ValueError(
         f"the dense oracle found no inner minimum in {_MOST_STEPS} Newton steps (inner loss "
-        f"{float(loss(w)):.4g}, gradient norm {np.linalg.norm(gradient(w)):.4g}). Is the inner "
-        "loss bounded below and twice differentiable? Start it near a minimum."
+        f"{float(value):.4g}, gradient norm {np.linalg.norm(g):.4g}). Is the inner loss bounded "
+        "below and twice differentiable? Start it near a minimum."
     )
+
+
+@partial(jax.jit, static_argnames="problem")
+def _loss(problem: Problem, w: Any, like: PyTree, hyper: PyTree, data: Data) -> Any:
+    """The inner loss of the flat ``w``, whose structure is that of ``like``."""
+    return problem.inner(ravel_pytree(like)[1](w), hyper, data.inner)
+
+
+@partial(jax.jit, static_argnames="problem")
+def _expansion(problem: Problem, w: Any, like: PyTree, hyper: PyTree, data: Data) -> Any:
+    """Value, gradient and Hessian of :func:`_loss`."""
+
+    def loss(w: Any) -> Any:
+        return _loss(problem, w, like, hyper, data)
+
+    return *jax.value_and_grad(loss)(w), jax.hessian(loss)(w)
+
+
+@partial(jax.jit, static_argnames="problem")
+def _adjoint(problem: Problem, w: Any, like: PyTree, hyper: PyTree, data: Data) -> Any:
+    """``(value, grad)`` at the minimiser ``w``."""
+
+    def outer(w: Any, hyper: PyTree) -> Any:
+        return problem.outer(ravel_pytree(like)[1](w), hyper, data.outer)
+
+    value, (b, direct) = jax.value_and_grad(outer, argnums=(0, 1))(w, hyper)
+    adjoint = jnp.linalg.solve(jax.hessian(_loss, argnums=1)(problem, w, like, hyper, data), b)
+
+    def slope(hyper: PyTree) -> Any:
+        return jnp.vdot(jax.grad(_loss, argnums=1)(problem, w, like, hyper, data), adjoint)
+
+    return value, jax.tree.map(jnp.subtract, direct, jax.grad(slope)(hyper))
 
 
 def _definite(hessian: np.ndarray) -> np.ndarray:
@@ -139,13 +188,11 @@ def _definite(hessian: np.ndarray) -> np.ndarray:
     return (vectors * np.maximum(np.abs(values), floor)) @ vectors.T
 
 
-def _require_definite(hessian: Any) -> np.ndarray:
-    dense = np.asarray(hessian)
-    smallest, largest = np.linalg.eigvalsh(dense)[[0, -1]]
+def _require_definite(hessian: np.ndarray) -> None:
+    smallest, largest = np.linalg.eigvalsh(hessian)[[0, -1]]
     if not smallest > 1e-12 * abs(largest):
         raise ValueError(
             f"the inner Hessian is singular or indefinite at the solution (eigenvalues from "
             f"{smallest:.3g} to {largest:.3g}): the minimiser is not isolated there, so no "
             "hypergradient is defined. Add a penalty, or start Newton's method elsewhere."
         )
-    return dense

@@ -1,7 +1,8 @@
 """Settings in which published hypergradient code returns something wrong, mostly without a word.
 
 An isotropic Hessian (a CG that stops too early answers 0), a small well-conditioned one (a CG
-without exact termination), and condition 1e6 in 50 dimensions (normal equations: 42 % off).
+without exact termination), and condition 1e6 in 50 dimensions (normal equations: 42 % off);
+implicit derivatives that have no forward mode, one number for four penalties.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bilevel as bl
+from bilevel.testing import ridge
 
 SEED = st.integers(0, 2**31)
 
@@ -107,3 +109,41 @@ def test_negative_curvature_stops_and_shows() -> None:
     found = bl.CG().solve(lambda v: H @ v, jnp.array([1.0, 2.0]), jnp.zeros(2))
     assert np.isfinite(found.x).all()
     assert float(found.residual) > 0.5
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", ["implicit", "solve"])
+def test_forward_mode_goes_through(kind: str) -> None:
+    """`jax.jacfwd` of the solution, and of the hypergradient: the Hessian of the value."""
+    case, key = ridge(seed=0), jax.random.key(0)
+    solver = bl.GradientDescent(case.step_size)
+    estimator = bl.Implicit(solver, case.steps, linear=bl.CG(tol=1e-14))
+
+    def slope(hyper: Any) -> Any:
+        arguments = (case.params, case.data, key)
+        if kind == "implicit":
+            return bl.hypergradient(case.problem, estimator, hyper, *arguments)[0].grad
+
+        def value(hyper: Any) -> Any:
+            w = bl.solve(case.problem, solver, hyper, *arguments, steps=case.steps)
+            return case.problem.outer(w, hyper, case.data.outer)
+
+        return jax.grad(value)(hyper)
+
+    hessian = jax.jit(jax.jacfwd(slope))(jnp.asarray(case.hyper))
+    assert case.exact is not None
+    for i, along in enumerate(np.eye(4)):
+        up, down = (case.exact(case.hyper + sign * 1e-4 * along)[1] for sign in (1, -1))
+        np.testing.assert_allclose(hessian[i], (up - down) / 2e-4, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.usefixtures("x64")
+def test_each_penalty_has_a_slope_of_its_own() -> None:
+    case = ridge(seed=0)
+    estimator = bl.Implicit(bl.GradientDescent(case.step_size), case.steps, bl.CG(tol=1e-12))
+    arguments = (case.hyper, case.params, case.data, jax.random.key(0))
+    found = bl.hypergradient(case.problem, estimator, *arguments)[0].grad
+    assert case.exact is not None
+    slopes = case.exact(case.hyper)[1]
+    assert np.abs(np.subtract.outer(slopes, slopes)[~np.eye(4, dtype=bool)]).min() > 1e-3
+    np.testing.assert_allclose(found, slopes, rtol=1e-9)

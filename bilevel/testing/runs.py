@@ -1,0 +1,90 @@
+"""How the laws run an estimator: always through :func:`bilevel.hypergradient`.
+
+Every law asks for one of two programs, a converged and a stochastic one, so that the laws of one
+estimator on one case share what they compile.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel.estimate import Estimate, Lower
+from bilevel.estimators.base import Estimator
+from bilevel.hypergradient import hypergradient
+from bilevel.problem import Problem
+from bilevel.solvers.base import Solver
+from bilevel.solvers.gradient_descent import GradientDescent
+from bilevel.solvers.sgd import SGD
+from bilevel.testing.problems import Case
+from bilevel.trees import PyTree
+
+Factory = Callable[[Solver, int], Estimator]
+FEW = 4  # solver steps where convergence does not matter; the fourth batch of 7 ends an epoch of 23
+SEED = 0
+
+
+def converged(
+    factory: Factory, case: Case, step_size: float | None = None
+) -> tuple[Estimate, Lower]:
+    """Full-batch gradient descent for ``case.steps``, by default at the case's step size."""
+    solver = GradientDescent(step_size=case.step_size if step_size is None else step_size)
+    return run(factory(solver, case.steps), case)
+
+
+def stochastic(
+    factory: Factory, case: Case, seed: int = 0, state: Lower | None = None
+) -> tuple[Estimate, Lower]:
+    """A few steps of SGD, the batch not a divisor of the examples."""
+    return run(factory(sgd(case), FEW), case, seed, state)
+
+
+def run(
+    estimator: Estimator, case: Case, seed: int = 0, state: Lower | None = None
+) -> tuple[Estimate, Lower]:
+    """One call."""
+    problem, hyper, params, data = case.problem, case.hyper, case.params, case.data
+    return hypergradient(
+        counted(problem)[0], estimator, hyper, params, data, jax.random.key(seed), state=state
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def counted(problem: Problem) -> tuple[Problem, list[None]]:
+    """The problem, and a list that grows whenever its inner loss is traced."""
+    traces: list[None] = []
+
+    def inner(params: PyTree, hyper: PyTree, batch: PyTree) -> Any:
+        traces.append(None)
+        return problem.inner(params, hyper, batch)
+
+    return dataclasses.replace(problem, inner=inner), traces
+
+
+def sgd(case: Case) -> SGD:
+    """The solver of :func:`stochastic`."""
+    return SGD(step_size=case.step_size / 4, batch_size=7, momentum=0.5, sampling="epoch")
+
+
+def cast(case: Case) -> Case:
+    """The case with JAX arrays in the current precision."""
+    arrays = jax.tree.map(jnp.asarray, (case.hyper, case.params, case.data))
+    return dataclasses.replace(case, hyper=arrays[0], params=arrays[1], data=arrays[2])
+
+
+def close(name: str, got: PyTree, expected: PyTree) -> None:
+    """Equal up to rounding: 200 units."""
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        inexact = jnp.issubdtype(b.dtype, jnp.inexact)
+        tolerance = 200 * float(jnp.finfo(b.dtype).eps) if inexact else 0.0
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+def require(holds: bool, message: str) -> None:
+    """``assert`` that no optimisation removes."""
+    if not holds:
+        raise AssertionError(message)
