@@ -1,0 +1,81 @@
+r"""The error of one run, in closed form: any step size, late start and averaging window.
+
+With ``A`` the mean step, ``P`` the second moment at rest and ``G = sum_{j<N} (N - j) A^j`` the
+average of N iterates has covariance ``V = (G P + P G^T - N P) / N^2``, exactly: the next iterate
+has the mean ``A z`` given the last, whatever the minibatches do. Its mean is what the start has
+left, ``A^{q+1} (sum_{j<N} A^j) z_0 / N`` after q steps, plus the shift of a loss that is not
+quadratic. The hypergradient is read off to second order (:mod:`bilevel.noise.hypergradient_error`,
+:mod:`bilevel.noise.bias`).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from bilevel.planning.measure import Local, Moments
+from bilevel.planning.powers import Pair, Powers
+
+
+class Error(NamedTuple):
+    """Per hyperparameter, ``[p]``: mean error at rest, what the start leaves, variance of a run."""
+
+    bias: np.ndarray
+    transient: np.ndarray
+    variance: np.ndarray
+
+    def total(self, replicas: int = 1) -> float:
+        """Root mean square error of the mean over ``replicas`` runs, Euclidean norm."""
+        mean = self.bias + self.transient
+        return float(np.sqrt(np.sum(mean**2) + np.sum(self.variance) / replicas))
+
+
+class Run:
+    """All runs at one step size and batch size: what does not depend on the lengths, once."""
+
+    def __init__(
+        self, local: Local, moments: Moments, start: np.ndarray, step_size: float, factor: float
+    ) -> None:
+        """``start [n]``, the deviation of the first iterate; ``factor``, the noise fraction."""
+        self.local, self.start, self.step_size = local, start, step_size
+        self.mu = 1 - step_size * local.h
+        self.powers = Powers(self.mu)
+        l, Q, slope, T = local.gradient, local.hessian, local.slope, step_size * local.coupling
+        xx, xd, dd = moments
+        # Rows of P w, w = (slope_j, l), for the variance w.V w.
+        y_x = slope @ xx + xd @ l
+        y_d = np.einsum("pba,pb->pa", xd, slope) + dd @ l
+        self._diagonal = slope * y_x + l * y_d
+        self._beside = -l[:, None] * T * y_x[:, None, :]
+        self._once = np.sum(self._diagonal, 1)
+        # The products of second order, <bend, V_xx> / 2 + <Q, V_xd>, by rows of G in the same way.
+        self._bent = np.sum(local.bend * xx, 2) + np.einsum("ab,pab->pa", Q, xd)
+        self._bent += np.einsum("ab,pab->pb", Q, xd)
+        self._bent_beside = -T * (xx @ Q).T
+        self._bent_once = np.sum(local.bend * xx, (1, 2)) / 2 + np.sum(Q * xd, (1, 2))
+        self._shift = -np.sum(local.shift * xx, (1, 2)) / 2 - np.sum(local.cubic * xd, (1, 2))
+        # Second moments forget the start more slowly than the mean does: by this factor per step.
+        both = self.mu**2 + factor * step_size**2 * local.spread
+        self.lag = float(np.sqrt(np.max(both) / np.max(self.mu**2)))
+
+    def error(self, start: int, wait: int, window: int) -> Error:
+        """The derivative begins at step ``start`` and waits for ``wait`` steps of its own."""
+        bias, variance = self.at_rest(window)
+        return Error(bias, self.transient(start, wait, window), variance)
+
+    def at_rest(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """Bias and variance of the average of ``window`` iterates at rest, ``[p]`` each."""
+        N, (g, G) = window, self.powers.sums(window).weighted
+        variance = 2 * (self._diagonal @ g + np.sum(self._beside * G, (1, 2))) - N * self._once
+        second = self._bent @ g + np.sum(self._bent_beside * G, (1, 2)) - N * self._bent_once
+        return self._shift + second / N**2, np.maximum(variance, 0) / N**2
+
+    def transient(self, start: int, wait: int, window: int) -> np.ndarray:
+        """What is left of the start in the average, ``[p]``."""
+        local, sums = self.local, self.powers.sums(window)
+        f, F = self.powers.sums(wait + 1).power @ Pair(*(x / window for x in sums.plain))
+        u0 = self.mu**start * self.start
+        u = f * u0
+        E = -f * local.derivative - self.step_size * (local.coupling * F) @ u0
+        left = local.slope @ u + E @ local.gradient + (local.bend @ u) @ u / 2
+        left += E @ (local.hessian @ u)
+        return left * self.lag ** (start + wait)
