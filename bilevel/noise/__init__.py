@@ -33,7 +33,6 @@ from bilevel.noise.affine import Affine as Affine
 from bilevel.noise.affine import Moments as Moments
 from bilevel.noise.batches import batch_factor as batch_factor
 from bilevel.noise.compressed import Compressed as Compressed
-from bilevel.noise.coupled import Coupled as Coupled
 from bilevel.noise.eigenbasis import Diagonal as Diagonal
 from bilevel.noise.least_squares import LeastSquares as LeastSquares
 from bilevel.noise.ridge import JointMoments as JointMoments

@@ -1,6 +1,6 @@
 """What a plan needs to know of a problem: measured once at its solution, in float64."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,190 +11,140 @@ import numpy as np
 from jax import Array
 
 from bilevel.minimise import minimise
-from bilevel.noise import checks, limits, rules, stability
-from bilevel.noise.coupled import Coupled
+from bilevel.noise import checks
 from bilevel.noise.per_example import Flat
-from bilevel.planning import refusals
-from bilevel.problem import Data, Problem
+from bilevel.planning.refusals import require_near, require_solved
+from bilevel.problem import Problem
 
-SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)  # of the mean-square limit, where moments are exact
-MOST_WORK, MOST_ENTRIES = 1e9, 2e7  # of the dense route: products per pass, stored numbers
 _MOST_DESCENT = 10_000
 
 
-@dataclass(frozen=True)
-class Moments:
-    """The second moments at rest at one batch size and step size, in the eigenbasis.
+class Examples(NamedTuple):
+    """The single examples, in the eigenbasis of the inner Hessian; means as they are, not 0.
 
-    ``xx [n, n]``, ``xd`` and ``dd`` ``[p, n, n]``; ``bent``: how far the mean settles from the
-    solution over the spread around it, in the norm of the Hessian, 0 on a quadratic loss.
+    ``hessian`` ``H_i [m, n, n]`` and ``gradient [m, n]`` of the inner loss, ``derivative [p, m,
+    n]`` ``H_i D_j + d grad f_i / d theta_j``, and ``coupling [p, m, n, n]``, its derivative in x.
     """
 
-    xx: np.ndarray
-    xd: np.ndarray
-    dd: np.ndarray
-    bent: float
-
-    def scaled(self, factor: float) -> "Moments":
-        """At a step size ``factor`` times as large, to first order."""
-        both = self.xx * factor, self.xd * factor, self.dd * factor
-        return Moments(*both, self.bent * factor**0.5)
+    hessian: Any
+    gradient: Any
+    derivative: Any
+    coupling: Any
 
 
 class Local(NamedTuple):
-    r"""The problem at its solution, in the eigenbasis of the inner Hessian (NumPy, float64).
+    r"""The problem at its solution, in the eigenbasis of the inner Hessian.
 
-    The hypergradient is, to second order, ``h*_j + slope_j.u + l.E_j + u.bend_j.u / 2 +
-    u.Q.E_j``, and its mean at rest is moved further by ``-(shift_j . E u u^T) / 2 - cubic . E u
-    E_j^T`` (:mod:`bilevel.noise.bias`, by adjoints).
+    The hypergradient of ``x* + u`` and ``D* + E`` is, to second order, ``exact_j + slope_j.u + l.E_j
+    + u.bend_j.u / 2 + u.Q.E_j``, and off quadratic losses its mean at rest is moved by
+    ``-<shift_j, E u u^T> / 2 - <cubic, E u E_j^T>`` (:mod:`bilevel.noise.bias`, by adjoints).
 
     Parameters
     ----------
-    h : ``[n]``, eigenvalues; ``coupling`` ``T_j [p, n, n]``; ``derivative`` ``D* [p, n]``.
-    gradient, hessian : ``l [n]``, ``Q [n, n]`` of the outer loss; ``slope [p, n]``.
-    bend, shift : ``[p, n, n]``; ``cubic [n, n]``.
-    spread : ``[n]``, variance over the examples of the curvature along each eigenvector.
+    h, vectors : eigenvalues ``[n]``, eigenvectors ``[n, n]``.
+    derivative : ``D* [p, n]``; ``coupling`` ``T_j [p, n, n]``, mean over the examples.
+    gradient, hessian : ``l [n]``, ``Q [n, n]`` of the outer loss; ``slope [p, n]``, ``bend``.
+    third, cubic, shift : ``[n, n, n]`` of the inner loss; along ``H^-1 l``; ``[p, n, n]``.
     exact : ``[p]``, the hypergradient.
+    start : ``[n]``, deviation of the point from which the loss is quadratic on the way down.
+    delay : how far that is from params, in step size times steps of gradient descent.
+    steepest : largest curvature at params.
+    solution : ``x*``, in the order of ``ravel_pytree(params)``.
     """
 
     h: Any
-    coupling: Any
+    vectors: Any
     derivative: Any
+    coupling: Any
     gradient: Any
     hessian: Any
     slope: Any
     bend: Any
-    shift: Any
+    third: Any
     cubic: Any
-    spread: Any
+    shift: Any
     exact: Any
-
-
-@dataclass(frozen=True)
-class Measured:
-    """``local`` at the solution ``x``; ``start [n]``, the deviation where the loss is quadratic.
-
-    From params there, gradient descent needs ``delay`` (step size times steps). ``limits`` and
-    ``moments`` by batch size (``None``: the full batch) and by share of the limit.
-    """
-
-    local: Local
-    x: np.ndarray
-    start: np.ndarray
+    start: Any
     delay: float
-    count: int
-    first_curvature: float
-    limits: dict[int | None, float]
-    moments: dict[int | None, tuple[Moments, ...]]
+    steepest: float
+    solution: Any
 
 
-def measure(flat: Flat, batch_sizes: Sequence[int | None], factors: Sequence[float]) -> Measured:
-    """The dense route: two compiled programs, all second and some third derivatives.
+def measure(flat: Flat) -> tuple[Local, Examples]:
+    """Two compiled programs; memory m n^2 (1 + p).
 
     Raises
     ------
-    ValueError : the inner problem is not solved by Newton's method, or its Hessian at the solution
-        is singular or indefinite; gradient descent does not come near.
+    ValueError : the inner problem is not solved by Newton's method, its Hessian at the solution
+        is singular or indefinite, or gradient descent from params does not come near it.
     """
-    x = solve(flat)
-    (local, H, process, vectors, whole) = _once(partial(_derivatives, flat), x)
-    require_convex(H)
-    start, delay, first = _once(partial(_approach, flat, H), x)
-    refusals.require_near(float(delay))
-    process = process.rotated(vectors)
-    third = jnp.einsum("abc,ai,bj,ck->ijk", whole, vectors, vectors, vectors)
-    limit, moments = _at_rest(process, third, jnp.asarray(factors))
-    found = jax.tree.map(np.asarray, local)
-    at = [
-        tuple(Moments(*(np.asarray(y[i, k]) for y in moments[:3]), float(moments[3][i, k]))
-              for k in range(len(SHARES)))
-        for i in range(len(factors))
-    ]  # fmt: skip
-    return Measured(
-        found,
-        np.asarray(x),
-        np.asarray(vectors.T @ start),
-        float(delay),
-        flat.count,
-        float(first),
-        dict(zip(batch_sizes, np.asarray(limit).tolist(), strict=True)),
-        dict(zip(batch_sizes, at, strict=True)),
+    ground = jax.tree.map(np.asarray, _once(partial(_ground, flat), flat.x))
+    require_solved(float(ground.decrease), float(ground.value))
+    h, U = require_convex(ground.hessian)
+    require_near(float(ground.delay))
+    D = -np.linalg.solve(ground.hessian, ground.mixed).T
+    v = np.linalg.solve(ground.hessian, ground.gradient)
+    found = _once(partial(_derivatives, flat), (ground.x, D, v))
+    examples, slope, bend, third, along = jax.tree.map(np.asarray, found)
+    third = np.einsum("abc,ai,bj,ck->ijk", third, U, U, U, optimize=True)
+    examples = Examples(
+        U.T @ examples.hessian @ U,
+        examples.gradient @ U,
+        np.moveaxis(examples.derivative, 1, 0) @ U,
+        U.T @ np.moveaxis(examples.coupling, 1, 0) @ U,
     )
-
-
-def solve(flat: Flat) -> Array:
-    """The minimiser of the inner loss, or a refusal."""
-    problem = Problem(
-        lambda x, theta, batch: flat.inner(x, theta, batch), lambda x, theta, batch: x[0]
-    )
-    found = minimise(problem, flat.theta, flat.x, flat.data)
-    value = flat.inner(found.params, flat.theta, flat.data.inner)
-    refusals.require_solved(float(found.decrease), float(value))
-    return found.params
-
-
-def require_convex(H: Array) -> None:
-    """Refuse a Hessian without a strict minimum."""
-    cure = (
-        "Around such a point the iterates do not settle, and no theory of their noise holds: add "
-        "a penalty, drop dependent features, or measure the noise with bl.Replicated."
-    )
-    checks.positive_definite("bl.plan", "the inner Hessian at the solution", (H + H.T) / 2, cure)
-
-
-def _once(fn: Any, x: Array) -> Any:
-    """``fn(x)`` as one compiled program: op by op, each of its products would compile alone."""
-    return jax.tree.map(lambda leaf: leaf[0], jax.lax.map(fn, x[None]))
-
-
-def _derivatives(flat: Flat, x: Array) -> Any:
-    """``(Local, H, process, eigenvectors, third derivatives)``."""
-    theta, data = flat.theta, flat.data
-    at = Flat(flat.problem, data, x, theta, flat.to_params, flat.to_hyper)
-    params, hyper = flat.to_params(x), flat.to_hyper(theta)
-    process = Coupled.of(flat.problem, hyper, params, data, batch_size=1)
-    H, D = jax.jacfwd(at.gradient)(x, theta), process.derivative
-    h, U = jnp.linalg.eigh((H + H.T) / 2)
-    basis = jnp.eye(len(theta), dtype=theta.dtype)
-    outer = jax.grad(at.outer, (0, 1))
-    gradient, direct = outer(x, theta)
-    v = jnp.linalg.solve(H, gradient)
-    T = jnp.mean(process.couplings, 1)
-
-    def hypergradient(D: Array, t: Array, x: Array) -> Array:
-        in_x, in_theta = outer(x, theta)
-        return D @ in_x + t @ in_theta
-
-    def one(parts: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        D, t, T = parts
-        slope = jax.grad(hypergradient, argnums=2)(D, t, x)
-        bend = jax.jacfwd(jax.grad(hypergradient, argnums=2), argnums=2)(D, t, x)
-        a = jnp.linalg.solve(H, slope - T.T @ v)
-
-        def adjoint(x: Array) -> Array:
-            """``a . grad f + v . F_j``: how the joint gradient looks along the adjoint."""
-            gradient, moved = jax.jvp(at.gradient, (x, theta), (D, t))
-            return a @ gradient + v @ moved
-
-        return slope, bend, jax.jacfwd(jax.grad(adjoint))(x)
-
-    slope, bend, shift = jax.lax.map(one, (D, basis, T))
-    third = jax.jacfwd(jax.jacfwd(at.gradient))(x, theta)
-    Q = jax.jacfwd(jax.grad(at.outer))(x, theta)
-    along = jnp.einsum("ai,mab,bi->mi", U, process.matrices, U)
+    T, slope, v = np.mean(examples.coupling, 1), slope @ U, U.T @ v
+    a = (slope - np.einsum("pab,a->pb", T, v)) / h
     local = Local(
-        h, U.T @ T @ U, D @ U, U.T @ gradient, U.T @ Q @ U, slope @ U, U.T @ bend @ U,
-        U.T @ shift @ U, U.T @ jnp.tensordot(v, third, 1) @ U,
-        jnp.var(along, 0), D @ gradient + direct,
+        h, U, D @ U, T, U.T @ ground.gradient, U.T @ ground.outer_hessian @ U, slope, U.T @ bend @ U,
+        third, np.tensordot(v, third, 1), U.T @ along @ U + np.tensordot(a, third, 1),
+        D @ ground.gradient + ground.direct, U.T @ ground.near, float(ground.delay),
+        float(ground.steepest), ground.x,
     )  # fmt: skip
-    return local, H, process, U, third
+    return local, examples
 
 
-def _approach(flat: Flat, H: Array, x: Array) -> tuple[Array, Array, Array]:
-    """``(u, delay, L)``: gradient descent from params until its gradient is about ``H u``."""
+def require_convex(hessian: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvalues and eigenvectors of a Hessian, unless it has no strict minimum."""
+    cure = (
+        "There the iterates do not settle, and no theory of their noise holds: add a penalty, drop "
+        "dependent features, or measure the noise with bl.Replicated."
+    )
+    hessian = (hessian + hessian.T) / 2
+    checks.positive_definite("bl.plan", "the inner Hessian at the solution", hessian, cure)
+    return np.linalg.eigh(hessian)
+
+
+def _once(fn: Callable[[Any], Any], arguments: Any) -> Any:
+    """``fn(arguments)`` as one compiled program: op by op, each product would compile alone."""
+    one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], arguments)
+    return jax.tree.map(lambda leaf: leaf[0], jax.lax.map(fn, one))
+
+
+class _Ground(NamedTuple):
+    """The solution, how it was reached, and derivatives there, in raw coordinates."""
+
+    x: Array
+    decrease: Array
+    value: Array
+    hessian: Array
+    mixed: Array
+    gradient: Array
+    direct: Array
+    outer_hessian: Array
+    near: Array
+    delay: Array
+    steepest: Array
+
+
+def _ground(flat: Flat, first: Array) -> _Ground:
     theta = flat.theta
-    first = jnp.linalg.eigvalsh(jax.jacfwd(flat.gradient)(flat.x, theta))[-1]
-    step = 1 / jnp.maximum(first, jnp.linalg.eigvalsh(H)[-1])
+    solved = minimise(Problem(flat.inner, flat.outer), theta, first, flat.data)
+    x = solved.params
+    H, mixed = jax.jacfwd(flat.gradient, (0, 1))(x, theta)
+    gradient, direct = jax.grad(flat.outer, (0, 1))(x, theta)
+    steepest = jnp.linalg.eigvalsh(jax.jacfwd(flat.gradient)(first, theta))[-1]
+    step = 1 / jnp.maximum(steepest, jnp.linalg.eigvalsh(H)[-1])
 
     def far(carry: Any) -> Array:
         at, k = carry
@@ -205,30 +155,39 @@ def _approach(flat: Flat, H: Array, x: Array) -> tuple[Array, Array, Array]:
     def descend(carry: Any) -> Any:
         return carry[0] - step * flat.gradient(carry[0], theta), carry[1] + 1
 
-    at, k = jax.lax.while_loop(far, descend, (flat.x, jnp.zeros((), jnp.int32)))
-    delay = jnp.where(k < _MOST_DESCENT, k * step, jnp.inf)
-    return at - x, delay, first
+    at, k = jax.lax.while_loop(far, descend, (first, jnp.zeros((), jnp.int32)))
+    return _Ground(
+        x, solved.decrease, flat.inner(x, theta, flat.data.inner), H, mixed, gradient, direct,
+        jax.jacfwd(jax.grad(flat.outer))(x, theta), at - x,
+        jnp.where(k < _MOST_DESCENT, k * step, jnp.inf), steepest,
+    )  # fmt: skip
 
 
-def _at_rest(process: Coupled, third: Array, factors: Array) -> tuple[Array, Any]:
-    """The mean-square limits ``[B]``, and moments and bentness at every share of them."""
-    h = jnp.diagonal(process.curvature)
+def _derivatives(flat: Flat, at: tuple[Array, Array, Array]) -> Any:
+    """``(Examples, slope, bend, third, Hessian of v . F_j)`` at ``(x, D, v)``."""
+    (x, D, v), theta = at, flat.theta
+    basis = jnp.eye(len(theta), dtype=theta.dtype)
 
-    def each(factor: Array) -> Any:
-        here = Coupled(
-            process.matrices, process.couplings, process.gradients, process.derivatives,
-            process.derivative, factor,
-        )  # fmt: skip
-        found = stability.step_limit(here)
-        limit = found.value - found.error
+    def moved(gradient: Any, x: Array) -> Array:
+        """``F_j(x) = H(x) D_j + d gradient / d theta_j``, ``[p, n]``."""
 
-        def at(share: Array) -> Any:
-            moments = limits.stationary(here, rules.sgd(share * limit))
-            xx = moments.xx[0, :, 0]
-            settled = jnp.einsum("abc,bc->a", third, xx) / 2
-            size = jnp.sum(settled**2 / h) / jnp.maximum(jnp.sum(h * jnp.diagonal(xx)), 1e-300)
-            return xx, moments.xd[:, 0, :, 0], moments.dd[:, 0, :, 0], jnp.sqrt(size)
+        def along(D: Array, t: Array) -> Array:
+            return jax.jvp(gradient, (x, theta), (D, t))[1]
 
-        return limit, jax.lax.map(at, jnp.asarray(SHARES))
+        return jax.vmap(along)(D, basis)
 
-    return jax.lax.map(each, factors)
+    def one(loss: Any) -> Examples:
+        gradient = jax.grad(loss)
+        hessian = jax.jacfwd(lambda x: gradient(x, theta))(x)
+        coupling = jax.jacfwd(partial(moved, gradient))(x)
+        return Examples(hessian, gradient(x, theta), moved(gradient, x), coupling)
+
+    def hypergradient(x: Array) -> Array:
+        in_x, in_theta = jax.grad(flat.outer, (0, 1))(x, theta)
+        return D @ in_x + in_theta
+
+    slope = jax.jacfwd(hypergradient)
+    third = jax.jacfwd(jax.jacfwd(lambda x: flat.gradient(x, theta)))(x)
+    along = jax.jacfwd(jax.jacfwd(lambda x: moved(flat.gradient, x) @ v))(x)
+    examples = flat.map(one, jnp.arange(flat.count), 256)
+    return examples, slope(x), jax.jacfwd(slope)(x), third, along

@@ -44,7 +44,7 @@ class Sums(NamedTuple):
 
 
 class Powers:
-    """Sums of any length by repeated doubling; what was doubled once is kept."""
+    """Sums of any length by repeated doubling; what was once computed is kept."""
 
     def __init__(self, mu: np.ndarray) -> None:
         """``mu [n]``: the factors per step of the mean, one per eigenvector."""
@@ -52,9 +52,12 @@ class Powers:
         unit = Pair(np.ones(len(mu)), zero)
         self.none = Sums(0, unit, Pair(0 * mu, zero), Pair(0 * mu, zero))
         self.doubled = [Sums(1, Pair(mu, one), unit, unit)]
+        self.known: dict[int, Sums] = {}
 
     def sums(self, count: int) -> Sums:
         """The sums of ``count`` terms; O(n^2 log count)."""
+        if count in self.known:
+            return self.known[count]
         total, bit = self.none, 0
         while count >> bit:
             if bit == len(self.doubled):
@@ -62,4 +65,5 @@ class Powers:
             if count >> bit & 1:
                 total = total.then(self.doubled[bit])
             bit += 1
+        self.known[count] = total
         return total

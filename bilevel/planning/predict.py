@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bilevel.planning.measure import Local, Moments
+from bilevel.planning.measure import Local
 from bilevel.planning.powers import Pair, Powers
+from bilevel.planning.rest import Moments, Noise
 
 
 class Error(NamedTuple):
@@ -32,15 +33,15 @@ class Error(NamedTuple):
 class Run:
     """All runs at one step size and batch size: what does not depend on the lengths, once."""
 
-    def __init__(
-        self, local: Local, moments: Moments, start: np.ndarray, step_size: float, factor: float
-    ) -> None:
-        """``start [n]``, the deviation of the first iterate; ``factor``, the noise fraction."""
-        self.local, self.start, self.step_size = local, start, step_size
+    def __init__(self, local: Local, noise: Noise, step_size: float, factor: float) -> None:
+        """``factor`` is the noise fraction of a batch."""
+        self.local, self.step_size, self.noisy = local, step_size, factor > 0
+        self.earliest = int(np.ceil(local.delay / step_size))
+        xx, xd, dd = moments = noise.moments(step_size, factor)
+        self.bent = bentness(local, moments)
         self.mu = 1 - step_size * local.h
         self.powers = Powers(self.mu)
         l, Q, slope, T = local.gradient, local.hessian, local.slope, step_size * local.coupling
-        xx, xd, dd = moments
         # Rows of P w, w = (slope_j, l), for the variance w.V w.
         y_x = slope @ xx + xd @ l
         y_d = np.einsum("pba,pb->pa", xd, slope) + dd @ l
@@ -54,11 +55,11 @@ class Run:
         self._bent_once = np.sum(local.bend * xx, (1, 2)) / 2 + np.sum(Q * xd, (1, 2))
         self._shift = -np.sum(local.shift * xx, (1, 2)) / 2 - np.sum(local.cubic * xd, (1, 2))
         # Second moments forget the start more slowly than the mean does: by this factor per step.
-        both = self.mu**2 + factor * step_size**2 * local.spread
+        both = self.mu**2 + factor * step_size**2 * noise.spread
         self.lag = float(np.sqrt(np.max(both) / np.max(self.mu**2)))
 
     def error(self, start: int, wait: int, window: int) -> Error:
-        """The derivative begins at step ``start`` and waits for ``wait`` steps of its own."""
+        """Of the average of ``window`` iterates, the derivative begun at ``start``, ``wait`` before."""
         bias, variance = self.at_rest(window)
         return Error(bias, self.transient(start, wait, window), variance)
 
@@ -70,12 +71,22 @@ class Run:
         return self._shift + second / N**2, np.maximum(variance, 0) / N**2
 
     def transient(self, start: int, wait: int, window: int) -> np.ndarray:
-        """What is left of the start in the average, ``[p]``."""
+        """What is left of the start in the average, ``[p]``; ``start`` from ``earliest`` on."""
         local, sums = self.local, self.powers.sums(window)
         f, F = self.powers.sums(wait + 1).power @ Pair(*(x / window for x in sums.plain))
-        u0 = self.mu**start * self.start
+        u0 = (self.lag * self.mu) ** (start - self.earliest) * local.start
         u = f * u0
         E = -f * local.derivative - self.step_size * (local.coupling * F) @ u0
         left = local.slope @ u + E @ local.gradient + (local.bend @ u) @ u / 2
         left += E @ (local.hessian @ u)
-        return left * self.lag ** (start + wait)
+        return left * self.lag**wait
+
+
+def bentness(local: Local, moments: Moments) -> float:
+    """How far the mean rests from the solution, over the spread around it, in the Hessian's norm.
+
+    0 on a quadratic loss; where it is not small, second moments are no longer those of linear theory.
+    """
+    settled = np.tensordot(local.third, moments.xx, 2) / 2
+    size = np.sum(local.h * np.diagonal(moments.xx))
+    return float(np.sqrt(np.sum(settled**2 / local.h) / size)) if size > 0 else 0.0

@@ -1,6 +1,11 @@
 """What :func:`bilevel.plan` says when theory has no answer."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
+
+from bilevel.planning.search import Candidate
 
 
 def require_solved(decrease: float, value: float) -> None:
@@ -20,3 +25,45 @@ def require_near(delay: float) -> None:
             "loss is quadratic and theory holds. Start from better params, for example those of "
             "bl.solve."
         )
+
+
+def require_tolerance(tolerance: float) -> None:
+    """Refuse a relative error that means nothing."""
+    if not 0 < tolerance < 1:
+        raise ValueError(
+            f"bl.plan: tolerance must lie between 0 and 1, got {tolerance}: it is the root mean "
+            "square error of the hypergradient over its size, and 0 instead of it is off by 1."
+        )
+
+
+def require_slope(exact: np.ndarray, parts: float) -> None:
+    """Refuse a hypergradient that is 0, so that no error is small beside it."""
+    if not np.linalg.norm(exact) > 1e-9 * parts:
+        raise ValueError(
+            "bl.plan: the hypergradient at the solution is 0 to rounding, so that a relative error "
+            "is not defined. hyper is optimal already: plan where a run begins, not where it ends."
+        )
+
+
+def require_found(
+    rows: Sequence[Candidate], best: Candidate, tolerance: float, budget: float, max_steps: int
+) -> None:
+    """Refuse a tolerance that no candidate meets, or none within the budget."""
+    if best.cost == math.inf:
+        each = "; ".join(f"batch {name(row.batch_size)}: {row.verdict}" for row in rows)
+        raise ValueError(
+            f"bl.plan: no run meets tolerance={tolerance:.3g} with max_steps={max_steps}. {each}. "
+            "Ask for less, allow more steps, or use bl.Implicit, which has no noise of its own."
+        )
+    if best.cost > budget:
+        within = tolerance * math.sqrt(best.cost / budget)
+        raise ValueError(
+            f"bl.plan: tolerance={tolerance:.3g} costs {best.cost:.2g} gradients of single "
+            f"examples, more than budget={budget:.2g}. About {within:.2g} is what the budget buys, "
+            "as the noise falls with the root of the cost."
+        )
+
+
+def name(batch_size: int | None) -> str:
+    """A batch size for people."""
+    return "full" if batch_size is None else str(batch_size)

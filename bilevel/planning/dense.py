@@ -1,0 +1,51 @@
+"""The dense route: exact second moments, for inner problems of up to some dozens of params."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bilevel.noise.per_example import Flat
+from bilevel.planning.measure import measure
+from bilevel.planning.predict import Run
+from bilevel.planning.rest import Noise
+
+_QUADRATIC, _OTHER = 1 / 2, 1 / 4  # of the mean-square limit, up to where theory is trusted
+
+
+class Analysis(NamedTuple):
+    """What a :class:`Planner` needs of a problem, by either route.
+
+    ``route``; ``solution [n]`` in raw order; ``exact [p]``, and the size of the ``parts`` that it
+    is a sum of; ``curvature``, smallest and largest; by batch size the mean-square ``limits`` of the
+    step size and the largest that is ``trusted``; ``predict(step_size, batch_size)``.
+    """
+
+    route: str
+    solution: np.ndarray
+    exact: np.ndarray
+    parts: float
+    curvature: tuple[float, float]
+    limits: dict[int | None, float]
+    trusted: dict[int | None, float]
+    predict: Any
+
+
+def analyse(flat: Flat, factors: dict[int | None, float]) -> Analysis:
+    """Measure, and bind what was measured to a prediction."""
+    local, examples = measure(flat)
+    noise = Noise.of(examples, local.h)
+    quadratic = np.abs(local.third).max() <= 1e-12 * local.h[-1]
+    share = _QUADRATIC if quadratic else _OTHER
+    limits = {size: noise.limit(factor) for size, factor in factors.items()}
+    trusted = {size: min(share * limit, 1 / local.steepest) for size, limit in limits.items()}
+
+    def predict(step_size: float, batch_size: int | None) -> Run:
+        return Run(local, noise, step_size, factors[batch_size])
+
+    parts = float(np.linalg.norm(local.derivative) * np.linalg.norm(local.gradient))
+    parts += float(np.linalg.norm(local.exact))
+    curvature = float(local.h[0]), float(local.h[-1])
+    return Analysis(
+        "dense", local.solution, local.exact, parts, curvature, limits, trusted, predict
+    )
