@@ -12,7 +12,7 @@ from bilevel.estimators.base import check_losses
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.per_example import Flat
 from bilevel.plan_report import Plan
-from bilevel.planning import dense
+from bilevel.planning import dense, influence_route
 from bilevel.planning.planner import Planner
 from bilevel.planning.refusals import require_slope, require_tolerance
 from bilevel.problem import Data, Problem, examples
@@ -34,6 +34,8 @@ def plan(
     max_steps: int = 1_000_000,
     budget: float = 1e9,
     sampling: str = "iid",
+    route: str | None = None,
+    seed: int = 0,
 ) -> Plan:
     r"""Step size, batch size, late start, averaging window and replicas for ``Forward`` with SGD.
 
@@ -55,6 +57,9 @@ def plan(
     max_steps : of one run.
     budget : gradients of single examples, a tangent of one example counted as two.
     sampling : of minibatches; only ``"iid"`` has a theory here.
+    route : ``"dense"``, exact moments, up to some dozens of params; ``"influence"``, no matrix, for
+        quadratic inner losses, cautious; by default what fits.
+    seed : of the vectors that the influence route starts Lanczos from.
 
     Raises
     ------
@@ -84,6 +89,8 @@ def plan(
         messages.require_positive("plan", "step_size", step_size)
     if replicas is not None:
         messages.require_positive_int("plan", "replicas", replicas)
+    if route not in (None, "dense", "influence"):
+        raise ValueError(f"plan: route must be 'dense', 'influence' or None, got {route!r}.")
     count = examples(data.inner)
     if batch_sizes is None:
         batch_sizes = (*(size for size in _BATCHES if size < count), None)
@@ -92,13 +99,20 @@ def plan(
         hyper64, params64, data64 = double(hyper), double(params), double(data)
         check_losses(problem, hyper64, params64, data64)
         flat = Flat.of(owner, problem, hyper64, params64, data64)
-        measured = dense.analyse(flat, factors)
+        if route is None:
+            route = "dense" if dense.fits(len(flat.x), count, len(flat.theta)) else "influence"
+        if route == "dense":
+            measured = dense.analyse(flat, factors)
+        else:
+            measured = influence_route.analyse(flat, factors, seed)
         solution = flat.to_params(measured.solution)
     require_slope(measured.exact, measured.parts)
     return Planner(
         measured,
         to_hyper=partial(_like, hyper),
-        params=jax.tree.map(lambda x, like: np.asarray(x, np.asarray(like).dtype), solution, params),
+        params=jax.tree.map(
+            lambda x, like: np.asarray(x, np.asarray(like).dtype), solution, params
+        ),
         count=count,
         step_size=step_size,
         replicas=replicas,

@@ -1,11 +1,9 @@
 """The dense route: exact second moments, for inner problems of up to some dozens of params."""
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
-
 import numpy as np
 
 from bilevel.noise.per_example import Flat
+from bilevel.planning.analysis import Analysis
 from bilevel.planning.measure import measure
 from bilevel.planning.predict import Run
 from bilevel.planning.rest import Noise
@@ -13,22 +11,9 @@ from bilevel.planning.rest import Noise
 _QUADRATIC, _OTHER = 1 / 2, 1 / 4  # of the mean-square limit, up to where theory is trusted
 
 
-class Analysis(NamedTuple):
-    """What a :class:`Planner` needs of a problem, by either route.
-
-    ``route``; ``solution [n]`` in raw order; ``exact [p]``, and the size of the ``parts`` that it
-    is a sum of; ``curvature``, smallest and largest; by batch size the mean-square ``limits`` of the
-    step size and the largest that is ``trusted``; ``predict(step_size, batch_size)``.
-    """
-
-    route: str
-    solution: np.ndarray
-    exact: np.ndarray
-    parts: float
-    curvature: tuple[float, float]
-    limits: dict[int | None, float]
-    trusted: dict[int | None, float]
-    predict: Any
+def fits(n: int, m: int, p: int) -> bool:
+    """Whether the dense route is a matter of seconds and of some hundred megabytes."""
+    return n <= 48 and m * n**2 * (1 + p) <= 2e7 and m * n**3 * p <= 2e8
 
 
 def analyse(flat: Flat, factors: dict[int | None, float]) -> Analysis:

@@ -1,6 +1,5 @@
 """What a plan needs to know of a problem: measured once at its solution, in float64."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from jax import Array
 from bilevel.minimise import minimise
 from bilevel.noise import checks
 from bilevel.noise.per_example import Flat
+from bilevel.planning.analysis import once
 from bilevel.planning.refusals import require_near, require_solved
 from bilevel.problem import Problem
 
@@ -78,13 +78,13 @@ def measure(flat: Flat) -> tuple[Local, Examples]:
     ValueError : the inner problem is not solved by Newton's method, its Hessian at the solution
         is singular or indefinite, or gradient descent from params does not come near it.
     """
-    ground = jax.tree.map(np.asarray, _once(partial(_ground, flat), flat.x))
+    ground = jax.tree.map(np.asarray, once(partial(_ground, flat), flat.x))
     require_solved(float(ground.decrease), float(ground.value))
     h, U = require_convex(ground.hessian)
     require_near(float(ground.delay))
     D = -np.linalg.solve(ground.hessian, ground.mixed).T
     v = np.linalg.solve(ground.hessian, ground.gradient)
-    found = _once(partial(_derivatives, flat), (ground.x, D, v))
+    found = once(partial(_derivatives, flat), (ground.x, D, v))
     examples, slope, bend, third, along = jax.tree.map(np.asarray, found)
     third = np.einsum("abc,ai,bj,ck->ijk", third, U, U, U, optimize=True)
     examples = Examples(
@@ -113,12 +113,6 @@ def require_convex(hessian: Any) -> tuple[np.ndarray, np.ndarray]:
     hessian = (hessian + hessian.T) / 2
     checks.positive_definite("bl.plan", "the inner Hessian at the solution", hessian, cure)
     return np.linalg.eigh(hessian)
-
-
-def _once(fn: Callable[[Any], Any], arguments: Any) -> Any:
-    """``fn(arguments)`` as one compiled program: op by op, each product would compile alone."""
-    one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], arguments)
-    return jax.tree.map(lambda leaf: leaf[0], jax.lax.map(fn, one))
 
 
 class _Ground(NamedTuple):

@@ -11,7 +11,7 @@ from bilevel.estimators.forward import Forward
 from bilevel.estimators.replicated import Replicated
 from bilevel.plan_report import Plan, Split
 from bilevel.planning import reasons
-from bilevel.planning.dense import Analysis
+from bilevel.planning.analysis import Analysis
 from bilevel.planning.refusals import require_found, require_tolerance
 from bilevel.planning.search import Candidate, Demand, Predictor, cheapest
 from bilevel.solvers.sgd import SGD
@@ -86,16 +86,22 @@ class Planner:
             if worse == 3:
                 break
         if best.cost < math.inf:
-            error = self._run(best.step_size, batch_size).error(*best.lengths)
-            best = replace(best, error=error.total(best.replicas) / demand.scale)
+            total = self._error(best)[0]
+            best = replace(best, error=total / demand.scale)
         return best
 
+    def _error(self, of: Candidate) -> tuple[float, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Root mean square; bias, transient, noise, and noise of one iterate, ``[p]`` each."""
+        run = self._run(of.step_size, of.batch_size)
+        (bias, variance), transient = run.at_rest(of.window), run.transient(*of.lengths)
+        noise, iterate = np.sqrt(variance / of.replicas), np.sqrt(run.at_rest(1)[1])
+        total = float(np.sqrt(np.sum((bias + transient) ** 2) + np.sum(noise**2)))
+        return total, bias, transient, noise, iterate
+
     def _report(self, best: Candidate, rows: tuple[Candidate, ...], demand: Demand) -> Plan:
-        run = self._run(best.step_size, best.batch_size)
-        error, single = run.error(*best.lengths), run.at_rest(1)[1]
-        noise = np.sqrt(error.variance / best.replicas)
-        sizes = (error.bias, noise, error.transient, np.sqrt(single))
-        split = Split(best.error, *(float(np.linalg.norm(x)) / demand.scale for x in sizes))
+        _, bias, transient, noise, iterate = self._error(best)
+        sizes = (float(np.linalg.norm(x)) for x in (bias, noise, transient, iterate))
+        split = Split(best.error, *(size / demand.scale for size in sizes))
         average = best.window if best.window > 1 else 0
         estimator: Any = Forward(
             SGD(best.step_size, best.batch_size), best.steps, start=best.start, average=average
@@ -106,7 +112,7 @@ class Planner:
             estimator=estimator,
             tolerance=demand.tolerance,
             error=split,
-            bias=self.to_hyper(error.bias + error.transient),
+            bias=self.to_hyper(bias + transient),
             standard_error=self.to_hyper(noise),
             exact=self.to_hyper(self.problem.exact),
             params=self.params,
@@ -115,6 +121,8 @@ class Planner:
             curvature=self.problem.curvature,
             alternatives=rows,
             route=self.problem.route,
-            reasons=reasons.explain(self, best, rows, split, run),
+            reasons=reasons.explain(
+                self, best, rows, split, self._run(best.step_size, best.batch_size)
+            ),
             planner=self,
         )

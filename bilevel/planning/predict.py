@@ -8,26 +8,11 @@ quadratic. The hypergradient is read off to second order (:mod:`bilevel.noise.hy
 :mod:`bilevel.noise.bias`).
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from bilevel.planning.measure import Local
 from bilevel.planning.powers import Pair, Powers
 from bilevel.planning.rest import Moments, Noise
-
-
-class Error(NamedTuple):
-    """Per hyperparameter, ``[p]``: mean error at rest, what the start leaves, variance of a run."""
-
-    bias: np.ndarray
-    transient: np.ndarray
-    variance: np.ndarray
-
-    def total(self, replicas: int = 1) -> float:
-        """Root mean square error of the mean over ``replicas`` runs, Euclidean norm."""
-        mean = self.bias + self.transient
-        return float(np.sqrt(np.sum(mean**2) + np.sum(self.variance) / replicas))
 
 
 class Run:
@@ -57,11 +42,6 @@ class Run:
         # Second moments forget the start more slowly than the mean does: by this factor per step.
         both = self.mu**2 + factor * step_size**2 * noise.spread
         self.lag = float(np.sqrt(np.max(both) / np.max(self.mu**2)))
-
-    def error(self, start: int, wait: int, window: int) -> Error:
-        """Of the average of ``window`` iterates, the derivative begun at ``start``, ``wait`` before."""
-        bias, variance = self.at_rest(window)
-        return Error(bias, self.transient(start, wait, window), variance)
 
     def at_rest(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """Bias and variance of the average of ``window`` iterates at rest, ``[p]`` each."""

@@ -8,6 +8,8 @@ import numpy as np
 from bilevel.planning.refusals import name
 from bilevel.planning.search import Candidate
 
+_ROOT = "it falls as the root of window x batch size, whatever the step size"
+
 
 def too_large(step_size: float, trusted: float) -> str:
     """The verdict on a step size that was asked for."""
@@ -24,19 +26,25 @@ def explain(
     forget = 1 / (best.step_size * planner.problem.curvature[0])
     lines = [_step(planner, best, forget)]
     if run.noisy:
-        lines += _noise(best, split), _mean(split, run)
+        if planner.problem.route == "dense":
+            lines += [_noise(best, split), _mean(split, run)]
+        else:
+            lines.append(f"Noise of {split.noise:.2g}: {_ROOT}.")
     lines += [_start(best, forget), _replicas(planner, best), _batches(best, rows)]
     if planner.problem.route == "influence":
         lines.append(
-            "The problem is too large for exact moments: the noise is that of long averages "
-            "(influence of every example, by conjugate gradients), curvatures are by Lanczos, and "
-            "what the start leaves is bounded from above, so that the run may be better than said."
+            "Without exact moments, for which the problem is too large: the noise is that of long "
+            "averages (the influence of every example, by conjugate gradients), curvatures are by "
+            "Lanczos, and what the start leaves is bounded from above: the run may do better."
         )
     return tuple(lines)
 
 
 def _step(planner: Any, best: Candidate, forget: float) -> str:
-    limit, trusted = planner.problem.limits[best.batch_size], planner.problem.trusted[best.batch_size]
+    limit, trusted = (
+        planner.problem.limits[best.batch_size],
+        planner.problem.trusted[best.batch_size],
+    )
     text = (
         f"Step size {best.step_size:.3g}: second moments grow beyond {limit:.3g} (batch "
         f"{name(best.batch_size)}), and theory is trusted up to {trusted:.3g}. "
@@ -54,8 +62,7 @@ def _noise(best: Candidate, split: Any) -> str:
     if best.window == 1:
         return text + "that is little enough without averaging."
     return text + (
-        f"the mean of the last {best.window} iterates brings it to {split.noise:.2g}, and it falls "
-        "as the root of window x batch size, whatever the step size."
+        f"the mean of the last {best.window} iterates brings it to {split.noise:.2g}: {_ROOT}."
     )
 
 

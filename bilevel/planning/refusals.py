@@ -27,6 +27,37 @@ def require_near(delay: float) -> None:
         )
 
 
+def require_quadratic(declared: bool, change: float, n: int, m: int, p: int) -> None:
+    """Refuse a large inner loss with third derivatives: the mean at rest is then not known."""
+    if not declared and change > 1e-8:
+        raise ValueError(
+            f"bl.plan: {n} params, {m} inner examples and {p} hyperparameters are too many for "
+            "exact moments, and the inner loss is not quadratic, so that the mean at rest is off "
+            "by an amount that cheaper theory does not tell. Measure it: bl.Replicated for the "
+            "noise, bl.Richardson for the bias; or plan on a part of the data."
+        )
+
+
+def require_separated(value: float, error: float) -> None:
+    """Refuse a Hessian that is not certain to be positive definite."""
+    if not value > 2 * error:
+        raise ValueError(
+            "bl.plan: the smallest curvature of the inner loss at the solution is "
+            f"{value:.3g} +- {error:.2g} by Lanczos: singular, indefinite, or too close to tell. "
+            "Add a penalty, drop dependent features, or measure the noise with bl.Replicated."
+        )
+
+
+def require_solved_linear(residual: float) -> None:
+    """Refuse influences from systems that conjugate gradients did not solve."""
+    if not residual <= 1e-4:
+        raise ValueError(
+            "bl.plan: conjugate gradients leave a relative residual of "
+            f"{residual:.2g} with the inner Hessian: it is too ill-conditioned. Scale the features "
+            "or add a penalty."
+        )
+
+
 def require_tolerance(tolerance: float) -> None:
     """Refuse a relative error that means nothing."""
     if not 0 < tolerance < 1:

@@ -90,11 +90,15 @@ class Noise:
 
         noisy, left = eta**2 * factor, (1 - eta * h)[:, None]
         xx = rest(noisy * g.T @ g / m)
-        shared = np.stack([covary(H, xx, T_j) + g.T @ e_j / m for T_j, e_j in zip(T, e, strict=True)])
+        shared = np.stack(
+            [covary(H, xx, T_j) + g.T @ e_j / m for T_j, e_j in zip(T, e, strict=True)]
+        )
         xd = rest(noisy * shared - eta * left * (xx @ C.transpose(0, 2, 1)))
         dx = xd.transpose(0, 2, 1)
         half = np.stack([covary(H, P, T_j) for P, T_j in zip(dx, T, strict=True)])
         half = noisy * half - eta * left * (dx @ C.transpose(0, 2, 1))
-        own = np.stack([covary(T_j, xx, T_j) + e_j.T @ e_j / m for T_j, e_j in zip(T, e, strict=True)])
+        own = np.stack(
+            [covary(T_j, xx, T_j) + e_j.T @ e_j / m for T_j, e_j in zip(T, e, strict=True)]
+        )
         own = noisy * own + eta**2 * C @ xx @ C.transpose(0, 2, 1)
         return Moments(xx, xd, rest(half + half.transpose(0, 2, 1) + own))

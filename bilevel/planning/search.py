@@ -63,8 +63,9 @@ class Demand(NamedTuple):
 class Predictor(Protocol):
     """The errors of all runs at one step size and batch size, ``[p]`` each."""
 
-    earliest: int
+    earliest: int  # the first step at which the derivative may begin
     noisy: bool
+    bent: float  # how far the mean settles from the solution, over the spread around it
 
     def at_rest(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """Bias and variance of the average of ``window`` iterates."""
