@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bilevel import messages
@@ -105,7 +106,7 @@ def plan(
             measured = dense.analyse(flat, factors)
         else:
             measured = influence_route.analyse(flat, factors, seed)
-        solution = flat.to_params(measured.solution)
+        solution = flat.to_params(jnp.asarray(measured.solution))
     require_slope(measured.exact, measured.parts)
     return Planner(
         measured,

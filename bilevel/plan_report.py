@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bilevel.planning.refusals import name
 from bilevel.planning.search import Candidate
 from bilevel.trees import PyTree
 
@@ -94,9 +93,9 @@ def _call(best: Candidate) -> str:
 
 def _line(row: Candidate, chosen: bool) -> str:
     if row.verdict:
-        return f"{name(row.batch_size):>6} {'-':>10}  {row.verdict}"
+        return f"{row.batch:>6} {'-':>10}  {row.verdict}"
     return (
-        f"{name(row.batch_size):>6} {row.step_size:>10.3g} {row.steps:>8} {row.start:>7} "
+        f"{row.batch:>6} {row.step_size:>10.3g} {row.steps:>8} {row.start:>7} "
         f"{row.window:>8} {row.replicas:>6} {row.error:>7.3g} {row.cost:>8.2g}"
         + ("  <- chosen" if chosen else "")
     )

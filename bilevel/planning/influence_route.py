@@ -86,7 +86,7 @@ class Bound:
     def __init__(
         self, norms: Any, noise: np.ndarray, slowest: float, step_size: float, share: float
     ) -> None:
-        """``norms``: ``|l| |D_j|``, ``|slope_j| |u|`` and ``|l| |T_j u|``; ``noise``, all ``[p]``."""
+        """``norms`` ``|l| |D_j|``, ``|slope_j| |u|``, ``|l| |T_j u|``, and ``noise``: ``[p]``."""
         self.norms, self.noise, self.step_size = norms, noise, step_size
         self.noisy = bool(noise.any())
         self.mean = 1 - step_size * slowest
@@ -110,7 +110,7 @@ class Bound:
 
 def _measure(flat: Flat, at: tuple[Array, Array]) -> dict[str, Any]:
     (first, random), theta = at, flat.theta
-    solved = minimise(Problem(flat.inner, flat.outer), theta, first, flat.data)
+    solved = minimise(Problem(flat.inner, flat.inner), theta, first, flat.data)
     x, u = solved.params, first - solved.params
     here = Flat(flat.problem, flat.data, x, theta, flat.to_params, flat.to_hyper)
     gradient, direct = jax.grad(flat.outer, (0, 1))(x, theta)

@@ -1,6 +1,5 @@
 """What a plan needs to know of a problem: measured once at its solution, in float64."""
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,8 +34,8 @@ class Examples(NamedTuple):
 class Local(NamedTuple):
     r"""The problem at its solution, in the eigenbasis of the inner Hessian.
 
-    The hypergradient of ``x* + u`` and ``D* + E`` is, to second order, ``exact_j + slope_j.u + l.E_j
-    + u.bend_j.u / 2 + u.Q.E_j``, and off quadratic losses its mean at rest is moved by
+    The hypergradient of ``x* + u`` and ``D* + E`` is, to second order, ``exact_j + slope_j.u +
+    l.E_j + u.bend_j.u / 2 + u.Q.E_j``, and off quadratic losses its mean at rest is moved by
     ``-<shift_j, E u u^T> / 2 - <cubic, E u E_j^T>`` (:mod:`bilevel.noise.bias`, by adjoints).
 
     Parameters
@@ -96,8 +95,9 @@ def measure(flat: Flat) -> tuple[Local, Examples]:
     T, slope, v = np.mean(examples.coupling, 1), slope @ U, U.T @ v
     a = (slope - np.einsum("pab,a->pb", T, v)) / h
     local = Local(
-        h, U, D @ U, T, U.T @ ground.gradient, U.T @ ground.outer_hessian @ U, slope, U.T @ bend @ U,
-        third, np.tensordot(v, third, 1), U.T @ along @ U + np.tensordot(a, third, 1),
+        h, U, D @ U, T, U.T @ ground.gradient, U.T @ ground.outer_hessian @ U, slope,
+        U.T @ bend @ U, third, np.tensordot(v, third, 1),
+        U.T @ along @ U + np.tensordot(a, third, 1),
         D @ ground.gradient + ground.direct, U.T @ ground.near, float(ground.delay),
         float(ground.steepest), ground.x,
     )  # fmt: skip
@@ -133,7 +133,7 @@ class _Ground(NamedTuple):
 
 def _ground(flat: Flat, first: Array) -> _Ground:
     theta = flat.theta
-    solved = minimise(Problem(flat.inner, flat.outer), theta, first, flat.data)
+    solved = minimise(Problem(flat.inner, flat.inner), theta, first, flat.data)
     x = solved.params
     H, mixed = jax.jacfwd(flat.gradient, (0, 1))(x, theta)
     gradient, direct = jax.grad(flat.outer, (0, 1))(x, theta)

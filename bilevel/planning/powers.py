@@ -26,20 +26,20 @@ class Pair(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """``A^N``, ``sum_{j<N} A^j`` and ``sum_{j<N} (N - j) A^j``."""
+    """``A^N``, ``sum_{j<N} A^j`` and ``sum_{j<N} (N - j) A^j``, N ``terms``."""
 
-    count: int
+    terms: int
     power: Pair
     plain: Pair
     weighted: Pair
 
     def then(self, other: "Sums") -> "Sums":
-        """The sums over ``count + other.count`` terms."""
+        """The sums over ``terms + other.terms`` terms."""
         return Sums(
-            self.count + other.count,
+            self.terms + other.terms,
             self.power @ other.power,
             self.plain.plus(self.power @ other.plain),
-            self.weighted.plus(self.plain, other.count).plus(self.power @ other.weighted),
+            self.weighted.plus(self.plain, other.terms).plus(self.power @ other.weighted),
         )
 
 

@@ -26,12 +26,12 @@ class Run:
         self.bent = bentness(local, moments)
         self.mu = 1 - step_size * local.h
         self.powers = Powers(self.mu)
-        l, Q, slope, T = local.gradient, local.hessian, local.slope, step_size * local.coupling
+        ell, Q, slope, T = local.gradient, local.hessian, local.slope, step_size * local.coupling
         # Rows of P w, w = (slope_j, l), for the variance w.V w.
-        y_x = slope @ xx + xd @ l
-        y_d = np.einsum("pba,pb->pa", xd, slope) + dd @ l
-        self._diagonal = slope * y_x + l * y_d
-        self._beside = -l[:, None] * T * y_x[:, None, :]
+        y_x = slope @ xx + xd @ ell
+        y_d = np.einsum("pba,pb->pa", xd, slope) + dd @ ell
+        self._diagonal = slope * y_x + ell * y_d
+        self._beside = -ell[:, None] * T * y_x[:, None, :]
         self._once = np.sum(self._diagonal, 1)
         # The products of second order, <bend, V_xx> / 2 + <Q, V_xd>, by rows of G in the same way.
         self._bent = np.sum(local.bend * xx, 2) + np.einsum("ab,pab->pa", Q, xd)
@@ -41,7 +41,7 @@ class Run:
         self._shift = -np.sum(local.shift * xx, (1, 2)) / 2 - np.sum(local.cubic * xd, (1, 2))
         # Second moments forget the start more slowly than the mean does: by this factor per step.
         both = self.mu**2 + factor * step_size**2 * noise.spread
-        self.lag = float(np.sqrt(np.max(both) / np.max(self.mu**2)))
+        self.lag = float(np.sqrt(max(np.max(both) / max(np.max(self.mu**2), 1e-2), 1)))
 
     def at_rest(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """Bias and variance of the average of ``window`` iterates at rest, ``[p]`` each."""
@@ -65,7 +65,7 @@ class Run:
 def bentness(local: Local, moments: Moments) -> float:
     """How far the mean rests from the solution, over the spread around it, in the Hessian's norm.
 
-    0 on a quadratic loss; where it is not small, second moments are no longer those of linear theory.
+    0 on a quadratic loss; where it is not small, linear theory has lost the second moments.
     """
     settled = np.tensordot(local.third, moments.xx, 2) / 2
     size = np.sum(local.h * np.diagonal(moments.xx))

@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from bilevel.planning.refusals import name
 from bilevel.planning.search import Candidate
 
 _ROOT = "it falls as the root of window x batch size, whatever the step size"
@@ -47,7 +44,7 @@ def _step(planner: Any, best: Candidate, forget: float) -> str:
     )
     text = (
         f"Step size {best.step_size:.3g}: second moments grow beyond {limit:.3g} (batch "
-        f"{name(best.batch_size)}), and theory is trusted up to {trusted:.3g}. "
+        f"{best.batch}), and theory is trusted up to {trusted:.3g}. "
     )
     if best.step_size >= 0.99 * trusted:
         return text + f"The largest forgets the start soonest, by a factor e in {forget:.3g} steps."

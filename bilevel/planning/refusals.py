@@ -81,7 +81,7 @@ def require_found(
 ) -> None:
     """Refuse a tolerance that no candidate meets, or none within the budget."""
     if best.cost == math.inf:
-        each = "; ".join(f"batch {name(row.batch_size)}: {row.verdict}" for row in rows)
+        each = "; ".join(f"batch {row.batch}: {row.verdict}" for row in rows)
         raise ValueError(
             f"bl.plan: no run meets tolerance={tolerance:.3g} with max_steps={max_steps}. {each}. "
             "Ask for less, allow more steps, or use bl.Implicit, which has no noise of its own."
@@ -93,8 +93,3 @@ def require_found(
             f"examples, more than budget={budget:.2g}. About {within:.2g} is what the budget buys, "
             "as the noise falls with the root of the cost."
         )
-
-
-def name(batch_size: int | None) -> str:
-    """A batch size for people."""
-    return "full" if batch_size is None else str(batch_size)

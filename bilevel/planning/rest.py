@@ -1,11 +1,13 @@
 r"""Second moments of SGD and its derivative at rest, for many step sizes and batch sizes.
 
-In the eigenbasis of the mean Hessian unit gradient noise settles at ``kappa_ab = eta / (h_a + h_b
-- eta h_a h_b)``, and minibatches feed it back, ``P = kappa o (source + p c(P))``, ``c(P) = mean H_i
-P H_i - H P H`` (:mod:`bilevel.noise.feedback`). The derivative adds the coupling ``T_j``: ``E' = E -
-eta mean_batch (H_i E + T_ij u + e_ij)``. A hypergradient contracts x with one ``D_j`` at a time, so
-``2 p + 1`` blocks of size n are enough. NumPy, so that a candidate compiles nothing; tested
-against the dense :class:`bilevel.noise.Affine`.
+Around the solution ``u' = u - eta mean_batch (H_i u + g_i)`` and, for every hyperparameter, ``E_j'
+= E_j - eta mean_batch (H_i E_j + T_ij u + e_ij)``. In the eigenbasis of the mean Hessian
+
+    P = kappa o (source / eta^2 + p c(P)),   kappa_ab = eta / (h_a + h_b - eta h_a h_b)
+
+with ``c(P) = mean H_i P H_i - H P H`` (:mod:`bilevel.noise.feedback`), block after block. A
+hypergradient contracts x with one ``D_j`` at a time, so ``2 p + 1`` blocks of size n are enough.
+In NumPy, so that a candidate compiles nothing.
 """
 
 from dataclasses import dataclass
@@ -43,8 +45,12 @@ class Noise:
     def of(cls, examples: Examples, h: np.ndarray) -> "Noise":
         """Take the means out, sum the examples up once."""
         H, g, e, T = examples
-        apart = Examples(H - np.mean(H, 0), g - np.mean(g, 0),
-                         e - np.mean(e, 1, keepdims=True), T - np.mean(T, 1, keepdims=True))  # fmt: skip
+        apart = Examples(
+            H - np.mean(H, 0),
+            g - np.mean(g, 0),
+            e - np.mean(e, 1, keepdims=True),
+            T - np.mean(T, 1, keepdims=True),
+        )
         m, n = g.shape
         flat = apart.hessian.reshape(m, n * n)
         pairs = (flat.T @ flat / m).reshape(n, n, n, n).transpose(0, 2, 1, 3)

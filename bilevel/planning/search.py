@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+_TOO_LONG, _DOUBLINGS = "needs more than max_steps steps", 11
 TANGENT = 2.0  # a tangent of one example costs as much as two of its gradients
 
 
@@ -38,6 +39,11 @@ class Candidate:
     def steps(self) -> int:
         """Steps of one run."""
         return self.start + self.wait + self.window
+
+    @property
+    def batch(self) -> str:
+        """The batch size for people."""
+        return "full" if self.batch_size is None else str(self.batch_size)
 
     @property
     def lengths(self) -> tuple[int, int, int]:
@@ -85,15 +91,12 @@ def cost(candidate: Candidate, demand: Demand, batch: int) -> float:
 
 def cheapest(run: Predictor, demand: Demand, batch: int, empty: Candidate) -> Candidate:
     """The cheapest lengths at one step size and batch size, ``empty`` with a verdict if none do."""
-    replicas, found = demand.replicas or 1, empty
-    while True:
+    fixed = demand.replicas is not None or not run.noisy
+    for replicas in [demand.replicas or 1] if fixed else [2**k for k in range(_DOUBLINGS)]:
         found = _fitted(run, demand, batch, replicas, empty)
-        if demand.replicas is not None or found.verdict != _TOO_LONG or replicas >= 1024:
+        if found.verdict != _TOO_LONG:
             return found
-        replicas *= 2
-
-
-_TOO_LONG = "needs more than max_steps steps"
+    return replace(empty, verdict=_TOO_LONG)
 
 
 def _fitted(
