@@ -107,6 +107,8 @@ class Bound:
         bound = f[0] * own + left * (f[0] * slope + self.step_size * F[0, 0] * coupled)
         return bound * self.lag**wait
 
+    left = transient
+
 
 def _measure(flat: Flat, at: tuple[Array, Array]) -> dict[str, Any]:
     (first, random), theta = at, flat.theta

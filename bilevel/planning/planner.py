@@ -70,7 +70,7 @@ class Planner:
         return self.known[at]
 
     def _best(self, batch_size: int | None, demand: Demand) -> Candidate:
-        """Over step sizes, from the largest down until they only cost more."""
+        """Over step sizes, from the largest down while a smaller one saves a twentieth."""
         trusted = self.problem.trusted[batch_size]
         fixed, best, worse = self.step_size, Candidate(batch_size), 0
         if fixed is not None and fixed > trusted:
@@ -81,8 +81,8 @@ class Planner:
                 found = replace(empty, verdict="the loss bends within the spread of the iterates")
             else:
                 found = cheapest(run, demand, batch_size or self.count, empty)
-            worse = worse + 1 if found.cost >= best.cost < math.inf else 0
-            best = found if found.cost < best.cost or best.cost == math.inf else best
+            better = found.cost < 0.95 * best.cost or best.cost == math.inf
+            best, worse = (found, 0) if better else (best, worse + 1)
             if worse == 3:
                 break
         if best.cost < math.inf:

@@ -52,14 +52,22 @@ class Run:
 
     def transient(self, start: int, wait: int, window: int) -> np.ndarray:
         """What is left of the start in the average, ``[p]``; ``start`` from ``earliest`` on."""
+        return np.sum(self._parts(start, wait, window), (0, 2))
+
+    def left(self, start: int, wait: int, window: int) -> np.ndarray:
+        """:meth:`transient` without any cancellation, on which no plan should rest."""
+        return np.sum(np.abs(self._parts(start, wait, window)), (0, 2))
+
+    def _parts(self, start: int, wait: int, window: int) -> np.ndarray:
+        """The terms of :meth:`transient`, ``[5, p, n]``."""
         local, sums = self.local, self.powers.sums(window)
         f, F = self.powers.sums(wait + 1).power @ Pair(*(x / window for x in sums.plain))
         u0 = (self.lag * self.mu) ** (start - self.earliest) * local.start
-        u = f * u0
-        E = -f * local.derivative - self.step_size * (local.coupling * F) @ u0
-        left = local.slope @ u + E @ local.gradient + (local.bend @ u) @ u / 2
-        left += E @ (local.hessian @ u)
-        return left * self.lag**wait
+        u, forgotten = f * u0, -f * local.derivative
+        coupled = -self.step_size * (local.coupling * F) @ u0
+        terms = [local.slope * u, forgotten * local.gradient, coupled * local.gradient]
+        terms += [(local.bend @ u) * u / 2, (forgotten + coupled) * (local.hessian @ u)]
+        return np.stack(terms) * self.lag**wait
 
 
 def bentness(local: Local, moments: Moments) -> float:

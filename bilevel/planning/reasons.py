@@ -78,9 +78,9 @@ def _mean(split: Any, run: Any) -> str:
 
 def _start(best: Candidate, forget: float) -> str:
     return (
-        f"The derivative begins at step {best.start}, as an earlier part of it would be forgotten; "
-        f"it then waits {best.wait} steps ({best.wait / forget:.2g} times those {forget:.3g}), "
-        "for what the start leaves to fall below a quarter of the tolerance."
+        f"The derivative begins at step {best.start}, as an earlier part of it would be forgotten, "
+        f"and reading it after a wait of {best.wait} ({best.wait / forget:.2g} times those "
+        f"{forget:.3g}), so that the start leaves a small part of the tolerance."
     )
 
 

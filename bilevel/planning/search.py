@@ -81,6 +81,10 @@ class Predictor(Protocol):
         """What the average still shows of the start."""
         ...
 
+    def left(self, start: int, wait: int, window: int) -> np.ndarray:
+        """The same from above: what the search keeps small."""
+        ...
+
 
 def cost(candidate: Candidate, demand: Demand, batch: int) -> float:
     """Gradients of single examples."""
@@ -123,7 +127,7 @@ def _fitted(
     best = refused(_TOO_LONG)
 
     def late(start: int, wait: int) -> bool:
-        return bool(np.linalg.norm(run.transient(start, wait, window)) <= share)
+        return bool(np.linalg.norm(run.left(start, wait, window)) <= share)
 
     shortest = _first(lambda q: late(demand.max_steps, q), 0, demand.max_steps)
     if shortest is None:
