@@ -28,9 +28,9 @@ def analyse(flat: Flat, factors: dict[int | None, float]) -> Analysis:
     def predict(step_size: float, batch_size: int | None) -> Run:
         return Run(local, noise, step_size, factors[batch_size])
 
-    parts = float(np.linalg.norm(local.derivative) * np.linalg.norm(local.gradient))
-    parts += float(np.linalg.norm(local.exact))
+    parts = np.linalg.norm(local.derivative) * np.linalg.norm(local.gradient)
+    parts += np.linalg.norm(local.slope) * np.linalg.norm(local.solution)
     curvature = float(local.h[0]), float(local.h[-1])
     return Analysis(
-        "dense", local.solution, local.exact, parts, curvature, limits, trusted, predict
+        "dense", local.solution, local.exact, float(parts), curvature, limits, trusted, predict
     )

@@ -64,7 +64,7 @@ def analyse(flat: Flat, factors: dict[int | None, float], seed: int) -> Analysis
         noise = factors[batch_size] * variance / (1 - share)
         return Bound(found["norms"], noise, slowest, step_size, share)
 
-    parts = float(np.linalg.norm(found["norms"][0]) + np.linalg.norm(found["exact"]))
+    parts = float(np.linalg.norm(found["parts"]))
     trusted = {size: _TRUSTED * limit for size, limit in limits.items()}
     return Analysis(
         "influence",
@@ -148,5 +148,6 @@ def _measure(flat: Flat, at: tuple[Array, Array]) -> dict[str, Any]:
         "bend": change / jnp.linalg.norm(curvature(x)), "exact": exact,
         "residual": jnp.max(residual), "extremes": extremes(here.hvp, random, _LANCZOS),
         "single": jnp.max(flat.map(steepest, jnp.arange(flat.count), 256)),
+        "parts": size * D + jnp.linalg.norm(x) * slope,
         "norms": jnp.stack([size * D, jnp.linalg.norm(u) * slope, size * coupled]),
     }  # fmt: skip

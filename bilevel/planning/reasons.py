@@ -70,17 +70,17 @@ def _mean(split: Any, run: Any) -> str:
             "iterate and derivative share minibatches, which averaging removes."
         )
     return (
-        f"At rest the mean is off by {split.bias:.2g}: the inner loss is not quadratic, and "
-        "neither averaging nor replicas remove this part, only a smaller step size / batch size "
-        "ratio or bl.Richardson."
+        f"At rest the mean is off by {split.bias:.2g}. The inner loss is not quadratic, and what "
+        "that adds neither averaging nor replicas remove, only a smaller ratio of step size to "
+        "batch size, or bl.Richardson."
     )
 
 
 def _start(best: Candidate, forget: float) -> str:
     return (
         f"The derivative begins at step {best.start}, as an earlier part of it would be forgotten, "
-        f"and reading it after a wait of {best.wait} ({best.wait / forget:.2g} times those "
-        f"{forget:.3g}), so that the start leaves a small part of the tolerance."
+        f"and is read {best.wait} steps later or more ({best.wait / forget:.2g} times those "
+        f"{forget:.3g}), when the start leaves a small part of the tolerance."
     )
 
 
