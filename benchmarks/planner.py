@@ -5,6 +5,7 @@ python -m benchmarks.planner
 
 import argparse
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +39,14 @@ def cases():
     """``name -> (problem, hyper, params, data)``; two small ones, two on real data."""
     small = {name: getattr(bl.testing, name)(seed=0) for name in ("ridge", "logistic")}
     found = {name: (c.problem, c.hyper, c.params, c.data) for name, c in small.items()}
-    X, y = load_diabetes(return_X_y=True, scaled=True)
+    loaded: Any = load_diabetes(return_X_y=True, scaled=True)
+    X, y = loaded
     X, y = X / X.std(0), (y - y.mean()) / y.std()
     data = bl.Data(inner=(X[:300], y[:300]), outer=(X[300:], y[300:]))
     problem = bl.Problem(penalised(squares), squares, quadratic=True)
     found["diabetes"] = problem, np.full(10, -2.0), np.zeros(10), data
-    X, y = load_breast_cancer(return_X_y=True)
+    loaded = load_breast_cancer(return_X_y=True)
+    X, y = loaded
     X, y = (X - X.mean(0))[:, :10] / X.std(0)[:10], 2.0 * y - 1
     data = bl.Data(inner=(X[:400], y[:400]), outer=(X[400:], y[400:]))
     found["breast cancer"] = bl.Problem(penalised(log_loss), log_loss), -3.0, np.zeros(10), data

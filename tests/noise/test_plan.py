@@ -62,12 +62,13 @@ def cautious():
 
 def measured(case, plan, runs, seed=0):
     """Relative root mean square error of real runs in float32, and its standard error."""
-    parts = jax.tree.map(jnp.asarray, (case.hyper, case.params, case.data))
+    hyper, params, data = jax.tree.map(jnp.asarray, (case.hyper, case.params, case.data))
 
     @jax.jit
     def grads(keys):
         def one(key):
-            estimate, _ = bl.hypergradient(case.problem, plan.estimator, *parts, key)
+            arguments = case.problem, plan.estimator, hyper, params, data, key
+            estimate, _ = bl.hypergradient(*arguments)
             return ravel_pytree(estimate.grad)[0]
 
         return jax.vmap(one)(keys)
@@ -115,17 +116,18 @@ def exact_error(candidate):
 @pytest.mark.usefixtures("x64")
 def test_moments_and_bias_are_those_of_the_dense_theory(logistic):
     """Against the lifted process of `linearised`, `bias` and `minibatch`, which know no blocks."""
-    parts = LOGISTIC.problem, LOGISTIC.hyper, logistic.params, LOGISTIC.data
     eta, factor = 0.4, batch_factor(26, 4)
 
     @jax.jit
-    def theory(*parts):
-        around = linearised.around(LOGISTIC.problem, *parts, batch_size=4)
+    def theory(hyper, params, data):
+        parts = LOGISTIC.problem, hyper, params, data
+        around = linearised.around(*parts, batch_size=4)
         second = around.process.stationary(rules.sgd(eta)).second[0, :, 0]
-        found = bias.hypergradient_error(LOGISTIC.problem, *parts, around, second)
+        found = bias.hypergradient_error(*parts, around, second)
         return around.process.matrices[:, :4, :4], found
 
-    hessians, expected = theory(*jax.tree.map(jnp.asarray, parts[1:]))
+    hyper, params, data = LOGISTIC.hyper, logistic.params, LOGISTIC.data
+    hessians, expected = theory(jnp.asarray(hyper), params, data)
     run = logistic.planner.problem.predict(eta, 4)
     mean, variance = run.at_rest(1)
     np.testing.assert_allclose(logistic.exact, expected.exact[0], rtol=1e-9)
@@ -262,6 +264,7 @@ def test_report_says_what_and_why(ridge):
     assert f"{plan.error.noise:.2g}" in text
     sizes = np.linalg.norm(plan.standard_error) / np.linalg.norm(plan.exact)
     np.testing.assert_allclose(sizes, plan.error.noise)
+    assert RIDGE.exact is not None
     np.testing.assert_allclose(plan.exact, RIDGE.exact(RIDGE.hyper)[1], rtol=1e-8)
 
 
