@@ -33,6 +33,8 @@ from bilevel.linear import Neumann as Neumann
 from bilevel.linear import Nystrom as Nystrom
 from bilevel.linear import OutputLoss as OutputLoss
 from bilevel.linear import SGDLinear as SGDLinear
+from bilevel.plan import plan as plan
+from bilevel.plan_report import Plan as Plan
 from bilevel.problem import Data as Data
 from bilevel.problem import Problem as Problem
 from bilevel.schedules import InverseTime as InverseTime

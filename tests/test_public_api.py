@@ -24,6 +24,7 @@ FIXED: dict[str, tuple[str, ...]] = {
     "hypergradient": ("problem", "estimator", "hyper", "params", "data", "key"),
     "tune": ("problem", "estimator", "outer", "hyper", "params", "data"),
     "check": ("problem", "hyper", "params", "data"),
+    "plan": ("problem", "hyper", "params", "data", "tolerance"),
 }
 BY_NAME: dict[str, tuple[str, ...]] = {
     "SGD": ("sampling", "momentum"),
@@ -67,7 +68,7 @@ PUBLIC = sorted(
 )
 # Values that a call returns: what they hold is said field by field, no example makes one.
 RETURNED = {"CheckReport", "Cost", "Counts", "DivergenceWarning", "Estimate", "Evidence"}
-RETURNED |= {"Lower", "Result"}
+RETURNED |= {"Lower", "Plan", "Result"}
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -1,0 +1,1 @@
+"""How :func:`bilevel.plan` finds its plan: measure the problem once, predict, search."""

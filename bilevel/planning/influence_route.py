@@ -1,0 +1,153 @@
+r"""The influence route: products and single examples only, for quadratic inner losses of any size.
+
+Noise by :mod:`bilevel.noise.influence`, the law of long windows: above the truth for short ones;
+its feedback by ``1 / (1 - eta / eta*)``, as ``p kappa o c <= eta / eta*``. Curvature extremes by
+Lanczos. ``eta* >= 2 / ((1 - p) k_max + p max_i |H_i|)``, a certificate. What the start leaves is
+bounded by the slowest mode with the norms of its parts; second moments forget it by
+``1 - 2 eta k_min (1 - eta / eta*)`` per step or faster.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevel.linear import CG
+from bilevel.minimise import minimise
+from bilevel.noise import influence
+from bilevel.noise.per_example import Flat
+from bilevel.noise.spectrum import extremes
+from bilevel.planning.analysis import Analysis, once
+from bilevel.planning.powers import Pair, Powers
+from bilevel.planning.refusals import (
+    require_quadratic,
+    require_separated,
+    require_solved,
+    require_solved_linear,
+)
+from bilevel.problem import Problem
+
+_LANCZOS, _POWER = 80, 12
+_TRUSTED = 1 / 2  # of the certificate
+
+
+def analyse(flat: Flat, factors: dict[int | None, float], seed: int) -> Analysis:
+    """O(n p) memory; p + 1 solves by conjugate gradients, two passes over the examples.
+
+    Raises
+    ------
+    ValueError : an inner loss that is not quadratic; a Hessian that is singular or indefinite, or
+        that Lanczos and conjugate gradients cannot tell from a singular one.
+    """
+    random = np.random.default_rng(seed).standard_normal(flat.x.shape)
+    found = jax.tree.map(np.asarray, once(partial(_measure, flat), (flat.x, random)))
+    require_solved(float(found["decrease"]), float(found["value"]))
+    sizes = len(flat.x), flat.count, len(flat.theta)
+    require_quadratic(flat.problem.quadratic, float(found["bend"]), *sizes)
+    low, high = found["extremes"]
+    require_separated(float(low.value), float(low.error))
+    at = flat.to_hyper(flat.theta), flat.to_params(found["x"])
+    psi = influence.of(flat.problem, *at, flat.data, linear=CG(1e-10, 10_000))
+    require_solved_linear(max(float(psi.residual), float(found["residual"])))
+    variance = np.var(np.asarray(psi.values), axis=1)
+    slowest, steepest = float(low.value - low.error), float(high.value + high.error)
+    limits = {
+        size: 2 / ((1 - factor) * steepest + factor * max(float(found["single"]), steepest))
+        for size, factor in factors.items()
+    }
+
+    def predict(step_size: float, batch_size: int | None) -> Bound:
+        share = step_size / limits[batch_size]
+        noise = factors[batch_size] * variance / (1 - share)
+        return Bound(found["norms"], noise, slowest, step_size, share)
+
+    parts = float(np.linalg.norm(found["parts"]))
+    trusted = {size: _TRUSTED * limit for size, limit in limits.items()}
+    return Analysis(
+        "influence",
+        found["x"],
+        found["exact"],
+        parts,
+        (slowest, steepest),
+        limits,
+        trusted,
+        predict,
+    )
+
+
+class Bound:
+    """The errors of all runs at one step size and batch size, from above."""
+
+    earliest, bent = 0, 0.0
+
+    def __init__(
+        self, norms: Any, noise: np.ndarray, slowest: float, step_size: float, share: float
+    ) -> None:
+        """``norms`` ``|l| |D_j|``, ``|slope_j| |u|``, ``|l| |T_j u|``, and ``noise``: ``[p]``."""
+        self.norms, self.noise, self.step_size = norms, noise, step_size
+        self.noisy = bool(noise.any())
+        self.mean = 1 - step_size * slowest
+        self.powers = Powers(np.array([self.mean]))
+        square = max(1 - 2 * step_size * slowest * (1 - share), self.mean**2)
+        self.lag = (square / self.mean**2) ** 0.5
+
+    def at_rest(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """Bias (none to first order) and variance, ``[p]``."""
+        return np.zeros_like(self.noise), self.noise / window
+
+    def transient(self, start: int, wait: int, window: int) -> np.ndarray:
+        """An upper bound, ``[p]``."""
+        own, slope, coupled = self.norms
+        average = Pair(*(x / window for x in self.powers.sums(window).plain))
+        f, F = self.powers.sums(wait + 1).power @ average
+        left = (self.lag * self.mean) ** start
+        bound = f[0] * own + left * (f[0] * slope + self.step_size * F[0, 0] * coupled)
+        return bound * self.lag**wait
+
+    left = transient
+
+
+def _measure(flat: Flat, at: tuple[Array, Array]) -> dict[str, Any]:
+    (first, random), theta = at, flat.theta
+    solved = minimise(Problem(flat.inner, flat.inner), theta, first, flat.data)
+    x, u = solved.params, first - solved.params
+    here = Flat(flat.problem, flat.data, x, theta, flat.to_params, flat.to_hyper)
+    gradient, direct = jax.grad(flat.outer, (0, 1))(x, theta)
+
+    def one(t: Array) -> tuple[Array, ...]:
+        still = jax.jvp(lambda theta: flat.gradient(x, theta), (theta,), (t,))[1]
+        D = CG(1e-10, 10_000).solve(here.hvp, -still, jnp.zeros_like(x))
+        slope = jax.jvp(jax.grad(flat.outer), (x, theta), (D.x, t))[1]
+        along = partial(jax.jvp, flat.gradient)
+        coupled = jax.jvp(lambda x: along((x, theta), (D.x, t))[1], (x,), (u,))[1]
+        norms = map(jnp.linalg.norm, (D.x, slope, coupled))
+        return D.x @ gradient + t @ direct, D.residual, *norms
+
+    basis = jnp.eye(len(theta), dtype=theta.dtype)
+    exact, residual, D, slope, coupled = jax.lax.map(one, basis)
+    size = jnp.linalg.norm(gradient)
+
+    def steepest(loss: Any) -> Array:
+        """Largest curvature of one example, by power iteration."""
+
+        def again(_: Any, v: Array) -> Array:
+            v = v / jnp.maximum(jnp.linalg.norm(v), 1e-300)
+            return jax.jvp(lambda x: jax.grad(loss)(x, theta), (x,), (v,))[1]
+
+        return jnp.linalg.norm(jax.lax.fori_loop(0, _POWER, again, random))
+
+    def curvature(v: Array) -> Array:
+        return jax.jvp(lambda x: flat.gradient(x, theta), (v,), (random,))[1]
+
+    change = jnp.linalg.norm(curvature(x + u + random) - curvature(x))
+    return {
+        "x": x, "decrease": solved.decrease, "value": flat.inner(x, theta, flat.data.inner),
+        "bend": change / jnp.linalg.norm(curvature(x)), "exact": exact,
+        "residual": jnp.max(residual), "extremes": extremes(here.hvp, random, _LANCZOS),
+        "single": jnp.max(flat.map(steepest, jnp.arange(flat.count), 256)),
+        "parts": size * D + jnp.linalg.norm(x) * slope,
+        "norms": jnp.stack([size * D, jnp.linalg.norm(u) * slope, size * coupled]),
+    }  # fmt: skip

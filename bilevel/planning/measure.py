@@ -1,0 +1,187 @@
+"""What a plan needs to know of a problem: measured once at its solution, in float64."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevel.minimise import minimise
+from bilevel.noise import checks
+from bilevel.noise.per_example import Flat
+from bilevel.planning.analysis import once
+from bilevel.planning.refusals import require_near, require_solved
+from bilevel.problem import Problem
+
+_MOST_DESCENT = 10_000
+
+
+class Examples(NamedTuple):
+    """The single examples, in the eigenbasis of the inner Hessian; means as they are, not 0.
+
+    ``hessian`` ``H_i [m, n, n]`` and ``gradient [m, n]`` of the inner loss, ``derivative [p, m,
+    n]`` ``H_i D_j + d grad f_i / d theta_j``, and ``coupling [p, m, n, n]``, its derivative in x.
+    """
+
+    hessian: Any
+    gradient: Any
+    derivative: Any
+    coupling: Any
+
+
+class Local(NamedTuple):
+    r"""The problem at its solution, in the eigenbasis of the inner Hessian.
+
+    The hypergradient of ``x* + u`` and ``D* + E`` is, to second order, ``exact_j + slope_j.u +
+    l.E_j + u.bend_j.u / 2 + u.Q.E_j``, and off quadratic losses its mean at rest is moved by
+    ``-<shift_j, E u u^T> / 2 - <cubic, E u E_j^T>`` (:mod:`bilevel.noise.bias`, by adjoints).
+
+    Parameters
+    ----------
+    h, vectors : eigenvalues ``[n]``, eigenvectors ``[n, n]``.
+    derivative : ``D* [p, n]``; ``coupling`` ``T_j [p, n, n]``, mean over the examples.
+    gradient, hessian : ``l [n]``, ``Q [n, n]`` of the outer loss; ``slope [p, n]``, ``bend``.
+    third, cubic, shift : ``[n, n, n]`` of the inner loss; along ``H^-1 l``; ``[p, n, n]``.
+    exact : ``[p]``, the hypergradient.
+    start : ``[n]``, deviation of the point from which the loss is quadratic on the way down.
+    delay : how far that is from params, in step size times steps of gradient descent.
+    steepest : largest curvature at params.
+    solution : ``x*``, in the order of ``ravel_pytree(params)``.
+    """
+
+    h: Any
+    vectors: Any
+    derivative: Any
+    coupling: Any
+    gradient: Any
+    hessian: Any
+    slope: Any
+    bend: Any
+    third: Any
+    cubic: Any
+    shift: Any
+    exact: Any
+    start: Any
+    delay: float
+    steepest: float
+    solution: Any
+
+
+def measure(flat: Flat) -> tuple[Local, Examples]:
+    """Two compiled programs; memory m n^2 (1 + p).
+
+    Raises
+    ------
+    ValueError : the inner problem is not solved by Newton's method, its Hessian at the solution
+        is singular or indefinite, or gradient descent from params does not come near it.
+    """
+    ground = jax.tree.map(np.asarray, once(partial(_ground, flat), flat.x))
+    require_solved(float(ground.decrease), float(ground.value))
+    h, U = require_convex(ground.hessian)
+    require_near(float(ground.delay))
+    D = -np.linalg.solve(ground.hessian, ground.mixed).T
+    v = np.linalg.solve(ground.hessian, ground.gradient)
+    found = once(partial(_derivatives, flat), (ground.x, D, v))
+    examples, slope, bend, third, along = jax.tree.map(np.asarray, found)
+    third = np.einsum("abc,ai,bj,ck->ijk", third, U, U, U, optimize=True)
+    examples = Examples(
+        U.T @ examples.hessian @ U,
+        examples.gradient @ U,
+        np.moveaxis(examples.derivative, 1, 0) @ U,
+        U.T @ np.moveaxis(examples.coupling, 1, 0) @ U,
+    )
+    T, slope, v = np.mean(examples.coupling, 1), slope @ U, U.T @ v
+    a = (slope - np.einsum("pab,a->pb", T, v)) / h
+    local = Local(
+        h, U, D @ U, T, U.T @ ground.gradient, U.T @ ground.outer_hessian @ U, slope,
+        U.T @ bend @ U, third, np.tensordot(v, third, 1),
+        U.T @ along @ U + np.tensordot(a, third, 1),
+        D @ ground.gradient + ground.direct, U.T @ ground.near, float(ground.delay),
+        float(ground.steepest), ground.x,
+    )  # fmt: skip
+    return local, examples
+
+
+def require_convex(hessian: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvalues and eigenvectors of a Hessian, unless it has no strict minimum."""
+    cure = (
+        "There the iterates do not settle, and no theory of their noise holds: add a penalty, drop "
+        "dependent features, or measure the noise with bl.Replicated."
+    )
+    hessian = (hessian + hessian.T) / 2
+    checks.positive_definite("bl.plan", "the inner Hessian at the solution", hessian, cure)
+    return np.linalg.eigh(hessian)
+
+
+class _Ground(NamedTuple):
+    """The solution, how it was reached, and derivatives there, in raw coordinates."""
+
+    x: Array
+    decrease: Array
+    value: Array
+    hessian: Array
+    mixed: Array
+    gradient: Array
+    direct: Array
+    outer_hessian: Array
+    near: Array
+    delay: Array
+    steepest: Array
+
+
+def _ground(flat: Flat, first: Array) -> _Ground:
+    theta = flat.theta
+    solved = minimise(Problem(flat.inner, flat.inner), theta, first, flat.data)
+    x = solved.params
+    H, mixed = jax.jacfwd(flat.gradient, (0, 1))(x, theta)
+    gradient, direct = jax.grad(flat.outer, (0, 1))(x, theta)
+    steepest = jnp.linalg.eigvalsh(jax.jacfwd(flat.gradient)(first, theta))[-1]
+    step = 1 / jnp.maximum(steepest, jnp.linalg.eigvalsh(H)[-1])
+
+    def far(carry: Any) -> Array:
+        at, k = carry
+        linear = H @ (at - x)
+        gap = flat.gradient(at, theta) - linear
+        return (jnp.sum(gap**2) > 0.04 * jnp.sum(linear**2)) & (k < _MOST_DESCENT)
+
+    def descend(carry: Any) -> Any:
+        return carry[0] - step * flat.gradient(carry[0], theta), carry[1] + 1
+
+    at, k = jax.lax.while_loop(far, descend, (first, jnp.zeros((), jnp.int32)))
+    return _Ground(
+        x, solved.decrease, flat.inner(x, theta, flat.data.inner), H, mixed, gradient, direct,
+        jax.jacfwd(jax.grad(flat.outer))(x, theta), at - x,
+        jnp.where(k < _MOST_DESCENT, k * step, jnp.inf), steepest,
+    )  # fmt: skip
+
+
+def _derivatives(flat: Flat, at: tuple[Array, Array, Array]) -> Any:
+    """``(Examples, slope, bend, third, Hessian of v . F_j)`` at ``(x, D, v)``."""
+    (x, D, v), theta = at, flat.theta
+    basis = jnp.eye(len(theta), dtype=theta.dtype)
+
+    def moved(gradient: Any, x: Array) -> Array:
+        """``F_j(x) = H(x) D_j + d gradient / d theta_j``, ``[p, n]``."""
+
+        def along(D: Array, t: Array) -> Array:
+            return jax.jvp(gradient, (x, theta), (D, t))[1]
+
+        return jax.vmap(along)(D, basis)
+
+    def one(loss: Any) -> Examples:
+        gradient = jax.grad(loss)
+        hessian = jax.jacfwd(lambda x: gradient(x, theta))(x)
+        coupling = jax.jacfwd(partial(moved, gradient))(x)
+        return Examples(hessian, gradient(x, theta), moved(gradient, x), coupling)
+
+    def hypergradient(x: Array) -> Array:
+        in_x, in_theta = jax.grad(flat.outer, (0, 1))(x, theta)
+        return D @ in_x + in_theta
+
+    slope = jax.jacfwd(hypergradient)
+    third = jax.jacfwd(jax.jacfwd(lambda x: flat.gradient(x, theta)))(x)
+    along = jax.jacfwd(jax.jacfwd(lambda x: moved(flat.gradient, x) @ v))(x)
+    examples = flat.map(one, jnp.arange(flat.count), 256)
+    return examples, slope(x), jax.jacfwd(slope)(x), third, along

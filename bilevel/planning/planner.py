@@ -1,0 +1,128 @@
+"""All candidates over batch sizes and step sizes, from one measurement of the problem."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from bilevel.estimators.forward import Forward
+from bilevel.estimators.replicated import Replicated
+from bilevel.plan_report import Plan, Split
+from bilevel.planning import reasons
+from bilevel.planning.analysis import Analysis
+from bilevel.planning.refusals import require_found, require_tolerance
+from bilevel.planning.search import Candidate, Demand, Predictor, cheapest
+from bilevel.solvers.sgd import SGD
+from bilevel.trees import PyTree
+
+_SHARES = tuple(2.0 ** (-k / 2) for k in range(28))  # step sizes, of the largest trusted one
+MOST_BENT = 0.1  # the mean's distance over the spread, above which moments are not linear theory's
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Everything but the tolerance; asked again with another one it only searches.
+
+    Parameters
+    ----------
+    problem : what is known of it.
+    to_hyper : ``[p] -> `` a tree like hyper; ``params``, the inner solution.
+    count : inner examples.
+    step_size, replicas, max_steps, budget : as for :func:`bilevel.plan`.
+    """
+
+    problem: Analysis
+    to_hyper: Callable[[np.ndarray], PyTree]
+    params: PyTree
+    count: int
+    step_size: float | None
+    replicas: int | None
+    max_steps: int
+    budget: float
+    known: dict[tuple[float, int | None], Any] = field(default_factory=dict)
+
+    def plan(self, tolerance: float) -> Plan:
+        """The cheapest candidate over all batch sizes.
+
+        Raises
+        ------
+        ValueError : a tolerance outside (0, 1), or one that no candidate meets.
+        """
+        require_tolerance(tolerance)
+        demand = Demand(
+            tolerance,
+            float(np.linalg.norm(self.problem.exact)),
+            len(self.problem.exact),
+            self.replicas,
+            self.max_steps,
+        )
+        rows = tuple(self._best(batch_size, demand) for batch_size in self.problem.limits)
+        best = min(rows, key=lambda row: row.cost)
+        require_found(rows, best, tolerance, self.budget, self.max_steps)
+        return self._report(best, rows, demand)
+
+    def _run(self, step_size: float, batch_size: int | None) -> Predictor:
+        at = (step_size, batch_size)
+        if at not in self.known:
+            self.known[at] = self.problem.predict(*at)
+        return self.known[at]
+
+    def _best(self, batch_size: int | None, demand: Demand) -> Candidate:
+        """Over step sizes, from the largest down while a smaller one saves a twentieth."""
+        trusted = self.problem.trusted[batch_size]
+        fixed, best, worse = self.step_size, Candidate(batch_size), 0
+        if fixed is not None and fixed > trusted:
+            return replace(best, verdict=reasons.too_large(fixed, trusted))
+        for step_size in [trusted * share for share in _SHARES] if fixed is None else [fixed]:
+            empty, run = Candidate(batch_size, step_size), self._run(step_size, batch_size)
+            if run.bent > MOST_BENT:
+                found = replace(empty, verdict="the loss bends within the spread of the iterates")
+            else:
+                found = cheapest(run, demand, batch_size or self.count, empty)
+            better = found.cost < 0.95 * best.cost or best.cost == math.inf
+            best, worse = (found, 0) if better else (best, worse + 1)
+            if worse == 3:
+                break
+        if best.cost < math.inf:
+            total = self._error(best)[0]
+            best = replace(best, error=total / demand.scale)
+        return best
+
+    def _error(self, of: Candidate) -> tuple[float, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Root mean square; bias, transient, noise, and noise of one iterate, ``[p]`` each."""
+        run = self._run(of.step_size, of.batch_size)
+        (bias, variance), transient = run.at_rest(of.window), run.transient(*of.lengths)
+        noise, iterate = np.sqrt(variance / of.replicas), np.sqrt(run.at_rest(1)[1])
+        total = float(np.sqrt(np.sum((bias + transient) ** 2) + np.sum(noise**2)))
+        return total, bias, transient, noise, iterate
+
+    def _report(self, best: Candidate, rows: tuple[Candidate, ...], demand: Demand) -> Plan:
+        _, bias, transient, noise, iterate = self._error(best)
+        sizes = (float(np.linalg.norm(x)) for x in (bias, noise, transient, iterate))
+        split = Split(best.error, *(size / demand.scale for size in sizes))
+        average = best.window if best.window > 1 else 0
+        estimator: Any = Forward(
+            SGD(best.step_size, best.batch_size), best.steps, start=best.start, average=average
+        )
+        if best.replicas > 1:
+            estimator = Replicated(estimator, best.replicas)
+        return Plan(
+            estimator=estimator,
+            tolerance=demand.tolerance,
+            error=split,
+            bias=self.to_hyper(bias + transient),
+            standard_error=self.to_hyper(noise),
+            exact=self.to_hyper(self.problem.exact),
+            params=self.params,
+            chosen=best,
+            limit=self.problem.limits[best.batch_size],
+            curvature=self.problem.curvature,
+            alternatives=rows,
+            route=self.problem.route,
+            reasons=reasons.explain(
+                self, best, rows, split, self._run(best.step_size, best.batch_size)
+            ),
+            planner=self,
+        )

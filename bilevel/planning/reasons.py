@@ -1,0 +1,109 @@
+"""Why this plan, in words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from bilevel.planning.search import Candidate
+
+_ROOT = "it falls as the root of window x batch size, whatever the step size"
+
+
+def too_large(step_size: float, trusted: float) -> str:
+    """The verdict on a step size that was asked for."""
+    return (
+        f"step_size={step_size:.4g} is above {trusted:.4g}, the largest that the theory is trusted "
+        "with here"
+    )
+
+
+def explain(
+    planner: Any, best: Candidate, rows: Sequence[Candidate], split: Any, run: Any
+) -> tuple[str, ...]:
+    """One sentence or two for every number of the plan."""
+    forget = 1 / (best.step_size * planner.problem.curvature[0])
+    lines = [_step(planner, best, forget)]
+    if run.noisy:
+        if planner.problem.route == "dense":
+            lines += [_noise(best, split), _mean(split, run)]
+        else:
+            lines.append(f"Noise of {split.noise:.2g}: {_ROOT}.")
+    lines += [_start(best, forget), _replicas(planner, best), _batches(best, rows)]
+    if planner.problem.route == "influence":
+        lines.append(
+            "Without exact moments, for which the problem is too large: the noise is that of long "
+            "averages (the influence of every example, by conjugate gradients), curvatures are by "
+            "Lanczos, and what the start leaves is bounded from above: the run may do better."
+        )
+    return tuple(lines)
+
+
+def _step(planner: Any, best: Candidate, forget: float) -> str:
+    limit, trusted = (
+        planner.problem.limits[best.batch_size],
+        planner.problem.trusted[best.batch_size],
+    )
+    text = (
+        f"Step size {best.step_size:.3g}: second moments grow beyond {limit:.3g} (batch "
+        f"{best.batch}), and theory is trusted up to {trusted:.3g}. "
+    )
+    if best.step_size >= 0.99 * trusted:
+        return text + f"The largest forgets the start soonest, by a factor e in {forget:.3g} steps."
+    return text + (
+        f"It forgets the start by a factor e in {forget:.3g} steps; a larger one would have "
+        "more noise and bias than it saves steps."
+    )
+
+
+def _noise(best: Candidate, split: Any) -> str:
+    text = f"A single iterate's hypergradient has noise of {split.iterate:.2g} of its size; "
+    if best.window == 1:
+        return text + "that is little enough without averaging."
+    return text + (
+        f"the mean of the last {best.window} iterates brings it to {split.noise:.2g}: {_ROOT}."
+    )
+
+
+def _mean(split: Any, run: Any) -> str:
+    if run.bent < 1e-6:
+        return (
+            f"At rest the mean is off by {split.bias:.2g}: on a quadratic inner loss only because "
+            "iterate and derivative share minibatches, which averaging removes."
+        )
+    return (
+        f"At rest the mean is off by {split.bias:.2g}. The inner loss is not quadratic, and what "
+        "that adds neither averaging nor replicas remove, only a smaller ratio of step size to "
+        "batch size, or bl.Richardson."
+    )
+
+
+def _start(best: Candidate, forget: float) -> str:
+    return (
+        f"The derivative begins at step {best.start}, as an earlier part of it would be forgotten, "
+        f"and is read {best.wait} steps later or more ({best.wait / forget:.2g} times those "
+        f"{forget:.3g}), when the start leaves a small part of the tolerance."
+    )
+
+
+def _replicas(planner: Any, best: Candidate) -> str:
+    if best.replicas == 1:
+        return (
+            "One run: every replica would pay for the way to the solution again. replicas=8 gives "
+            "the estimate a measured standard error."
+        )
+    if planner.replicas is None:
+        return f"{best.replicas} replicas, so that no run is longer than {planner.max_steps} steps."
+    return (
+        f"{best.replicas} replicas, as asked for: the estimate has a measured standard error, and "
+        "every run pays for the way to the solution."
+    )
+
+
+def _batches(best: Candidate, rows: Sequence[Candidate]) -> str:
+    near = [row for row in rows if row.cost <= 1.5 * best.cost and row.batch_size is not None]
+    largest = max((row.batch_size or 0 for row in near), default=0)
+    if best.batch_size is None or largest <= best.batch_size:
+        return "The cheapest batch size in gradients of single examples; the table has the others."
+    return (
+        f"Cheapest in gradients of single examples; batch size {largest} costs at most half as "
+        "much again and takes fewer steps, which is faster on hardware that vectorises."
+    )

@@ -1,0 +1,168 @@
+"""The cheapest run that meets a tolerance: step size, late start, window, replicas, batch size."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+_TOO_LONG, _DOUBLINGS = "needs more than max_steps steps", 11
+TANGENT = 2.0  # a tangent of one example costs as much as two of its gradients
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run the estimator.
+
+    Parameters
+    ----------
+    batch_size, step_size, replicas : ``batch_size=None`` is the full batch.
+    start, wait, window : the derivative begins at step ``start``, the average of the last
+        ``window`` iterates ``wait`` steps later.
+    error : predicted, relative to the hypergradient: root mean square over runs.
+    cost : gradients of single examples, a tangent counted as two.
+    verdict : why it is not cheaper, or why there is none.
+    """
+
+    batch_size: int | None
+    step_size: float = math.nan
+    start: int = 0
+    wait: int = 0
+    window: int = 0
+    replicas: int = 1
+    error: float = math.nan
+    cost: float = math.inf
+    verdict: str = ""
+
+    @property
+    def steps(self) -> int:
+        """Steps of one run."""
+        return self.start + self.wait + self.window
+
+    @property
+    def batch(self) -> str:
+        """The batch size for people."""
+        return "full" if self.batch_size is None else str(self.batch_size)
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """``(start, wait, window)``."""
+        return self.start, self.wait, self.window
+
+
+class Demand(NamedTuple):
+    """What is asked for: ``tolerance`` times ``scale`` (the size of the hypergradient), and how."""
+
+    tolerance: float
+    scale: float
+    hypers: int
+    replicas: int | None
+    max_steps: int
+
+    @property
+    def target(self) -> float:
+        """The largest root mean square error."""
+        return self.tolerance * self.scale
+
+
+class Predictor(Protocol):
+    """The errors of all runs at one step size and batch size, ``[p]`` each."""
+
+    earliest: int  # the first step at which the derivative may begin
+    noisy: bool
+    bent: float  # how far the mean settles from the solution, over the spread around it
+
+    def at_rest(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """Bias and variance of the average of ``window`` iterates."""
+        ...
+
+    def transient(self, start: int, wait: int, window: int) -> np.ndarray:
+        """What the average still shows of the start."""
+        ...
+
+    def left(self, start: int, wait: int, window: int) -> np.ndarray:
+        """The same from above: what the search keeps small."""
+        ...
+
+
+def cost(candidate: Candidate, demand: Demand, batch: int) -> float:
+    """Gradients of single examples."""
+    derived = candidate.wait + candidate.window
+    each = candidate.start + derived * (1 + TANGENT * demand.hypers)
+    return float(candidate.replicas * batch * each)
+
+
+def cheapest(run: Predictor, demand: Demand, batch: int, empty: Candidate) -> Candidate:
+    """The cheapest lengths at one step size and batch size, ``empty`` with a verdict if none do."""
+    fixed = demand.replicas is not None or not run.noisy
+    for replicas in [demand.replicas or 1] if fixed else [2**k for k in range(_DOUBLINGS)]:
+        found = _fitted(run, demand, batch, replicas, empty)
+        if found.verdict != _TOO_LONG:
+            return found
+    return replace(empty, verdict=_TOO_LONG)
+
+
+def _fitted(
+    run: Predictor, demand: Demand, batch: int, replicas: int, empty: Candidate
+) -> Candidate:
+    """Lengths by bisection: the window for the noise, then the waits for what the start leaves."""
+    target = demand.target
+    share = 0.25 * target if run.noisy else 0.8 * target
+
+    def noisy(window: int) -> bool:
+        bias, variance = run.at_rest(window)
+        mean = np.linalg.norm(bias) + share
+        return bool(mean**2 + np.sum(variance) / replicas > target**2)
+
+    def refused(why: str) -> Candidate:
+        return replace(empty, replicas=replicas, verdict=why)
+
+    if run.noisy and np.linalg.norm(run.at_rest(demand.max_steps)[0]) + share > target:
+        return refused("the mean at rest is off by more than the tolerance")
+    window = _first(lambda n: not noisy(n), 1, demand.max_steps) if run.noisy else 1
+    if window is None:
+        return refused(_TOO_LONG)
+    window = _round(window)
+    best = refused(_TOO_LONG)
+
+    def late(start: int, wait: int) -> bool:
+        return bool(np.linalg.norm(run.left(start, wait, window)) <= share)
+
+    shortest = _first(lambda q: late(demand.max_steps, q), 0, demand.max_steps)
+    if shortest is None:
+        return best
+    for stretch in (1.0, 1.2, 1.5):
+        wait = _round(max(int(stretch * shortest), 1))
+        start = _first(lambda k, wait=wait: late(k, wait), run.earliest, demand.max_steps)
+        if start is None:
+            continue
+        candidate = replace(
+            empty, start=_round(start), wait=wait, window=window, replicas=replicas, verdict=""
+        )
+        candidate = replace(candidate, cost=cost(candidate, demand, batch))
+        if candidate.steps <= demand.max_steps and candidate.cost < best.cost:
+            best = candidate
+    return best
+
+
+def _first(holds: Callable[[int], bool], low: int, high: int) -> int | None:
+    """About the smallest integer in ``low .. high`` from which ``holds``; ``None``: not at high."""
+    if holds(low):
+        return low
+    step, last = 1, low
+    while not holds(min(low + step, high)):
+        if low + step >= high:
+            return None
+        last, step = low + step, 2 * step
+    first = min(low + step, high)
+    while first - last > max(1, last // 50):
+        middle = (first + last) // 2
+        first, last = (middle, last) if holds(middle) else (first, middle)
+    return first
+
+
+def _round(count: int) -> int:
+    """Up to two digits."""
+    unit = 10 ** max(len(str(count)) - 2, 0)
+    return -(-count // unit) * unit
