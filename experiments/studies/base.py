@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track as bar
@@ -56,6 +57,11 @@ def near(name: str, value: float, target: float, tolerance: float) -> Check:
     """The check `|value - target| <= tolerance`; NaN fails."""
     expected = f"{target:.8g} +- {tolerance:.2g}"
     return Check(name, float(value), expected, bool(abs(value - target) <= tolerance))
+
+
+def order(sizes: Any, errors: Any) -> float:
+    """The slope of log errors against log sizes, by least squares."""
+    return float(np.polyfit(np.log(sizes), np.log(errors), 1)[0])
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from bilevel.noise import (
     rules,
     stability,
 )
+from experiments.studies.base import order
 
 MEASURES = ("suboptimality", "Jacobian error")
 
@@ -122,4 +123,4 @@ def slope(curve: np.ndarray, offset: float) -> float:
     """Of log E against log(k + offset), over the last decade of k."""
     t = np.arange(1, len(curve) + 1)
     last = np.unique(np.geomspace(t[-1] / 10, t[-1], 200).astype(int)) - 1
-    return float(np.polyfit(np.log(t[last] + offset), np.log(curve[last]), 1)[0])
+    return order(t[last] + offset, curve[last])
