@@ -4,7 +4,7 @@ Mean and covariance on quadratics after k = 1 .. 200 steps, weak orders there an
 variances at rest, and the largest step size at which HA-SME exists (`bilevel.noise.sde`,
 `.modified_equation`), all against the discrete chain itself (`bilevel.noise.transient`). Nothing is
 simulated. After arXiv:2405.18373; its noise covariance is not given, so that entries that depend on
-it can be compared with the published ones in size only. Half a minute; --quick leaves out the
+it can be compared with reference values in size only. Half a minute; --quick leaves out the
 smallest step sizes.
 """
 
@@ -32,7 +32,7 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes((100, 200, 400), (16, 32, 64))
 COLORS = ("C3", "C1", "C2", "C0")
-# Curvatures, eta, and the published errors of SME-1, SME-2 and SPF: mean and covariance.
+# Curvatures, eta, and the reference errors of SME-1, SME-2 and SPF: mean and covariance.
 CASES = (
     ("convex", CONVEX, 0.1, (2e-2, 1e-3, 0.0), (5e-2, 6e-2, 6e-2)),
     ("convex", CONVEX, 0.5, (0.30, 0.034, 0.0), (0.21, 0.25, 0.26)),
@@ -41,30 +41,30 @@ CASES = (
     ("saddle", SADDLE, 0.9, (490, 0.66, 0.0), (2.7e5, 0.85, 0.50)),
 )
 ORDERS = {"SME-1": (1, 2), "SME-2": (2, 2), "SPF": (None, 2), "HA-SME": (None, None)}
-CONDITIONS = {3: 1.0, 10: 0.93, 100: 0.53, 1e4: 0.07}  # of the noise -> published limit of eta L
+CONDITIONS = {3: 1.0, 10: 0.93, 100: 0.53, 1e4: 0.07}  # of the noise -> reference limit of eta L
 
 
 def quadratics(seed: int, track: base.Track) -> tuple[base.Table, list[base.Check]]:
-    """The published table, again."""
+    """The reference table, again."""
     rows, steps, exact, spf, gaps, sizes = [], np.arange(1, 201), [], [], [], []
     for name, curvatures, eta, mean, covariance in track(CASES, "quadratics"):
         for model, m, c in zip(MODELS, (*mean, 0.0), (*covariance, 0.0), strict=True):
             worst = errors(model, curvatures, eta, steps, seed).max(1)
             rows.append({
                 "case": name, "eta L": eta, "model": model.name, "mean": worst[0],
-                "published mean": m or "exact", "covariance": worst[1],
-                "published covariance": c or "exact",
+                "reference mean": m or "exact", "covariance": worst[1],
+                "reference covariance": c or "exact",
             })  # fmt: skip
             exact += list(worst) if model is me.HA_SME else []
             spf += [worst[0]] if model is me.SPF else []
-            # A published 2e-2 is within half a unit of one digit, 25 %; two digits within 5 %.
+            # A reference of 2e-2 is within half a unit of one digit, 25 %; two digits within 5 %.
             gaps += [abs(worst[0] / m - 1) / (0.25 if eta == 0.1 else 0.05)] if m else []
             sizes += [abs(np.log(worst[1] / c))] if c else []
     checks = [
         base.below("HA-SME, largest error of mean and covariance", max(exact), 1e-10),
         base.below("SPF, largest error of the mean", max(spf), 1e-10),
-        base.below("means of SME, distance from the published in their rounding", max(gaps), 1.0),
-        base.below("covariances over the published ones, as a factor", np.exp(max(sizes)), 2.5),
+        base.below("means of SME, distance from the reference in their rounding", max(gaps), 1.0),
+        base.below("covariances over the reference, as a factor", np.exp(max(sizes)), 2.5),
     ]
     return rows, checks
 
@@ -81,7 +81,7 @@ def orders(sizes: Sizes, seed: int) -> tuple[base.Table, list[base.Check], dict[
         for column, what in enumerate(("mean", "covariance")):
             expected, part = ORDERS[model.name][column], found[:, column]
             fitted = base.order(etas[-3:], part[-3:]) if expected else "exact"
-            row |= {f"order of the {what}": fitted, f"published, {what}": expected or "exact"}
+            row |= {f"order of the {what}": fitted, f"reference, {what}": expected or "exact"}
             name = f"{model.name}, {what} on quadratics"
             if expected:
                 checks.append(base.near(f"order of {name}", fitted, expected, 0.1))
@@ -95,22 +95,22 @@ def validity() -> tuple[base.Table, list[base.Check]]:
     """Where HA-SME ends for h = (0.1, 1) and noise at 45 degrees, and that it refuses beyond."""
     rows, turn, H = [], np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2), np.diag([0.1, 1.0])
     gaps, refused = [], []
-    for condition, published in CONDITIONS.items():
+    for condition, reference in CONDITIONS.items():
         C = turn @ np.diag([1, 1 / condition]) @ turn.T
         low, high = 1e-3, 1.0
         for _ in range(20):
             middle = (low + high) / 2
             valid = bool(me.validity(me.HA_SME, H, C, middle).valid)
             low, high = (middle, high) if valid else (low, middle)
-        rows.append({"condition of C": condition, "largest eta L": low, "published": published})
-        gaps.append(abs(low - published))
+        rows.append({"condition of C": condition, "largest eta L": low, "reference": reference})
+        gaps.append(abs(low - reference))
         refused += [refuses(H, C, eta) for eta in (1.02 * high, 1.5)] + [
             not refuses(H, C, 0.99 * low)
         ]
     refused += [refuses(H, np.ones((2, 2)), eta) for eta in (1e-4, 1e-2, 0.5)]  # rank one
     right = all(refused)
     return rows, [
-        base.below("limit of eta L, distance from the published", max(gaps), 0.0051),
+        base.below("limit of eta L, distance from the reference", max(gaps), 0.0051),
         base.Check("HA-SME refuses exactly where it does not exist", right, "yes", right),
     ]
 
@@ -196,7 +196,7 @@ def draw(
     exists.plot(
         conditions, [row["largest eta L"] for row in limits], "o-", color="C0", label="HA-SME"
     )
-    exists.plot(conditions, [row["published"] for row in limits], "kx", label="published")
+    exists.plot(conditions, [row["reference"] for row in limits], "kx", label="reference")
     weak.plot([], [], "--", color="0.4", label="mean (else covariance)")
     words = [
         ("mean, convex, eta L = 0.5", "step k", "relative error", "linear", "log"),
