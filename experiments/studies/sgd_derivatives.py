@@ -142,13 +142,13 @@ def reference(runs: int, key: Any, track: base.Track) -> tuple[base.Table, base.
         parts = jnp.asarray(0.1), data, process.solution, process.derivative, process.curvature
         keys = jax.random.split(key, runs)
         found = np.asarray(simulate(RIDGE, jnp.asarray(steps), *parts, keys, stride=100))[..., 1]
-        for k, reference in zip((100, 1000, 10_000), V1[name], strict=True):
-            at = found[:, k // 100 - 1]
+        for step, target in zip((100, 1000, 10_000), V1[name], strict=True):
+            at = found[:, step // 100 - 1]
             error = at.std(ddof=1) / np.sqrt(runs)
             rows.append({
-                "step size": name, "step": k, "reference": reference,
-                "exact recursion": float(exact[k - 1]), "mean of runs": float(at.mean()),
-                "standard error": float(error), "z": float((at.mean() - reference) / error),
+                "step size": name, "step": step, "reference": target,
+                "exact recursion": float(exact[step - 1]), "mean of runs": float(at.mean()),
+                "standard error": float(error), "z": float((at.mean() - target) / error),
             })  # fmt: skip
     worst = max(abs(row["z"]) for row in rows)
     return rows, base.below(f"case V1, largest |z| of {runs} runs", worst, 4.0)
