@@ -1,5 +1,7 @@
 """SGD on 1 - cos x and its differential equations, on the circle by Fourier series: no sampling."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,16 +33,22 @@ def of_sgd(eta: float, time: float, noise_variance: float) -> np.ndarray:
 def of_model(model: me.Model, eta: float, time: float, noise_variance: float) -> np.ndarray:
     """The same for the model: the exponential of its generator `b d/dx + a/2 d^2/dx^2`."""
     x, n, to_modes = _nodes()
+    found = _coefficients(model, jnp.asarray(x), eta, noise_variance)
+    modes = np.exp(1j * np.outer(x, n))
+    first, second = (modes * (1j * n) ** k @ to_modes for k in (1, 2))
+    drift, spread = np.asarray(found.drift), np.asarray(found.diffusion)[:, 0]
+    return (expm(time * (drift * first + spread / 2 * second)) @ np.cos(x)).real
+
+
+@partial(jax.jit, static_argnames="model")
+def _coefficients(model, x, eta, noise_variance):
+    """Of the model at each node; `[nodes, 1]`, `[nodes, 1, 1]`."""
 
     def local(x):
         h, g, c = jnp.cos(x)[None, None], jnp.sin(x)[None], noise_variance * jnp.eye(1)
         return me.coefficients(model, h, g, c, eta)
 
-    found = jax.jit(jax.vmap(local))(jnp.asarray(x))
-    modes = np.exp(1j * np.outer(x, n))
-    first, second = (modes * (1j * n) ** k @ to_modes for k in (1, 2))
-    drift, spread = np.asarray(found.drift), np.asarray(found.diffusion)[:, 0]
-    return (expm(time * (drift * first + spread / 2 * second)) @ np.cos(x)).real
+    return jax.vmap(local)(x)
 
 
 def _nodes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -203,13 +203,15 @@ def draw(barriers: base.Table, traps: base.Table, saddles: base.Table) -> Any:
     words = [
         ("over a smooth barrier, 1 - cos x", "height 2 dL / (eta s^2)", "mean steps", "log"),
         ("out of a quadratic trap", "radius / standard deviation", "mean steps", "log"),
-        ("away from a saddle", "radius / noise of one step", "mean steps", "log"),
+        ("away from a saddle", "radius / noise of one step", "mean steps", "linear"),
         ("HA-SME against SGD", "height of the exit", "exit time / SGD's", "linear"),
     ]
     for at, (title, x, y, scale) in zip(axes.flat, words, strict=True):
         at.set(title=title, xlabel=x, ylabel=y, yscale=scale)
         at.legend(fontsize=8)
     leave.set_xscale("log")
+    early.set_ylim(0, 1.15)
+    early.legend(fontsize=7.5, ncols=3, loc="upper center")
     base.caption(
         figure,
         "Dots: exact mean first-passage times of the discrete chain, by quadrature. One dimension, "

@@ -32,6 +32,7 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes((100, 200, 400), (16, 32, 64))
 COLORS = ("C3", "C1", "C2", "C0")
+WIDTHS = (1.5, 4.0, 2.5, 1.2)  # so that lines on top of each other show
 # Curvatures, eta, and the reference errors of SME-1, SME-2 and SPF: mean and covariance.
 CASES = (
     ("convex", CONVEX, 0.1, (2e-2, 1e-3, 0.0), (5e-2, 6e-2, 6e-2)),
@@ -181,16 +182,18 @@ def draw(
     (mean, covariance, rest), (weak, wave, exists) = axes
     steps = np.arange(1, 201)
     for index, (model, color) in enumerate(zip(MODELS, COLORS, strict=True)):
-        name = {"color": color, "label": model.name}
+        name = {"color": color, "label": model.name, "linewidth": WIDTHS[index]}
         for at, error in zip(
             (mean, covariance), errors(model, CONVEX, 0.5, steps, seed), strict=True
         ):
             at.plot(steps, np.maximum(error, 1e-17), **name)
         rest.plot(products, ratios[index], **name)
         etas = 5 / np.array(sizes.quadratic)
+        label = None
         for column, style in enumerate(("--", "-")):
-            weak.plot(etas, np.maximum(quadratic[model.name][:, column], 1e-17), style, marker=".",
-                      color=color, label=model.name if column else None)  # fmt: skip
+            error = np.maximum(quadratic[model.name][:, column], 1e-17)
+            weak.plot(etas, error, style, marker=".", **name | {"label": label})
+            label = model.name
         wave.plot(1 / np.array(sizes.circle), circle[model.name], ".-", **name)
     conditions = [row["condition of C"] for row in limits]
     exists.plot(

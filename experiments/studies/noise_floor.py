@@ -42,6 +42,9 @@ QUICK = Sizes(200, 300, 600, adam_chains=60, adam_burn=4000)
 ADAM = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 
+_adam = jax.jit(preconditioned.adam)
+
+
 def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
     """Simulate every cell, and Adam."""
     K, C = matrices(seed)
@@ -111,7 +114,7 @@ def adam(K: np.ndarray, C: np.ndarray, sizes: Sizes, key: Any) -> base.Table:
     samples = noise_chains.adam(K, np.linalg.cholesky(C), rates, momenta, keys, **size)
     rows = []
     for (lr, b1), mean, error in zip(settings, *noise_chains.standard_errors(samples), strict=True):
-        exact = np.asarray(preconditioned.adam(K, C, lr, b1)[0])
+        exact = np.asarray(_adam(K, C, lr, b1)[0])
         excess = np.maximum(np.abs(mean - exact) - 4 * error, 0).max() / np.abs(exact).max()
         floor, found = np.trace(K @ exact) / 2, np.trace(K @ mean) / 2
         rows.append({"b1": b1, "step size": lr, "fixed point": floor, "real Adam": found,
@@ -150,7 +153,7 @@ def draw(K: Any, C: Any, rows: base.Table, adams: base.Table, z: Any) -> Any:
     for color, b1 in (("C0", 0.0), ("C2", 0.9)):
         mine = [row for row in adams if row["b1"] == b1]
         lrs = np.geomspace(ADAM[0], ADAM[-1], 25)
-        floors = [np.trace(K @ np.asarray(preconditioned.adam(K, C, s, b1)[0])) / 2 for s in lrs]
+        floors = [np.trace(K @ np.asarray(_adam(K, C, s, b1)[0])) / 2 for s in lrs]
         of_adam.plot(lrs, floors / lrs, color=color, label=f"b1 = {b1:g}")
         x, y, bar = np.array(
             [[row["step size"], row["real Adam"], row["standard error"]] for row in mine]

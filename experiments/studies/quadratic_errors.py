@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,6 +11,10 @@ from bilevel.noise import sde, transient
 
 MODELS = (me.SME1, me.SME2, me.SPF, me.HA_SME)
 CONVEX, SADDLE = (0.1, 0.5, 1.0), (-0.3, 0.5, 1.0)  # curvatures
+
+
+# Compiled once for each number of steps, whatever the numbers.
+_path, _moments = jax.jit(transient.path), jax.jit(sde.moments)
 
 
 def setting(curvatures: Any, seed: int) -> tuple[np.ndarray, np.ndarray, transient.Moments]:
@@ -26,8 +31,8 @@ def errors(
 ) -> np.ndarray:
     """Errors of mean and covariance after the given steps, in the 2-norm; `[2, len(steps)]`."""
     K, C, start = setting(curvatures, seed)
-    sgd = transient.path(K, C, eta * jnp.ones(int(max(steps))), start=start)
-    found = sde.moments(sde.linear(model, K, C, eta), steps, start)
+    sgd = _path(K, C, eta * jnp.ones(int(max(steps))), start=start)
+    found = _moments(sde.linear(model, K, C, eta), jnp.asarray(steps), start)
     pairs = [(np.asarray(a), np.asarray(b)[steps]) for a, b in zip(found, sgd, strict=True)]
     flat = [[part.reshape(len(steps), -1) for part in pair] for pair in pairs]
     size = [np.linalg.norm(b, axis=1) if relative else 1.0 for _, b in flat]
