@@ -27,7 +27,7 @@ def of_sgd(eta: float, time: float, noise_variance: float) -> np.ndarray:
     x, n, to_modes = _nodes()
     damped = np.exp(-(n**2) * eta**2 * noise_variance / 2)
     step = np.exp(1j * np.outer(x - eta * np.sin(x), n)) * damped @ to_modes
-    return (np.linalg.matrix_power(step, round(time / eta)) @ np.cos(x)).real
+    return np.real(np.linalg.matrix_power(step, round(time / eta)) @ np.cos(x))
 
 
 def of_model(model: me.Model, eta: float, time: float, noise_variance: float) -> np.ndarray:
@@ -37,7 +37,7 @@ def of_model(model: me.Model, eta: float, time: float, noise_variance: float) ->
     modes = np.exp(1j * np.outer(x, n))
     first, second = (modes * (1j * n) ** k @ to_modes for k in (1, 2))
     drift, spread = np.asarray(found.drift), np.asarray(found.diffusion)[:, 0]
-    return (expm(time * (drift * first + spread / 2 * second)) @ np.cos(x)).real
+    return np.real(expm(time * (drift * first + spread / 2 * second)) @ np.cos(x))
 
 
 @partial(jax.jit, static_argnames="model")

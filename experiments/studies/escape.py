@@ -37,9 +37,9 @@ EXPONENTS = {0.1: 0.997, 0.5: 0.982, 0.9: 0.930}  # reference: of exp(2 dL / (et
 HALF = 0.6351814  # E[-log |Z|], Z standard normal
 
 
-def leaves(mean: Any, spread: float, end: float) -> float:
+def leaves(mean: Any, spread: float, end: float, nodes: int = 200) -> float:
     """Mean steps of the discrete chain out of `|x| < end`, from 0."""
-    return float(escape.first_passage_steps(mean, spread, (-end, end), 0.0))
+    return float(escape.first_passage_steps(mean, spread, (-end, end), 0.0, nodes))
 
 
 def watched(curvature: Any, slope: Any, eta: float, variance: float, end: float) -> float:
@@ -94,7 +94,7 @@ def saddle(sizes: Sizes, track: base.Track) -> base.Table:
             sd = 1 / (2 * growth) ** 0.5  # of SME-1
             rows.append({
                 "eta g": growth, "radius": radius,
-                "steps": leaves(lambda x, g=growth: (1 + g) * x, 1.0, radius),
+                "steps": leaves(lambda x, g=growth: (1 + g) * x, 1.0, radius, 1000),
                 "formula": float(escape.saddle_exit_steps(growth, 1.0, 1.0, radius)),
                 "SME-1": (np.log(radius / sd) + HALF) / growth,
             })  # fmt: skip
