@@ -6,6 +6,7 @@ used by its name: ``noise.steady_state.covariance(hessian, noise, step_size)``.
 
 from bilevel.noise import averaging as averaging
 from bilevel.noise import bias as bias
+from bilevel.noise import bounds as bounds
 from bilevel.noise import epochs as epochs
 from bilevel.noise import equilibrium as equilibrium
 from bilevel.noise import escape as escape

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.noise import escape, steady_state
+from bilevel.noise import escape, sde, steady_state
+from bilevel.noise.modified_equation import HA_SME, Coefficients, coefficients
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -148,3 +149,47 @@ REFUSALS = [
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_exit_of_a_diffusion_is_scipy_s_double_integral():
+    """Drift `-x`, unit noise, from 0.4 out of (-1, 2): inner and outer integrals by quad."""
+    from scipy.integrate import quad
+
+    def local(x):
+        return Coefficients(-x, jnp.eye(1))
+
+    def scale(a, b):
+        return quad(lambda y: np.exp(y**2), a, b)[0]
+
+    def speed(y):
+        return 2 * np.exp(-(y**2))
+
+    a, b, x, eta = -1.0, 2.0, 0.4, 0.3
+    reached = scale(a, x) / scale(a, b)
+    right = quad(lambda y: scale(y, b) * speed(y), x, b)[0]
+    left = quad(lambda y: scale(a, y) * speed(y), a, x)[0]
+    expected = (reached * right + (1 - reached) * left) / eta
+    found = sde.exit_steps(local, (a, b), jnp.array([x]), eta)
+    np.testing.assert_allclose(found, [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("eta", [0.1, 0.5, 0.9])
+def test_the_differential_equation_leaves_earlier(eta):
+    """HA-SME has the law of SGD at every step, and exits a quadratic trap before it."""
+    sd, steps = trap(eta, 2.5)
+
+    def local(x):
+        return coefficients(HA_SME, jnp.eye(1), x, jnp.eye(1), eta)
+
+    ends = (-2.5 * sd, 2.5 * sd)
+    assert float(sde.exit_steps(local, ends, 0.0, eta)) < 0.8 * steps
+
+
+def test_refused_exits():
+    def local(x):
+        return coefficients(HA_SME, jnp.eye(1), x, jnp.eye(1), 1.1)
+
+    with pytest.raises(ValueError, match="does not exist everywhere"):
+        sde.exit_steps(local, (-1.0, 1.0), 0.0, 1.1)
+    with pytest.raises(ValueError, match="inside the interval"):
+        sde.exit_steps(local, (-1.0, 1.0), 1.2, 1.1)
