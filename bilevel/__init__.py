@@ -1,6 +1,7 @@
 """Bilevel hyperparameter optimisation: hypergradients that come with evidence."""
 
 from bilevel import testing as testing
+from bilevel.adaptive import Adaptive as Adaptive
 from bilevel.check import check as check
 from bilevel.check_noise import NoiseReport as NoiseReport
 from bilevel.check_noise import check_noise as check_noise

@@ -62,7 +62,7 @@ def limit(hessian: Any, noise: Any, window: int) -> Array:
 
 
 def weighted_powers(maps: Array, window: int) -> Array:
-    """``sum_{j<n} (n - j) A^j`` of each ``A [..., k, k]``: a corner of a power of a block matrix."""
+    """``sum_{j<n} (n - j) A^j`` of each ``A [..., k, k]``: a corner of a power of a block."""
     k = maps.shape[-1]
     one = jnp.broadcast_to(jnp.eye(k, dtype=maps.dtype), maps.shape)
     zero = jnp.zeros_like(maps)
