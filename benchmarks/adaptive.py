@@ -145,7 +145,9 @@ def reached(excess: np.ndarray, spent: np.ndarray, target: float) -> float:
 def settings(case: Case, multiples: list[int], target: float) -> dict[str, tuple[Any, Any]]:
     """Name -> estimator and rule. ``STAY`` never doubles: it shares the adaptive programs."""
     least = chains(case, CHAINS, STEPS)
-    found = {"adaptive": (least, bl.Adaptive(target=target, most=multiples[-1]))}
+    found: dict[str, tuple[Any, Any]] = {
+        "adaptive": (least, bl.Adaptive(target=target, most=multiples[-1]))
+    }
     for times in multiples:
         found[f"{CHAINS} chains, {times * STEPS} steps"] = grown(least, times), STAY
     for times in multiples[::2]:

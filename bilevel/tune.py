@@ -191,7 +191,7 @@ def _growing(adaptive: Any, estimator: Any, state: State, traced: bool) -> Adapt
     if not isinstance(adaptive, bool | Adaptive):
         raise TypeError(f"tune: adaptive must be a boolean or bl.Adaptive(...), got {adaptive!r}.")
     require_adaptive(estimator, state.estimate.evidence.standard_error)
-    return Adaptive() if adaptive is True else adaptive
+    return adaptive if isinstance(adaptive, Adaptive) else Adaptive()
 
 
 def _result(tx: Any, state: State, stop: Stop, history: dict[str, Array]) -> Result:
