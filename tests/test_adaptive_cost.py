@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 def costs(
     case: bench.Case, *, excess: float, budget: int, most: int, rates: int, chains: bool
 ) -> dict[str, float]:
-    """Per setting: the median over three seeds of the gradients until the excess, at its best rate."""
+    """Per setting, median over three seeds of the gradients until the excess, at its best rate."""
     value = bench.exact(case)
     best = value(bench.optimum(case)[None])[0]
     multiples = [2**k for k in range(most.bit_length())]
