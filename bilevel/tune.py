@@ -143,21 +143,16 @@ def tune(
     bound = jnp.asarray(limit, current.scale.dtype)
     traced = is_traced((current, data, estimator, tx))
     growing = _growing(adaptive, estimator, current, traced)
-
-    def run(estimator: Estimator, state: State, count: Array, length: int = every) -> Any:
-        return _block(
-            problem, estimator, tx, data, bound, state, count,
-            length=length, warm_start=warm_start, record=record, adaptive=growing,
-        )  # fmt: skip
-
+    run = partial(
+        _block, problem, tx, data, bound, warm_start=warm_start, record=record, adaptive=growing
+    )
     if traced:
         current, stop, history = run(estimator, current, jnp.asarray(steps), length=steps)
         return _result(tx, current, stop, history)
-
-    blocks, left = [], steps
+    step, blocks, left = partial(run, length=every), [], steps
     while True:
         before = int(current.step)
-        current, stop, history = climb(run, estimator, current, min(every, left))
+        current, stop, history = climb(step, estimator, current, min(every, left))
         done = int(current.step) - before
         blocks.append(jax.tree.map(lambda rows, n=done: rows[:n], history))
         left -= done
@@ -225,10 +220,10 @@ def _begin(
 @partial(jax.jit, static_argnames=("problem", "length", "warm_start", "record"))
 def _block(
     problem: Problem,
-    estimator: Estimator,
     tx: Any,
     data: Data,
     limit: Array,
+    estimator: Estimator,
     state: State,
     count: Array,
     *,
