@@ -1,7 +1,10 @@
 """Bilevel hyperparameter optimisation: hypergradients that come with evidence."""
 
 from bilevel import testing as testing
+from bilevel.adaptive import Adaptive as Adaptive
 from bilevel.check import check as check
+from bilevel.check_noise import NoiseReport as NoiseReport
+from bilevel.check_noise import check_noise as check_noise
 from bilevel.check_report import CheckReport as CheckReport
 from bilevel.cost import Cost as Cost
 from bilevel.cost import estimate_cost as estimate_cost
@@ -18,6 +21,7 @@ from bilevel.estimators import Forward as Forward
 from bilevel.estimators import Implicit as Implicit
 from bilevel.estimators import OneStep as OneStep
 from bilevel.estimators import Penalty as Penalty
+from bilevel.estimators import Predicted as Predicted
 from bilevel.estimators import Replicated as Replicated
 from bilevel.estimators import Reverse as Reverse
 from bilevel.estimators import Richardson as Richardson

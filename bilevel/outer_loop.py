@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from bilevel.adaptive import Adaptive, Work, columns, observe
 from bilevel.curvature import outgrown
 from bilevel.estimate import Estimate, Lower
 from bilevel.estimators.base import Estimator, fresh, full_gradient
@@ -33,6 +34,7 @@ class State:
     scale : ``()``, size of the inner gradient where the run began, noise of single examples
         included; ``floor``, ``()``, the recent level of the inner residual: the two yardsticks for
         divergence.
+    work : :class:`Work`; how much of it the inner level does.
     """
 
     step: Array
@@ -44,6 +46,7 @@ class State:
     start: PyTree
     scale: Array
     floor: Array
+    work: Work
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def begin(
     scale = gradient_scale(problem, hyper, params, data)
     estimate = zeros_like(shapes)
     floor = _residual(estimate)
-    return State(step, hyper, estimate, tx.init(hyper), lower, key, params, scale, floor)
+    work = Work.least(hyper)
+    return State(step, hyper, estimate, tx.init(hyper), lower, key, params, scale, floor, work)
 
 
 def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Array:
@@ -191,8 +195,13 @@ def block(
     warm_start: bool,
     limit: Array,
     record: Record | None,
+    adaptive: Adaptive | None = None,
 ) -> tuple[State, Stop, dict[str, Array]]:
-    """Up to ``count <= length`` outer steps; rows of history that were not reached are NaN."""
+    """Up to ``count <= length`` outer steps; rows of history that were not reached are NaN.
+
+    If ``adaptive``, it also ends where the inner work is to grow, which is the caller's to do.
+    """
+    begun = state.work.level
 
     def row(state: State) -> dict[str, Array]:
         evidence = state.estimate.evidence
@@ -203,11 +212,11 @@ def block(
         values |= {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
         if record is not None:
             values |= record(state.hyper, state.lower.params, state.estimate)
-        return values
+        return values | columns(adaptive, state.work, state.estimate)
 
     def unfinished(carry: Any) -> Array:
-        _, stop, _, k = carry
-        return (k < count) & ~stop.diverged
+        state, stop, _, k = carry
+        return (k < count) & ~stop.diverged & (state.work.level == begun)
 
     def advance(carry: Any) -> Any:
         state, _, history, k = carry
@@ -215,10 +224,12 @@ def block(
             problem, estimator, tx, data, state, warm_start=warm_start, limit=limit
         )
         written = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(state))
-        history = jax.tree.map(
-            lambda new, old: jnp.where(stop.diverged, old, new), written, history
+        history, work = jax.tree.map(
+            lambda new, old: jnp.where(stop.diverged, old, new),
+            (written, observe(adaptive, state.work, state.estimate)),
+            (history, state.work),
         )
-        return state, stop, history, k + 1
+        return dataclasses.replace(state, work=work), stop, history, k + 1
 
     history = jax.tree.map(
         lambda s: jnp.full((length, *s.shape), _blank(s.dtype), s.dtype), jax.eval_shape(row, state)

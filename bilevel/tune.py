@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel import messages
+from bilevel.adaptive import Adaptive, climb, require_adaptive
 from bilevel.arguments import require_arguments
 from bilevel.curvature import known_limit
 from bilevel.diagnosis import DivergenceWarning, explain, foresee
@@ -72,6 +73,7 @@ def tune(
     warm_start: bool = True,
     limit: float = 100.0,
     record: Record | None = None,
+    adaptive: bool | Adaptive = False,
     callback: Callable[[Result], None] | None = None,
     every: int = _BLOCK,
 ) -> Result:
@@ -94,6 +96,10 @@ def tune(
     limit : the run has diverged when the inner gradient is this many times its initial scale.
     record : ``(hyper, params, estimate) -> dict of arrays``, evaluated inside the compiled loop
         at every step and added to ``history``.
+    adaptive : double the inner work whenever the hypergradient's signal-to-noise ratio falls below
+        a target (:class:`bilevel.Adaptive` sets it); for estimators that report a standard error.
+        ``history`` then has ``work``, the multiple of the estimator's own, and ``signal_to_noise``.
+        Each doubling compiles once (not under ``jit`` or ``vmap``).
     callback : called with the :class:`Result` so far after every ``every`` steps (not under
         ``jit`` or ``vmap``).
 
@@ -106,7 +112,7 @@ def tune(
     Raises
     ------
     ValueError : structures that do not match, bad ``steps``, non-finite start values, a
-        hyperparameter that the estimator cannot see.
+        hyperparameter that the estimator cannot see; ``adaptive`` and no standard error.
 
     Examples
     --------
@@ -140,15 +146,18 @@ def tune(
         if known is not None and not is_traced(known) and (text := foresee(*known)):
             warnings.warn(text, DivergenceWarning, stacklevel=2)
     bound = jnp.asarray(limit, current.scale.dtype)
-    run = partial(_block, problem, estimator, tx, data, bound, warm_start=warm_start, record=record)
-    if is_traced((current, data, estimator, tx)):
-        current, stop, history = run(current, jnp.asarray(steps), length=steps)
+    traced = is_traced((current, data, estimator, tx))
+    growing = _growing(adaptive, estimator, current, traced)
+    run = partial(
+        _block, problem, tx, data, bound, warm_start=warm_start, record=record, adaptive=growing
+    )
+    if traced:
+        current, stop, history = run(estimator, current, jnp.asarray(steps), length=steps)
         return _result(tx, current, stop, history)
-
-    blocks, left = [], steps
+    step, blocks, left = partial(run, length=every), [], steps
     while True:
         before = int(current.step)
-        current, stop, history = run(current, jnp.asarray(min(every, left)), length=every)
+        current, stop, history = climb(step, estimator, current, min(every, left))
         done = int(current.step) - before
         blocks.append(jax.tree.map(lambda rows, n=done: rows[:n], history))
         left -= done
@@ -163,6 +172,26 @@ def tune(
             callback(result)
         if left == 0 or stop.diverged:
             return result
+
+
+def _growing(adaptive: Any, estimator: Any, state: State, traced: bool) -> Adaptive | None:
+    """The rule by which inner work grows, ``None`` for none; or a refusal."""
+    if adaptive is False:
+        if not traced and int(state.work.level):
+            raise ValueError(
+                f"tune: the state comes from an adaptive run, at {int(state.work.times)} times the "
+                "estimator's work. Go on with adaptive=True, or start anew from its hyper."
+            )
+        return None
+    if traced:
+        raise ValueError(
+            "tune: adaptive=True chooses between compiled programs by what it sees, so it cannot "
+            "run under jit or vmap. Call it outside, or fix the work."
+        )
+    if not isinstance(adaptive, bool | Adaptive):
+        raise TypeError(f"tune: adaptive must be a boolean or bl.Adaptive(...), got {adaptive!r}.")
+    require_adaptive(estimator, state.estimate.evidence.standard_error)
+    return adaptive if isinstance(adaptive, Adaptive) else Adaptive()
 
 
 def _result(tx: Any, state: State, stop: Stop, history: dict[str, Array]) -> Result:
@@ -198,18 +227,19 @@ def _begin(
 @partial(jax.jit, static_argnames=("problem", "length", "warm_start", "record"))
 def _block(
     problem: Problem,
-    estimator: Estimator,
     tx: Any,
     data: Data,
     limit: Array,
+    estimator: Estimator,
     state: State,
     count: Array,
     *,
     length: int,
     warm_start: bool,
     record: Record | None,
+    adaptive: Adaptive | None,
 ) -> tuple[State, Stop, dict[str, Array]]:
     return block(
         problem, estimator, tx, data, state, count,
-        length=length, warm_start=warm_start, limit=limit, record=record,
+        length=length, warm_start=warm_start, limit=limit, record=record, adaptive=adaptive,
     )  # fmt: skip

@@ -79,14 +79,15 @@ class Job:
         task, settings = self.task, self.settings
         return bl.tune(
             task.problem, self.estimator, self.outer, task.hyper, task.params, data,
-            record=Trajectory(), warm_start=settings["warm_start"], limit=settings["limit"], **how,
+            record=Trajectory(), warm_start=settings["warm_start"], limit=settings["limit"],
+            **({"adaptive": settings["adaptive"]} | how),
         )  # fmt: skip
 
     def template(self) -> Any:
         """Structure, shapes and dtypes of `(state, hyper)`; traced, nothing is computed."""
 
         def once(data: bl.Data, key: jax.Array) -> Any:
-            result = self.tune(data, steps=1, key=key)
+            result = self.tune(data, steps=1, key=key, adaptive=False)  # of the same structure
             return result.state, result.hyper
 
         return jax.eval_shape(once, self.task.data, self.key)

@@ -8,6 +8,7 @@ from bilevel.estimators.implicit import Implicit as Implicit
 from bilevel.estimators.one_step import OneStep as OneStep
 from bilevel.estimators.penalty import Penalty as Penalty
 from bilevel.estimators.pes import PES as PES
+from bilevel.estimators.predicted import Predicted as Predicted
 from bilevel.estimators.replicated import Replicated as Replicated
 from bilevel.estimators.reverse import Reverse as Reverse
 from bilevel.estimators.richardson import Richardson as Richardson

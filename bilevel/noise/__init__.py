@@ -24,6 +24,7 @@ from bilevel.noise import modified_equation as modified_equation
 from bilevel.noise import moments as moments
 from bilevel.noise import posterior as posterior
 from bilevel.noise import preconditioned as preconditioned
+from bilevel.noise import prediction as prediction
 from bilevel.noise import rules as rules
 from bilevel.noise import sde as sde
 from bilevel.noise import spectrum as spectrum

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from bilevel.noise.rows import require_shape
@@ -99,6 +98,12 @@ class Affine:
         ------
         ValueError : no limit exists, because the second moments grow.
         """
+        moments, margin = self.settle(rule)
+        _require_stable(margin)
+        return moments
+
+    def settle(self, rule: Rule) -> tuple[Moments, Array]:
+        """:meth:`stationary`, and a margin ``()``: positive exactly where the moments converge."""
         d, s = self.offsets.shape[1], rule.slots
         slots = _resting(rule, self.fixed_point())
         mean = Moments(slots, jnp.zeros((s, d, s, d), slots.dtype))
@@ -111,8 +116,13 @@ class Affine:
         # The answer to the source I is positive definite exactly where the moments converge.
         both = jnp.stack([source.reshape(-1), jnp.eye(s * d).reshape(-1)], 1)
         solved = jnp.linalg.solve(jnp.eye((s * d) ** 2) - lifted, both)
-        _require_stable(solved[:, 1].reshape(s * d, s * d))
-        return Moments(slots, solved[:, 0].reshape(s, d, s, d))
+        answer = solved[:, 1].reshape(s * d, s * d)
+        moments = Moments(slots, solved[:, 0].reshape(s, d, s, d))
+        return moments, jnp.linalg.eigvalsh(answer + answer.T)[0]
+
+    def mean_map(self, rule: Rule) -> Array:
+        """What one step does to the mean's deviation from its rest, ``[s d, s d]``."""
+        return jnp.mean(self._maps(rule)[:, :-1, :-1], 0)
 
     def _maps(self, rule: Rule) -> Array:
         """Homogeneous maps of the single examples, ``[m, s d + 1, s d + 1]``."""
@@ -139,9 +149,9 @@ def _resting(rule: Rule, z: Array) -> Array:
     return mean.at[1:].set(jnp.linalg.solve(rest, jnp.outer(rule.transition[1:, 0], z)))
 
 
-def _require_stable(answer: Array) -> None:
+def _require_stable(margin: Array) -> None:
     """Raise unless what unit noise would settle at is positive definite."""
-    if not is_traced(answer) and not np.linalg.eigvalsh(np.asarray(answer + answer.T))[0] > 0:
+    if not is_traced(margin) and not margin > 0:
         raise ValueError(
             "Affine.stationary: the step size is beyond the mean-square limit: second moments grow "
             "without bound, so there is no stationary covariance. Use a smaller step size or a "

@@ -41,7 +41,7 @@ def covariance(hessian: Any, noise: Any, step_size: Any, window: int, momentum: 
     checks.positive(owner, step_size=step_size)
     checks.below_limit(owner, step_size, 2 * (1 + mu) / k[-1], "the step size")
     blocks = stationary_blocks(k, rotated, step_size, mu)
-    weights = _weighted_powers(transfer(k, step_size, mu), window)
+    weights = weighted_powers(transfer(k, step_size, mu), window)
     later = jnp.einsum("iac,ijcb->ijab", weights, blocks)[..., 0, 0]
     # E[w_s w_t] counts lag 0 once, but both sums over later iterates hold it.
     total = later + later.T - window * blocks[..., 0, 0]
@@ -61,9 +61,10 @@ def limit(hessian: Any, noise: Any, window: int) -> Array:
     return vectors @ (rotated / (k[:, None] * k[None, :] * window)) @ vectors.T
 
 
-def _weighted_powers(maps: Array, window: int) -> Array:
-    """``sum_{j<n} (n - j) A^j`` of each ``A [d, 2, 2]``: a corner of a power of a block matrix."""
-    one = jnp.broadcast_to(jnp.eye(2, dtype=maps.dtype), maps.shape)
+def weighted_powers(maps: Array, window: int) -> Array:
+    """``sum_{j<n} (n - j) A^j`` of each ``A [..., k, k]``: a corner of a power of a block."""
+    k = maps.shape[-1]
+    one = jnp.broadcast_to(jnp.eye(k, dtype=maps.dtype), maps.shape)
     zero = jnp.zeros_like(maps)
     block = jnp.block([[maps, one, zero], [zero, one, one], [zero, zero, one]])
-    return jnp.linalg.matrix_power(block, window + 1)[..., :2, 4:]
+    return jnp.linalg.matrix_power(block, window + 1)[..., :k, 2 * k :]

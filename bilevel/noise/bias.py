@@ -58,33 +58,56 @@ def mean_shift(
 
 
 def hypergradient_error(
-    problem: Problem, hyper: PyTree, params: PyTree, data: Data, around: Linearised, second: Array
+    problem: Problem,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    around: Linearised,
+    second: Array,
+    *,
+    read: Array | None = None,
+    implicit: bool = False,
 ) -> HypergradientError:
     """Bias and standard deviation at rest of the hypergradient of one run, to first order.
 
     Arguments as for :func:`mean_shift`; the outer loss may depend on hyper. ``value_bias`` is that
     of the outer loss itself. For the exact statement on quadratics, and for cross-sampling, see
     :mod:`bilevel.noise.hypergradient_error`.
+
+    Parameters
+    ----------
+    read : the covariance ``[d, d]`` of the point that is read, where it is not an iterate but an
+        average of iterates; the shift is that of the iterates either way.
+    implicit : the hypergradient is the implicit one at ``x``, ``dL/dtheta - (d grad / d theta)^T
+        H(x)^{-1} grad_x L(x)``, whatever ``D`` is.
     """
     flat = Flat.of("bias.hypergradient_error", problem, hyper, params, data)
     shift = mean_shift(problem, hyper, params, data, around, second)
     (p, n), z = around.derivative.shape, _at(around)
+    read = second if read is None else read
 
     def hypergradient(z: Array) -> Array:
         in_x, in_theta = jax.grad(flat.outer, (0, 1))(z[:n], flat.theta)
-        return z[n:].reshape(p, n) @ in_x + in_theta
+        D = _implicit_derivative(flat, z[:n]) if implicit else z[n:].reshape(p, n)
+        return D @ in_x + in_theta
 
     def value(z: Array) -> Array:
         return flat.outer(z[:n], flat.theta)
 
     def moved(fn: Callable[[Array], Array]) -> Array:
-        return jax.jvp(fn, (z,), (shift,))[1] + _bend(fn, z, second) / 2
+        return jax.jvp(fn, (z,), (shift,))[1] + _bend(fn, z, read) / 2
 
     slopes = jax.jacfwd(hypergradient)(z)
-    variance = jnp.einsum("ia,ab,ib->i", slopes, second, slopes)
+    variance = jnp.einsum("ia,ab,ib->i", slopes, read, slopes)
     return HypergradientError(
-        hypergradient(z), moved(hypergradient), jnp.sqrt(variance), moved(value)
+        hypergradient(z), moved(hypergradient), jnp.sqrt(jnp.maximum(variance, 0)), moved(value)
     )
+
+
+def _implicit_derivative(flat: Flat, x: Array) -> Array:
+    """``-(H(x)^{-1} d grad / d theta)^T``, ``[p, n]``."""
+    in_x, in_theta = jax.jacfwd(flat.gradient, (0, 1))(x, flat.theta)
+    return -jnp.linalg.solve(in_x, in_theta).T
 
 
 def _at(around: Linearised) -> Array:

@@ -29,11 +29,13 @@ from bilevel.trees import PyTree
 class Influence(NamedTuple):
     """``values [p, m]``, ``psi`` of every example and hyperparameter; ``residual``, of the solves.
 
-    ``residual`` is the largest relative residual of the linear systems, ``()``.
+    ``residual`` is the largest relative residual of the linear systems, ``()``; ``matvecs`` the
+    number of Hessian-vector products that they took.
     """
 
     values: Array
     residual: Array
+    matvecs: Array
 
     def standard_deviation(
         self, window: int, batch_size: int | None, sampling: str = "iid"
@@ -49,6 +51,7 @@ def of(
     params: PyTree,
     data: Data,
     *,
+    implicit: bool = False,
     linear: CG = CG(),
     chunk: int | None = 256,
 ) -> Influence:
@@ -57,6 +60,8 @@ def of(
     Parameters
     ----------
     params : the minimiser, as exactly as the error bar is to be known.
+    implicit : the hypergradient is the implicit one at the average of ``x``, whose derivative is no
+        iterate: ``psi_i = -a . g_i`` alone.
     linear : how the systems with the Hessian are solved, p + 1 of them twice over.
     chunk : examples vectorised at a time.
 
@@ -94,11 +99,12 @@ def of(
         a = linear.solve(flat.hvp, b, jnp.zeros_like(x))
 
         def psi(loss: Any) -> Array:
-            slope = along(lambda *at: v.x @ jax.grad(loss)(*at), x)
-            return -(a.x @ jax.grad(loss)(x, theta) + slope)
+            noise = a.x @ jax.grad(loss)(x, theta)
+            return -noise if implicit else -noise - along(lambda *at: v.x @ jax.grad(loss)(*at), x)
 
         values = flat.map(psi, jnp.arange(flat.count), chunk)
-        return values, jnp.maximum(moved.residual, a.residual)
+        return values, jnp.maximum(moved.residual, a.residual), moved.matvecs + a.matvecs
 
-    values, residuals = jax.lax.map(one, jnp.eye(len(theta), dtype=theta.dtype))
-    return Influence(values, jnp.maximum(jnp.max(residuals), v.residual))
+    values, residuals, matvecs = jax.lax.map(one, jnp.eye(len(theta), dtype=theta.dtype))
+    residual = jnp.maximum(jnp.max(residuals), v.residual)
+    return Influence(values, residual, jnp.sum(matvecs) + v.matvecs)

@@ -1,0 +1,219 @@
+r"""Prediction: the noise of one SGD hypergradient from theory, with no second run.
+
+At rest, with one influence value per inner example where the last N iterates are averaged, or the
+stationary moments of the linearised recursion of iterate and derivative where that is small,
+
+    standard_error^2 = p Var_i(psi_i) / N   or   h' P_N h'^T,      bias = h'(shift) + h''[P_N] / 2
+
+(:mod:`bilevel.noise.influence`, :mod:`bilevel.noise.prediction`; p the noise fraction of a batch).
+The recursion: Iutzeler, Pauwels, Vaiter, NeurIPS 2024; the shift: Dieuleveut, Durmus, Bach,
+Annals of Statistics 2020.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from bilevel import messages
+from bilevel.estimate import Counts, Estimate, Lower
+from bilevel.estimators.base import Estimator
+from bilevel.estimators.forward import Forward
+from bilevel.estimators.implicit import Implicit
+from bilevel.estimators.reverse import Reverse
+from bilevel.noise import influence, prediction, rules
+from bilevel.problem import Data, Problem
+from bilevel.schedules import InverseTime, Knob
+from bilevel.solvers.gradient_descent import GradientDescent
+from bilevel.solvers.sgd import SGD
+from bilevel.trees import PyTree, size, zeros_like
+
+DENSE = 40  # the dense theory solves a system of that size squared
+
+
+class Theory(NamedTuple):
+    """``standard_error`` and ``bias``, like ``hyper``; the ``counts`` of what they took.
+
+    ``bias`` is ``None`` where only influence values were formed. Infinite says that there is no
+    such number: the step size is beyond its mean-square limit, or no minimum was found.
+    """
+
+    standard_error: PyTree
+    bias: PyTree
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Any ``Forward``, ``Reverse`` or ``Implicit`` on SGD, its noise predicted by theory.
+
+    Runs the estimator as it is and fills ``evidence.standard_error`` and ``evidence.bias``. The
+    theory describes SGD at rest around one minimum: the start forgotten, a constant step size,
+    independent batches. It is exact for a quadratic inner loss (standard deviations to leading
+    order), else right up to a relative error O(step size). :func:`bilevel.check_noise` sets it
+    beside replication, which assumes nothing.
+
+    Two routes. While iterate and derivative together have at most 40 entries (``n (1 + p)``; ``n``
+    for ``Implicit``; twice that with momentum) the moments are solved for densely, for any
+    averaging window, with the bias. Above, only averages have a prediction: influence values, by
+    conjugate gradients and one pass over the inner examples for each hyperparameter. They hold for
+    windows well above ``1 / (step size x curvature)``, and say nothing of the bias (``None``).
+
+    The prediction's products and passes are added to ``counts``. A solver without minibatches has
+    no noise: both fields are 0. Neither knows about a start that was not forgotten: that shows in
+    ``inner_residual``.
+
+    Parameters
+    ----------
+    estimator : ``Forward`` (all directions, no cross-sampling), ``Reverse`` (not truncated) or
+        ``Implicit`` (not damped).
+
+    Raises
+    ------
+    ValueError : another estimator; a solver other than SGD at a constant step size and momentum,
+        with independent batches; ``problem.prox`` or ``problem.start``; a last iterate that is too
+        large for the dense route.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> solver = bl.SGD(step_size=0.1, batch_size=32)
+    >>> estimator = bl.Predicted(bl.Forward(solver, steps=1000, average=500))
+    """
+
+    estimator: Estimator
+
+    def __post_init__(self) -> None:
+        """Refuse an estimator that the theory is not about."""
+        if callable(getattr(self.estimator, "step", None)):  # else a placeholder of JAX
+            _require_covered(self.estimator)
+
+    @property
+    def solver(self) -> Any:
+        """The inner solver: :func:`bilevel.tune` asks it why it diverged."""
+        return getattr(self.estimator, "solver", None)
+
+    def init(self, params: PyTree, data: Data) -> Lower:
+        """The estimator's own."""
+        return self.estimator.init(params, data)
+
+    def step(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> tuple[Estimate, Lower]:
+        """One step of the estimator; the theory at the params that it ends with."""
+        estimate, lower = self.estimator.step(problem, hyper, lower, data, key)
+        theory = self.theory(problem, hyper, lower.params, data)
+        evidence = replace(
+            estimate.evidence,
+            standard_error=theory.standard_error,
+            bias=theory.bias,
+            counts=Counts(*map(jnp.add, estimate.evidence.counts, theory.counts)),
+        )
+        return replace(estimate, evidence=evidence), lower
+
+    def theory(self, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Theory:
+        """What theory says at ``params`` near the minimiser; nothing is run."""
+        messages.require_smooth("Predicted", problem)
+        solver = _require_constant(self.solver)
+        if solver is None:
+            nothing = zeros_like(hyper)
+            return Theory(nothing, nothing, Counts.of())
+        implicit, window = _read(self.estimator)
+        n, p = size(params), size(hyper)
+        d = (n if implicit else n * (1 + p)) * (1 if solver.momentum is None else 2)
+        if d <= DENSE:
+            return _dense(problem, hyper, params, data, self.estimator, solver)
+        if not window:
+            raise ValueError(
+                f"Predicted: the noise of a last iterate takes dense moments of size {d}, and they "
+                f"are formed up to {DENSE} (params and, unrolled, their derivatives; twice that "
+                "with momentum). Average the iterates, whose error bar takes products only: "
+                "Forward(..., average=) or Implicit(..., average=). Or replicate."
+            )
+        found = influence.of(problem, hyper, params, data, implicit=implicit)
+        deviation = found.standard_deviation(window, solver.batch_size)
+        deviation = jnp.where(found.residual < 0.1, deviation, jnp.inf)
+        counts = Counts.of(gradients=p, hvps=found.matvecs + 3 * p)
+        return Theory(_like(hyper, deviation), None, counts)
+
+
+jax.tree_util.register_dataclass(Predicted)
+
+
+def _dense(
+    problem: Problem, hyper: PyTree, params: PyTree, data: Data, estimator: Any, solver: SGD
+) -> Theory:
+    """By :func:`bilevel.noise.prediction.at_rest`."""
+    implicit, window = _read(estimator)
+    rule = rules.sgd(solver.step_size, solver.momentum, solver.nesterov)
+    found = prediction.at_rest(
+        problem, hyper, params, data, rule,
+        batch_size=solver.batch_size, window=max(window, 1), implicit=implicit,
+    )  # fmt: skip
+    holds = found.rests & found.solved
+
+    def tree(values: Array) -> PyTree:
+        return _like(hyper, jnp.where(holds, values, jnp.inf))
+
+    n, p = size(params), size(hyper)
+    counts = Counts.of(gradients=1, hvps=(prediction.NEWTON_STEPS + 1) * n + n * (1 + p))
+    return Theory(tree(found.error.standard_deviation), tree(found.error.bias), counts)
+
+
+def _like(hyper: PyTree, values: Array) -> PyTree:
+    """``[p]`` in the order of ``ravel_pytree`` as a tree like ``hyper``."""
+    flat, unravel = ravel_pytree(hyper)
+    return unravel(values.astype(flat.dtype))
+
+
+def _read(estimator: Any) -> tuple[bool, int]:
+    """Whether the hypergradient is implicit, and of how many iterates it is read at the mean."""
+    return isinstance(estimator, Implicit), getattr(estimator, "average", 0)
+
+
+def _require_covered(estimator: Any) -> None:
+    """Raise unless the estimator reads one chain in a way that the theory follows."""
+    name = type(estimator).__name__
+    wrong = None
+    if not isinstance(estimator, Forward | Reverse | Implicit):
+        wrong = f"it covers Forward, Reverse and Implicit, not {name}"
+    elif isinstance(estimator, Forward) and estimator.directions is not None:
+        wrong = "directions=None is needed: random directions have a noise of their own"
+    elif isinstance(estimator, Forward) and estimator.cross:
+        wrong = "cross=False is needed: it follows one chain, not two"
+    elif isinstance(estimator, Reverse) and estimator.truncate is not None:
+        wrong = "truncate=None is needed: a truncated derivative is not at rest"
+    elif isinstance(estimator, Implicit) and (estimator.damping is not None or estimator.bias):
+        wrong = "Implicit(damping=None, bias=False) is needed: both are biases of another kind"
+    if wrong is not None:
+        raise ValueError(
+            f"Predicted has no theory for this estimator: {wrong}. Replicated(estimator, n) "
+            "measures the noise of any."
+        )
+
+
+def _require_constant(solver: Any) -> SGD | None:
+    """The solver if it has noise, ``None`` if it is a full-batch one; or a refusal."""
+    if isinstance(solver, GradientDescent) or (
+        isinstance(solver, SGD) and solver.batch_size is None
+    ):
+        return None
+    wrong = None
+    if not isinstance(solver, SGD):
+        wrong = f"the solver must be SGD, got {type(solver).__name__}"
+    elif isinstance(solver.step_size, Knob | InverseTime) or isinstance(solver.momentum, Knob):
+        wrong = "step size and momentum must be numbers: a schedule never comes to rest"
+    elif solver.sampling != "iid":
+        wrong = (
+            f"sampling={solver.sampling!r} makes the batches of one epoch depend on one another; "
+            "use SGD(..., sampling='iid')"
+        )
+    if wrong is not None:
+        raise ValueError(
+            f"Predicted has no theory for this solver: {wrong}. Replicated(estimator, n) measures "
+            "the noise of any."
+        )
+    return solver
