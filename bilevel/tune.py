@@ -134,12 +134,8 @@ def tune(
     messages.require_positive_int("tune", "steps", steps)
     messages.require_positive_int("tune", "every", every)
     tx = as_pytree("tune", outer)
-    messages.require_variables("hyper", hyper)
-    messages.require_variables("params", params)
-    hyper, params = strong(hyper), strong(params)
+    hyper, params = _variables(hyper, params, state)
     if state is not None:
-        messages.require_same("hyper", hyper, "state.hyper", state.hyper)
-        messages.require_same("params", params, "state.start", state.start)
         current = state
     else:
         current, known = _begin(problem, estimator, tx, hyper, params, data, key)
@@ -172,6 +168,17 @@ def tune(
             callback(result)
         if left == 0 or stop.diverged:
             return result
+
+
+def _variables(hyper: PyTree, params: PyTree, state: State | None) -> tuple[PyTree, PyTree]:
+    """Both as arrays; raises unless they are floats, and like those of the state."""
+    messages.require_variables("hyper", hyper)
+    messages.require_variables("params", params)
+    hyper, params = strong(hyper), strong(params)
+    if state is not None:
+        messages.require_same("hyper", hyper, "state.hyper", state.hyper)
+        messages.require_same("params", params, "state.start", state.start)
+    return hyper, params
 
 
 def _growing(adaptive: Any, estimator: Any, state: State, traced: bool) -> Adaptive | None:
