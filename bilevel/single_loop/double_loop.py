@@ -1,0 +1,250 @@
+r"""Methods with inner loops: params first, then the adjoint there, then the hyperparameters.
+
+    w <- w - step_size grad_w g_b(w)                 inner_steps times
+    v <- v - adjoint_step (H_b v + grad_w f_c)       adjoint_steps times, or a series, afresh
+    grad = C_b^T v + grad_lambda f_c                 by a rule, at the new (w, v)
+
+Keys: a call draws with ``inner, outer, adjoint, cross, again = split(key, 5)``; the k-th inner step
+with ``fold_in(inner, k)``, the k-th adjoint step or factor with ``fold_in(adjoint, k)``.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel import messages
+from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.estimators.base import check_minimiser
+from bilevel.problem import Data, Problem
+from bilevel.single_loop.batches import Batches
+from bilevel.single_loop.moving import as_rate, begin_rate, move
+from bilevel.single_loop.oracles import (
+    Point,
+    Series,
+    cross_product,
+    hessian_product,
+    outer_directions,
+    total,
+)
+from bilevel.single_loop.rules import SGD, STORM, Momentum, Sample
+from bilevel.single_loop.watch import Watch, astray, observe
+from bilevel.trees import PyTree, dtype, zeros_like
+
+
+@dataclass(frozen=True)
+class DoubleLoop:
+    r"""A few steps on the params, a few on the adjoint (or a series), one hypergradient.
+
+    Evidence, counts, value and the naming of divergence are those of :class:`bilevel.SingleLoop`.
+
+    Parameters
+    ----------
+    step_size, adjoint_step, batch_size, sampling, check_every : as for ``SingleLoop``.
+    inner_steps : SGD steps on the params per call.
+    v : ``single_loop.SGD()``, the adjoint going on from the last call, or a series formed afresh,
+        ``single_loop.HIA`` or ``SHIA``.
+    adjoint_steps : SGD steps on the adjoint per call; ``None``: as many as ``inner_steps``.
+    lam : how the hypergradient is estimated: ``single_loop.SGD()``, ``Momentum`` or ``STORM``.
+    fresh_outer : draw a second outer minibatch for the hypergradient's direct part, instead of the
+        one on which the adjoint's right-hand side is formed.
+    hyper_first : the first call leaves the params where they are and later ones use the step size
+        of the call before: so methods that are published as "move the hyperparameters, then the
+        params" are the same sequence of moves.
+
+    Raises
+    ------
+    ValueError, TypeError : as for ``SingleLoop``; a rule for ``lam`` that needs full directions.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> amigo = bl.DoubleLoop(step_size=0.1, batch_size=64, inner_steps=10)
+    >>> stocbio = bl.DoubleLoop(0.1, 64, v=bl.single_loop.SHIA(steps=10, step_size=0.1))
+    """
+
+    step_size: Any
+    batch_size: Any = 64
+    inner_steps: int = 10
+    v: Any = SGD()
+    adjoint_steps: int | None = None
+    lam: Any = SGD()
+    adjoint_step: Any = None
+    sampling: str = "iid"
+    fresh_outer: bool = False
+    hyper_first: bool = False
+    check_every: int | None = None
+
+    def __post_init__(self) -> None:
+        """Normalise steps and refuse settings out of range."""
+        name = "DoubleLoop"
+        object.__setattr__(self, "step_size", as_rate(name, "step_size", self.step_size))
+        if self.adjoint_step is not None:
+            rate = as_rate(name, "adjoint_step", self.adjoint_step)
+            object.__setattr__(self, "adjoint_step", rate)
+        if isinstance(self.batch_size, list):
+            object.__setattr__(self, "batch_size", tuple(self.batch_size))
+        for field in ("inner_steps", "adjoint_steps", "check_every"):
+            if (count := getattr(self, field)) is not None:
+                messages.require_positive_int(name, field, count)
+        if not isinstance(self.v, SGD | Series):
+            raise TypeError(f"{name}: v must be single_loop.SGD(), HIA or SHIA, got {self.v!r}.")
+        if not isinstance(self.lam, SGD | Momentum | STORM):
+            raise TypeError(
+                f"{name}: lam must be single_loop.SGD(), Momentum or STORM, got {self.lam!r}. "
+                "SingleLoop takes the other rules."
+            )
+
+    def _levels(self) -> tuple[Batches, Batches]:
+        sizes = self.batch_size if isinstance(self.batch_size, tuple) else (self.batch_size,) * 2
+        return Batches(sizes[0], self.sampling, False), Batches(sizes[1], self.sampling, False)
+
+    def _rates(self) -> tuple[Any, Any]:
+        return self.step_size, self.step_size if self.adjoint_step is None else self.adjoint_step
+
+    def init(self, params: PyTree, data: Data) -> Lower:
+        """Start point, samplers, states of the two steps; all else begins at zero."""
+        inner, outer = self._levels()
+        inner.check("inner", data.inner)
+        outer.check("outer", data.outer)
+        rates = tuple(begin_rate(rate, params) for rate in self._rates())
+        return begin(params, (inner.init(data.inner), outer.init(data.outer), rates))
+
+    def _zeros(self, hyper: PyTree, params: PyTree) -> dict[str, Any]:
+        zero, flat = zeros_like(params), zeros_like(hyper)
+        return {
+            "count": jnp.zeros((), jnp.int32),
+            "v": zero,
+            "previous": Point(zero, zero, flat) if self.lam.looks_back else None,
+            "rule": self.lam.init((flat, flat), (1, 1)),
+            "watch": Watch.zeros(dtype(params)),
+        }
+
+    def step(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> tuple[Estimate, Lower]:
+        """Move the params, then the adjoint, then estimate the hypergradient there."""
+        messages.require_plain("DoubleLoop", problem)
+        check_minimiser("DoubleLoop", problem, hyper, lower.params, data)
+        memory = lower.memory
+        if memory is None:
+            memory = self._zeros(hyper, lower.params)
+        inner_state, outer_state, (w_state, v_state) = lower.solver_state
+        inner, outer = self._levels()
+        count, batches = memory["count"], inner.count(data.inner)
+        inner_key, outer_key, adjoint_key, cross_key, again_key = jax.random.split(key, 5)
+
+        carry = (lower.params, w_state, inner_state)
+        w, w_state, inner_state, d_w = self._descend(problem, hyper, carry, data, inner_key, count)
+        drawn, outer_state = outer.draw(data.outer, outer_key, outer_state)
+        value, (rhs, _) = outer.mean(partial(outer_directions, problem, w, hyper), data.outer, drawn)
+        carry = (memory["v"], v_state, inner_state)
+        v, v_state, inner_state, d_v, products = self._adjoint(
+            problem, Point(w, memory["v"], hyper), rhs, carry, data, adjoint_key, count
+        )
+        if self.fresh_outer:
+            drawn, outer_state = outer.draw(data.outer, again_key, outer_state)
+        cross, inner_state = inner.draw(data.inner, cross_key, inner_state)
+
+        def hypergradient(point: Point) -> tuple:
+            direct = outer.mean(
+                lambda batch: jax.grad(problem.outer, argnums=1)(point.w, point.lam, batch),
+                data.outer, drawn,
+            )  # fmt: skip
+            return inner.mean(partial(cross_product, problem, *point), data.inner, cross), direct
+
+        here = Point(w, v, hyper)
+        now, past = hypergradient(here), None
+        if memory["previous"] is not None:
+            first = count == 0
+            before = jax.tree.map(partial(jnp.where, first), here, memory["previous"])
+            past = hypergradient(before)
+        sample = Sample(now, past, None, None, False, (), count, hyper)
+        parts, rule = self.lam.direction(sample, memory["rule"])
+        grad = total(parts)
+
+        every = max(128, 10 * batches) if self.check_every is None else self.check_every
+        watch, reference, measured = observe(
+            problem, memory["watch"], lower, here, Point(d_w, d_v, grad), value, data, count, every
+        )
+        counts = Counts.of(
+            gradients=self.inner_steps + batches * measured,
+            hvps=products + (1 if past is None else 2) + batches * measured,
+        )
+        memory = {
+            "count": count + 1,
+            "v": v,
+            "previous": None if memory["previous"] is None else here,
+            "rule": rule,
+            "watch": watch,
+        }
+        state = (inner_state, outer_state, (w_state, v_state))
+        evidence = Evidence(watch.residual, watch.linear, counts=counts)
+        return Estimate(value, grad, evidence), Lower(w, state, memory, reference)
+
+    def _descend(
+        self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array, count: Array
+    ) -> Any:
+        """``(w, rate's state, sampler state, last direction)`` after the inner steps."""
+        inner, rate = self._levels()[0], self._rates()[0]
+        index = jnp.maximum(count - 1, 0) if self.hyper_first else count
+
+        def advance(carry: Any, k: Array) -> tuple[Any, None]:
+            w, w_state, sampler, _ = carry
+            drawn, sampler = inner.draw(data.inner, jax.random.fold_in(key, k), sampler)
+            direction = inner.mean(partial(jax.grad(problem.inner), w, hyper), data.inner, drawn)
+            w, w_state = move(rate, w, direction, index, hyper, w_state)
+            return (w, w_state, sampler, direction), None
+
+        begun = (*carry, zeros_like(carry[0]))
+        moved, _ = jax.lax.scan(advance, begun, jnp.arange(self.inner_steps))
+        if not self.hyper_first:
+            return moved
+        return jax.tree.map(partial(jnp.where, count == 0), begun, moved)
+
+    def _adjoint(
+        self, problem: Problem, point: Point, rhs: PyTree, carry: Any, data: Data, key: Array,
+        count: Array,
+    ) -> Any:  # fmt: skip
+        """``(v, rate's state, sampler state, last direction, products)``."""
+        inner, rate = self._levels()[0], self._rates()[1]
+        w, v, hyper = point
+        if isinstance(self.v, Series):
+
+            def product(i: Array, x: PyTree) -> PyTree:
+                drawn = inner.draw_iid(data.inner, jax.random.fold_in(key, i))
+                return inner.mean(partial(hessian_product, problem, w, hyper, x), data.inner, drawn)
+
+            v, products = self.v.solve(product, rhs, key)
+            return v, *carry[1:], v, products
+
+        def advance(carry: Any, k: Array) -> tuple[Any, None]:
+            v, v_state, sampler, _ = carry
+            drawn, sampler = inner.draw(data.inner, jax.random.fold_in(key, k), sampler)
+            product = inner.mean(
+                partial(hessian_product, problem, w, hyper, v), data.inner, drawn
+            )
+            direction = jax.tree.map(jnp.add, product, rhs)
+            v, v_state = move(rate, v, direction, count, hyper, v_state)
+            return (v, v_state, sampler, direction), None
+
+        steps = self.adjoint_steps or self.inner_steps
+        moved, _ = jax.lax.scan(advance, (*carry, zeros_like(v)), jnp.arange(steps))
+        return *moved, jnp.asarray(steps, jnp.int32)
+
+    def astray(self, estimate: Estimate, after: Lower, limit: Any) -> dict[str, Array]:
+        """The variables by name, and whether each has diverged."""
+        return astray(after.memory["watch"], after.memory["v"], estimate, after, limit)
+
+
+jax.tree_util.register_dataclass(
+    DoubleLoop,
+    data_fields=["step_size", "v", "lam", "adjoint_step"],
+    meta_fields=[
+        "batch_size", "inner_steps", "adjoint_steps", "sampling", "fresh_outer", "hyper_first",
+        "check_every",
+    ],
+)  # fmt: skip
