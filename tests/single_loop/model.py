@@ -73,6 +73,16 @@ def rows_outer(key) -> np.ndarray:
     return np.asarray(jax.random.randint(key, (B,), 0, M, jnp.int32))
 
 
+def neumann(w, lam, rhs, key, rate, randomised):
+    """Ghadimi & Wang's and Ji et al.'s Algorithm 3, with ten steps."""
+    p = int(jax.random.randint(key, (), 0, 10)) if randomised else 10
+    x, terms = rhs, [rhs]
+    for i in range(p):
+        x = x - rate * hvp(w, x, lam, rows_inner(jax.random.fold_in(key, i)))
+        terms.append(x)
+    return -10 * rate * x if randomised else -rate * sum(terms)
+
+
 def run(estimator: Any, calls: int = 4) -> list[tuple]:
     """``(w, v, D_lambda)`` after each call, the t-th at ``LAMBDAS[t]`` and with key t."""
     state, out = None, []

@@ -22,6 +22,7 @@ from tests.single_loop.model import (
     f_w,
     g_w,
     hvp,
+    neumann,
     rows_inner,
     rows_outer,
     run,
@@ -110,19 +111,6 @@ def spaba():
     return recursive(lambda t, coin: t == 0 or float(jax.random.uniform(coin)) < 0.5)
 
 
-def neumann(w, lam, rhs, key, randomised):
-    """Ghadimi & Wang's and Ji et al.'s Algorithm 3, with ten steps."""
-    if randomised:
-        p = int(jax.random.randint(key, (), 0, 10))
-    else:
-        p = 10
-    x, terms = rhs, [rhs]
-    for i in range(p):
-        x = x - S * hvp(w, x, lam, rows_inner(jax.random.fold_in(key, i)))
-        terms.append(x)
-    return -10 * S * x if randomised else -S * sum(terms)
-
-
 def storm(randomised: bool):
     w, v, past, D, eta = START, None, None, None, 0.5
     for t in range(CALLS):
@@ -130,7 +118,7 @@ def storm(randomised: bool):
         a, b, lam = rows_inner(inner), rows_outer(outer), LAMBDAS[t]
 
         def estimate(w, lam, a=a, b=b, series=series):
-            v = neumann(w, lam, f_w(w, lam, b), series, randomised)
+            v = neumann(w, lam, f_w(w, lam, b), series, S, randomised)
             return v, g_w(w, lam, a), cross(w, v, lam, a) + f_lam(w, lam, b)
 
         v, *new = estimate(w, lam)
