@@ -17,7 +17,7 @@ class Drawn(NamedTuple):
     """A minibatch: its examples (``None`` for a block) and its number among the blocks."""
 
     batch: PyTree
-    index: Array
+    block: Array
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Batches:
     size: int | None
     sampling: str
     blocks: bool
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before the data is known."""
+        Sampler(self.size, self.sampling)
 
     def count(self, data: PyTree) -> int:
         """Minibatches per pass, rounded up; 1 for the full batch."""
@@ -92,9 +96,9 @@ class Batches:
             return fn(cut) if weight == 1 else jax.tree.map(lambda x: weight * x, fn(cut))
 
         if last == size:
-            return at(drawn.index * size, size)
+            return at(drawn.block * size, size)
         return jax.lax.cond(
-            drawn.index == blocks - 1,
+            drawn.block == blocks - 1,
             lambda: at(n - last, last),
-            lambda: at(drawn.index * size, size),
+            lambda: at(drawn.block * size, size),
         )

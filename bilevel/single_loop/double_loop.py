@@ -10,18 +10,18 @@ with ``fold_in(inner, k)``, the k-th adjoint step or factor with ``fold_in(adjoi
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel import messages
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.estimate import Counts, Estimate, Evidence, Lower
 from bilevel.estimators.base import check_minimiser
 from bilevel.problem import Data, Problem
-from bilevel.single_loop.batches import Batches
-from bilevel.single_loop.moving import as_rate, begin_rate, move
+from bilevel.single_loop.common import Stochastic
+from bilevel.single_loop.moving import move
 from bilevel.single_loop.oracles import (
     Point,
     Series,
@@ -31,12 +31,12 @@ from bilevel.single_loop.oracles import (
     total,
 )
 from bilevel.single_loop.rules import SGD, STORM, Momentum, Sample
-from bilevel.single_loop.watch import Watch, astray, observe
+from bilevel.single_loop.watch import Watch, observe
 from bilevel.trees import PyTree, dtype, zeros_like
 
 
 @dataclass(frozen=True)
-class DoubleLoop:
+class DoubleLoop(Stochastic):
     r"""A few steps on the params, a few on the adjoint (or a series), one hypergradient.
 
     Evidence, counts, value and the naming of divergence are those of :class:`bilevel.SingleLoop`.
@@ -77,19 +77,12 @@ class DoubleLoop:
     fresh_outer: bool = False
     hyper_first: bool = False
     check_every: int | None = None
+    positive: ClassVar[tuple[str, ...]] = ("inner_steps", "adjoint_steps", "check_every")
 
     def __post_init__(self) -> None:
         """Normalise steps and refuse settings out of range."""
+        self._normalise()
         name = "DoubleLoop"
-        object.__setattr__(self, "step_size", as_rate(name, "step_size", self.step_size))
-        if self.adjoint_step is not None:
-            rate = as_rate(name, "adjoint_step", self.adjoint_step)
-            object.__setattr__(self, "adjoint_step", rate)
-        if isinstance(self.batch_size, list):
-            object.__setattr__(self, "batch_size", tuple(self.batch_size))
-        for field in ("inner_steps", "adjoint_steps", "check_every"):
-            if (count := getattr(self, field)) is not None:
-                messages.require_positive_int(name, field, count)
         if not isinstance(self.v, SGD | Series):
             raise TypeError(f"{name}: v must be single_loop.SGD(), HIA or SHIA, got {self.v!r}.")
         if not isinstance(self.lam, SGD | Momentum | STORM):
@@ -97,21 +90,6 @@ class DoubleLoop:
                 f"{name}: lam must be single_loop.SGD(), Momentum or STORM, got {self.lam!r}. "
                 "SingleLoop takes the other rules."
             )
-
-    def _levels(self) -> tuple[Batches, Batches]:
-        sizes = self.batch_size if isinstance(self.batch_size, tuple) else (self.batch_size,) * 2
-        return Batches(sizes[0], self.sampling, False), Batches(sizes[1], self.sampling, False)
-
-    def _rates(self) -> tuple[Any, Any]:
-        return self.step_size, self.step_size if self.adjoint_step is None else self.adjoint_step
-
-    def init(self, params: PyTree, data: Data) -> Lower:
-        """Start point, samplers, states of the two steps; all else begins at zero."""
-        inner, outer = self._levels()
-        inner.check("inner", data.inner)
-        outer.check("outer", data.outer)
-        rates = tuple(begin_rate(rate, params) for rate in self._rates())
-        return begin(params, (inner.init(data.inner), outer.init(data.outer), rates))
 
     def _zeros(self, hyper: PyTree, params: PyTree) -> dict[str, Any]:
         zero, flat = zeros_like(params), zeros_like(hyper)
@@ -134,13 +112,15 @@ class DoubleLoop:
             memory = self._zeros(hyper, lower.params)
         inner_state, outer_state, (w_state, v_state) = lower.solver_state
         inner, outer = self._levels()
-        count, batches = memory["count"], inner.count(data.inner)
+        count, batches = memory["count"], self._counts(data)[0]
         inner_key, outer_key, adjoint_key, cross_key, again_key = jax.random.split(key, 5)
 
         carry = (lower.params, w_state, inner_state)
         w, w_state, inner_state, d_w = self._descend(problem, hyper, carry, data, inner_key, count)
         drawn, outer_state = outer.draw(data.outer, outer_key, outer_state)
-        value, (rhs, _) = outer.mean(partial(outer_directions, problem, w, hyper), data.outer, drawn)
+        value, (rhs, _) = outer.mean(
+            partial(outer_directions, problem, w, hyper), data.outer, drawn
+        )
         carry = (memory["v"], v_state, inner_state)
         v, v_state, inner_state, d_v, products = self._adjoint(
             problem, Point(w, memory["v"], hyper), rhs, carry, data, adjoint_key, count
@@ -166,9 +146,16 @@ class DoubleLoop:
         parts, rule = self.lam.direction(sample, memory["rule"])
         grad = total(parts)
 
-        every = max(128, 10 * batches) if self.check_every is None else self.check_every
         watch, reference, measured = observe(
-            problem, memory["watch"], lower, here, Point(d_w, d_v, grad), value, data, count, every
+            problem,
+            memory["watch"],
+            lower,
+            here,
+            Point(d_w, d_v, grad),
+            value,
+            data,
+            count,
+            self._every(data),
         )
         counts = Counts.of(
             gradients=self.inner_steps + batches * measured,
@@ -224,9 +211,7 @@ class DoubleLoop:
         def advance(carry: Any, k: Array) -> tuple[Any, None]:
             v, v_state, sampler, _ = carry
             drawn, sampler = inner.draw(data.inner, jax.random.fold_in(key, k), sampler)
-            product = inner.mean(
-                partial(hessian_product, problem, w, hyper, v), data.inner, drawn
-            )
+            product = inner.mean(partial(hessian_product, problem, w, hyper, v), data.inner, drawn)
             direction = jax.tree.map(jnp.add, product, rhs)
             v, v_state = move(rate, v, direction, count, hyper, v_state)
             return (v, v_state, sampler, direction), None
@@ -234,10 +219,6 @@ class DoubleLoop:
         steps = self.adjoint_steps or self.inner_steps
         moved, _ = jax.lax.scan(advance, (*carry, zeros_like(v)), jnp.arange(steps))
         return *moved, jnp.asarray(steps, jnp.int32)
-
-    def astray(self, estimate: Estimate, after: Lower, limit: Any) -> dict[str, Array]:
-        """The variables by name, and whether each has diverged."""
-        return astray(after.memory["watch"], after.memory["v"], estimate, after, limit)
 
 
 jax.tree_util.register_dataclass(

@@ -10,27 +10,27 @@ Keys: move k of a call draws with ``inner, outer, coin, series = split(fold_in(k
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel import messages
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.estimate import Counts, Estimate, Evidence, Lower
 from bilevel.estimators.base import check_minimiser
 from bilevel.problem import Data, Problem
-from bilevel.single_loop.batches import Batches
-from bilevel.single_loop.moving import as_rate, begin_rate, move
+from bilevel.single_loop.common import Stochastic
+from bilevel.single_loop.moving import move
 from bilevel.single_loop.oracles import Evaluation, Parts, Point, Series, evaluate_at, total
 from bilevel.single_loop.rules import SGD, Sample
 from bilevel.single_loop.variance import SAGA, SVRG
-from bilevel.single_loop.watch import Watch, astray, observe
+from bilevel.single_loop.watch import Watch, observe
 from bilevel.trees import PyTree, dtype, nbytes, zeros_like
 
 
 @dataclass(frozen=True)
-class SingleLoop:
+class SingleLoop(Stochastic):
     r"""One step on params and adjoint per hypergradient; nothing is solved to the end.
 
     ``grad`` is the direction of the hyperparameters at the point before the move, so that with
@@ -77,52 +77,30 @@ class SingleLoop:
     sampling: str = "iid"
     steps: int = 1
     check_every: int | None = None
+    positive: ClassVar[tuple[str, ...]] = ("steps", "check_every")
 
     def __post_init__(self) -> None:
         """Normalise steps and refuse settings out of range."""
-        name = "SingleLoop"
-        object.__setattr__(self, "step_size", as_rate(name, "step_size", self.step_size))
-        if self.adjoint_step is not None:
-            rate = as_rate(name, "adjoint_step", self.adjoint_step)
-            object.__setattr__(self, "adjoint_step", rate)
-        if isinstance(self.batch_size, list):
-            object.__setattr__(self, "batch_size", tuple(self.batch_size))
-        messages.require_positive_int(name, "steps", self.steps)
-        if self.check_every is not None:
-            messages.require_positive_int(name, "check_every", self.check_every)
+        self._normalise()
         for variable in ("w", "v", "lam"):
             rule = getattr(self, variable)
             if not hasattr(rule, "direction") and not (variable == "v" and _is_series(rule)):
                 raise TypeError(
-                    f"{name}: {variable} must be a rule such as single_loop.SGD(), got {rule!r}."
+                    f"SingleLoop: {variable} must be a rule such as single_loop.SGD(), "
+                    f"got {rule!r}."
                 )
         periods = {rule.period for rule in self._rules().values() if isinstance(rule, SVRG)}
         if len(periods) > 1:
-            raise ValueError(f"{name}: one snapshot serves all SVRG rules, got periods {periods}.")
+            raise ValueError(
+                f"SingleLoop: one snapshot serves all SVRG rules, got periods {periods}."
+            )
 
     def _rules(self) -> dict[str, Any]:
         rules = {"w": self.w, "v": self.v, "lam": self.lam}
         return {name: SGD() if _is_series(rule) else rule for name, rule in rules.items()}
 
-    def _levels(self) -> tuple[Batches, Batches]:
-        sizes = self.batch_size if isinstance(self.batch_size, tuple) else (self.batch_size,) * 2
-        blocks = any(isinstance(rule, SAGA) for rule in self._rules().values())
-        return Batches(sizes[0], self.sampling, blocks), Batches(sizes[1], self.sampling, blocks)
-
-    def _counts(self, data: Data) -> tuple[int, int]:
-        inner, outer = self._levels()
-        return inner.count(data.inner), outer.count(data.outer)
-
-    def _rates(self) -> tuple[Any, Any]:
-        return self.step_size, self.step_size if self.adjoint_step is None else self.adjoint_step
-
-    def init(self, params: PyTree, data: Data) -> Lower:
-        """Start point, samplers, states of the two steps; all else begins at zero."""
-        inner, outer = self._levels()
-        inner.check("inner", data.inner)
-        outer.check("outer", data.outer)
-        rates = tuple(begin_rate(rate, params) for rate in self._rates())
-        return begin(params, (inner.init(data.inner), outer.init(data.outer), rates))
+    def _blocks(self) -> bool:
+        return any(isinstance(rule, SAGA) for rule in self._rules().values())
 
     def _zeros(self, hyper: PyTree, params: PyTree, data: Data) -> dict[str, Any]:
         counts = self._counts(data)
@@ -167,10 +145,17 @@ class SingleLoop:
         params, state, memory, (directions, value, calls_made) = carry
 
         batches, _ = self._counts(data)
-        every = max(128, 10 * batches) if self.check_every is None else self.check_every
         end = Point(params, memory["v"], hyper)
         watch, reference, measured = observe(
-            problem, memory["watch"], lower, end, directions, value, data, calls, every
+            problem,
+            memory["watch"],
+            lower,
+            end,
+            directions,
+            value,
+            data,
+            calls,
+            self._every(data),
         )
         calls_made = calls_made + batches * measured
         counts = Counts.of(gradients=calls_made, hvps=calls_made)
@@ -206,13 +191,15 @@ class SingleLoop:
         past = {name: at(point) for name, point in points.items()}
 
         directions, memories = {}, {}
-        slots = tuple((d.index, n) for d, n in zip(drawn, sizes, strict=True))
+        slots = tuple((d.block, n) for d, n in zip(drawn, sizes, strict=True))
         for name, rule in rules.items():
-            parts, *others = (
-                None if e is None else getattr(e.parts, name)
-                for e in (now, past.get("previous"), past.get("snapshot"), full)
-            )
-            sample = Sample(parts, *others, due[name], slots[: len(parts)], count, hyper)
+            then = {n: getattr(e.parts, name) for n, e in past.items()}
+            parts = getattr(now.parts, name)
+            sample = Sample(
+                parts, then.get("previous"), then.get("snapshot"),
+                None if full is None else getattr(full.parts, name),
+                due[name], slots[: len(parts)], count, hyper,
+            )  # fmt: skip
             direction, memories[name] = rule.direction(sample, memory["rules"][name])
             directions[name] = total(direction)
         if "previous" in points:
@@ -251,10 +238,6 @@ class SingleLoop:
             return evaluate_at(problem, point, *means, series_key)
 
         return (one, two), (inner_state, outer_state), jax.random.uniform(coin_key), at
-
-    def astray(self, estimate: Estimate, after: Lower, limit: Any) -> dict[str, Array]:
-        """The variables by name, and whether each has diverged."""
-        return astray(after.memory["watch"], after.memory["v"], estimate, after, limit)
 
 
 jax.tree_util.register_dataclass(

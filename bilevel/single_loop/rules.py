@@ -27,7 +27,7 @@ class Sample(NamedTuple):
     full: tuple | None
     due: Any
     slots: tuple
-    count: Array
+    step: Array
     hyper: PyTree
 
 
@@ -107,7 +107,7 @@ class Momentum(Recursive):
 
     def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
         """The moving average."""
-        weight = jnp.where(sample.count == 0, 1, _weight(self, sample))
+        weight = jnp.where(sample.step == 0, 1, _weight(self, sample))
         mean = jax.tree.map(
             lambda o, n: ((1 - weight) * o + weight * n).astype(n.dtype), memory, sample.now
         )
@@ -134,7 +134,7 @@ class STORM(Recursive):
 
     def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
         """The corrected moving average."""
-        keep = jnp.where(sample.count == 0, 0, 1 - _weight(self, sample))
+        keep = jnp.where(sample.step == 0, 0, 1 - _weight(self, sample))
         direction = jax.tree.map(
             lambda n, o, p: (n + keep * (o - p)).astype(n.dtype),
             sample.now, memory, sample.previous,
@@ -152,4 +152,4 @@ def _normalise_weight(rule: Any) -> None:
 
 def _weight(rule: Any, sample: Sample) -> Array:
     """In (0, 1]: schedules such as ``c / (t + 1)`` may begin above 1."""
-    return jnp.minimum(evaluate(rule.weight, sample.count, sample.hyper), 1)
+    return jnp.minimum(evaluate(rule.weight, sample.step, sample.hyper), 1)

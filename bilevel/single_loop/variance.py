@@ -1,4 +1,4 @@
-"""Rules that reduce the variance with what was seen before: their noise vanishes at the solution."""
+"""Rules that correct a minibatch by what was seen before: their noise vanishes at the solution."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar

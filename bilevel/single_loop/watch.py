@@ -1,8 +1,8 @@
 """Whether a run is going astray, and in which variable: cheap every step, exact when it matters.
 
 Norms of the directions are compared with their largest values in the first steps. Where one has
-grown tenfold, and every so many calls anyway, the inner gradient and the adjoint's residual are
-measured on all data.
+grown tenfold, at calls 1, 2, 4, 8, ... and every so many calls, the inner gradient and the adjoint's
+residual are measured on all data.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from bilevel.problem import Data, Problem
 from bilevel.single_loop.oracles import Point
 from bilevel.trees import PyTree, all_finite, norm
 
-_SETTLE = 16  # steps in which the scales are learned
+_SETTLE = 4  # steps in which the scales are learned
 _SUSPECT = 10  # growth that is looked into
 
 
@@ -96,7 +96,7 @@ def observe(
         )
         return new, reference
 
-    measured = suspect | (calls % every == 0)
+    measured = suspect | (calls % every == 0) | (calls & (calls - 1) == 0)
     watch, reference = jax.lax.cond(measured, measure, lambda: (watch, lower.reference))
     return watch, reference, measured
 
@@ -106,10 +106,10 @@ def _ratio(size: Array, scale: Array) -> Array:
 
 
 def astray(watch: Watch, v: PyTree, estimate: Estimate, after: Lower, limit: Any) -> dict:
-    """The variables, and whether each has left all bounds; at most one is named.
+    """The variables, and whether each has left all bounds; of several the first is named.
 
-    A diverging ``w`` takes ``v`` and ``lambda`` with it, a diverging ``v`` takes ``lambda``: the
-    first in this order is the cause.
+    ``w`` counts as lost here only when it is not finite: :func:`bilevel.tune` judges it by the
+    inner residual.
     """
     w_lost = ~all_finite(after.params)
     v_lost = ~all_finite(v) | (watch.adjoint > limit) | ~jnp.isfinite(watch.adjoint)

@@ -1,7 +1,7 @@
 """A small problem, its derivatives written out in numpy, and the draws that the library documents.
 
-    inner: mean_i [(a_i w - y_i)^2 / 2 + (a_i w)^4 / 4 + (a_i w)(c_i lam)] + sum exp(lam) w^2 / 2
-    outer: mean_i (a_i w - y_i)^2 / 2 + 0.2 w lam + 0.05 |lam|^2
+inner: mean_i [(a_i w - y_i)^2 / 2 + (a_i w)^4 / 4 + (a_i w)(c_i lam)] + sum exp(lam) w^2 / 2
+outer: mean_i (a_i w - y_i)^2 / 2 + 0.2 w lam + 0.05 |lam|^2
 """
 
 from typing import Any
@@ -97,5 +97,5 @@ def run(estimator: Any, calls: int = 4) -> list[tuple]:
 def assert_equal(got: list[tuple], expected: list[tuple]) -> None:
     """To 1e-10, call by call."""
     for t, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
-        for name, a, b in zip("w v lambda".split(), mine, theirs, strict=True):
+        for name, a, b in zip(("w", "v", "lambda"), mine, theirs, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-10, err_msg=f"{name} at call {t}")

@@ -57,17 +57,18 @@ def total(w, v, lam, inner, outer):
 
 
 def fsla():
-    w, v, d, past = START, np.zeros(P), None, None
+    w, v, d, past = START, np.zeros(P), np.zeros(P), (np.zeros(P),) * 3
     for t in range(CALLS):
         lam, key, rate = LAMBDAS[t], keys(t), S / (t + 1) ** 0.5
         w = descend(w, lam, key.inner, rate, 1)
         outer = rows_outer(key.outer)
         v = v - rate * (hvp(w, v, lam, rows(key.adjoint, 0)) + f_w(w, lam, outer))
         new = total(w, v, lam, key.cross, key.again)
-        if t == 0:
-            d = new
-        else:
-            d = new + (1 - rate) * (d - total(*past, key.cross, key.again))
+        d = (
+            new
+            if t == 0
+            else new + (1 - rate) * (d - total(past[0], past[1], past[2], key.cross, key.again))
+        )
         past = (w, v, lam)
         yield w, v, d
 

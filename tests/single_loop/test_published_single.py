@@ -87,7 +87,8 @@ def saba():
 
 
 def recursive(due: Callable):
-    w, v, past, D = START, np.zeros(P), None, None
+    w, v, D = START, np.zeros(P), (np.zeros(P),) * 3
+    past = (w, v, LAMBDAS[0])
     for t in range(CALLS):
         inner, outer, coin, _ = keys(t)
         now = (w, v, LAMBDAS[t])
@@ -112,7 +113,7 @@ def spaba():
 
 
 def storm(randomised: bool):
-    w, v, past, D, eta = START, None, None, None, 0.5
+    w, D, eta, past = START, [START, START], 0.5, (START, START)
     for t in range(CALLS):
         inner, outer, _, series = keys(t)
         a, b, lam = rows_inner(inner), rows_outer(outer), LAMBDAS[t]
