@@ -2,6 +2,9 @@
 
 from bilevel.single_loop.double_loop import DoubleLoop as DoubleLoop
 from bilevel.single_loop.engine import SingleLoop as SingleLoop
+from bilevel.single_loop.f2sa import F2SA as F2SA
+from bilevel.single_loop.first_order import BOME as BOME
+from bilevel.single_loop.first_order import PZOBO as PZOBO
 from bilevel.single_loop.oracles import HIA as HIA
 from bilevel.single_loop.oracles import SHIA as SHIA
 from bilevel.single_loop.presets import PRESETS as PRESETS

@@ -8,6 +8,8 @@ import optax
 from bilevel.schedules import Decay
 from bilevel.single_loop.double_loop import DoubleLoop
 from bilevel.single_loop.engine import SingleLoop
+from bilevel.single_loop.f2sa import F2SA
+from bilevel.single_loop.first_order import BOME, PZOBO
 from bilevel.single_loop.oracles import HIA, SHIA
 from bilevel.single_loop.rules import SGD, STORM, Momentum
 from bilevel.single_loop.variance import PAGE, SAGA, SARAH
@@ -55,6 +57,13 @@ def _storm(series: Any) -> Callable[..., SingleLoop]:
     return make
 
 
+def _vrbo(
+    s: Any, b: Any, inner_steps: int = 10, terms: int = 10, period: int | None = None, **more: Any
+) -> SingleLoop:
+    rule = SARAH(period)
+    return SingleLoop(s, b, rule, SHIA(terms, s), rule, steps=inner_steps, **more)
+
+
 def _fsla(s: Any, b: Any, **more: Any) -> DoubleLoop:
     rate = Decay(s, 0.5)
     return DoubleLoop(rate, b, 1, SGD(), 1, STORM(rate), fresh_outer=True, **more)
@@ -77,6 +86,20 @@ def _amigo(s: Any, b: Any, inner_steps: int = 10, **more: Any) -> DoubleLoop:
     return DoubleLoop(s, b, inner_steps, **more)
 
 
+def _f2sa(s: Any, b: Any, **more: Any) -> F2SA:
+    return F2SA(Decay(s, 5 / 7), b, free_step=Decay(s, 4 / 7), **more)
+
+
+def _bome(s: Any, b: Any, **more: Any) -> BOME:
+    del b
+    return BOME(s, **more)
+
+
+def _pzobo(s: Any, b: Any, **more: Any) -> PZOBO:
+    del b
+    return PZOBO(s, **more)
+
+
 PRESETS: dict[str, Preset] = {
     "soba": Preset(_soba, 0.5, "Dagreou, Ablin, Vaiter, Moreau, NeurIPS 2022"),
     "saba": Preset(_saba, 0, "Dagreou, Ablin, Vaiter, Moreau, NeurIPS 2022"),
@@ -85,11 +108,15 @@ PRESETS: dict[str, Preset] = {
     "ma_soba": Preset(_ma_soba, 0.5, "Chen, Xiao, Balasubramanian, 2023"),
     "sustain": Preset(_storm(HIA), 1 / 3, "Khanduri et al., NeurIPS 2021"),
     "mrbo": Preset(_storm(SHIA), 1 / 3, "Yang, Ji, Liang, NeurIPS 2021"),
+    "vrbo": Preset(_vrbo, 0, "Yang, Ji, Liang, NeurIPS 2021"),
     "fsla": Preset(_fsla, 0.5, "Li, Gu, Huang, AAAI 2022"),
     "ttsa": Preset(_ttsa, 0.6, "Hong, Wai, Wang, Yang, SIOPT 2023"),
     "bsa": Preset(_bsa, 0.5, "Ghadimi, Wang, 2018"),
     "stocbio": Preset(_stocbio, 0, "Ji, Yang, Liang, ICML 2021"),
     "amigo": Preset(_amigo, 0, "Arbel, Mairal, ICLR 2022"),
+    "f2sa": Preset(_f2sa, 4 / 7, "Kwon, Kwon, Wright, Nowak, ICML 2023"),
+    "bome": Preset(_bome, 0, "Ye, Liu, Wright, Stone, Liu, NeurIPS 2022"),
+    "pzobo": Preset(_pzobo, 0, "Sow, Ji, Liang, NeurIPS 2022"),
 }
 
 

@@ -1,8 +1,8 @@
 """Whether a run is going astray, and in which variable: cheap every step, exact when it matters.
 
 Norms of the directions are compared with their largest values in the first steps. Where one has
-grown tenfold, at calls 1, 2, 4, 8, ... and every so many calls, the inner gradient and the adjoint's
-residual are measured on all data.
+grown tenfold, at calls 1, 2, 4, 8, ... and every so many calls, the inner gradient and the residual
+of the adjoint are measured on all data.
 """
 
 from typing import Any, NamedTuple

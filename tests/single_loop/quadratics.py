@@ -2,9 +2,9 @@
 
     loss_i = (a_i w)^2 / 2 + (b_i lam)^2 / 2 + (c_i lam)(d_i w) + l_i w + m_i lam
 
-The a_i and b_i have covariances with spectra in [.1, 1] (one direction of lam is flat), the c_i, d_i
-a cross-correlation of singular values up to .1. Of several draws the first is taken for which the
-outer problem is convex.
+The a_i and b_i have covariances with spectra in [.1, 1] (one direction of lam is flat), c_i and d_i
+a cross-correlation with singular values .1. Of several draws the first is taken for which the outer
+problem is convex.
 """
 
 from typing import Any, NamedTuple
@@ -25,9 +25,9 @@ class Quadratics(NamedTuple):
 
 
 def loss(w: Any, lam: Any, batch: Any) -> Any:
-    a, b, c, d, l, m = batch
+    a, b, c, d, slope, direct = batch
     squares = jnp.mean((a @ w) ** 2 + (b @ lam) ** 2) / 2
-    return squares + jnp.mean((c @ lam) * (d @ w)) + jnp.mean(l, 0) @ w + jnp.mean(m, 0) @ lam
+    return squares + jnp.mean((c @ lam) * (d @ w)) + jnp.mean(slope @ w + direct @ lam)
 
 
 PROBLEM = bl.Problem(loss, loss, quadratic=True)
@@ -48,9 +48,9 @@ def level(rng: np.random.Generator, n: int, dim: int) -> tuple[np.ndarray, ...]:
 
 def matrices(part: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     """``(d^2 / dw^2, d^2 / dlam^2, d^2 / dlam dw, l, m)`` of the mean loss."""
-    a, b, c, d, l, m = part
+    a, b, c, d, slope, direct = part
     n = len(a)
-    return a.T @ a / n, b.T @ b / n, c.T @ d / n, l.mean(0), m.mean(0)
+    return a.T @ a / n, b.T @ b / n, c.T @ d / n, slope.mean(0), direct.mean(0)
 
 
 def make(n: int, dim: int) -> Quadratics:

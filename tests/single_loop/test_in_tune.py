@@ -1,4 +1,4 @@
-"""Single-loop methods inside `tune`: divergence has a name, runs go on bit for bit, memory is known."""
+"""Inside `tune`: divergence has a name, runs go on bit for bit, memory is known beforehand."""
 
 from typing import Any
 

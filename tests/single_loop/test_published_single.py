@@ -32,9 +32,9 @@ pytestmark = pytest.mark.usefixtures("x64")
 S, CALLS = 0.1, 4
 
 
-def keys(t):
-    """Those of move 0 of the call with key t: inner, outer, coin, series."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(t), 0), 4)
+def keys(t, move=0):
+    """Those of a move of the call with key t: inner, outer, coin, series."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(t), move), 4)
 
 
 def directions(w, v, lam, inner, outer):
@@ -142,7 +142,39 @@ def mrbo():
     return storm(randomised=False)
 
 
-@pytest.mark.parametrize("published", [soba, ma_soba, saba, srba, spaba, sustain, mrbo])
+def vrbo():
+    """Three moves of w per call; every second move starts again from all data."""
+    w, D, past, moves = START, (START, START), (START, START), 0
+    v = START
+    for t in range(CALLS):
+        for k in range(3):
+            inner, outer, _, series = keys(t, k)
+
+            def estimate(w, lam, inner=inner, outer=outer, series=series):
+                a, b = rows_inner(inner), rows_outer(outer)
+                v = neumann(w, lam, f_w(w, lam, b), series, S, randomised=False)
+                return v, g_w(w, lam, a), cross(w, v, lam, a) + f_lam(w, lam, b)
+
+            lam = LAMBDAS[t]
+            v, *new = estimate(w, lam)
+            if moves % 2 == 0:
+                x = [f_w(w, lam, ALL_OUTER)]
+                for _ in range(10):
+                    x.append(x[-1] - S * hvp(w, x[-1], lam, ALL))
+                exact = -S * sum(x)
+                D = g_w(w, lam, ALL), cross(w, exact, lam, ALL) + f_lam(w, lam, ALL_OUTER)
+            else:
+                D = [d + n - o for d, n, o in zip(D, new, estimate(*past)[1:], strict=True)]
+            past, w, moves = (w, lam), w - S * D[0], moves + 1
+        yield w, v, D[1]
+
+
+SETTINGS = {"vrbo": {"inner_steps": 3}}
+
+
+@pytest.mark.parametrize("published", [soba, ma_soba, saba, srba, spaba, sustain, mrbo, vrbo])
 def test_preset_is_the_published_update(published) -> None:
-    estimator, _ = single_loop.preset(published.__name__, step_size=S, batch_size=B)
+    name = published.__name__
+    settings = SETTINGS.get(name, {})
+    estimator, _ = single_loop.preset(name, step_size=S, batch_size=B, **settings)
     assert_equal(run(estimator, CALLS), list(published()))
