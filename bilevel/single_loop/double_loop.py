@@ -118,48 +118,25 @@ class DoubleLoop(Stochastic):
         carry = (lower.params, w_state, inner_state)
         w, w_state, inner_state, d_w = self._descend(problem, hyper, carry, data, inner_key, count)
         drawn, outer_state = outer.draw(data.outer, outer_key, outer_state)
-        value, (rhs, _) = outer.mean(
+        value, (rhs, direct) = outer.mean(
             partial(outer_directions, problem, w, hyper), data.outer, drawn
         )
         carry = (memory["v"], v_state, inner_state)
         v, v_state, inner_state, d_v, products = self._adjoint(
             problem, Point(w, memory["v"], hyper), rhs, carry, data, adjoint_key, count
         )
-        if self.fresh_outer:
-            drawn, outer_state = outer.draw(data.outer, again_key, outer_state)
-        cross, inner_state = inner.draw(data.inner, cross_key, inner_state)
-
-        def hypergradient(point: Point) -> tuple:
-            direct = outer.mean(
-                lambda batch: jax.grad(problem.outer, argnums=1)(point.w, point.lam, batch),
-                data.outer, drawn,
-            )  # fmt: skip
-            return inner.mean(partial(cross_product, problem, *point), data.inner, cross), direct
-
         here = Point(w, v, hyper)
-        now, past = hypergradient(here), None
-        if memory["previous"] is not None:
-            first = count == 0
-            before = jax.tree.map(partial(jnp.where, first), here, memory["previous"])
-            past = hypergradient(before)
-        sample = Sample(now, past, None, None, False, (), count, hyper)
-        parts, rule = self.lam.direction(sample, memory["rule"])
-        grad = total(parts)
-
-        watch, reference, measured = observe(
-            problem,
-            memory["watch"],
-            lower,
-            here,
-            Point(d_w, d_v, grad),
-            value,
-            data,
-            count,
-            self._every(data),
+        samplers = (drawn, direct, inner_state, outer_state)
+        grad, rule, inner_state, outer_state = self._hypergradient(
+            problem, here, memory, samplers, data, cross_key, again_key
         )
+        watch, reference, measured = observe(
+            problem, memory["watch"], lower, here, Point(d_w, d_v, grad), value, data, count,
+            self._every(data),
+        )  # fmt: skip
         counts = Counts.of(
             gradients=self.inner_steps + batches * measured,
-            hvps=products + (1 if past is None else 2) + batches * measured,
+            hvps=products + (1 if memory["previous"] is None else 2) + batches * measured,
         )
         memory = {
             "count": count + 1,
@@ -171,6 +148,34 @@ class DoubleLoop(Stochastic):
         state = (inner_state, outer_state, (w_state, v_state))
         evidence = Evidence(watch.residual, watch.linear, counts=counts)
         return Estimate(value, grad, evidence), Lower(w, state, memory, reference)
+
+    def _hypergradient(
+        self, problem: Problem, here: Point, memory: Any, samplers: Any, data: Data,
+        cross_key: Array, again_key: Array,
+    ) -> Any:  # fmt: skip
+        """``(direction, rule's memory, sampler states)`` at ``here``, by the rule of ``lam``."""
+        inner, outer = self._levels()
+        drawn, direct, inner_state, outer_state = samplers
+        if self.fresh_outer:
+            direct = None
+            drawn, outer_state = outer.draw(data.outer, again_key, outer_state)
+        cross, inner_state = inner.draw(data.inner, cross_key, inner_state)
+
+        def hypergradient(point: Point, direct: PyTree = None) -> tuple:
+            if direct is None:
+                at_point = partial(jax.grad(problem.outer, argnums=1), point.w, point.lam)
+                direct = outer.mean(at_point, data.outer, drawn)
+            return inner.mean(partial(cross_product, problem, *point), data.inner, cross), direct
+
+        count, past = memory["count"], None
+        now = hypergradient(here, direct)
+        if memory["previous"] is not None:
+            past = hypergradient(
+                jax.tree.map(partial(jnp.where, count == 0), here, memory["previous"])
+            )
+        sample = Sample(now, past, None, None, False, (), count, here.lam)
+        parts, rule = self.lam.direction(sample, memory["rule"])
+        return total(parts), rule, inner_state, outer_state
 
     def _descend(
         self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array, count: Array
