@@ -111,7 +111,7 @@ class DoubleLoop(Stochastic):
         if memory is None:
             memory = self._zeros(hyper, lower.params)
         inner_state, outer_state, (w_state, v_state) = lower.solver_state
-        inner, outer = self._levels()
+        outer = self._levels()[1]
         count, batches = memory["count"], self._counts(data)[0]
         inner_key, outer_key, adjoint_key, cross_key, again_key = jax.random.split(key, 5)
 
