@@ -34,8 +34,9 @@ def saba(case: Quadratics, batch_size: int, steps: int) -> float:
 
 def implicit(case: Quadratics, steps: int) -> float:
     solver = bl.GradientDescent(step_size=0.8)
-    estimator = bl.Implicit(solver, steps=60, linear=bl.CG(tol=1e-10))
-    return reached(case, estimator, bl.transform(optax.sgd, learning_rate=0.7), steps)
+    estimator = bl.Implicit(solver, steps=30, linear=bl.CG(tol=1e-10))
+    outer = bl.transform(optax.sgd, learning_rate=0.7, momentum=0.8)
+    return reached(case, estimator, outer, steps)
 
 
 def test_saba_converges_geometrically_on_a_small_case() -> None:
@@ -53,7 +54,7 @@ def test_saba_at_full_size() -> None:
 
 @pytest.mark.slow
 def test_implicit_at_full_size() -> None:
-    assert implicit(make(1024, 100), 300) <= 1e-10
+    assert implicit(make(1024, 100), 1000) <= 1e-10
 
 
 def soba(case: Quadratics, rate: Any, steps: int = 2**13, seeds: int = 8) -> np.ndarray:
