@@ -19,6 +19,7 @@ from bilevel.trees import PyTree, all_finite, norm
 
 _SETTLE = 4  # steps in which the scales are learned
 _SUSPECT = 10  # growth that is looked into
+_FOLLOW = 1.05  # growth per step of D_lambda and of the value that is never taken for divergence
 
 
 class Watch(NamedTuple):
@@ -68,12 +69,16 @@ def observe(
     def raised(scale: Array, seen: Array, when: Array) -> Array:
         return jnp.where(when, jnp.maximum(scale, seen), scale)
 
+    def followed(scale: Array, seen: Array) -> Array:
+        most = jnp.where(settling | (scale == 0), seen, jnp.minimum(seen, _FOLLOW * scale))
+        return jnp.maximum(scale, most)
+
     watch = watch._replace(
         growth=jnp.where(settling, 0, growth),
         w=raised(watch.w, sizes.w, learn),
         v=raised(watch.v, sizes.v, learn),
-        lam=raised(watch.lam, sizes.lam, settling),
-        value=raised(watch.value, size, settling),
+        lam=followed(watch.lam, sizes.lam),
+        value=followed(watch.value, size),
     )
 
     def measure() -> tuple[Watch, Array]:
@@ -92,7 +97,7 @@ def observe(
             residual=residual.astype(dtype),
             linear=_ratio(left, b),
             rhs=most,
-            adjoint=_ratio(left, most),
+            adjoint=jnp.where(most > 0, left / most, 0),
         )
         return new, reference
 
@@ -112,7 +117,7 @@ def astray(watch: Watch, v: PyTree, estimate: Estimate, after: Lower, limit: Any
     inner residual.
     """
     w_lost = ~all_finite(after.params)
-    v_lost = ~all_finite(v) | (watch.adjoint > limit) | ~jnp.isfinite(watch.adjoint)
+    v_lost = ~all_finite(v) | (watch.adjoint > limit)
     lam_lost = ~all_finite((estimate.grad, estimate.value)) | (watch.growth > limit)
     return {
         "w (params)": w_lost,
