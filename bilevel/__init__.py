@@ -1,5 +1,6 @@
 """Bilevel hyperparameter optimisation: hypergradients that come with evidence."""
 
+from bilevel import single_loop as single_loop
 from bilevel import testing as testing
 from bilevel.adaptive import Adaptive as Adaptive
 from bilevel.check import check as check
@@ -41,7 +42,10 @@ from bilevel.plan import plan as plan
 from bilevel.plan_report import Plan as Plan
 from bilevel.problem import Data as Data
 from bilevel.problem import Problem as Problem
+from bilevel.schedules import Decay as Decay
 from bilevel.schedules import InverseTime as InverseTime
+from bilevel.single_loop import DoubleLoop as DoubleLoop
+from bilevel.single_loop import SingleLoop as SingleLoop
 from bilevel.solvers import FISTA as FISTA
 from bilevel.solvers import LBFGS as LBFGS
 from bilevel.solvers import SAGA as SAGA

@@ -3,7 +3,7 @@
 from typing import Any
 
 from bilevel.curvature import contractible, largest_curvature
-from bilevel.estimators.base import Estimator
+from bilevel.estimators.base import Estimator, NamesVariables
 from bilevel.outer_loop import State, Stop
 from bilevel.problem import Data, Problem
 from bilevel.trees import PyTree
@@ -34,6 +34,8 @@ def explain(
     problem: Problem, estimator: Estimator, state: State, hyper: PyTree, stop: Stop, data: Data
 ) -> str:
     """One paragraph: which step, which quantity, the likely cause and the cure."""
+    if isinstance(estimator, NamesVariables):
+        return _name(problem, estimator, state, hyper, stop, data)
     text = (
         f"tune stopped at outer step {int(state.step)}: the inner solver diverged at the "
         f"hyperparameters proposed there (inner residual {float(stop.residual):.3g} after "
@@ -68,3 +70,36 @@ def explain(
     else:
         text += f"The largest inner curvature there is {curvature:.4g}. Use a smaller step size. "
     return text + "The last good state, before that step, is returned."
+
+
+_CURES = {
+    "w": "Use a smaller step_size or a larger batch.",
+    "v": "Use a smaller adjoint_step, or a smaller step_size of its series, or a larger batch.",
+    "lambda": "Use a smaller outer step.",
+}
+
+
+def _name(
+    problem: Problem, estimator: NamesVariables, state: State, hyper: PyTree, stop: Stop, data: Data
+) -> str:
+    """For an estimator that moves several variables: which one left, and what to change.
+
+    One diverging variable takes the others with it. A step that is too large for the inner
+    curvature is the cause wherever there is one; else the variable that was noticed is named.
+    """
+    curvature = float(largest_curvature(problem, hyper, state.lower.params, data, state.key))
+    limits = estimator.contractible(hyper, state.lower)
+    outgrown = [name for name, limit in limits.items() if curvature > float(limit)]
+    noticed = [name for name, flag in stop.astray.items() if flag]
+    name = (outgrown or noticed or list(stop.astray))[0]
+    text = (
+        f"tune stopped at outer step {int(state.step)}: {name} diverged (outer value "
+        f"{float(stop.value):.4g}, inner residual {float(stop.residual):.3g} as last measured). "
+    )
+    if outgrown:
+        text += (
+            f"The largest inner curvature is {curvature:.4g}, above the {float(limits[name]):.4g} "
+            "that its step contracts. "
+        )
+    text += _CURES[name.split()[0]]
+    return text + " The last good state, before that step, is returned."

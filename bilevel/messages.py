@@ -99,6 +99,20 @@ def require_smooth(owner: str, problem: Any) -> None:
         )
 
 
+def require_plain(owner: str, problem: Any) -> None:
+    """Raise if the params do not simply go on from call to call by gradients of a smooth loss."""
+    if problem.start is not None:
+        raise ValueError(
+            f"{owner} takes a step per call from where the last one ended, and problem.start says "
+            "that every call begins anew. Use Forward or Reverse."
+        )
+    if problem.prox is not None:
+        raise ValueError(
+            f"{owner} needs a twice differentiable inner objective, and problem.prox says that "
+            "part of it is not. Use Implicit or Forward with a proximal solver."
+        )
+
+
 def describe(tree: PyTree) -> str:
     """Shapes and dtypes of a tree, for an error message."""
     return str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree))

@@ -13,7 +13,7 @@ from jax import Array
 from bilevel.adaptive import Adaptive, Work, columns, observe
 from bilevel.curvature import outgrown
 from bilevel.estimate import Estimate, Lower
-from bilevel.estimators.base import Estimator, fresh, full_gradient
+from bilevel.estimators.base import Estimator, NamesVariables, fresh, full_gradient
 from bilevel.problem import Data, Problem, examples
 from bilevel.trees import PyTree, all_finite, norm, zeros_like
 
@@ -51,12 +51,16 @@ class State:
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a block ended early: flag, and the numbers of the step that was refused, all ``()``."""
+    """Why a block ended early: flag, and the numbers of the step that was refused, all ``()``.
+
+    ``astray`` names the variables of an estimator that moves several, and flags the culprit.
+    """
 
     diverged: Array
     value: Array
     residual: Array
     previous: Array
+    astray: dict[str, Array]
 
 
 for _node in (State, Stop):
@@ -123,6 +127,8 @@ def outer_step(
     estimate, after = estimator.step(problem, hyper, lower, data, key)
     solver = getattr(estimator, "solver", None)
     diverged = _diverged(problem, solver, hyper, state, lower, estimate, after, data, limit)
+    lost = _astray(estimator, estimate, after, limit)
+    diverged = jnp.any(jnp.stack([diverged, *lost.values()]))
     residual = _residual(estimate)
     new = dataclasses.replace(
         state,
@@ -133,8 +139,16 @@ def outer_step(
         lower=after,
         floor=jnp.maximum(residual, 0.9 * state.floor),
     )
-    stop = Stop(diverged, estimate.value, residual, _residual(state.estimate))
+    stop = Stop(diverged, estimate.value, residual, _residual(state.estimate), lost)
     return jax.lax.cond(diverged, lambda: state, lambda: new), stop
+
+
+def _astray(
+    estimator: Estimator, estimate: Estimate, after: Lower, limit: Array
+) -> dict[str, Array]:
+    if not isinstance(estimator, NamesVariables):
+        return {}
+    return estimator.astray(estimate, after, limit)
 
 
 def _residual(estimate: Estimate) -> Array:
@@ -161,12 +175,14 @@ def _diverged(
     The growth must exceed both the recent floor of the residual and the gradient that this step
     began with, so that neither SGD's noise nor a large move of ``hyper`` is mistaken for it. Below
     a residual of 1e-3 growth does no harm; in the first steps, when the floor is not yet known,
-    only growth above the noise of single examples counts.
+    only growth above the noise of single examples counts. A residual that stands as it was, because
+    the estimator measures it every so many calls, is not looked into again.
     """
     finite = all_finite((estimate.value, estimate.grad, after.params))
     residual = _residual(estimate)
     grown = (state.step > 0) & (residual > 1e-3) & (residual > 10 * state.floor)
-    suspect = grown | (residual > 1) | ~jnp.isfinite(residual)
+    new = residual != _residual(state.estimate)
+    suspect = (new & (grown | (residual > 1))) | ~jnp.isfinite(residual)
 
     def size(params: PyTree) -> Array:
         return norm(full_gradient(problem, hyper, params, data))
@@ -235,7 +251,8 @@ def block(
         lambda s: jnp.full((length, *s.shape), _blank(s.dtype), s.dtype), jax.eval_shape(row, state)
     )
     residual = _residual(state.estimate)
-    stop = Stop(jnp.array(False), state.estimate.value, residual, residual)
+    lost = jax.tree.map(jnp.zeros_like, _astray(estimator, state.estimate, state.lower, limit))
+    stop = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
     state, stop, history, _ = jax.lax.while_loop(
         unfinished, advance, (state, stop, history, jnp.zeros((), jnp.int32))
     )

@@ -53,12 +53,37 @@ class InverseTime:
         return 2 / (self.mu * (count + 8 * (self.L / self.mu) ** 2))
 
 
+@dataclass(frozen=True)
+class Decay:
+    """``start / (k + 1)^power`` at step ``k``, the schedule of the stochastic bilevel methods.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> bl.Decay(0.1, 0.5)(99)
+    0.01
+    """
+
+    start: Any
+    power: Any
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that is not positive."""
+        require_positive("Decay", "start", self.start)
+
+    def __call__(self, count: Any, hyper: PyTree = None) -> Any:
+        """The value at step ``count``."""
+        del hyper
+        return self.start / (count + 1) ** self.power
+
+
 jax.tree_util.register_dataclass(InverseTime)
+jax.tree_util.register_dataclass(Decay)
 
 
 def knob(owner: str, name: str, value: Any) -> Any:
     """Normalise a setting: numbers stay leaves, functions become static :class:`Knob` nodes."""
-    if isinstance(value, Knob | InverseTime):
+    if isinstance(value, Knob | InverseTime | Decay):
         return value
     if callable(value):
         return as_knob(owner, name, value)
@@ -78,6 +103,6 @@ def as_knob(owner: str, name: str, fn: Callable[..., Any]) -> Knob:
 
 def evaluate(setting: Any, count: Array, hyper: PyTree) -> Any:
     """The number that a normalised setting stands for at step ``count``."""
-    if isinstance(setting, Knob | InverseTime):
+    if isinstance(setting, Knob | InverseTime | Decay):
         return setting(count, hyper)
     return jnp.asarray(setting)

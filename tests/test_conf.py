@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 import bilevel as bl
 import bilevel.estimators
+import bilevel.single_loop
 import bilevel.solvers
 from experiments import hydra_compat
 from experiments.settings import NODES, check, defaults
@@ -90,11 +91,16 @@ def exported(module: Any) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("group", "module"), [("solver", bilevel.solvers), ("estimator", bilevel.estimators)]
+    ("group", "module"),
+    [
+        ("solver", bilevel.solvers),
+        ("estimator", bilevel.estimators),
+        ("estimator", bilevel.single_loop),
+    ],
 )
 def test_every_exported_noun_has_a_leaf(group: str, module: Any) -> None:
     names = exported(module)
-    assert {"bilevel.SGD", "bilevel.Forward"} & names
+    assert {"bilevel.SGD", "bilevel.Forward", "bilevel.SingleLoop"} & names
     assert names <= targets(group), f"write conf/{group}/NAME.yaml"
 
 

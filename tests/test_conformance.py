@@ -57,6 +57,17 @@ def independent(solver: Any) -> Any:
     return replace(solver, sampling="iid") if isinstance(solver, bl.SGD) else solver
 
 
+
+def stochastic(make: Any, counts: tuple[str, ...]) -> Callable[[Any, int], Any]:
+    """Takes the solver's step size and minibatches; ``counts``: the fields that are ``k``."""
+
+    def factory(solver: Any, k: int) -> Any:
+        size = getattr(solver, "batch_size", None)
+        return make(solver.step_size, size, sampling="epoch", **dict.fromkeys(counts, k))
+
+    return factory
+
+
 # A new estimator gets its row here, under its class's name.
 TABLE = {
     "Forward": Row(bl.Forward),
@@ -64,6 +75,7 @@ TABLE = {
     "Reverse": Row(bl.Reverse),
     "ClosedForm": Row(lambda solver, k: bl.ClosedForm(), NO_SOLVER, ("ridge",)),
     "Evolution": Row(differences(bl.Evolution)),
+    "DoubleLoop": Row(stochastic(bl.DoubleLoop, ("inner_steps",))),
     "OneStep": Row(lambda solver, k: bl.OneStep(solver, k, last=min(k, 20))),
     "PES": Row(differences(bl.PES)),
     "Penalty": Row(bl.Penalty),
@@ -76,6 +88,7 @@ TABLE = {
     "Replicated": Row(lambda solver, k: bl.Replicated(bl.Reverse(solver, k), n=2)),
     # Doubles the step size, for which the network's leaves no room.
     "Richardson": Row(lambda s, k: bl.Richardson(bl.Forward(s, k)), (), ("ridge", "logistic")),
+    "SingleLoop": Row(stochastic(bl.SingleLoop, ("steps",))),
     # One copy does not know its own noise.
     "UORO": Row(lambda solver, k: bl.Replicated(bl.UORO(solver, k), n=8)),
 }

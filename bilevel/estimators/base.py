@@ -1,7 +1,7 @@
 """The estimator contract, and what every estimator shares."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,19 @@ class Estimator(Protocol):
         self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
     ) -> tuple[Estimate, Lower]:
         """Move the lower level, estimate value and hypergradient, say how good they are."""
+        ...
+
+
+@runtime_checkable
+class NamesVariables(Protocol):
+    """An estimator that moves more than the params, and says which variable has diverged."""
+
+    def astray(self, estimate: Estimate, after: Lower, limit: Any) -> dict[str, Array]:
+        """Each variable's name, and whether it has left all bounds, ``()``, boolean."""
+        ...
+
+    def contractible(self, hyper: PyTree, lower: Lower) -> dict[str, Array]:
+        """The largest inner curvature that a variable's step contracts, where that is known."""
         ...
 
 

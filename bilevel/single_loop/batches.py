@@ -1,0 +1,104 @@
+"""Minibatches of one level: independent draws, or fixed blocks where a table is indexed by them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.problem import examples
+from bilevel.solvers.sampling import Sampler
+from bilevel.trees import PyTree
+
+
+class Drawn(NamedTuple):
+    """A minibatch: its examples (``None`` for a block) and its number among the blocks."""
+
+    batch: PyTree
+    block: Array
+
+
+@dataclass(frozen=True)
+class Batches:
+    """``size`` examples per draw, ``None`` for all of them.
+
+    With ``blocks`` the examples are cut, in their order, into ``ceil(n / size)`` blocks, the last
+    one smaller where ``size`` does not divide n. A mean over block j is then multiplied by ``n_j
+    blocks / n``, which is 1 for equal blocks: so the blocks weigh alike, and the mean over all of
+    them is the mean over all examples.
+    """
+
+    size: int | None
+    sampling: str
+    blocks: bool
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before the data is known."""
+        Sampler(self.size, self.sampling)
+
+    def count(self, data: PyTree) -> int:
+        """Minibatches per pass, rounded up; 1 for the full batch."""
+        n = examples(data)
+        return -(-n // (self.size or n))
+
+    def check(self, level: str, data: PyTree) -> None:
+        """Raise if there are fewer examples than a minibatch takes."""
+        if self.size is not None and self.size > examples(data):
+            raise ValueError(
+                f"batch_size={self.size} is larger than the number of {level} examples, "
+                f"{examples(data)}. Use a smaller batch, None for the full batch, or a pair "
+                "batch_size=(inner, outer)."
+            )
+
+    def init(self, data: PyTree) -> Any:
+        """The sampler's state."""
+        sampler, items = self._sampler(data)
+        return sampler.init(items)
+
+    def draw(self, data: PyTree, key: Array, state: Any) -> tuple[Drawn, Any]:
+        """The next minibatch and the sampler's state."""
+        return self._draw(self._sampler(data), data, key, state)
+
+    def draw_iid(self, data: PyTree, key: Array) -> Drawn:
+        """A minibatch independent of all others."""
+        _, items = self._sampler(data)
+        size = 1 if self.blocks and self.size is not None else self.size
+        return self._draw((Sampler(size, "iid"), items), data, key, ())[0]
+
+    def _sampler(self, data: PyTree) -> tuple[Sampler, PyTree]:
+        if not self.blocks or self.size is None:
+            return Sampler(self.size, self.sampling), data
+        return Sampler(1, self.sampling), jnp.arange(self.count(data))
+
+    def _draw(self, source: Any, data: PyTree, key: Array, state: Any) -> tuple[Drawn, Any]:
+        sampler, items = source
+        if not self.blocks or self.size is None:
+            batch, state = sampler.draw(data, key, state)
+            return Drawn(batch, jnp.zeros((), jnp.int32)), state
+        rows, state = sampler.indices(items, key, state)
+        return Drawn(None, rows[0]), state
+
+    def mean(self, fn: Callable[[PyTree], PyTree], data: PyTree, drawn: Drawn) -> PyTree:
+        """``fn``, a mean over examples, on the minibatch; of a block, multiplied by its weight."""
+        if drawn.batch is not None:
+            return fn(drawn.batch)
+        n, blocks, size = examples(data), self.count(data), self.size or examples(data)
+        last = n - (blocks - 1) * size
+
+        def at(start: Any, length: int) -> PyTree:
+            cut = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, length),
+                jax.tree.map(jnp.asarray, data),
+            )
+            weight = length * blocks / n
+            return fn(cut) if weight == 1 else jax.tree.map(lambda x: weight * x, fn(cut))
+
+        if last == size:
+            return at(drawn.block * size, size)
+        return jax.lax.cond(
+            drawn.block == blocks - 1,
+            lambda: at(n - last, last),
+            lambda: at(drawn.block * size, size),
+        )

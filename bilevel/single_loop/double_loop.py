@@ -1,0 +1,236 @@
+r"""Methods with inner loops: params first, then the adjoint there, then the hyperparameters.
+
+    w <- w - step_size grad_w g_b(w)                 inner_steps times
+    v <- v - adjoint_step (H_b v + grad_w f_c)       adjoint_steps times, or a series, afresh
+    grad = C_b^T v + grad_lambda f_c                 by a rule, at the new (w, v)
+
+Keys: a call draws with ``inner, outer, adjoint, cross, again = split(key, 5)``; the k-th inner step
+with ``fold_in(inner, k)``, the k-th adjoint step or factor with ``fold_in(adjoint, k)``.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel import messages
+from bilevel.estimate import Counts, Estimate, Evidence, Lower
+from bilevel.estimators.base import check_minimiser
+from bilevel.problem import Data, Problem
+from bilevel.single_loop.common import Stochastic
+from bilevel.single_loop.moving import move
+from bilevel.single_loop.oracles import (
+    Point,
+    Series,
+    cross_product,
+    hessian_product,
+    outer_directions,
+    total,
+)
+from bilevel.single_loop.rules import SGD, STORM, Momentum, Sample
+from bilevel.single_loop.watch import Watch, observe
+from bilevel.trees import PyTree, dtype, zeros_like
+
+
+@dataclass(frozen=True)
+class DoubleLoop(Stochastic):
+    r"""A few steps on the params, a few on the adjoint (or a series), one hypergradient.
+
+    Evidence, counts, value and the naming of divergence are those of :class:`bilevel.SingleLoop`.
+
+    Parameters
+    ----------
+    step_size, adjoint_step, batch_size, sampling, check_every : as for ``SingleLoop``.
+    inner_steps : SGD steps on the params per call.
+    v : ``single_loop.SGD()``, the adjoint going on from the last call, or a series formed afresh,
+        ``single_loop.HIA`` or ``SHIA``.
+    adjoint_steps : SGD steps on the adjoint per call; ``None``: as many as ``inner_steps``.
+    lam : how the hypergradient is estimated: ``single_loop.SGD()``, ``Momentum`` or ``STORM``.
+    fresh_outer : draw a second outer minibatch for the hypergradient's direct part, instead of the
+        one on which the adjoint's right-hand side is formed.
+    hyper_first : the first call leaves the params where they are and later ones use the step size
+        of the call before: so methods that are published as "move the hyperparameters, then the
+        params" are the same sequence of moves.
+
+    Raises
+    ------
+    ValueError, TypeError : as for ``SingleLoop``; a rule for ``lam`` that needs full directions.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> amigo = bl.DoubleLoop(step_size=0.1, batch_size=64, inner_steps=10)
+    >>> stocbio = bl.DoubleLoop(0.1, 64, v=bl.single_loop.SHIA(steps=10, step_size=0.1))
+    """
+
+    step_size: Any
+    batch_size: Any = 64
+    inner_steps: int = 10
+    v: Any = SGD()
+    adjoint_steps: int | None = None
+    lam: Any = SGD()
+    adjoint_step: Any = None
+    sampling: str = "iid"
+    fresh_outer: bool = False
+    hyper_first: bool = False
+    check_every: int | None = None
+    positive: ClassVar[tuple[str, ...]] = ("inner_steps", "adjoint_steps", "check_every")
+
+    def __post_init__(self) -> None:
+        """Normalise steps and refuse settings out of range."""
+        self._normalise()
+        name = "DoubleLoop"
+        if not isinstance(self.v, SGD | Series):
+            raise TypeError(f"{name}: v must be single_loop.SGD(), HIA or SHIA, got {self.v!r}.")
+        if not isinstance(self.lam, SGD | Momentum | STORM):
+            raise TypeError(
+                f"{name}: lam must be single_loop.SGD(), Momentum or STORM, got {self.lam!r}. "
+                "SingleLoop takes the other rules."
+            )
+
+    def _zeros(self, hyper: PyTree, params: PyTree) -> dict[str, Any]:
+        zero, flat = zeros_like(params), zeros_like(hyper)
+        return {
+            "count": jnp.zeros((), jnp.int32),
+            "v": zero,
+            "previous": Point(zero, zero, flat) if self.lam.looks_back else None,
+            "rule": self.lam.init((flat, flat), (1, 1)),
+            "watch": Watch.zeros(dtype(params)),
+        }
+
+    def step(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> tuple[Estimate, Lower]:
+        """Move the params, then the adjoint, then estimate the hypergradient there."""
+        messages.require_plain("DoubleLoop", problem)
+        check_minimiser("DoubleLoop", problem, hyper, lower.params, data)
+        memory = lower.memory
+        if memory is None:
+            memory = self._zeros(hyper, lower.params)
+        inner_state, outer_state, (w_state, v_state) = lower.solver_state
+        outer = self._levels()[1]
+        count, batches = memory["count"], self._counts(data)[0]
+        inner_key, outer_key, adjoint_key, cross_key, again_key = jax.random.split(key, 5)
+
+        carry = (lower.params, w_state, inner_state)
+        w, w_state, inner_state, d_w = self._descend(problem, hyper, carry, data, inner_key, count)
+        drawn, outer_state = outer.draw(data.outer, outer_key, outer_state)
+        value, (rhs, direct) = outer.mean(
+            partial(outer_directions, problem, w, hyper), data.outer, drawn
+        )
+        carry = (memory["v"], v_state, inner_state)
+        v, v_state, inner_state, d_v, products = self._adjoint(
+            problem, Point(w, memory["v"], hyper), rhs, carry, data, adjoint_key, count
+        )
+        here = Point(w, v, hyper)
+        samplers = (drawn, direct, inner_state, outer_state)
+        grad, rule, inner_state, outer_state = self._hypergradient(
+            problem, here, memory, samplers, data, cross_key, again_key
+        )
+        watch, reference, measured = observe(
+            problem, memory["watch"], lower, here, Point(d_w, d_v, grad), value, data, count,
+            self._every(data),
+        )  # fmt: skip
+        counts = Counts.of(
+            gradients=self.inner_steps + batches * measured,
+            hvps=products + (1 if memory["previous"] is None else 2) + batches * measured,
+        )
+        memory = {
+            "count": count + 1,
+            "v": v,
+            "previous": None if memory["previous"] is None else here,
+            "rule": rule,
+            "watch": watch,
+        }
+        state = (inner_state, outer_state, (w_state, v_state))
+        evidence = Evidence(watch.residual, watch.linear, counts=counts)
+        return Estimate(value, grad, evidence), Lower(w, state, memory, reference)
+
+    def _hypergradient(
+        self, problem: Problem, here: Point, memory: Any, samplers: Any, data: Data,
+        cross_key: Array, again_key: Array,
+    ) -> Any:  # fmt: skip
+        """``(direction, rule's memory, sampler states)`` at ``here``, by the rule of ``lam``."""
+        inner, outer = self._levels()
+        drawn, direct, inner_state, outer_state = samplers
+        if self.fresh_outer:
+            direct = None
+            drawn, outer_state = outer.draw(data.outer, again_key, outer_state)
+        cross, inner_state = inner.draw(data.inner, cross_key, inner_state)
+
+        def hypergradient(point: Point, direct: PyTree = None) -> tuple:
+            if direct is None:
+                at_point = partial(jax.grad(problem.outer, argnums=1), point.w, point.lam)
+                direct = outer.mean(at_point, data.outer, drawn)
+            return inner.mean(partial(cross_product, problem, *point), data.inner, cross), direct
+
+        count, past = memory["count"], None
+        now = hypergradient(here, direct)
+        if memory["previous"] is not None:
+            past = hypergradient(
+                jax.tree.map(partial(jnp.where, count == 0), here, memory["previous"])
+            )
+        sample = Sample(now, past, None, None, False, (), count, here.lam)
+        parts, rule = self.lam.direction(sample, memory["rule"])
+        return total(parts), rule, inner_state, outer_state
+
+    def _descend(
+        self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array, count: Array
+    ) -> Any:
+        """``(w, rate's state, sampler state, last direction)`` after the inner steps."""
+        inner, rate = self._levels()[0], self._rates()[0]
+        index = jnp.maximum(count - 1, 0) if self.hyper_first else count
+
+        def advance(carry: Any, k: Array) -> tuple[Any, None]:
+            w, w_state, sampler, _ = carry
+            drawn, sampler = inner.draw(data.inner, jax.random.fold_in(key, k), sampler)
+            direction = inner.mean(partial(jax.grad(problem.inner), w, hyper), data.inner, drawn)
+            w, w_state = move(rate, w, direction, index, hyper, w_state)
+            return (w, w_state, sampler, direction), None
+
+        begun = (*carry, zeros_like(carry[0]))
+        moved, _ = jax.lax.scan(advance, begun, jnp.arange(self.inner_steps))
+        if not self.hyper_first:
+            return moved
+        return jax.tree.map(partial(jnp.where, count == 0), begun, moved)
+
+    def _adjoint(
+        self, problem: Problem, point: Point, rhs: PyTree, carry: Any, data: Data, key: Array,
+        count: Array,
+    ) -> Any:  # fmt: skip
+        """``(v, rate's state, sampler state, last direction, products)``."""
+        inner, rate = self._levels()[0], self._rates()[1]
+        w, v, hyper = point
+        if isinstance(self.v, Series):
+
+            def product(i: Array, x: PyTree) -> PyTree:
+                drawn = inner.draw_iid(data.inner, jax.random.fold_in(key, i))
+                return inner.mean(partial(hessian_product, problem, w, hyper, x), data.inner, drawn)
+
+            v, products = self.v.solve(product, rhs, key)
+            return v, *carry[1:], v, products
+
+        def advance(carry: Any, k: Array) -> tuple[Any, None]:
+            v, v_state, sampler, _ = carry
+            drawn, sampler = inner.draw(data.inner, jax.random.fold_in(key, k), sampler)
+            product = inner.mean(partial(hessian_product, problem, w, hyper, v), data.inner, drawn)
+            direction = jax.tree.map(jnp.add, product, rhs)
+            v, v_state = move(rate, v, direction, count, hyper, v_state)
+            return (v, v_state, sampler, direction), None
+
+        steps = self.adjoint_steps or self.inner_steps
+        moved, _ = jax.lax.scan(advance, (*carry, zeros_like(v)), jnp.arange(steps))
+        return *moved, jnp.asarray(steps, jnp.int32)
+
+
+jax.tree_util.register_dataclass(
+    DoubleLoop,
+    data_fields=["step_size", "v", "lam", "adjoint_step"],
+    meta_fields=[
+        "batch_size", "inner_steps", "adjoint_steps", "sampling", "fresh_outer", "hyper_first",
+        "check_every",
+    ],
+)  # fmt: skip

@@ -1,0 +1,34 @@
+"""How far a variable moves along its direction: a step size, or any optax transformation."""
+
+from typing import Any
+
+import optax
+from jax import Array
+
+from bilevel.schedules import evaluate, knob
+from bilevel.transform import Fixed, Transform, as_pytree
+from bilevel.trees import PyTree, axpy
+
+
+def as_rate(owner: str, name: str, value: Any) -> Any:
+    """Normalise a setting: numbers stay leaves; functions and transformations become nodes."""
+    if isinstance(value, optax.GradientTransformation | Fixed | Transform):
+        return as_pytree(owner, value)
+    return knob(owner, name, value)
+
+
+def begin_rate(rate: Any, x: PyTree) -> PyTree:
+    """The state before the first move; empty for a step size."""
+    return rate.init(x) if isinstance(rate, Fixed | Transform) else ()
+
+
+def move(
+    rate: Any, x: PyTree, direction: PyTree, count: Array, hyper: PyTree, state: PyTree
+) -> tuple[PyTree, PyTree]:
+    """``(x - step direction, state)``."""
+    if isinstance(rate, Transform):
+        rate = rate.at(count, hyper)
+    if isinstance(rate, Fixed | Transform):
+        updates, state = rate.update(direction, state, x)
+        return optax.apply_updates(x, updates), state
+    return axpy(-evaluate(rate, count, hyper), direction, x), state

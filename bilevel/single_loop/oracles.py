@@ -1,0 +1,182 @@
+r"""The directions of the three variables at one point.
+
+    D_w = grad_w g,   D_v = H v + grad_w f,   D_lambda = C^T v + grad_lambda f,
+    H = d^2 g / dw^2,   C = d^2 g / dw dlambda;   g inner, f outer loss;   v -> -H^{-1} grad_w f
+
+Everything that involves g comes from one forward-over-reverse product, of about the cost of a
+Hessian-vector product alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.messages import require_positive, require_positive_int
+from bilevel.problem import Problem
+from bilevel.trees import PyTree, axpy
+
+Mean = Callable[[Callable[[PyTree], PyTree]], PyTree]  # fn(batch) -> its mean over a minibatch
+
+
+class Point(NamedTuple):
+    """The three variables: inner, adjoint, hyperparameters."""
+
+    w: PyTree
+    v: PyTree
+    lam: PyTree
+
+
+class Parts(NamedTuple):
+    """Each direction as a tuple of its inner-loss and outer-loss parts."""
+
+    w: tuple
+    v: tuple
+    lam: tuple
+
+
+class Evaluation(NamedTuple):
+    """What one point and one pair of minibatches give."""
+
+    parts: Parts
+    value: Array
+    v: PyTree
+    products: Any
+
+
+def inner_directions(problem: Problem, w: PyTree, v: PyTree, lam: PyTree, batch: PyTree) -> Any:
+    """``(grad_w g, H v, C^T v)``."""
+
+    def gradients(w: PyTree) -> tuple[PyTree, PyTree]:
+        return jax.grad(problem.inner, argnums=(0, 1))(w, lam, batch)
+
+    (gradient, _), (product, cross) = jax.jvp(gradients, (w,), (v,))
+    return gradient, product, cross
+
+
+def hessian_product(problem: Problem, w: PyTree, lam: PyTree, x: PyTree, batch: PyTree) -> PyTree:
+    """``H x``."""
+    return jax.jvp(lambda w: jax.grad(problem.inner)(w, lam, batch), (w,), (x,))[1]
+
+
+def cross_product(problem: Problem, w: PyTree, v: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
+    """``C^T v``."""
+    return jax.jvp(lambda w: jax.grad(problem.inner, argnums=1)(w, lam, batch), (w,), (v,))[1]
+
+
+def outer_directions(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) -> Any:
+    """``(f, (grad_w f, grad_lambda f))``."""
+    return jax.value_and_grad(problem.outer, argnums=(0, 1))(w, lam, batch)
+
+
+@dataclass(frozen=True)
+class HIA:
+    r"""``v = -k eta prod_{i < p} (I - eta H_i) grad_w f``, ``p`` uniform on ``0 .. k - 1``.
+
+    A truncated Neumann series of which one random term is formed, each factor with the Hessian of
+    an independent minibatch: unbiased for the series. Ghadimi, Wang, 2018, Algorithm 3.
+
+    Parameters
+    ----------
+    steps, step_size : k and eta; ``eta H < 1`` is needed.
+    """
+
+    steps: int
+    step_size: Any
+
+    def __post_init__(self) -> None:
+        """Refuse an empty series."""
+        _check_series(self)
+
+    def solve(self, product: Any, rhs: PyTree, key: Array) -> tuple[PyTree, Array]:
+        """``(v, number of products)``; ``product(i, x)`` is that of the i-th minibatch."""
+        p = jax.random.randint(key, (), 0, self.steps)
+
+        def shrink(i: Array, x: PyTree) -> PyTree:
+            return axpy(-self.step_size, product(i, x), x)
+
+        x = jax.lax.fori_loop(0, p, shrink, rhs)
+        return _scaled(-self.steps * self.step_size, x), p
+
+
+@dataclass(frozen=True)
+class SHIA:
+    r"""``v = -eta sum_{p <= k} prod_{i < p} (I - eta H_i) grad_w f``.
+
+    All terms of the truncated Neumann series, from the same k minibatches. Ji, Yang, Liang, ICML
+    2021, Algorithm 3.
+
+    Parameters
+    ----------
+    steps, step_size : k and eta; ``eta H < 1`` is needed.
+    """
+
+    steps: int
+    step_size: Any
+
+    def __post_init__(self) -> None:
+        """Refuse an empty series."""
+        _check_series(self)
+
+    def solve(self, product: Any, rhs: PyTree, key: Array) -> tuple[PyTree, Array]:
+        """``(v, number of products)``; ``product(i, x)`` is that of the i-th minibatch."""
+        del key
+
+        def add(i: Array, carry: Any) -> Any:
+            x, total = carry
+            x = axpy(-self.step_size, product(i, x), x)
+            return x, axpy(1, x, total)
+
+        _, total = jax.lax.fori_loop(0, self.steps, add, (rhs, rhs))
+        return _scaled(-self.step_size, total), jnp.asarray(self.steps, jnp.int32)
+
+
+for _series in (HIA, SHIA):
+    jax.tree_util.register_dataclass(_series, data_fields=["step_size"], meta_fields=["steps"])
+Series = HIA | SHIA
+
+
+def _check_series(series: Any) -> None:
+    name = type(series).__name__
+    require_positive_int(name, "steps", series.steps)
+    require_positive(name, "step_size", series.step_size)
+
+
+def _scaled(scale: Any, x: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), x)
+
+
+def evaluate_at(
+    problem: Problem,
+    point: Point,
+    inner: Mean,
+    outer: Mean,
+    adjoint: Any = None,
+    draw: Callable[[Array], Mean] | None = None,
+    key: Any = None,
+) -> Evaluation:
+    """All directions at a point; with a series ``adjoint``, at the ``v`` that it forms there.
+
+    ``draw(i)`` takes the mean over the series' i-th minibatch.
+    """
+    w, v, lam = point
+    value, (rhs, direct) = outer(partial(outer_directions, problem, w, lam))
+    products = jnp.zeros((), jnp.int32)
+    if isinstance(adjoint, Series) and draw is not None:
+
+        def product(i: Array, x: PyTree) -> PyTree:
+            return draw(i)(partial(hessian_product, problem, w, lam, x))
+
+        v, products = adjoint.solve(product, rhs, key)
+    gradient, hv, cross = inner(partial(inner_directions, problem, w, v, lam))
+    parts = Parts((gradient,), (hv, rhs), (cross, direct))
+    return Evaluation(parts, value, v, products)
+
+
+def total(parts: tuple) -> PyTree:
+    """The direction: the sum of its parts."""
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), *parts)

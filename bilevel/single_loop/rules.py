@@ -1,0 +1,155 @@
+"""How a direction is estimated from minibatches: the choice that single-loop methods differ in.
+
+    now       the minibatch direction at the current point
+    previous  the same minibatch at the point of the step before;  snapshot: at a stored point
+    full      the direction on all data at the current point, formed only where a rule is due
+
+A direction is a tuple of parts, one per level that it averages over; rules act part by part.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.schedules import evaluate, knob
+from bilevel.trees import PyTree, zeros_like
+
+
+class Sample(NamedTuple):
+    """All that a rule may combine; ``slots`` are ``(block, blocks)``, one pair per part."""
+
+    now: tuple
+    previous: tuple | None
+    snapshot: tuple | None
+    full: tuple | None
+    due: Any
+    slots: tuple
+    step: Array
+    hyper: PyTree
+
+
+class Rule(Protocol):
+    """A gradient estimator: what it needs, its memory, and how it combines."""
+
+    looks_back: ClassVar[str | None]  # "previous", "snapshot" or None
+
+    def due(self, count: Array, coin: Array, period: int) -> Any:
+        """Whether this step forms the full direction (``()``, boolean); ``False``: never."""
+        ...
+
+    def init(self, parts: tuple, blocks: tuple[int, ...]) -> PyTree:
+        """Memory before the first step, all zeros."""
+        ...
+
+    def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
+        """The direction, a tuple of parts, and the new memory."""
+        ...
+
+
+class Memoryless:
+    """Needs nothing but the minibatch."""
+
+    looks_back: ClassVar[str | None] = None
+
+    def due(self, count: Array, coin: Array, period: int) -> Any:
+        """Never."""
+        del count, coin, period
+        return False
+
+    def init(self, parts: tuple, blocks: tuple[int, ...]) -> PyTree:
+        """Nothing."""
+        del parts, blocks
+        return ()
+
+
+class Recursive(Memoryless):
+    """Keeps the last direction."""
+
+    def init(self, parts: tuple, blocks: tuple[int, ...]) -> PyTree:
+        """A direction."""
+        del blocks
+        return zeros_like(parts)
+
+
+@dataclass(frozen=True)
+class SGD(Memoryless):
+    """``now``.
+
+    Examples
+    --------
+    >>> from bilevel import single_loop
+    >>> single_loop.SGD()
+    SGD()
+    """
+
+    def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
+        """The minibatch direction itself."""
+        return sample.now, memory
+
+
+@dataclass(frozen=True)
+class Momentum(Recursive):
+    """``(1 - weight) old + weight now``: a moving average, less noise and some lag.
+
+    Parameters
+    ----------
+    weight : of the present minibatch, in (0, 1]; a number or ``fn(count)``. The first is 1.
+    """
+
+    weight: Any = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse a weight that is no weight."""
+        _normalise_weight(self)
+
+    def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
+        """The moving average."""
+        weight = jnp.where(sample.step == 0, 1, _weight(self, sample))
+        mean = jax.tree.map(
+            lambda o, n: ((1 - weight) * o + weight * n).astype(n.dtype), memory, sample.now
+        )
+        return mean, mean
+
+
+@dataclass(frozen=True)
+class STORM(Recursive):
+    """``now + (1 - weight) (old - previous)``: momentum whose lag is corrected.
+
+    Cutkosky, Orabona, NeurIPS 2019.
+
+    Parameters
+    ----------
+    weight : in (0, 1]; a number or ``fn(count)``. 1 is SGD; the first direction is ``now``.
+    """
+
+    weight: Any = 0.1
+    looks_back: ClassVar[str | None] = "previous"
+
+    def __post_init__(self) -> None:
+        """Refuse a weight that is no weight."""
+        _normalise_weight(self)
+
+    def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
+        """The corrected moving average."""
+        keep = jnp.where(sample.step == 0, 0, 1 - _weight(self, sample))
+        direction = jax.tree.map(
+            lambda n, o, p: (n + keep * (o - p)).astype(n.dtype),
+            sample.now, memory, sample.previous,
+        )  # fmt: skip
+        return direction, direction
+
+
+for _rule, _leaves in ((SGD, []), (Momentum, ["weight"]), (STORM, ["weight"])):
+    jax.tree_util.register_dataclass(_rule, data_fields=_leaves, meta_fields=[])
+
+
+def _normalise_weight(rule: Any) -> None:
+    object.__setattr__(rule, "weight", knob(type(rule).__name__, "weight", rule.weight))
+
+
+def _weight(rule: Any, sample: Sample) -> Array:
+    """In (0, 1]: schedules such as ``c / (t + 1)`` may begin above 1."""
+    return jnp.minimum(evaluate(rule.weight, sample.step, sample.hyper), 1)

@@ -1,0 +1,151 @@
+"""Rules that correct a minibatch by what was seen before: their noise vanishes at the solution."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.messages import require_positive, require_positive_int
+from bilevel.single_loop.rules import Memoryless, Recursive, Sample
+from bilevel.trees import PyTree, zeros_like
+
+
+@dataclass(frozen=True)
+class SAGA(Memoryless):
+    """``now - table[block] + mean(table)``, then ``table[block] = now``; starts at a zero table.
+
+    Defazio, Bach, Lacoste-Julien, NeurIPS 2014. Memory: a direction per minibatch of the data.
+    """
+
+    def init(self, parts: tuple, blocks: tuple[int, ...]) -> PyTree:
+        """``(table [blocks, *leaf], mean [*leaf])`` for each part."""
+
+        def table(part: PyTree, n: int) -> PyTree:
+            return jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), leaf.dtype), part)
+
+        pairs = zip(parts, blocks, strict=True)
+        return tuple((table(part, n), zeros_like(part)) for part, n in pairs)
+
+    def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
+        """The corrected direction; the table takes the new entry."""
+        directions, memories = [], []
+        for now, (table, mean), (j, n) in zip(sample.now, memory, sample.slots, strict=True):
+            change = jax.tree.map(lambda x, t, j=j: x - t[j], now, table)
+            directions.append(jax.tree.map(jnp.add, change, mean))
+            table = jax.tree.map(lambda t, x, j=j: t.at[j].set(x), table, now)
+            mean = jax.tree.map(lambda m, c, n=n: m + c / n, mean, change)
+            memories.append((table, mean))
+        return tuple(directions), tuple(memories)
+
+
+@dataclass(frozen=True)
+class SVRG(Recursive):
+    """``now - snapshot + full(snapshot)``; every ``period`` steps the snapshot is renewed.
+
+    Johnson, Zhang, NeurIPS 2013.
+
+    Parameters
+    ----------
+    period : steps between two full directions; ``None``: ``(n + m) / (2 batch_size)``.
+    """
+
+    period: int | None = None
+    looks_back: ClassVar[str | None] = "snapshot"
+
+    def __post_init__(self) -> None:
+        """Refuse a period that is none."""
+        _check_period(self)
+
+    def due(self, count: Array, coin: Array, period: int) -> Any:
+        """Once per period, the first step included."""
+        del coin
+        return count % (self.period or period) == 0
+
+    def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
+        """The corrected direction; memory is the snapshot's full one."""
+        memory = _where(sample.due, sample.full, memory)
+        corrected = jax.tree.map(lambda n, s, f: n - s + f, sample.now, sample.snapshot, memory)
+        return _where(sample.due, sample.full, corrected), memory
+
+
+@dataclass(frozen=True)
+class SARAH(Recursive):
+    """``now - previous + old``; every ``period`` steps the full direction instead.
+
+    Nguyen, Liu, Scheinberg, Takac, ICML 2017.
+
+    Parameters
+    ----------
+    period : steps between two full directions; ``None``: ``(n + m) / (2 batch_size)``.
+    """
+
+    period: int | None = None
+    looks_back: ClassVar[str | None] = "previous"
+
+    def __post_init__(self) -> None:
+        """Refuse a period that is none."""
+        _check_period(self)
+
+    def due(self, count: Array, coin: Array, period: int) -> Any:
+        """Once per period, the first step included."""
+        del coin
+        return count % (self.period or period) == 0
+
+    def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
+        """The recursive direction."""
+        return _recursive(sample, memory)
+
+
+@dataclass(frozen=True)
+class PAGE(Recursive):
+    """SARAH whose full directions come by a coin: with ``probability``, and at the first step.
+
+    Li, Bao, Zhang, Richtarik, ICML 2021. All variables share one coin.
+
+    Parameters
+    ----------
+    probability : a number in (0, 1]; ``None``: ``2 batch_size / (n + m)``.
+    """
+
+    probability: Any = None
+    looks_back: ClassVar[str | None] = "previous"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no probability."""
+        if self.probability is not None:
+            require_positive("PAGE", "probability", self.probability)
+
+    def due(self, count: Array, coin: Array, period: int) -> Any:
+        """By the coin."""
+        probability = 1 / period if self.probability is None else self.probability
+        return (coin < probability) | (count == 0)
+
+    def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
+        """The recursive direction."""
+        return _recursive(sample, memory)
+
+
+for _rule, _leaves, _static in (
+    (SAGA, [], []),
+    (SVRG, [], ["period"]),
+    (SARAH, [], ["period"]),
+    (PAGE, ["probability"], []),
+):
+    jax.tree_util.register_dataclass(_rule, data_fields=_leaves, meta_fields=_static)
+
+
+def _check_period(rule: Any) -> None:
+    if rule.period is not None:
+        require_positive_int(type(rule).__name__, "period", rule.period)
+
+
+def _where(flag: Any, yes: PyTree, no: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), yes, no)
+
+
+def _recursive(sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
+    moved = jax.tree.map(lambda n, p, o: n - p + o, sample.now, sample.previous, memory)
+    direction = _where(sample.due, sample.full, moved)
+    return direction, direction
