@@ -143,12 +143,9 @@ def outer_step(
     return jax.lax.cond(diverged, lambda: state, lambda: new), stop
 
 
-def _astray(
-    estimator: Estimator, estimate: Estimate, after: Lower, limit: Array
-) -> dict[str, Array]:
-    if not isinstance(estimator, NamesVariables):
-        return {}
-    return estimator.astray(estimate, after, limit)
+def _astray(estimator: Any, estimate: Estimate, after: Lower, limit: Array) -> dict[str, Array]:
+    several = isinstance(estimator, NamesVariables)
+    return estimator.astray(estimate, after, limit) if several else {}
 
 
 def _residual(estimate: Estimate) -> Array:

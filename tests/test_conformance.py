@@ -57,7 +57,6 @@ def independent(solver: Any) -> Any:
     return replace(solver, sampling="iid") if isinstance(solver, bl.SGD) else solver
 
 
-
 def stochastic(make: Any, counts: tuple[str, ...]) -> Callable[[Any, int], Any]:
     """Takes the solver's step size and minibatches; ``counts``: the fields that are ``k``."""
 
