@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.linear import CG, LinearSolver
+from bilevel.messages import require_tolerance
 from bilevel.problem import Loss
-from bilevel.trees import PyTree, axpy, dtype, vdot, zeros_like
+from bilevel.trees import PyTree, axpy, dtype, norm, vdot, zeros_like
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,13 @@ class Newton:
     Parameters
     ----------
     linear : solver of ``H d = grad g``, to a tolerance that the derivative inherits.
+    tol : stop where the gradient's norm is this fraction of what it was at the first start, further
+        steps do nothing; ``None`` never stops. For ``Implicit``: a step that is not taken has no
+        derivative.
 
     Raises
     ------
-    ValueError : ``Problem.prox``.
+    ValueError : ``Problem.prox``; with ``tol`` an estimator that differentiates steps.
 
     Examples
     --------
@@ -45,15 +49,43 @@ class Newton:
     """
 
     linear: LinearSolver = CG(tol=1e-8)
+    tol: Any = None
 
-    def init(self, params: PyTree, data: PyTree) -> tuple[()]:
-        """Nothing is carried."""
-        return ()
+    def __post_init__(self) -> None:
+        """Refuse a tolerance that is none."""
+        require_tolerance("Newton", self.tol)
+
+    def why_not_unrolled(self, state: PyTree) -> str | None:
+        """Steps that may be left out, if there is a tolerance."""
+        return None if self.tol is None else "with tol its last steps may do nothing"
+
+    def init(self, params: PyTree, data: PyTree) -> Any:
+        """With ``tol``: the first gradient's norm, 0 until measured, and whether to stop."""
+        return () if self.tol is None else (jnp.zeros((), dtype(params)), jnp.array(False))
+
+    def refresh(self, state: Any) -> Any:
+        """To go on, ``hyper`` having moved."""
+        return () if self.tol is None else (state[0], jnp.array(False))
 
     def step(
         self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
     ) -> tuple[PyTree, Any]:
         """One damped Newton step; only a random ``linear`` uses the key."""
+        if self.tol is None:
+            return self._move(loss, params, hyper, data, key)[0], state
+
+        def move() -> Any:
+            moved, size = self._move(loss, params, hyper, data, key)
+            scale = jnp.where(state[0] > 0, state[0], size)
+            # XXX
+            return moved, (scale, size <= self.tol * scale)
+
+        return jax.lax.cond(state[1], lambda: (params, state), move)
+
+    def _move(
+        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array
+    ) -> tuple[PyTree, Array]:
+        """``(params after a step, norm of the gradient before it)``."""
 
         def objective(params: PyTree) -> Array:
             return loss(params, hyper, data)
@@ -67,7 +99,7 @@ class Newton:
         bent = (vdot(newton, gradient) <= 0) & (vdot(gradient, gradient) > 0)
         direction = jax.tree.map(lambda d, g: jnp.where(bent, g, d), newton, gradient)
         length = backtrack(loss, *jax.lax.stop_gradient((params, hyper, data, direction, gradient)))
-        return axpy(-length, direction, params), state
+        return axpy(-length, direction, params), norm(gradient)
 
 
 jax.tree_util.register_dataclass(Newton)
