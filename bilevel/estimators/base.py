@@ -119,19 +119,26 @@ def check_read(
     check_visible(name, everything, hyper, cure)
 
 
-def check_minimiser(name: str, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:
-    """:func:`check_visible` for estimators that see what the inner minimiser depends on."""
+def unseen_by_minimiser(
+    problem: Problem, hyper: PyTree, params: PyTree, data: Data
+) -> list[str]:
+    """Addresses of the hyperparameters that neither the minimiser nor the outer loss depends on."""
 
     def everything(hyper: PyTree) -> Any:
         outer = jax.value_and_grad(problem.outer)(params, hyper, data.outer)
         return full_gradient(problem, hyper, params, data), outer
 
-    cure = (
-        "the inner minimiser does not depend on it (a step size, a start point, or nothing at "
-        "all), so its hypergradient would be a silent 0. Use Forward or Reverse, which "
-        "differentiate the solver's steps."
-    )
-    check_visible(name, everything, hyper, cure)
+    return unseen(everything, hyper)
+
+
+def check_minimiser(name: str, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:
+    """:func:`check_visible` for estimators that see what the inner minimiser depends on."""
+    if blind := unseen_by_minimiser(problem, hyper, params, data):
+        raise ValueError(
+            f"{name} cannot see {', '.join(blind)}: the inner minimiser does not depend on it (a "
+            "step size, a start point, or nothing at all), so its hypergradient would be a silent "
+            "0. Use Forward or Reverse, which differentiate the solver's steps."
+        )
 
 
 def inner_residual(

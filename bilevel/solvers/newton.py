@@ -5,6 +5,7 @@ r"""Newton's method, damped by backtracking, its systems solved without a matrix
 Nocedal, Wright, "Numerical Optimization", Algorithm 7.1 (line-search Newton-CG).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ class Newton:
         return None if self.tol is None else "with tol its last steps may do nothing"
 
     def init(self, params: PyTree, data: PyTree) -> Any:
-        """With ``tol``: the first gradient's norm, 0 until measured, and whether to stop."""
+        """With ``tol``: the first gradient's norm, 0 until measured, and whether to rest."""
         return () if self.tol is None else (jnp.zeros((), dtype(params)), jnp.array(False))
 
     def refresh(self, state: Any) -> Any:
@@ -72,37 +73,42 @@ class Newton:
     ) -> tuple[PyTree, Any]:
         """One damped Newton step; only a random ``linear`` uses the key."""
         if self.tol is None:
-            return self._move(loss, params, hyper, data, key)[0], state
+            _, move = self._slope(loss, params, hyper, data, key)
+            return move(), state
 
-        def move() -> Any:
-            moved, size = self._move(loss, params, hyper, data, key)
+        def go_on() -> Any:
+            size, move = self._slope(loss, params, hyper, data, key)
             scale = jnp.where(state[0] > 0, state[0], size)
-            # XXX
-            return moved, (scale, size <= self.tol * scale)
+            done = size <= self.tol * scale
+            return jax.lax.cond(done, lambda: params, move), (scale, done)
 
-        return jax.lax.cond(state[1], lambda: (params, state), move)
+        return jax.lax.cond(state[1], lambda: (params, state), go_on)
 
-    def _move(
+    def _slope(
         self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array
-    ) -> tuple[PyTree, Array]:
-        """``(params after a step, norm of the gradient before it)``."""
+    ) -> tuple[Array, Callable[[], PyTree]]:
+        """Norm of the gradient, and the function that takes the step."""
 
-        def objective(params: PyTree) -> Array:
-            return loss(params, hyper, data)
+        def slopes(params: PyTree) -> PyTree:
+            return jax.grad(loss)(params, hyper, data)
 
         def solve(matvec: Any, b: PyTree) -> PyTree:
             return self.linear.solve(matvec, b, zeros_like(b), key).x
 
-        gradient, hvp = jax.linearize(jax.grad(objective), params)
-        newton = jax.lax.custom_linear_solve(hvp, gradient, solve, symmetric=True)
-        # Where the gradient is 0 the Newton step is 0 too, but has its own derivative.
-        bent = (vdot(newton, gradient) <= 0) & (vdot(gradient, gradient) > 0)
-        direction = jax.tree.map(lambda d, g: jnp.where(bent, g, d), newton, gradient)
-        length = backtrack(loss, *jax.lax.stop_gradient((params, hyper, data, direction, gradient)))
-        return axpy(-length, direction, params), norm(gradient)
+        gradient, hvp = jax.linearize(slopes, params)
+
+        def move() -> PyTree:
+            newton = jax.lax.custom_linear_solve(hvp, gradient, solve, symmetric=True)
+            # Where the gradient is 0 the Newton step is 0 too, but has its own derivative.
+            bent = (vdot(newton, gradient) <= 0) & (vdot(gradient, gradient) > 0)
+            direction = jax.tree.map(lambda d, g: jnp.where(bent, g, d), newton, gradient)
+            at = jax.lax.stop_gradient((params, hyper, data, direction, gradient))
+            return axpy(-backtrack(loss, *at), direction, params)
+
+        return norm(gradient), move
 
 
-jax.tree_util.register_dataclass(Newton)
+jax.tree_util.register_dataclass(Newton, data_fields=["linear", "tol"], meta_fields=[])
 
 
 def backtrack(
