@@ -106,6 +106,11 @@ class LBFGS:
         """Its line search."""
         return NO_DERIVATIVE
 
+    def stopped(self, state: State) -> Array:
+        """At rounding, or where the gradient is small."""
+        small = jnp.linalg.norm(state.slope) <= self.tol * state.scale
+        return (state.failures >= _FAILURES) | (small & ~state.stale)
+
     def init(self, params: PyTree, data: PyTree) -> State:
         """No pairs; value and gradient are still to be evaluated."""
         flat, _ = ravel_pytree(params)
@@ -127,12 +132,7 @@ class LBFGS:
         def objective(w: Array) -> Array:
             return loss(unravel(w), hyper, data).astype(flat.dtype)
 
-        def move() -> tuple[Array, State]:
-            return self._move(jax.value_and_grad(objective), flat, state)
-
-        done = state.failures >= _FAILURES
-        small = jnp.linalg.norm(state.slope) <= self.tol * state.scale
-        moved, state = jax.lax.cond(done | (small & ~state.stale), lambda: (flat, state), move)
+        moved, state = self._move(jax.value_and_grad(objective), flat, state)
         return unravel(moved), state
 
     def _move(self, evaluate: Any, w: Array, state: State) -> tuple[Array, State]:

@@ -60,6 +60,10 @@ class Newton:
         """Steps that may be left out, if there is a tolerance."""
         return None if self.tol is None else "with tol its last steps may do nothing"
 
+    def stopped(self, state: Any) -> Array | None:
+        """With ``tol``: where the last step found nothing to do."""
+        return None if self.tol is None else state[1]
+
     def init(self, params: PyTree, data: PyTree) -> Any:
         """With ``tol``: the first gradient's norm, 0 until measured, and whether to rest."""
         return () if self.tol is None else (jnp.zeros((), dtype(params)), jnp.array(False))
@@ -76,13 +80,10 @@ class Newton:
             _, move = self._slope(loss, params, hyper, data, key)
             return move(), state
 
-        def go_on() -> Any:
-            size, move = self._slope(loss, params, hyper, data, key)
-            scale = jnp.where(state[0] > 0, state[0], size)
-            done = size <= self.tol * scale
-            return jax.lax.cond(done, lambda: params, move), (scale, done)
-
-        return jax.lax.cond(state[1], lambda: (params, state), go_on)
+        size, move = self._slope(loss, params, hyper, data, key)
+        scale = jnp.where(state[0] > 0, state[0], size)
+        done = size <= self.tol * scale
+        return jax.lax.cond(done, lambda: params, move), (scale, done)
 
     def _slope(
         self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array
