@@ -14,6 +14,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,12 +41,10 @@ class Point:
     first: float
 
 
-def measure(case: Case, args: argparse.Namespace) -> list[Point]:
-    """Error and time of every candidate."""
-    from benchmarks.candidates import KEY, ours, peers
-
+def error_of(case: Case) -> Callable[[Any], float]:
+    """The relative error of a gradient, against the implicit one of the fully solved problem."""
     exact = bl.Implicit(bl.Newton(bl.CG(tol=1e-13)), 30, bl.CG(tol=1e-13))
-    arguments = (case.hyper, case.params, case.data, KEY)
+    arguments = (case.hyper, case.params, case.data, jax.random.key(0))
     truth, _ = bl.hypergradient(case.problem, exact, *arguments)
     reference = np.asarray(ravel_pytree(truth.grad)[0])
 
@@ -53,18 +52,23 @@ def measure(case: Case, args: argparse.Namespace) -> list[Point]:
         difference = np.asarray(ravel_pytree(gradient)[0]) - reference
         return float(np.linalg.norm(difference) / np.linalg.norm(reference))
 
-    points = []
+    return error
+
+
+def in_process(case: Case, args: argparse.Namespace) -> list[Point]:
+    """Ours, JAXopt and hand-written JAX."""
+    from benchmarks.candidates import ours, peers
+
+    error, points = error_of(case), []
     for family, budget, call in (*ours(case), *peers(case)):
         first = cpu_clock(call)
         seconds = min(cpu_clock(call) for _ in range(args.repeats))
         points.append(Point(family, budget, error(call()), seconds, first))
         print(points[-1], file=sys.stderr, flush=True)
-    if args.torch_python:
-        points += torch_peers(case, args, error)
     return points
 
 
-def torch_peers(case: Case, args: argparse.Namespace, error: Any) -> list[Point]:
+def torch_peers(case: Case, args: argparse.Namespace) -> list[Point]:
     """What `torch_peers.py` measures in the interpreter that has them."""
     with tempfile.TemporaryDirectory() as folder:
         arrays: dict[str, Any] = {
@@ -81,7 +85,7 @@ def torch_peers(case: Case, args: argparse.Namespace, error: Any) -> list[Point]
         command = [args.torch_python, script, folder, "--repeats", str(args.repeats)]
         command += ["--hypertorch", args.hypertorch] if args.hypertorch else []
         out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        points = []
+        error, points = error_of(case), []
         for line in map(json.loads, out.splitlines()):
             gradient = np.load(pathlib.Path(folder) / f"{line.pop('number')}.npy")
             points.append(Point(error=error(gradient), **line))
@@ -90,7 +94,8 @@ def torch_peers(case: Case, args: argparse.Namespace, error: Any) -> list[Point]
 
 def families(points: list[Point]) -> dict[str, list[Point]]:
     """The points of each family, in order of appearance."""
-    return {f: [p for p in points if p.family == f] for f in dict.fromkeys(p.family for p in points)}
+    names = dict.fromkeys(p.family for p in points)
+    return {name: [p for p in points if p.family == name] for name in names}
 
 
 def table(name: str, points: list[Point]) -> str:
@@ -137,6 +142,14 @@ def plot(results: dict[str, list[Point]], path: str) -> None:
     figure.savefig(path, dpi=110)
 
 
+def kept(file: pathlib.Path, measure: Any, name: str, args: argparse.Namespace) -> list[Point]:
+    """The points in the file, measured now if there is none."""
+    if not file.exists():
+        file.write_text(json.dumps([asdict(p) for p in measure(CASES[name](), args)], indent=1))
+        jax.clear_caches()
+    return [Point(**p) for p in json.loads(file.read_text())]
+
+
 def main() -> None:
     """Print one table per problem."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -152,12 +165,9 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     results = {}
     for name in args.cases:
-        file = args.folder / f"{name}.json"
-        if not file.exists():
-            case = CASES[name]()
-            file.write_text(json.dumps([asdict(p) for p in measure(case, args)], indent=1))
-            jax.clear_caches()
-        results[name] = [Point(**p) for p in json.loads(file.read_text())]
+        results[name] = kept(args.folder / f"{name}.json", in_process, name, args)
+        if args.torch_python:
+            results[name] += kept(args.folder / f"{name}_torch.json", torch_peers, name, args)
         print(table(name, results[name]), flush=True)
     if args.plot:
         plot(results, args.plot)

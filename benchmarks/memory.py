@@ -105,14 +105,15 @@ def forward(case: Case, repeats: int) -> str:
 
 def reverse(case: Case, repeats: int) -> str:
     """Full against checkpointed, mixed mode against plain ``jax.grad``."""
-    solver = bl.SGD(case.step_size, case.batch)
-    rows = [
-        row("plain jax.grad", case, plain(case, False), repeats),
-        row("plain, each step recomputed", case, plain(case, True), repeats),
-        row("Reverse full", case, bl.Reverse(solver, case.steps, memory="full"), repeats),
-        row("Reverse checkpoint", case, bl.Reverse(solver, case.steps, memory="checkpoint"), repeats),
-    ]
-    return table(f"Reverse on {case.name}, {case.steps} steps", rows, 0)
+    solver, steps = bl.SGD(case.step_size, case.batch), case.steps
+    candidates = {
+        "plain jax.grad": plain(case, False),
+        "plain, each step recomputed": plain(case, True),
+        "Reverse full": bl.Reverse(solver, steps, memory="full"),
+        "Reverse checkpoint": bl.Reverse(solver, steps, memory="checkpoint"),
+    }
+    rows = [row(name, case, what, repeats) for name, what in candidates.items()]
+    return table(f"Reverse on {case.name}, {steps} steps", rows, 0)
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ def digits() -> Case:
 
 
 def weights(n: int = 1000) -> Case:
-    """Digits softmax with one weight per training example, half of the labels wrong; above 1 000 see below."""
+    """Digits softmax with one weight per training example, half of the labels wrong."""
     X, y = load_digits(return_X_y=True)
     rng = np.random.default_rng(0)
     X, y = X / 16, np.asarray(y)

@@ -15,7 +15,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ class Problem:
             return ((X @ w[0] - y) ** 2).mean() / 2 + (h[0].exp() * w[0] ** 2).sum() / 2
         each = torch.nn.functional.cross_entropy(X @ w[0] + w[1], y, reduction="none")
         if self.name == "digits":
-            return each.mean() + sum((a.exp() * b**2).sum() for a, b in zip(h, w)) / 2
+            return each.mean() + sum((a.exp() * b**2).sum() for a, b in zip(h, w, strict=True)) / 2
         return (torch.sigmoid(h[0][index[0]]) * each).mean() + 5e-3 * sum((x**2).sum() for x in w)
 
     def outer(self, w: list, h: list) -> torch.Tensor:
@@ -63,13 +62,12 @@ class Problem:
         rows = torch.randint(len(self.inner_data[0]), (self.batch,))
         return [x[rows] for x in self.inner_data]
 
+    @torch.enable_grad()
     def solved(self, h: list, tol: float) -> list[torch.Tensor]:
         """The minimiser by torch's own L-BFGS."""
         w = [x.clone().requires_grad_() for x in self.params]
         fixed = [x.detach() for x in h]
-        scale = torch.cat(
-            [g.ravel() for g in torch.autograd.grad(self.inner(w, fixed), w)]
-        ).norm()
+        scale = torch.cat([g.ravel() for g in torch.autograd.grad(self.inner(w, fixed), w)]).norm()
         solver = torch.optim.LBFGS(
             w, max_iter=500, tolerance_grad=tol * float(scale) / 10, tolerance_change=0,
             line_search_fn="strong_wolfe",
@@ -136,7 +134,7 @@ def implicit(problem: Problem, hypertorch: str | None) -> Iterator[Candidate]:
 
                 def gradient_step(w: list, h: list) -> list[torch.Tensor]:
                     g = torch.autograd.grad(problem.inner(w, h), w, create_graph=True)
-                    return [a - b for a, b in zip(w, g)]
+                    return [a - b for a, b in zip(w, g, strict=True)]
 
                 size = torch.cat([g.ravel() for g in outer_slope(problem, w)]).norm()
                 return hypergrad.CG(
@@ -163,7 +161,7 @@ def by_root(problem: Problem, tol: float) -> list[torch.Tensor]:
         slope, argnums=1, solve=torchopt.linear_solve.solve_cg(rtol=tol, atol=0.0, maxiter=1000)
     )
     def solve(w: tuple, h: tuple) -> tuple:
-        return tuple(x.requires_grad_() for x in problem.solved(list(h), tol))
+        return tuple(problem.solved(list(h), tol))
 
     h = problem.hyper()
     w = solve(tuple(x.clone().requires_grad_() for x in problem.params), tuple(h))

@@ -44,9 +44,7 @@ TABLE = {
     "Implicit": Row(lambda solver, k: bl.Implicit(solver, k, linear=bl.CG(tol=1e-10))),
     "Reverse": Row(bl.Reverse),
     # Deterministic where the minimiser is enough: no key reaches it.
-    "Auto": Row(
-        lambda solver, k: bl.Auto(1e-12, solver, k), (conformance.repeats_with_its_key,)
-    ),
+    "Auto": Row(lambda solver, k: bl.Auto(1e-12, solver, k), (conformance.repeats_with_its_key,)),
     "ClosedForm": Row(lambda solver, k: bl.ClosedForm(), NO_SOLVER, ("ridge",)),
     "Evolution": Row(differences(bl.Evolution)),
     "OneStep": Row(lambda solver, k: bl.OneStep(solver, k, last=min(k, 20))),

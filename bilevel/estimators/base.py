@@ -119,9 +119,7 @@ def check_read(
     check_visible(name, everything, hyper, cure)
 
 
-def unseen_by_minimiser(
-    problem: Problem, hyper: PyTree, params: PyTree, data: Data
-) -> list[str]:
+def unseen_by_minimiser(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> list[str]:
     """Addresses of the hyperparameters that neither the minimiser nor the outer loss depends on."""
 
     def everything(hyper: PyTree) -> Any:

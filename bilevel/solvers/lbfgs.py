@@ -148,7 +148,7 @@ class LBFGS:
             return d, Search(one, low, high, value, gradient, jnp.array(False), none)
 
         def unfinished(carry: Any) -> Array:
-            _, d, _, _, search, stale = carry
+            *_, search, stale = carry
             return stale | (~search.found & (search.count < _SEARCH) & (search.low.slope < 0))
 
         def advance(carry: Any) -> Any:

@@ -63,7 +63,7 @@ def test_smooth_problem_is_within_the_tolerance(make) -> None:
 
 
 def test_start_point_and_step_size_are_unrolled() -> None:
-    """What the minimiser does not know is seen through the solver's steps, exactly as by Reverse."""
+    """What the minimiser does not know is seen through the steps, exactly as by Reverse."""
     problem = bl.Problem(
         lambda w, h, x: jnp.mean((w - x) ** 2) / 2, lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
         start=lambda h, w: h["start"] + w,
@@ -87,7 +87,12 @@ def test_start_point_and_step_size_are_unrolled() -> None:
         (dict(quadratic=True), 500, None, "conjugate gradients, and ClosedForm"),
         (dict(quadratic=True), 5000, None, "Implicit after Newton-CG"),
         (dict(), 5, SGD, "Implicit after Newton-CG"),
-        (dict(prox=lambda w, h, step: w), 5, bl.FISTA(0.1), "Implicit: the problem has a non-smooth"),
+        (
+            dict(prox=lambda w, h, step: w),
+            5,
+            bl.FISTA(0.1),
+            "Implicit: the problem has a non-smooth",
+        ),
     ],
 )
 def test_choice_says_why(problem: dict, params: int, solver, expected: str) -> None:
