@@ -5,16 +5,15 @@
 
 Every candidate is run at several budgets in float64 on one thread; its error is measured against
 the implicit hypergradient of the fully solved problem, its time is the best warm call from a cold
-start. The points of each problem are kept in FOLDER, and those found there are not measured again.
+start. Points are kept in FOLDER as they come, and those found there are not measured again.
 """
 
 import argparse
 import json
 import pathlib
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,21 +54,22 @@ def error_of(case: Case) -> Callable[[Any], float]:
     return error
 
 
-def in_process(case: Case, args: argparse.Namespace) -> list[Point]:
-    """Ours, JAXopt and hand-written JAX."""
+def in_process(case: Case, args: argparse.Namespace, done: list[Point]) -> Iterator[Point]:
+    """Ours, JAXopt and hand-written JAX, those that are not done."""
     from benchmarks.candidates import ours, peers
 
-    error, points = error_of(case), []
+    error, found = error_of(case), {(p.family, p.budget) for p in done}
     for family, budget, call in (*ours(case), *peers(case)):
-        first = cpu_clock(call)
-        seconds = min(cpu_clock(call) for _ in range(args.repeats))
-        points.append(Point(family, budget, error(call()), seconds, first))
-        print(points[-1], file=sys.stderr, flush=True)
-    return points
+        if (family, budget) not in found and not family.startswith(tuple(args.leave_out)):
+            first = cpu_clock(call)
+            seconds = min(cpu_clock(call) for _ in range(args.repeats))
+            yield Point(family, budget, error(call()), seconds, first)
 
 
-def torch_peers(case: Case, args: argparse.Namespace) -> list[Point]:
-    """What `torch_peers.py` measures in the interpreter that has them."""
+def torch_peers(case: Case, args: argparse.Namespace, done: list[Point]) -> Iterator[Point]:
+    """What `torch_peers.py` measures in the interpreter that has them; all or nothing."""
+    if done:
+        return
     with tempfile.TemporaryDirectory() as folder:
         arrays: dict[str, Any] = {
             f"{name}{i}": leaf
@@ -85,11 +85,10 @@ def torch_peers(case: Case, args: argparse.Namespace) -> list[Point]:
         command = [args.torch_python, script, folder, "--repeats", str(args.repeats)]
         command += ["--hypertorch", args.hypertorch] if args.hypertorch else []
         out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        error, points = error_of(case), []
+        error = error_of(case)
         for line in map(json.loads, out.splitlines()):
             gradient = np.load(pathlib.Path(folder) / f"{line.pop('number')}.npy")
-            points.append(Point(error=error(gradient), **line))
-        return points
+            yield Point(error=error(gradient), **line)
 
 
 def families(points: list[Point]) -> dict[str, list[Point]]:
@@ -143,11 +142,14 @@ def plot(results: dict[str, list[Point]], path: str) -> None:
 
 
 def kept(file: pathlib.Path, measure: Any, name: str, args: argparse.Namespace) -> list[Point]:
-    """The points in the file, measured now if there is none."""
-    if not file.exists():
-        file.write_text(json.dumps([asdict(p) for p in measure(CASES[name](), args)], indent=1))
+    """The points in the file and those measured now, each written as soon as it is there."""
+    points = [Point(**p) for p in json.loads(file.read_text())] if file.exists() else []
+    if not args.show:
+        for point in measure(CASES[name](), args, points):
+            points.append(point)
+            file.write_text(json.dumps([asdict(p) for p in points], indent=1))
         jax.clear_caches()
-    return [Point(**p) for p in json.loads(file.read_text())]
+    return points
 
 
 def main() -> None:
@@ -158,6 +160,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--torch-python", help="an interpreter that has torch and the peers")
     parser.add_argument("--hypertorch", help="a checkout of hypertorch")
+    parser.add_argument("--leave-out", nargs="*", default=[], help="families, by their beginning")
+    parser.add_argument("--show", action="store_true", help="measure nothing")
     parser.add_argument("--plot", help="write the picture here")
     args = parser.parse_args()
     single_thread()
@@ -166,7 +170,7 @@ def main() -> None:
     results = {}
     for name in args.cases:
         results[name] = kept(args.folder / f"{name}.json", in_process, name, args)
-        if args.torch_python:
+        if args.torch_python or args.show:
             results[name] += kept(args.folder / f"{name}_torch.json", torch_peers, name, args)
         print(table(name, results[name]), flush=True)
     if args.plot:

@@ -90,20 +90,22 @@ class Newton:
     ) -> tuple[Array, Callable[[], PyTree]]:
         """Norm of the gradient, and the function that takes the step."""
 
-        def slopes(params: PyTree) -> PyTree:
-            return jax.grad(loss)(params, hyper, data)
+        def slopes(params: PyTree) -> tuple[PyTree, Array]:
+            value, gradient = jax.value_and_grad(loss)(params, hyper, data)
+            return gradient, value
 
         def solve(matvec: Any, b: PyTree) -> PyTree:
             return self.linear.solve(matvec, b, zeros_like(b), key).x
 
-        gradient, hvp = jax.linearize(slopes, params)
+        linearised: Any = jax.linearize(slopes, params, has_aux=True)
+        gradient, hvp, value = linearised
 
         def move() -> PyTree:
             newton = jax.lax.custom_linear_solve(hvp, gradient, solve, symmetric=True)
             # Where the gradient is 0 the Newton step is 0 too, but has its own derivative.
             bent = (vdot(newton, gradient) <= 0) & (vdot(gradient, gradient) > 0)
             direction = jax.tree.map(lambda d, g: jnp.where(bent, g, d), newton, gradient)
-            at = jax.lax.stop_gradient((params, hyper, data, direction, gradient))
+            at = jax.lax.stop_gradient((params, hyper, data, direction, gradient, value))
             return axpy(-backtrack(loss, *at), direction, params)
 
         return norm(gradient), move
@@ -113,14 +115,20 @@ jax.tree_util.register_dataclass(Newton, data_fields=["linear", "tol"], meta_fie
 
 
 def backtrack(
-    loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, direction: PyTree, gradient: PyTree
+    loss: Loss,
+    params: PyTree,
+    hyper: PyTree,
+    data: PyTree,
+    direction: PyTree,
+    gradient: PyTree,
+    value: Array,
 ) -> Array:
     """The first of 1, 1/2, 1/4, ... at which a step against ``direction`` decreases enough; ``()``.
 
-    Enough is ``1e-4`` of what the slope promises (Armijo), up to the rounding of the loss.
+    Enough is ``1e-4`` of what the slope promises (Armijo), up to the rounding of the loss, which
+    is ``value`` at ``params``.
     """
-    eps = jnp.finfo(dtype(params)).eps
-    value, slope = loss(params, hyper, data), vdot(direction, gradient)
+    eps, slope = jnp.finfo(dtype(params)).eps, vdot(direction, gradient)
 
     def too_long(length: Array) -> Array:
         bound = value - 1e-4 * length * slope + 4 * eps * jnp.abs(value)
