@@ -107,11 +107,11 @@ class Auto:
         if d <= _SMALL:
             why = f"the inner loss is quadratic with {d} params"
             return Choice(ClosedForm(), None, f"ClosedForm: {why}")
-        # Two Newton steps and the adjoint: d / 4 products in all.
-        short = CG(tol=tol, max_steps=d // 12)
+        # One Newton step and the adjoint: d / 4 products in all.
+        short = CG(tol=tol, max_steps=d // 8)
         why = f"the inner loss is quadratic with {d} params"
         return Choice(
-            Implicit(Newton(short, tol=tol), 2, short), ClosedForm(),
+            Implicit(Newton(short, tol=tol), 1, short), ClosedForm(),
             f"conjugate gradients, and ClosedForm where they need too many products: {why}",
         )  # fmt: skip
 
