@@ -1,5 +1,6 @@
 """Side-by-side timing in one process: interleaved repeats, medians, ratios, compile times."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -54,3 +55,16 @@ def clock(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
+
+
+def single_thread() -> None:
+    """XLA on one thread, so that :func:`cpu_clock` compares like with like; before any array."""
+    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+
+
+def cpu_clock(call: Callable[[], Any]) -> float:
+    """CPU seconds of one call: what other processes on the machine do hardly shows."""
+    start = time.process_time()
+    jax.block_until_ready(call())
+    return time.process_time() - start

@@ -16,6 +16,7 @@ from bilevel.estimate import Evidence as Evidence
 from bilevel.estimate import Lower as Lower
 from bilevel.estimators import PES as PES
 from bilevel.estimators import UORO as UORO
+from bilevel.estimators import Auto as Auto
 from bilevel.estimators import ClosedForm as ClosedForm
 from bilevel.estimators import Evolution as Evolution
 from bilevel.estimators import Forward as Forward

@@ -13,6 +13,7 @@ import jax
 from jax import Array
 
 from bilevel.estimate import Estimate
+from bilevel.estimators.auto import Auto
 from bilevel.estimators.base import Estimator
 from bilevel.hypergradient import compiled_step, hypergradient
 from bilevel.problem import Data, Problem
@@ -130,6 +131,8 @@ def _clock(problem: Problem, estimator: Estimator, args: tuple, repeats: int = 3
 
 def _steps(estimator: Any) -> int | None:
     """The number of solver steps, also of an estimator that wraps another."""
+    if isinstance(estimator, Auto):
+        return None  # which may not run any of its steps
     steps = getattr(estimator, "steps", None)
     return _steps(estimator.estimator) if hasattr(estimator, "estimator") else steps
 

@@ -85,6 +85,14 @@ def require_positive(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name} must be a positive finite number, got {value}.")
 
 
+def require_tolerance(owner: str, tol: Any) -> None:
+    """Raise if a concrete number is no fraction to stop at; arrays and tracers pass."""
+    if isinstance(tol, str | bytes):
+        raise TypeError(f"{owner}: tol must be a number, got {tol!r}.")
+    if isinstance(tol, int | float | np.number) and not 0 <= tol < 1:
+        raise ValueError(f"{owner}: tol must lie in [0, 1), got {tol}.")
+
+
 def require_smooth(owner: str, problem: Any) -> None:
     """Raise if the inner problem is more than the minimisation of a smooth loss."""
     if problem.start is not None:

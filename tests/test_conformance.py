@@ -72,6 +72,8 @@ TABLE = {
     "Forward": Row(bl.Forward),
     "Implicit": Row(lambda solver, k: bl.Implicit(solver, k, linear=bl.CG(tol=1e-10))),
     "Reverse": Row(bl.Reverse),
+    # Deterministic where the minimiser is enough: no key reaches it.
+    "Auto": Row(lambda solver, k: bl.Auto(1e-12, solver, k), (conformance.repeats_with_its_key,)),
     "ClosedForm": Row(lambda solver, k: bl.ClosedForm(), NO_SOLVER, ("ridge",)),
     "Evolution": Row(differences(bl.Evolution)),
     "DoubleLoop": Row(stochastic(bl.DoubleLoop, ("inner_steps",))),

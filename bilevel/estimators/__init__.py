@@ -1,5 +1,6 @@
 """Hypergradient estimators: one method, one file."""
 
+from bilevel.estimators.auto import Auto as Auto
 from bilevel.estimators.base import Estimator as Estimator
 from bilevel.estimators.closed_form import ClosedForm as ClosedForm
 from bilevel.estimators.evolution import Evolution as Evolution

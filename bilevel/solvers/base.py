@@ -69,6 +69,15 @@ class Refreshes(Protocol):
         ...
 
 
+@runtime_checkable
+class Stops(Protocol):
+    """A solver that knows when it is done; only for loops that nobody differentiates."""
+
+    def stopped(self, state: PyTree) -> Array | None:
+        """Whether further steps would change nothing, ``()``; ``None`` if it never stops."""
+        ...
+
+
 def require_fit(problem: Problem, solver: Solver) -> None:
     """Raise while tracing if the solver cannot minimise this problem."""
     if isinstance(solver, ChecksProblem):
@@ -105,6 +114,7 @@ def run(
     """Run steps ``first .. first + steps - 1`` from ``carry = (params, solver_state)``.
 
     Step ``k`` uses ``fold_in(key, k)``: keys are derived, so memory is independent of ``steps``.
+    A solver that stops ends the loop.
     """
 
     def body(carry: Any, _: None) -> tuple[Any, None]:
@@ -114,7 +124,14 @@ def run(
         return (k + 1, params, state), None
 
     initial = (jnp.asarray(first, jnp.int32), *carry)
-    (_, params, state), _ = jax.lax.scan(body, initial, length=steps)
+    if not isinstance(solver, Stops) or solver.stopped(carry[1]) is None:
+        (_, params, state), _ = jax.lax.scan(body, initial, length=steps)
+        return params, state
+
+    def unfinished(carry: Any) -> Array:
+        return (carry[0] < first + steps) & ~solver.stopped(carry[2])
+
+    _, params, state = jax.lax.while_loop(unfinished, lambda carry: body(carry, None)[0], initial)
     return params, state
 
 

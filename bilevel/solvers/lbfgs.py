@@ -1,20 +1,20 @@
-r"""L-BFGS with a line search that ensures strong Wolfe conditions: direction and search by optax.
+r"""L-BFGS with a line search that ensures the strong Wolfe conditions.
 
-Liu, Nocedal, Mathematical Programming 1989; Nocedal, Wright, "Numerical Optimization", Algorithms
-7.5, 3.5 and 3.6; Hager, Zhang, ACM TOMS 2006 (the decrease that rounding still lets one see).
+Liu, Nocedal, Mathematical Programming 1989; Nocedal, Wright, "Numerical Optimization", Algorithm
+7.4 and section 3.5; Hager, Zhang, ACM TOMS 2006 (the decrease that rounding still lets one see).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
-from bilevel.messages import require_positive_int
+from bilevel.messages import require_positive_int, require_tolerance
 from bilevel.problem import Loss
-from bilevel.trees import PyTree, axpy, vdot
+from bilevel.trees import PyTree
 
 NO_DERIVATIVE = (
     "its line search stops by comparing numbers, so the derivative of its steps need not be that "
@@ -22,20 +22,67 @@ NO_DERIVATIVE = (
 )
 _SEARCH = 30  # most evaluations of one line search
 _FAILURES = 2  # without memory, then without success: at the rounding of the loss
+_DECREASE, _CURVATURE = 1e-4, 0.9  # Wolfe
+
+
+class Pairs(NamedTuple):
+    """Curvature pairs ``s, y``, ``[memory, d]``, ``1 / s.y`` (0 for none), and how many came."""
+
+    s: Array
+    y: Array
+    rho: Array
+    count: Array
+
+
+class State(NamedTuple):
+    """What a step begins with, so that it evaluates nothing twice.
+
+    ``value`` and ``slope`` of the loss at params, unless ``stale``; ``scale``, the norm of the
+    first gradient; ``failures`` in a row.
+    """
+
+    pairs: Pairs
+    value: Array
+    slope: Array
+    scale: Array
+    failures: Array
+    stale: Array
+
+
+class Point(NamedTuple):
+    """A point ``at`` on the line: value and derivative there."""
+
+    at: Array
+    value: Array
+    slope: Array
+
+
+class Search(NamedTuple):
+    """The line search: trial ``t``, bracket ``low < high``, what was found at the last trial."""
+
+    t: Array
+    low: Point
+    high: Point
+    value: Array
+    gradient: Array
+    found: Array
+    count: Array
 
 
 @dataclass(frozen=True)
 class LBFGS:
     """L-BFGS on all inner examples: no step size to choose; for ``Implicit``.
 
-    A step costs two full gradients, or more where the line search needs them. Once no decrease can
-    be seen in the current precision further steps do nothing. Memory: ``2 memory + 2`` trees like
-    ``params``. When a new call brings a new ``hyper`` the last curvature pair is computed again,
-    so that a change of the gradient by ``hyper`` is not taken for curvature.
+    A step costs one gradient, or more where the line search needs them; a call one more. Once no
+    decrease can be seen in the current precision, or the gradient is small enough, further steps
+    do nothing. Memory: ``2 memory + 2`` vectors like ``params``. Curvature pairs are kept from call
+    to call; each belongs to one ``hyper``, so a change of it is not taken for curvature.
 
     Parameters
     ----------
     memory : number of curvature pairs.
+    tol : stop where the gradient's norm is this fraction of what it was at the first start; 0 goes
+        on down to rounding.
 
     Raises
     ------
@@ -48,62 +95,162 @@ class LBFGS:
     """
 
     memory: int = 10
+    tol: Any = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse an empty memory."""
+        """Refuse an empty memory and a tolerance that is none."""
         require_positive_int("LBFGS", "memory", self.memory)
+        require_tolerance("LBFGS", self.tol)
 
     def why_not_unrolled(self, state: PyTree) -> str:
         """Its line search."""
         return NO_DERIVATIVE
 
-    def init(self, params: PyTree, data: PyTree) -> Any:
-        """``(curvature pairs, failures in a row, whether the last pair is of another hyper)``."""
-        pairs = optax.scale_by_lbfgs(self.memory).init(params)
-        return pairs, jnp.zeros((), jnp.int32), jnp.array(False)
+    def stopped(self, state: State) -> Array:
+        """At rounding, or where the gradient is small."""
+        small = jnp.linalg.norm(state.slope) <= self.tol * state.scale
+        return (state.failures >= _FAILURES) | (small & ~state.stale)
 
-    def refresh(self, state: Any) -> Any:
-        """The same pairs, the last of them to be computed again."""
-        pairs, failures, _ = state
-        return pairs, jnp.zeros_like(failures), jnp.array(True)
+    def init(self, params: PyTree, data: PyTree) -> State:
+        """No pairs; value and gradient are still to be evaluated."""
+        flat, _ = ravel_pytree(params)
+        rows = jnp.zeros((self.memory, flat.size), flat.dtype)
+        zero, none = jnp.zeros((), flat.dtype), jnp.zeros((), jnp.int32)
+        pairs = Pairs(rows, rows, rows[:, 0], none)
+        return State(pairs, zero, jnp.zeros_like(flat), zero, none, jnp.array(True))
+
+    def refresh(self, state: State) -> State:
+        """The same pairs; value and gradient to be evaluated with the new ``hyper``."""
+        return state._replace(failures=jnp.zeros_like(state.failures), stale=jnp.array(True))
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
-    ) -> tuple[PyTree, Any]:
+        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: State
+    ) -> tuple[PyTree, State]:
         """One line search along the quasi-Newton direction; the key is not used."""
+        flat, unravel = ravel_pytree(params)
 
-        def objective(params: PyTree) -> Array:
-            return loss(params, hyper, data)
+        def objective(w: Array) -> Array:
+            return loss(unravel(w), hyper, data).astype(flat.dtype)
 
-        def search() -> tuple[PyTree, Any]:
-            return self._search(objective, params, state)
+        moved, state = self._move(jax.value_and_grad(objective), flat, state)
+        return unravel(moved), state
 
-        return jax.lax.cond(state[1] < _FAILURES, search, lambda: (params, state))
+    def _move(self, evaluate: Any, w: Array, state: State) -> tuple[Array, State]:
+        """One step; ``evaluate`` has a single call site, which keeps the program small."""
+        infinite, nothing = jnp.full((), jnp.inf, w.dtype), jnp.zeros((), w.dtype)
 
-    def _search(self, objective: Any, params: PyTree, state: Any) -> tuple[PyTree, Any]:
-        lbfgs, (pairs, failures, stale) = optax.scale_by_lbfgs(self.memory), state
-        value, gradient = jax.value_and_grad(objective)(params)
-        before = jax.lax.cond(
-            stale, lambda: jax.grad(objective)(pairs.params), lambda: pairs.updates
+        def begin(value: Array, gradient: Array) -> tuple[Array, Search]:
+            d = direction(state.pairs, gradient)
+            slope = d @ gradient
+            low = Point(nothing, value, slope)
+            high = Point(infinite, infinite, infinite)
+            one, none = jnp.ones((), w.dtype), jnp.zeros((), jnp.int32)
+            return d, Search(one, low, high, value, gradient, jnp.array(False), none)
+
+        def unfinished(carry: Any) -> Array:
+            *_, search, stale = carry
+            return stale | (~search.found & (search.count < _SEARCH) & (search.low.slope < 0))
+
+        def advance(carry: Any) -> Any:
+            value, d, gradient, at, search, stale = carry
+            trial, slopes = evaluate(at)
+
+            def first() -> Any:
+                return trial, slopes, *begin(trial, slopes)
+
+            def later() -> Any:
+                return value, gradient, d, narrow(search, trial, slopes, d, value, d @ gradient)
+
+            value, gradient, d, search = jax.lax.cond(stale, first, later)
+            return value, d, gradient, w + search.t * d, search, jnp.array(False)
+
+        d, search = begin(state.value, state.slope)
+        at = jnp.where(state.stale, w, w + d)
+        carry = (state.value, d, state.slope, at, search, state.stale)
+        value, d, gradient, _, search, _ = jax.lax.while_loop(unfinished, advance, carry)
+
+        length = jnp.linalg.norm(gradient)
+        scale = jnp.where(state.scale > 0, state.scale, length)
+        success = search.found & jnp.any(search.t * d != 0)
+        pairs = jax.tree.map(
+            lambda new, none: jnp.where(success, new, none),
+            remember(state.pairs, search.t * d, search.gradient - gradient),
+            state.pairs._replace(rho=jnp.zeros_like(state.pairs.rho)),
         )
-        updated: Any = lbfgs.update(gradient, pairs._replace(updates=before), params)
-        direction, pairs = updated
-        descent = jax.tree.map(lambda d, w: -d.astype(w.dtype), direction, params)
-
-        zoom = optax.scale_by_zoom_linesearch(_SEARCH, initial_guess_strategy="one")
-        searched: Any = zoom.update(
-            descent, zoom.init(params), params, value=value, grad=gradient, value_fn=objective
+        moved = State(
+            pairs,
+            jnp.where(success, search.value, value),
+            jnp.where(success, search.gradient, gradient),
+            scale,
+            jnp.where(success, 0, state.failures + 1),
+            jnp.array(False),
         )
-        move, found = searched
-        rounding = 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
-        success = (vdot(descent, gradient) < 0) & (vdot(move, move) > 0)
-        success &= found.value <= value + rounding
-
-        def select(good: PyTree, bad: PyTree) -> PyTree:
-            return jax.tree.map(lambda x, y: jnp.where(success, x, y).astype(y.dtype), good, bad)
-
-        params, pairs = select((axpy(1, move, params), pairs), (params, lbfgs.init(params)))
-        return params, (pairs, jnp.where(success, 0, failures + 1), jnp.array(False))
+        return jnp.where(success, w + search.t * d, w), moved
 
 
-jax.tree_util.register_dataclass(LBFGS, data_fields=[], meta_fields=["memory"])
+jax.tree_util.register_dataclass(LBFGS, data_fields=["tol"], meta_fields=["memory"])
+
+
+def direction(pairs: Pairs, gradient: Array) -> Array:
+    """``-H gradient`` by the two-loop recursion; without pairs, of length 1 at most."""
+    memory = len(pairs.rho)
+    order = (pairs.count - 1 - jnp.arange(memory)) % memory  # newest first
+
+    def down(q: Array, i: Array) -> tuple[Array, Array]:
+        a = pairs.rho[i] * (pairs.s[i] @ q)
+        return q - a * pairs.y[i], a
+
+    def up(q: Array, ia: Any) -> tuple[Array, None]:
+        i, a = ia
+        return q + (a - pairs.rho[i] * (pairs.y[i] @ q)) * pairs.s[i], None
+
+    q, a = jax.lax.scan(down, gradient, order)
+    y, rho = pairs.y[order[0]], pairs.rho[order[0]]
+    length = jnp.linalg.norm(gradient)
+    first = jnp.where(length > 1, 1 / jnp.where(length > 1, length, 1), 1)
+    scaled = jnp.where(rho > 0, 1 / jnp.where(rho > 0, rho * (y @ y), 1), first)
+    return -jax.lax.scan(up, scaled * q, (order, a), reverse=True)[0]
+
+
+def remember(pairs: Pairs, s: Array, y: Array) -> Pairs:
+    """One more pair, in place of the oldest; one without positive curvature is dropped."""
+    curvature, i = s @ y, pairs.count % len(pairs.rho)
+    good = curvature > jnp.finfo(s.dtype).eps * (y @ y)
+    rho = jnp.where(good, 1 / jnp.where(good, curvature, 1), 0)
+    added = Pairs(
+        pairs.s.at[i].set(s), pairs.y.at[i].set(y), pairs.rho.at[i].set(rho), pairs.count + 1
+    )
+    return jax.tree.map(lambda new, old: jnp.where(good, new, old), added, pairs)
+
+
+def narrow(
+    search: Search, value: Array, gradient: Array, d: Array, value0: Array, slope0: Array
+) -> Search:
+    """What a trial teaches: accept it, or the bracket's new end and the next trial.
+
+    ``low`` decreases enough and still descends; ``high`` does not decrease enough or ascends.
+    """
+    t, slope = search.t, gradient @ d
+    rounding = 4 * jnp.finfo(t.dtype).eps * jnp.abs(value0)
+    enough = value <= value0 + _DECREASE * t * slope0 + rounding
+    found = enough & (jnp.abs(slope) <= _CURVATURE * jnp.abs(slope0))
+    here, right = Point(t, value, slope), ~enough | (slope >= 0)
+    low = jax.tree.map(lambda new, old: jnp.where(right, old, new), here, search.low)
+    high = jax.tree.map(lambda new, old: jnp.where(right, new, old), here, search.high)
+    following = jnp.where(found, t, next_trial(search.low, low, high))
+    return Search(following, low, high, value, gradient, found, search.count + 1)
+
+
+def next_trial(before: Point, low: Point, high: Point) -> Array:
+    """Inside a bracket the minimum of the cubic through both ends, else a secant step outwards."""
+    width = high.at - low.at
+    theta = low.slope + high.slope - 3 * (high.value - low.value) / width
+    root = jnp.sqrt(jnp.maximum(theta**2 - low.slope * high.slope, 0))
+    cubic = high.at - width * (high.slope + root - theta) / (high.slope - low.slope + 2 * root)
+    inside = jnp.clip(cubic, low.at + 0.1 * width, high.at - 0.1 * width)
+    inside = jnp.where(jnp.isfinite(inside), inside, low.at + 0.5 * width)
+    ahead = low.at - before.at
+    secant = low.at - low.slope * ahead / (low.slope - before.slope)
+    outside = jnp.where(jnp.isfinite(secant) & (secant > low.at), secant, jnp.inf)
+    outside = jnp.clip(outside, low.at + 0.1 * ahead, low.at + 9 * ahead)
+    return jnp.where(jnp.isfinite(high.at), inside, outside)

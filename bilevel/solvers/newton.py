@@ -5,6 +5,7 @@ r"""Newton's method, damped by backtracking, its systems solved without a matrix
 Nocedal, Wright, "Numerical Optimization", Algorithm 7.1 (line-search Newton-CG).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.linear import CG, LinearSolver
+from bilevel.messages import require_tolerance
 from bilevel.problem import Loss
-from bilevel.trees import PyTree, axpy, dtype, vdot, zeros_like
+from bilevel.trees import PyTree, axpy, dtype, norm, vdot, zeros_like
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,13 @@ class Newton:
     Parameters
     ----------
     linear : solver of ``H d = grad g``, to a tolerance that the derivative inherits.
+    tol : stop where the gradient's norm is this fraction of what it was at the first start, further
+        steps do nothing; ``None`` never stops. For ``Implicit``: a step that is not taken has no
+        derivative.
 
     Raises
     ------
-    ValueError : ``Problem.prox``.
+    ValueError : ``Problem.prox``; with ``tol`` an estimator that differentiates steps.
 
     Examples
     --------
@@ -45,43 +50,85 @@ class Newton:
     """
 
     linear: LinearSolver = CG(tol=1e-8)
+    tol: Any = None
 
-    def init(self, params: PyTree, data: PyTree) -> tuple[()]:
-        """Nothing is carried."""
-        return ()
+    def __post_init__(self) -> None:
+        """Refuse a tolerance that is none."""
+        require_tolerance("Newton", self.tol)
+
+    def why_not_unrolled(self, state: PyTree) -> str | None:
+        """Steps that may be left out, if there is a tolerance."""
+        return None if self.tol is None else "with tol its last steps may do nothing"
+
+    def stopped(self, state: Any) -> Array | None:
+        """With ``tol``: where the last step found nothing to do."""
+        return None if self.tol is None else state[1]
+
+    def init(self, params: PyTree, data: PyTree) -> Any:
+        """With ``tol``: the first gradient's norm, 0 until measured, and whether to rest."""
+        return () if self.tol is None else (jnp.zeros((), dtype(params)), jnp.array(False))
+
+    def refresh(self, state: Any) -> Any:
+        """To go on, ``hyper`` having moved."""
+        return () if self.tol is None else (state[0], jnp.array(False))
 
     def step(
         self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
     ) -> tuple[PyTree, Any]:
         """One damped Newton step; only a random ``linear`` uses the key."""
+        if self.tol is None:
+            _, move = self._slope(loss, params, hyper, data, key)
+            return move(), state
 
-        def objective(params: PyTree) -> Array:
-            return loss(params, hyper, data)
+        size, move = self._slope(loss, params, hyper, data, key)
+        scale = jnp.where(state[0] > 0, state[0], size)
+        done = size <= self.tol * scale
+        return jax.lax.cond(done, lambda: params, move), (scale, done)
+
+    def _slope(
+        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array
+    ) -> tuple[Array, Callable[[], PyTree]]:
+        """Norm of the gradient, and the function that takes the step."""
+
+        def slopes(params: PyTree) -> tuple[PyTree, Array]:
+            value, gradient = jax.value_and_grad(loss)(params, hyper, data)
+            return gradient, value
 
         def solve(matvec: Any, b: PyTree) -> PyTree:
             return self.linear.solve(matvec, b, zeros_like(b), key).x
 
-        gradient, hvp = jax.linearize(jax.grad(objective), params)
-        newton = jax.lax.custom_linear_solve(hvp, gradient, solve, symmetric=True)
-        # Where the gradient is 0 the Newton step is 0 too, but has its own derivative.
-        bent = (vdot(newton, gradient) <= 0) & (vdot(gradient, gradient) > 0)
-        direction = jax.tree.map(lambda d, g: jnp.where(bent, g, d), newton, gradient)
-        length = backtrack(loss, *jax.lax.stop_gradient((params, hyper, data, direction, gradient)))
-        return axpy(-length, direction, params), state
+        linearised: Any = jax.linearize(slopes, params, has_aux=True)
+        gradient, hvp, value = linearised
+
+        def move() -> PyTree:
+            newton = jax.lax.custom_linear_solve(hvp, gradient, solve, symmetric=True)
+            # Where the gradient is 0 the Newton step is 0 too, but has its own derivative.
+            bent = (vdot(newton, gradient) <= 0) & (vdot(gradient, gradient) > 0)
+            direction = jax.tree.map(lambda d, g: jnp.where(bent, g, d), newton, gradient)
+            at = jax.lax.stop_gradient((params, hyper, data, direction, gradient, value))
+            return axpy(-backtrack(loss, *at), direction, params)
+
+        return norm(gradient), move
 
 
-jax.tree_util.register_dataclass(Newton)
+jax.tree_util.register_dataclass(Newton, data_fields=["linear", "tol"], meta_fields=[])
 
 
 def backtrack(
-    loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, direction: PyTree, gradient: PyTree
+    loss: Loss,
+    params: PyTree,
+    hyper: PyTree,
+    data: PyTree,
+    direction: PyTree,
+    gradient: PyTree,
+    value: Array,
 ) -> Array:
     """The first of 1, 1/2, 1/4, ... at which a step against ``direction`` decreases enough; ``()``.
 
-    Enough is ``1e-4`` of what the slope promises (Armijo), up to the rounding of the loss.
+    Enough is ``1e-4`` of what the slope promises (Armijo), up to the rounding of the loss, which
+    is ``value`` at ``params``.
     """
-    eps = jnp.finfo(dtype(params)).eps
-    value, slope = loss(params, hyper, data), vdot(direction, gradient)
+    eps, slope = jnp.finfo(dtype(params)).eps, vdot(direction, gradient)
 
     def too_long(length: Array) -> Array:
         bound = value - 1e-4 * length * slope + 4 * eps * jnp.abs(value)

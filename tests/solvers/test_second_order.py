@@ -164,3 +164,19 @@ def test_external_solver_must_not_write_into_its_arguments() -> None:
             case.problem, bl.External(spoil), case.hyper, case.params, case.data,
             jax.random.key(0), steps=1,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [bl.LBFGS, lambda tol: bl.Newton(bl.CG(tol=0.1), tol=tol)])
+def test_stops_at_its_tolerance(make: Any) -> None:
+    """The gradient is as small as asked, and where little is asked not much smaller."""
+    case = mlp(0)
+
+    @jax.jit
+    def size(params: Any) -> Any:
+        gradient = jax.grad(case.problem.inner)(params, case.hyper, case.data.inner)
+        return jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))
+
+    ends = [size(call(make(tol=tol), 200, case)[1].params) for tol in (1e-2, 1e-5)]
+    begun = size(case.params)
+    assert 1e-5 * begun < ends[0] <= 1e-2 * begun
+    assert ends[1] <= 1e-5 * begun

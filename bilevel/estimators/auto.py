@@ -1,0 +1,167 @@
+r"""The estimator that suits a problem, chosen while it is traced, by rules that were measured.
+
+    a hyperparameter that the minimiser does not depend on   Reverse through the given solver
+    Problem.prox                                             Implicit after the given solver
+    quadratic, at most 64 params                             ClosedForm
+    quadratic, at most 3000 params                           conjugate gradients; ClosedForm where
+                                                             they have not got there in d/4 products
+    anything else                                            Implicit after Newton-CG
+
+The measurements are in ``docs/speed.md``.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.estimate import Counts, Estimate, Lower, begin
+from bilevel.estimators.base import Estimator, fresh, unseen_by_minimiser
+from bilevel.estimators.closed_form import ClosedForm
+from bilevel.estimators.implicit import Implicit
+from bilevel.estimators.reverse import Reverse
+from bilevel.linear import CG
+from bilevel.messages import require_positive_int, require_tolerance
+from bilevel.problem import Data, Problem
+from bilevel.solvers.base import Solver
+from bilevel.solvers.newton import Newton
+from bilevel.trees import PyTree, dtype, size
+
+_SMALL, _DENSE = 64, 3000  # params up to which a factorisation costs nothing, or is worth a try
+_NEWTON = 50  # most steps: convergence is quadratic, so far fewer are taken
+_SAFETY = 10  # how much smaller than the tolerance both residuals are to be
+_FORCING = 0.1  # to which Newton's systems are solved
+
+
+class Choice(NamedTuple):
+    """An ``estimator``, its ``fallback`` where the residuals stay too large, and the ``reason``."""
+
+    estimator: Estimator
+    fallback: Estimator | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Any problem: the estimator is chosen from what the problem says, :meth:`choose` tells which.
+
+    Looks at structure alone (sizes, ``quadratic``, ``prox``, what the minimiser depends on), so the
+    choice costs nothing at run time, with one exception: on a quadratic inner loss conjugate
+    gradients try first, and the closed form takes over where they fail, at 1.25 times the products
+    of the better one.
+
+    Parameters
+    ----------
+    tolerance : relative error of the hypergradient that is good enough. Both residuals are driven
+        below a tenth of it, which suffices where the problem is not ill-conditioned: look at
+        ``evidence``, and with ``Implicit(bias=True)`` at the bias.
+    solver, steps : the inner solver, and its number of steps, where none can be chosen: to
+        differentiate its steps (learning rates, start points), or for ``Problem.prox``.
+
+    Raises
+    ------
+    ValueError : no ``solver`` where one is needed; what the chosen estimator raises.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, bilevel as bl
+    >>> problem = bl.Problem(
+    ...     inner=lambda w, h, x: jnp.mean((w - x) ** 2) / 2 + h * w**2 / 2,
+    ...     outer=lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
+    ...     quadratic=True,
+    ... )
+    >>> data = bl.Data(inner=jnp.array([2.0]), outer=jnp.array([1.5]))
+    >>> w, h = jnp.array(0.0), jnp.array(1.0)
+    >>> bl.Auto().choose(problem, h, w, data).reason
+    'ClosedForm: the inner loss is quadratic with 1 params'
+    >>> estimate, state = bl.hypergradient(problem, bl.Auto(), h, w, data, jax.random.key(0))
+    >>> estimate.grad.round(4)  # (w* - 1.5) dw*/dh, w* = 2 / (1 + h)
+    Array(0.25, dtype=float32)
+    """
+
+    tolerance: Any = 1e-3
+    solver: Solver | None = None
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        """Refuse a tolerance that is none."""
+        require_tolerance("Auto", self.tolerance)
+        require_positive_int("Auto", "steps", self.steps)
+
+    def choose(self, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Choice:
+        """What will run, and why."""
+        d, tol = size(params), self._residual(params)
+        linear = CG(tol=tol)
+        if blind := unseen_by_minimiser(problem, hyper, params, data):
+            why = f"the inner minimiser does not depend on {', '.join(blind)}"
+            return Choice(Reverse(self._given(why), self.steps), None, f"Reverse: {why}")
+        if problem.prox is not None:
+            why = "the problem has a non-smooth part"
+            return Choice(Implicit(self._given(why), self.steps, linear), None, f"Implicit: {why}")
+        if not problem.quadratic or d > _DENSE:
+            smooth = Implicit(Newton(CG(tol=_FORCING), tol=tol), _NEWTON, linear)
+            kind = "quadratic, of too many params to factorise" if problem.quadratic else "smooth"
+            return Choice(smooth, None, f"Implicit after Newton-CG: the inner loss is {kind}")
+        if d <= _SMALL:
+            why = f"the inner loss is quadratic with {d} params"
+            return Choice(ClosedForm(), None, f"ClosedForm: {why}")
+        # One Newton step and the adjoint: d / 4 products in all.
+        short = CG(tol=tol, max_steps=d // 8)
+        why = f"the inner loss is quadratic with {d} params"
+        return Choice(
+            Implicit(Newton(short, tol=tol), 1, short), ClosedForm(),
+            f"conjugate gradients, and ClosedForm where they need too many products: {why}",
+        )  # fmt: skip
+
+    def init(self, params: PyTree, data: Data) -> Lower:
+        """The start point; all else waits for the problem."""
+        return replace(begin(params, None), memory=None)
+
+    def step(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> tuple[Estimate, Lower]:
+        """One step of the chosen estimator, and of its fallback if need be."""
+        choice = self.choose(problem, hyper, lower.params, data)
+        lower = self._begun(choice.estimator, problem, hyper, lower, data, key)
+        estimate, after = choice.estimator.step(problem, hyper, lower, data, key)
+        if choice.fallback is None:
+            return estimate, after
+        fallback, evidence = choice.fallback, estimate.evidence
+        enough = 2 * self._residual(lower.params)
+        good = (evidence.inner_residual <= enough) & (evidence.linear_residual <= enough)
+
+        def again() -> tuple[Estimate, Lower]:
+            other, moved = fallback.step(problem, hyper, lower, data, key)
+            counts = jax.tree.map(jnp.add, evidence.counts, other.evidence.counts)
+            other = replace(other, evidence=replace(other.evidence, counts=Counts(*counts)))
+            return other, replace(after, params=moved.params, reference=moved.reference)
+
+        return jax.lax.cond(good, lambda: (estimate, after), again)
+
+    def _residual(self, params: PyTree) -> Array:
+        """What both residuals are to reach: the tolerance with a margin, above rounding."""
+        kind = dtype(params)
+        return jnp.maximum(jnp.asarray(self.tolerance / _SAFETY, kind), 20 * jnp.finfo(kind).eps)
+
+    def _given(self, why: str) -> Solver:
+        if self.solver is None:
+            raise ValueError(
+                f"Auto needs solver=, for example SGD(step_size, batch_size): {why}, so the "
+                "hypergradient depends on which solver runs."
+            )
+        return self.solver
+
+    def _begun(
+        self, chosen: Estimator, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Any
+    ) -> Lower:
+        """The chosen estimator's own beginning, until a first call has measured the reference."""
+        begun = fresh(problem, chosen, hyper, lower.params, data, key)
+        if lower.solver_state is None:
+            return begun
+        carried = lower.reference > 0
+        return jax.tree.map(lambda new, old: jnp.where(carried, old, new), begun, lower)
+
+
+jax.tree_util.register_dataclass(Auto, data_fields=["tolerance", "solver"], meta_fields=["steps"])
