@@ -7,7 +7,6 @@ Runs that differ in nothing but the seed are one row: mean of the headline test 
 import argparse
 import csv
 import io
-import json
 import math
 import statistics
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.files import write_whole
+from experiments.resume import read_result
 from experiments.words import BadInputError
 
 SEEDS = ("seed", "task.seed")
@@ -76,14 +76,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
     Raises
     ------
-    BadInputError : there is none, or one that is no JSON.
+    BadInputError : there is none, or a damaged one.
     """
     results = []
     for path in sorted(folder.rglob("result.json")):
-        try:
-            results.append(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise BadInputError(f"{path}: this is no JSON ({error}).") from error
+        results.append(read_result(path))
     if not results:
         raise BadInputError(f"{folder}: there is no result.json in or below this folder.")
     return results

@@ -1,6 +1,7 @@
 """The command `python -m experiments.run`: one run, or with `-m` one of each combination.
 
-Exit status: 0 done, 1 bad input, 2 diverged, 130 interrupted (`resume=FOLDER` goes on).
+Exit status: 0 done, 1 bad input, 2 diverged, 3 another process is at work in the folder,
+130 interrupted (`resume=FOLDER` goes on).
 JAX is imported by the run itself, so that `--cfg job`, `--help` and completion stay fast.
 """
 
@@ -14,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 from experiments import hydra_compat
 from experiments.files import write_json
 from experiments.hydra_compat import Launch
+from experiments.lock import BusyError, held
 from experiments.resume import RESULT, command, finished, saved_settings
 from experiments.settings import check, defaults
 from experiments.words import BadInputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from rich.console import Console
 
-OK, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 130
+OK, BAD_INPUT, DIVERGED, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class RunError(Exception):
@@ -45,7 +48,7 @@ def main() -> int:
         return DIVERGED  # the summary has said it
     except (RunError, BadInputError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return BUSY if isinstance(error, BusyError) else BAD_INPUT
     return OK
 
 
@@ -59,20 +62,31 @@ def task(config: "DictConfig") -> float | None:
     from rich.console import Console
 
     launch = Launch.current()
-    folder = launch.folder
     console = Console(width=None if sys.stdout.isatty() else 100)
+    try:
+        with held(launch.folder):
+            result = _one(config, launch, console)
+    except BusyError as error:
+        console.print(f"left alone: {error}", highlight=False, soft_wrap=True)
+        raise
+    if result["status"] == "diverged":
+        raise DivergedError(result["message"])
+    return result["value"]
+
+
+def _one(config: "DictConfig", launch: Launch, console: "Console") -> dict[str, Any]:
+    """The result of the job: what was there already, or that of the run made now."""
+    folder = launch.folder
     facts: dict[str, Any] = {"choices": launch.choices, "overrides": launch.overrides}
     try:
         settings = prepare(config, launch)
         console.print(f"run folder      {folder}", highlight=False, soft_wrap=True)
-        result = finished(folder, settings)
-        if result:
-            done = result["steps"]
-            console.print(f"finished already: {done} outer steps. A larger steps= goes on.")
-        else:
-            from experiments.session import perform
+        if result := finished(folder, settings):
+            console.print(_already(result), highlight=False, markup=False)
+            return result
+        from experiments.session import perform
 
-            result = perform(settings, folder, facts, console)
+        return perform(settings, folder, facts, console)
     except KeyboardInterrupt:
         console.print(
             f"\ninterrupted; go on with: {command(folder)}", highlight=False, soft_wrap=True
@@ -80,9 +94,12 @@ def task(config: "DictConfig") -> float | None:
         raise
     except Exception as error:
         raise _failed(error, folder, facts) from error
+
+
+def _already(result: dict[str, Any]) -> str:
     if result["status"] == "diverged":
-        raise DivergedError(result["message"])
-    return result["value"]
+        return f"diverged already, after {result['steps']} outer steps: {result['message']}"
+    return f"finished already: {result['steps']} outer steps. A larger steps= goes on."
 
 
 def prepare(config: "DictConfig", launch: Launch) -> dict[str, Any]:

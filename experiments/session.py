@@ -9,9 +9,10 @@ import jax
 from rich.console import Console
 
 from experiments import checkpoint, plots, results, summary
-from experiments.files import write_json
+from experiments.files import set_aside, write_json
 from experiments.job import Job, Run
 from experiments.resume import RESULT, refuse_other
+from experiments.words import DamagedError
 
 
 def perform(
@@ -40,7 +41,11 @@ def _begin(job: Job, folder: Path, console: Console) -> Run:
     path = folder / checkpoint.PLACE
     if not path.is_file():
         return Run()
-    saved = checkpoint.load(path)
+    try:
+        saved = checkpoint.load(path)
+    except DamagedError as error:
+        set_aside(path, str(error))
+        return Run()  # from the first step: the same numbers again
     refuse_other(saved.about["settings"], job.settings, folder)
     run = job.resumed(saved)
     console.print(f"going on after {run.done} of {job.settings['steps']} outer steps")
