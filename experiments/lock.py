@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.files import remove_parts
-from experiments.words import BadInputError
 
 try:
     import fcntl
@@ -17,7 +16,7 @@ except ImportError:  # not a Unix: nothing is locked
 PLACE = ".lock"
 
 
-class BusyError(BadInputError):
+class BusyError(Exception):
     """Another process is at work in the folder."""
 
 

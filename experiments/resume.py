@@ -31,9 +31,13 @@ def saved_settings(settings: dict[str, Any], overrides: list[str]) -> dict[str, 
             f"resume={folder}: no run was started in this folder, {composed} is missing."
         )
     # What another start in the same folder composed and was refused is in the first file only.
-    saved = _read(begun).get("settings") or read_run(composed)
-    if missing := settings.keys() - saved.keys():
-        raise BadInputError(f"{composed}: half written or of another version: no {min(missing)}.")
+    saved = _read(begun).get("settings") or _composed(composed, settings)
+    saved = settings | saved  # what an older version did not know has its default
+    if any(value is not None for value in saved["vmap"].values()):
+        raise BadInputError(
+            f"resume={folder}: this folder holds many runs. Give the command that began them "
+            f"again, with hydra.run.dir={folder}: it does only what is missing."
+        )
     for name in (override.split("=")[0].lstrip("+~") for override in overrides):
         if name not in FREE:
             raise BadInputError(
@@ -41,6 +45,13 @@ def saved_settings(settings: dict[str, Any], overrides: list[str]) -> dict[str, 
                 f"{', '.join(sorted(FREE - {'resume'}))} may be given."
             )
         saved[name] = settings[name]
+    return saved
+
+
+def _composed(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    saved = read_run(path)
+    if missing := settings.keys() - saved.keys():
+        raise BadInputError(f"{path}: half written or of another version: no {min(missing)}.")
     return saved
 
 

@@ -13,6 +13,7 @@ from experiments.files import set_aside, write_json
 from experiments.job import Job, Run
 from experiments.resume import RESULT, refuse_other
 from experiments.words import DamagedError
+from experiments.workers import about
 
 
 def perform(
@@ -23,7 +24,7 @@ def perform(
     `facts` is what is known beforehand, and part of the result. A result with the status
     `running` is written at once.
     """
-    with _configured(settings):
+    with configured(settings):
         job = Job.of(settings)
         facts |= {"task": job.task.name, "seed": settings["seed"], "settings": settings}
         facts |= {"versions": results.versions()}
@@ -31,7 +32,7 @@ def perform(
         write_json(folder / RESULT, facts | {"status": "running"})
         try:
             job.go(run, folder, console)
-            return _conclude(job, run, folder, facts, console)
+            return conclude(job, run, folder, facts, console)
         except KeyboardInterrupt:
             write_json(folder / RESULT, facts | {"status": "interrupted", "steps": run.done})
             raise
@@ -52,13 +53,13 @@ def _begin(job: Job, folder: Path, console: Console) -> Run:
     return run
 
 
-def _conclude(
+def conclude(
     job: Job, run: Run, folder: Path, facts: dict[str, Any], console: Console
 ) -> dict[str, Any]:
     """Metrics, baselines, files, and the summary."""
     measured = results.measured(job, run)
     status, message = results.status(measured, run.message)
-    result = facts | measured | {"status": status, "message": message}
+    result = facts | measured | {"status": status, "message": message, "process": about()}
     files = [folder / RESULT]
     if run.done:
         files.append(results.write_history(folder, run.history, job.labels))
@@ -73,7 +74,7 @@ def _conclude(
 
 
 @contextlib.contextmanager
-def _configured(settings: dict[str, Any]) -> Iterator[None]:
+def configured(settings: dict[str, Any]) -> Iterator[None]:
     """Precision for this run, and the folder in which compiled programs are kept."""
     cache = settings["compile_cache"]
     if cache is not None:

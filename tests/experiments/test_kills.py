@@ -29,9 +29,9 @@ sys.exit(main())
 """
 QUICK = [
     "task=tiny", "solver.batch_size=5", "estimator.steps=20", "plot=false", "progress=off",
-    "every=1", "baselines=false",
+    "every=1", "baselines=false", "outer.learning_rate=0.005",
 ]  # fmt: skip
-CLOCKS = {"seconds", "compile_seconds"}
+CLOCKS = {"seconds", "compile_seconds", "process"}
 
 
 class Sweep:
