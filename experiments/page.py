@@ -11,7 +11,8 @@ from experiments.table import Row, shown
 # The policy makes a browser refuse whatever is not in the page itself.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 100rem; }
+body { padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; }
 th { cursor: pointer; user-select: none; white-space: nowrap; background: #f4f4f4; }
@@ -52,10 +53,10 @@ def page(title: str, table: list[list[Any]], found: list[Row]) -> str:
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
-<p>One row per combination, mean over seeds. Less of the metric is better. <i>95 %</i>: half the width
-of Student's interval. <i>difference</i>: paired with the best row over common seeds, with its own
-interval (<i>d 95 %</i>); <i>as good</i> where that interval reaches 0. Intervals are not corrected for
-the number of rows. Click a heading to sort.</p>
+<p>One row per combination, mean over seeds. Less of the metric is better. <i>95 %</i>: half the
+width of Student's interval. <i>difference</i>: paired with the best row over common seeds, with its
+own interval (<i>d 95 %</i>); <i>as good</i> where that interval reaches 0. Intervals are not
+corrected for the number of rows. Click a heading to sort.</p>
 <div class="scroll">{_table(table)}</div>
 {images}
 {_failures(found)}

@@ -51,4 +51,6 @@ def _entry(override: Any) -> Entry:
         values = [getattr(value, "text", value) for value in sweep.list]  # quoted or not
         if all(isinstance(value, str | int | float | bool) for value in values):
             return {"kind": "choice", "values": values}
-    raise BadInputError(f"{override.input_line}: expected interval, range or choice of plain values")
+    raise BadInputError(
+        f"{override.input_line}: expected interval, range or choice of plain values"
+    )

@@ -48,8 +48,12 @@ def scores(found: list[Row]) -> bytes:
 
 def curves(found: list[Row]) -> bytes:
     """Outer value against steps, oracle calls and seconds; and what the evidence says."""
+    from matplotlib import colormaps
+
     figure = _figure(10, 7.5)
     panels = figure.subplots(2, 2)
+    for axes in panels.flat:
+        axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
     for row in found:
         if not (history := _mean([read(run["folder"]) for run in row.runs if _ended(run)])):
             continue

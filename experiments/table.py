@@ -4,7 +4,6 @@ import math
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 SEEDS = ("seed", "task.seed")
@@ -120,10 +119,17 @@ def _row(task: str, label: str, group: list[dict[str, Any]]) -> Row:
         mean(lambda result: result["value"]),
         mean(lambda result: sum(result["counts"].values())),
         mean(lambda result: result["seconds"] + result["compile_seconds"]),
-        max((r.get("process", {}).get("peak_memory_mib", math.nan) for r in completed), default=math.nan),
+        max(
+            (r.get("process", {}).get("peak_memory_mib", math.nan) for r in completed),
+            default=math.nan,
+        ),
         dict(other),
         group,
     )
+
+
+def _peak(result: dict[str, Any]) -> float:
+    return result.get("process", {}).get("peak_memory_mib", math.nan)
 
 
 def _changes(result: dict[str, Any]) -> list[str]:
@@ -137,5 +143,3 @@ def shown(cell: Any) -> str:
     if isinstance(cell, float):
         return "-" if math.isnan(cell) else f"{cell:,.0f}" if abs(cell) >= 1e5 else f"{cell:.5g}"
     return str(cell)
-
-

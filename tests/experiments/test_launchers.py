@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from experiments.workers import POOLS
 from tests.conftest import ROOT
 from tests.experiments import fake_slurm
 
@@ -41,14 +42,17 @@ def expected(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
     return results(folder)
 
 
-def sweep(cache: Path, folder: Path, *changes: str, path: str = "") -> subprocess.CompletedProcess:
+def sweep(
+    cache: Path, folder: Path, *changes: str, environment: dict[str, str] | None = None,
+    timeout: float = 240,
+) -> subprocess.CompletedProcess:  # fmt: skip
     line = [sys.executable, "-m", "experiments.run", "-m", *QUICK, f"compile_cache={cache}"]
-    environment = os.environ | {"PATH": f"{path}{os.environ['PATH']}"}
-    for name in ("PJRT_NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        environment.pop(name, None)  # set for the tests' own workers
+    own = dict(environment or os.environ)
+    for name in POOLS:
+        own.pop(name, None)  # set for the tests' own workers
     return subprocess.run(
-        [*line, f"hydra.sweep.dir={folder}", *changes], cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240,
+        [*line, f"hydra.sweep.dir={folder}", *changes], cwd=ROOT, env=own, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout,
     )  # fmt: skip
 
 
@@ -94,8 +98,8 @@ def test_submitit_with_a_fake_slurm(
 ) -> None:
     fake_slurm.install(tmp_path / "bin")
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=2"]
-    path = f"{tmp_path / 'bin'}{os.pathsep}"
-    done = sweep(cache, tmp_path / "sweep", *launcher, "seed=0,1", path=path)
+    found_first = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    done = sweep(cache, tmp_path / "sweep", *launcher, "seed=0,1", environment=found_first)
     assert done.returncode == 0, done.stdout
     found = results(tmp_path / "sweep")
     assert_same(found, expected)

@@ -84,7 +84,9 @@ def test_page_holds_table_and_pictures_and_needs_no_network(sweep: Path) -> None
         assert imread(io.BytesIO(base64.b64decode(content)))[..., :3].std() > 0.02
     # Nothing is fetched: no address anywhere, and a policy that refuses one.
     assert not re.search(r"(https?:)?//[a-z]", re.sub(r"base64,[^\"]*", "", text))
-    assert not [a for tag, a in page.tags if tag in ("link", "iframe") or "src" in a and tag != "img"]
+    assert not [
+        a for tag, a in page.tags if tag in ("link", "iframe") or ("src" in a and tag != "img")
+    ]
     assert "default-src 'none'" in text
     assert "no &lt;such&gt; thing" in text
     assert "<script>," not in text

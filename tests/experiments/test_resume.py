@@ -151,7 +151,9 @@ def test_damaged_checkpoint_is_named_and_set_aside(command: Command, tmp_path: P
     assert_same(folder, whole)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"status": "compl', b"\0\0", b"[]", b'{"status": "completed"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"status": "compl', b"\0\0", b"[]", b'{"status": "completed"}']
+)
 def test_damaged_result_is_named_and_set_aside(
     command: Command, tmp_path: Path, content: bytes
 ) -> None:

@@ -1,4 +1,4 @@
-"""Optuna over runs: it finds what gradients do not reach, and goes on after a stop as if none was."""
+"""Optuna over runs: a search that was stopped goes on as if it had not been."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.experiments.conftest import LOGGING
 
 optuna = pytest.importorskip("optuna", reason="pip install -e '.[optuna]'")
 
-SPACE = ["task.start=interval(-6,2)", "solver=choice(sgd,adam)"]
+SPACE = ["+task.start=interval(-6,2)", "solver=choice(sgd,adam)"]
 QUICK = [
     *LOGGING, "task=tiny", "steps=3", "every=2", "estimator=reverse", "estimator.steps=20",
     "solver.batch_size=5", "plot=false", "compile_cache=null", "baselines=false", "progress=off",
@@ -38,7 +38,7 @@ def test_stopped_search_goes_on_as_if_it_had_not(
     found = trials(whole)
     best = min(found, key=lambda trial: trial["value"])
     assert f"best of 4 trials (4 completed): {best['value']}" in out
-    assert f"task.start={best['params']['task.start']}" in out.split("best of")[1]
+    assert f"+task.start={best['params']['+task.start']}" in out.split("best of")[1]
     for trial in found:
         result = json.loads((whole / trial["folder"] / "result.json").read_text())
         assert result["value"] == trial["value"]
@@ -62,9 +62,8 @@ def test_trial_that_fails_stops_no_other(
     space = "solver.step_size=choice(0.02,9.0,-1)"  # good, diverges, refused
     assert run(leaves, tmp_path, 6, space, "--seed", "1") == 0
     values = {trial["params"]["solver.step_size"]: trial["value"] for trial in trials(tmp_path)}
-    assert len(values) == 3
-    assert values[9.0] is values[-1] is None
-    assert values[0.02] > 0
+    assert values.pop(0.02) > 0
+    assert set(values.values()) == {None}
     assert "best of 6 trials" in capsys.readouterr().out
 
 
@@ -89,7 +88,7 @@ def test_hydras_words_are_understood() -> None:
 
 @pytest.mark.parametrize("change", ["a=[", "a=choice([1],[2])"])
 def test_other_words_are_refused(change: str) -> None:
-    with pytest.raises(BadInputError, match=r"a="):
+    with pytest.raises(BadInputError, match=r"a=|at input"):
         sweeps([change])
 
 

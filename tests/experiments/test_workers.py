@@ -44,7 +44,11 @@ def test_limit_reaches_the_pools_and_respects_the_user(tmp_path: Path) -> None:
     )
     environment = {"MKL_NUM_THREADS": "7"}
     done = subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-S", "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     pools, about = json.loads(done.stdout)
     assert pools == {**dict.fromkeys(workers.POOLS, "1"), **environment}
