@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.hydra_compat import Launch, changed, folder_name, plain, write_yaml
 from experiments.resume import flat
 from experiments.settings import check, defaults
+from experiments.space import canonical
 from experiments.words import BadInputError
 
 if TYPE_CHECKING:
@@ -52,15 +53,15 @@ def lanes(config: "DictConfig", launch: Launch) -> list[Lane]:
     """
     axes = _axes(config)
     known = defaults(launch.choices, launch.sources)
-    given = [o for o in launch.overrides if not _name(o).startswith(f"{NODE}.")]
-    given = [override for override in given if _name(override) not in axes]
+    given = [f"{name}={text}" for name, text in canonical(launch.overrides).items()]
+    given = [o for o in given if not _name(o).startswith(f"{NODE}.") and _name(o) not in axes]
     found = []
     for values in itertools.product(*axes.values()):
         changes = dict(zip(axes, values, strict=True))
         alone = changed(config, {**changes, NODE: {"seeds": None}})
         settings = plain(alone)
         check(settings, known)
-        overrides = given + [f"{name}={_text(value)}" for name, value in changes.items()]
+        overrides = given + [f"{name}={value}" for name, value in changes.items()]
         named = sorted(o for o in overrides if _name(o) not in launch.unnamed)
         folder = launch.folder / folder_name(",".join(named))
         found.append(Lane(settings, overrides, folder, alone))
@@ -87,7 +88,3 @@ def _axes(config: "DictConfig") -> dict[str, list[Any]]:
 
 def _name(override: str) -> str:
     return override.split("=")[0].lstrip("+~")
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if value is True else str(value)

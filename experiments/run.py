@@ -137,7 +137,7 @@ def _many(
 
     results = perform(found, folder, facts, console)
     (folder / RESULT).unlink(missing_ok=True)  # of an earlier start that failed
-    report([str(folder)])
+    report([str(folder), "--no-page"])
     gone = [result["message"] for result in results if result["status"] == "diverged"]
     if gone:
         message = f"{len(gone)} of {len(results)} runs diverged. {gone[0]}"

@@ -35,6 +35,12 @@ def sweeps(changes: list[str]) -> tuple[list[str], dict[str, Entry]]:
     return fixed, space
 
 
+def canonical(changes: list[str]) -> dict[str, str]:
+    """Name -> value as the jobs of a sweep are told; of several for one name, the last."""
+    parsed = OverridesParser.create().parse_overrides(changes)
+    return {o.get_key_element(): o.get_value_element_as_str() for o in parsed}
+
+
 def _entry(override: Any) -> Entry:
     sweep = override.value()
     log = "log" in sweep.tags

@@ -73,8 +73,8 @@ PartitionName=dev Nodes={host} Default=YES MaxTime=INFINITE State=UP
     started = []
     try:
         for line in lines:
-            log = (folder / f"{Path(line[0]).name}.log").open("wb")
-            started.append(subprocess.Popen(line, env=environment, stdout=log, stderr=log))
+            with (folder / f"{Path(line[0]).name}.log").open("wb") as log:
+                started.append(subprocess.Popen(line, env=environment, stdout=log, stderr=log))
             time.sleep(1)
         _wait(environment, folder)
         yield environment

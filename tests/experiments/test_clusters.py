@@ -43,6 +43,7 @@ def test_ray_with_two_nodes(
         for _ in range(2):
             cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)
         launcher = ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={cluster.address}"]
+        launcher += ["+hydra.launcher.ray.init.object_store_memory=null"]  # the cluster has its own
         launcher += ["+hydra.launcher.ray.remote.num_cpus=1"]
         done = sweep(cache, tmp_path, *launcher, "seed=0,1", timeout=600)
     finally:

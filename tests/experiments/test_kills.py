@@ -89,7 +89,7 @@ class Sweep:
 
     def table(self) -> list[dict[str, str]]:
         """What `report` makes of it, without the time."""
-        assert report.main([str(self.folder)]) == 0
+        assert report.main([str(self.folder), "--no-page"]) == 0
         with (self.folder / "report.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]

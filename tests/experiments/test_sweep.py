@@ -32,7 +32,7 @@ def test_sweep_resumes_and_reports(
     for run in runs:
         assert ((run / "result.json").stat().st_mtime_ns == times[run]) == (run != runs[1])
 
-    assert report.main([str(folder)]) == 0
+    assert report.main([str(folder), "--no-page"]) == 0
     assert "solver.sampling=iid" in capsys.readouterr().out
     with (folder / "report.csv").open(newline="") as file:
         found = {row["run"]: row for row in csv.DictReader(file)}
@@ -57,7 +57,7 @@ def test_one_bad_job_stops_no_other(command: Command, tmp_path: Path) -> None:
     assert outcome.status == 2
     results = [json.loads(path.read_text()) for path in folder.rglob("result.json")]
     assert sorted(result["status"] for result in results) == ["completed", "diverged", "failed"]
-    assert report.main([str(folder)]) == 0
+    assert report.main([str(folder), "--no-page"]) == 0
     verdicts = [line[-1] for line in table.cells(table.rows(report.read(folder)))[1:]]
     assert verdicts == ["best", "1 diverged", "1 failed"]
 
