@@ -1,11 +1,11 @@
 """What many seeds cost: one run after the other, worker processes, and one compiled program.
 
-    python -m benchmarks.sweeps --seeds 32 [--launcher joblib] [--steps 20] [--task ridge]
+    python -m benchmarks.sweeps --seeds 32 [--launcher joblib] [--steps 20]
 
 Each way is a fresh process with an empty cache of compiled programs, so that all pay for
-compilation; its wall-clock seconds are compared, start-up included. `alone` is the time of one run
-in a process of its own, `hand-written` a script for joblib of a few lines around `bilevel.tune`,
-with the same settings, that writes nothing.
+compilation. Wall-clock and processor seconds are compared, start-up included; the latter say more
+on a machine that is shared. `alone` is one run in a process of its own, `hand-written` a script for
+joblib of a few lines around `bilevel.tune`, with the same settings, that writes nothing.
 """
 
 import argparse
@@ -64,6 +64,12 @@ def ways(seeds: int, steps: int, launcher: str | None, folder: Path) -> dict[str
     return found
 
 
+def _processor() -> float:
+    """Seconds that processes started here, and those that they started, have used."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def main() -> None:
     """Time every way, once, and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -74,9 +80,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, line in ways(given.seeds, given.steps, given.launcher, folder).items():
-            begun = time.perf_counter()
+            begun, used = time.perf_counter(), _processor()
             done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-            seconds = time.perf_counter() - begun
+            seconds, used = time.perf_counter() - begun, _processor() - used
             if done.returncode:
                 raise BadInputError(f"{name}: {done.stderr[-1000:]}")
             runs = [json.loads(p.read_text()) for p in (folder / name).rglob("result.json")]
@@ -84,7 +90,7 @@ def main() -> None:
             count = len(runs) or given.seeds
             print(
                 f"{name:13} {count:4} runs {seconds:8.1f} s, {seconds / count:7.2f} s a run; "
-                f"running {inside[0]:.1f} s, compiling {inside[1]:.1f} s",
+                f"processor {used:.1f} s, {used / count:.2f} s a run; running {inside[0]:.1f} s, compiling {inside[1]:.1f} s",
                 flush=True,
             )
 

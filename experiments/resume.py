@@ -85,7 +85,8 @@ def finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """
     result = _read(folder / RESULT)
     asked = {"completed": result.get("steps"), "diverged": result.get("settings", {}).get("steps")}
-    if (reached := asked.get(result.get("status"))) is None or reached < settings["steps"]:
+    reached = asked.get(result.get("status", ""))
+    if reached is None or reached < settings["steps"]:
         return None
     refuse_other(result["settings"], settings, folder)
     return result

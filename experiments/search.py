@@ -88,7 +88,7 @@ class Search:
     def __init__(
         self, folder: Path, seed: int, fixed: list[str], space: dict[str, dict[str, Any]]
     ) -> None:
-        import optuna
+        import optuna  # pyright: ignore[reportMissingImports]
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna = optuna
@@ -148,7 +148,7 @@ class Search:
 
 def _distribution(entry: dict[str, Any]) -> Any:
     """What Hydra's syntax has said, in Optuna's words."""
-    from optuna import distributions as known
+    from optuna import distributions as known  # pyright: ignore[reportMissingImports]
 
     if entry["kind"] == "choice":
         return known.CategoricalDistribution(entry["values"])

@@ -92,7 +92,7 @@ class Sweep:
         assert report.main([str(self.folder), "--no-page"]) == 0
         with (self.folder / "report.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-        return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
+        return [{k: v for k, v in row.items() if k not in CLOCKS | {"MiB"}} for row in rows]
 
 
 def assert_same(one: Sweep, other: Sweep) -> None:
@@ -150,9 +150,9 @@ def test_sweep_killed_twice_gives_the_same_table(leaves: Path, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_sweep_killed_twenty_times_gives_the_same_table(leaves: Path, tmp_path: Path) -> None:
-    settings = ["seed=0,1,2", "solver.sampling=iid,epoch", "steps=600"]
+    settings = ["seed=0,1", "solver.sampling=iid,epoch", "steps=400"]
     whole, killed = (Sweep(leaves, tmp_path / name, *settings) for name in ("whole", "killed"))
-    kill_and_compare(whole, killed, kills=24, longest=2.0)
+    kill_and_compare(whole, killed, kills=20, longest=1.5)
 
 
 @pytest.mark.slow
