@@ -89,8 +89,9 @@ def main() -> None:
             inside = sum(run["seconds"] for run in runs), sum(r["compile_seconds"] for r in runs)
             count = len(runs) or given.seeds
             print(
-                f"{name:13} {count:4} runs {seconds:8.1f} s, {seconds / count:7.2f} s a run; "
-                f"processor {used:.1f} s, {used / count:.2f} s a run; running {inside[0]:.1f} s, compiling {inside[1]:.1f} s",
+                f"{name:13} {count:4} runs: {seconds:.1f} s, processor {used:.1f} s, "
+                f"{used / count:.2f} s a run; of all runs together, "
+                f"running {inside[0]:.1f} s, compiling {inside[1]:.1f} s",
                 flush=True,
             )
 

@@ -102,6 +102,8 @@ def _recorded(
         text = f"\ninterrupted; go on with: {again or command(folder)}"
         console.print(text, highlight=False, soft_wrap=True)
         raise
+    except BusyError:  # of one of many: nothing has failed
+        raise
     except Exception as error:
         raise _failed(error, folder, facts) from error
 
