@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from experiments.files import write_whole
 from experiments.targets import ALLOWED, locate, refuse_unknown
 from experiments.words import BadInputError, suggest
 
@@ -38,14 +39,6 @@ def register_resolvers() -> None:
         """A run that goes on writes where it wrote before."""
         return then if folder and (Path(str(folder)) / ".hydra").is_dir() else otherwise
 
-    def folder_name(text: Any) -> str:
-        """One folder per text: short, and without what the shell or Hydra would want quoted."""
-        readable = str(text).replace("=", "-").replace(",", "_") or "defaults"
-        name = re.sub(r"[^\w.+-]", "_", readable, flags=re.ASCII)
-        if name == readable and len(name) <= _LONGEST_NAME:
-            return name
-        return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(readable.encode()).hexdigest()[:12]}"
-
     register = OmegaConf.register_new_resolver if _LEGACY else _new_register()
     for function in (half, if_run, folder_name):
         register(function.__name__, function, replace=True)
@@ -53,6 +46,15 @@ def register_resolvers() -> None:
 
 def _new_register() -> Any:
     return vars(OmegaConf)["register_resolver"].__func__  # OmegaConf 2.4, with Hydra 1.4
+
+
+def folder_name(text: Any) -> str:
+    """One folder per text: short, and without what the shell or Hydra would want quoted."""
+    readable = str(text).replace("=", "-").replace(",", "_") or "defaults"
+    name = re.sub(r"[^\w.+-]", "_", readable, flags=re.ASCII)
+    if name == readable and len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(readable.encode()).hexdigest()[:12]}"
 
 
 def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
@@ -125,6 +127,8 @@ class Launch:
     choices : config group -> leaf.
     sources : the folders that leaves come from, in the order of precedence.
     sweep : whether the job is one of many.
+    unnamed : settings that the name of a run's folder leaves out.
+    launcher : its settings that say how jobs share a machine, where it has them.
     """
 
     folder: Path
@@ -132,6 +136,8 @@ class Launch:
     choices: dict[str, str]
     sources: list[Path]
     sweep: bool
+    unnamed: list[str]
+    launcher: dict[str, Any]
 
     @classmethod
     def current(cls) -> "Launch":
@@ -144,6 +150,8 @@ class Launch:
             choices={g: n for g, n in chosen.items() if n and not g.startswith("hydra/")},
             sources=[Path(s.path) for s in config.runtime.config_sources if s.schema == "file"],
             sweep=config.mode == RunMode.MULTIRUN,
+            unnamed=list(config.job.config.override_dirname.exclude_keys),
+            launcher={name: config.launcher.get(name) for name in ("n_jobs", "cpus_per_task")},
         )
 
 
@@ -155,11 +163,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def write_yaml(path: Path, config: DictConfig) -> None:
+    """The configuration as Hydra saves it, references and all."""
+    text = OmegaConf.to_yaml(config)
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
 def read_run(path: Path) -> dict[str, Any]:
     """The resolved settings that a run saved at `path`."""
     saved = OmegaConf.load(path)
     assert isinstance(saved, DictConfig)
     return plain(saved)
+
+
+def changed(config: DictConfig, values: dict[str, Any]) -> DictConfig:
+    """A copy with other values, by full names; what refers to them follows.
+
+    Raises
+    ------
+    BadInputError : there is no such setting.
+    """
+    copy = config.copy()
+    for name, value in values.items():
+        try:
+            OmegaConf.update(copy, name, value, merge=False, force_add=False)
+        except OmegaConfBaseException as error:
+            raise BadInputError(f"vmap.{name}: there is no setting {name}.") from error
+    return copy
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

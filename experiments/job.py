@@ -114,7 +114,7 @@ class Job:
                     )
                     jax.block_until_ready(result.state)
                 self._take(run, result)
-                self._save(run, folder)
+                self.save(run, folder)
                 display.update(run.done, run.history)
 
     def _take(self, run: Run, result: bl.Result) -> None:
@@ -129,7 +129,8 @@ class Job:
         if run.done and (first or run.done >= self.settings["steps"]):
             run.checks += against_exact(self.task, result)
 
-    def _save(self, run: Run, folder: Path) -> None:
+    def save(self, run: Run, folder: Path) -> None:
+        """Write the checkpoint of `run`."""
         about = {
             "settings": self.settings,
             "seconds": run.watch.running,

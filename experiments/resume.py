@@ -5,12 +5,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+from experiments.files import set_aside
 from experiments.hydra_compat import read_run
-from experiments.words import BadInputError
+from experiments.words import BadInputError, DamagedError
 
 # What may differ from the saved settings when a run goes on; the rest decides its numbers.
 FREE = frozenset({"steps", "resume", "progress", "plot", "baselines", "compile_cache"})
 RESULT = "result.json"
+ENDED_AS = ("completed", "diverged")
+ENDED = {"settings": dict, "task": str, "seed": int, "steps": int, "test_metrics": dict}
+ENDED |= {"counts": dict, "seconds": float, "compile_seconds": float}
 
 
 def saved_settings(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -27,7 +31,13 @@ def saved_settings(settings: dict[str, Any], overrides: list[str]) -> dict[str, 
             f"resume={folder}: no run was started in this folder, {composed} is missing."
         )
     # What another start in the same folder composed and was refused is in the first file only.
-    saved = _read(begun).get("settings") or read_run(composed)
+    saved = _read(begun).get("settings") or _composed(composed, settings)
+    saved = settings | saved  # what an older version did not know has its default
+    if any(value is not None for value in saved["vmap"].values()):
+        raise BadInputError(
+            f"resume={folder}: this folder holds many runs. Give the command that began them "
+            f"again, with hydra.run.dir={folder}: it does only what is missing."
+        )
     for name in (override.split("=")[0].lstrip("+~") for override in overrides):
         if name not in FREE:
             raise BadInputError(
@@ -35,6 +45,13 @@ def saved_settings(settings: dict[str, Any], overrides: list[str]) -> dict[str, 
                 f"{', '.join(sorted(FREE - {'resume'}))} may be given."
             )
         saved[name] = settings[name]
+    return saved
+
+
+def _composed(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    saved = read_run(path)
+    if missing := settings.keys() - saved.keys():
+        raise BadInputError(f"{path}: half written or of another version: no {min(missing)}.")
     return saved
 
 
@@ -62,16 +79,45 @@ def refuse_other(saved: dict[str, Any], settings: dict[str, Any], folder: Path) 
 
 
 def finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The result in `folder` if it is of this run and has all its steps; reads no checkpoint."""
+    """The result in `folder` if it is of this run and has all its steps; reads no checkpoint.
+
+    A run that diverged has no further steps.
+    """
     result = _read(folder / RESULT)
-    if result.get("status") != "completed" or result["steps"] < settings["steps"]:
+    asked = {"completed": result.get("steps"), "diverged": result.get("settings", {}).get("steps")}
+    reached = asked.get(result.get("status", ""))
+    if reached is None or reached < settings["steps"]:
         return None
     refuse_other(result["settings"], settings, folder)
     return result
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """A result, or nothing where there is none; a damaged one is set aside."""
+    try:
+        return read_result(path) if path.is_file() else {}
+    except DamagedError as error:
+        set_aside(path, str(error))
+        return {}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a `result.json` holds.
+
+    Raises
+    ------
+    DamagedError : it is no JSON, or not what this program writes.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the text's encoding too
+        raise DamagedError(f"{path}: this is no JSON ({error}).") from error
+    expected = {"status": str, "choices": dict, "overrides": list}
+    expected |= ENDED if isinstance(result, dict) and result.get("status") in ENDED_AS else {}
+    for name, kind in expected.items():
+        if not isinstance(result, dict) or not isinstance(result.get(name), kind):
+            raise DamagedError(f"{path}: this is no result of a run: {name} is missing.")
+    return result
 
 
 def flat(tree: Any, where: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The command `python -m experiments.run`: one run, or with `-m` one of each combination.
 
-Exit status: 0 done, 1 bad input, 2 diverged, 130 interrupted (`resume=FOLDER` goes on).
+Exit status: 0 done, 1 bad input, 2 diverged, 3 another process is at work in the folder,
+130 interrupted (`resume=FOLDER` goes on).
 JAX is imported by the run itself, so that `--cfg job`, `--help` and completion stay fast.
 """
 
@@ -8,20 +9,28 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import hydra_compat
+from experiments import hydra_compat, lanes, workers
 from experiments.files import write_json
 from experiments.hydra_compat import Launch
+from experiments.lock import BusyError, held
 from experiments.resume import RESULT, command, finished, saved_settings
 from experiments.settings import check, defaults
 from experiments.words import BadInputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from rich.console import Console
 
-OK, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 130
+# Here too, for the worker processes of launchers: they start with the function `task`.
+hydra_compat.register_resolvers()
+
+OK, BAD_INPUT, DIVERGED, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class RunError(Exception):
@@ -43,8 +52,18 @@ def main() -> int:
         return INTERRUPTED
     except DivergedError:
         return DIVERGED  # the summary has said it
+    except BusyError as error:
+        print(f"left alone: {error}", file=sys.stderr)
+        return BUSY
     except (RunError, BadInputError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenProcessPool:  # joblib's: a process that dies takes the others' jobs with it
+        print(
+            "error: a worker process died; was there memory enough? Give the command again with "
+            "hydra.sweep.dir=FOLDER: it does only what is missing.",
+            file=sys.stderr,
+        )
         return BAD_INPUT
     return OK
 
@@ -55,34 +74,85 @@ def task(config: "DictConfig") -> float | None:
     Raises
     ------
     RunError, DivergedError : the run did not end well; `result.json` says so too.
+    BusyError : another process makes this run.
     """
     from rich.console import Console
 
     launch = Launch.current()
-    folder = launch.folder
     console = Console(width=None if sys.stdout.isatty() else 100)
     facts: dict[str, Any] = {"choices": launch.choices, "overrides": launch.overrides}
-    try:
-        settings = prepare(config, launch)
-        console.print(f"run folder      {folder}", highlight=False, soft_wrap=True)
-        result = finished(folder, settings)
-        if result:
-            done = result["steps"]
-            console.print(f"finished already: {done} outer steps. A larger steps= goes on.")
-        else:
-            from experiments.session import perform
-
-            result = perform(settings, folder, facts, console)
-    except KeyboardInterrupt:
-        console.print(
-            f"\ninterrupted; go on with: {command(folder)}", highlight=False, soft_wrap=True
-        )
-        raise
-    except Exception as error:
-        raise _failed(error, folder, facts) from error
+    many = lanes.asked(config)
+    again = f"the same command and hydra.run.dir={launch.folder}" if many else ""
+    with held(launch.folder), _recorded(launch.folder, facts, console, again):
+        do = _many if many else _one
+        result = do(config, launch, facts, console)
     if result["status"] == "diverged":
         raise DivergedError(result["message"])
     return result["value"]
+
+
+@contextmanager
+def _recorded(
+    folder: Path, facts: dict[str, Any], console: "Console", again: str
+) -> Iterator[None]:
+    """Write down a failure, and say how to go on after an interruption."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        text = f"\ninterrupted; go on with: {again or command(folder)}"
+        console.print(text, highlight=False, soft_wrap=True)
+        raise
+    except BusyError:  # of one of many: nothing has failed
+        raise
+    except Exception as error:
+        raise _failed(error, folder, facts) from error
+
+
+def _one(
+    config: "DictConfig", launch: Launch, facts: dict[str, Any], console: "Console"
+) -> dict[str, Any]:
+    """The result of the job: what was there already, or that of the run made now."""
+    folder = launch.folder
+    settings = prepare(config, launch)
+    console.print(f"run folder      {folder}", highlight=False, soft_wrap=True)
+    if result := finished(folder, settings):
+        console.print(_already(result), highlight=False, markup=False)
+        return result
+    workers.limit(launch.launcher)
+    from experiments.session import perform
+
+    return perform(settings, folder, facts, console)
+
+
+def _many(
+    config: "DictConfig", launch: Launch, facts: dict[str, Any], console: "Console"
+) -> dict[str, Any]:
+    """Status and mean value of all the runs that `vmap` asks for."""
+    folder = launch.folder
+    if config["resume"] is not None:
+        prepare(config, launch)  # says what to do instead
+    found = lanes.lanes(config, launch)
+    console.print(f"folder of runs  {folder}", highlight=False, soft_wrap=True)
+    workers.limit(launch.launcher)
+    from experiments.report import main as report
+    from experiments.vmapped import perform
+
+    results = perform(found, folder, facts, console)
+    (folder / RESULT).unlink(missing_ok=True)  # of an earlier start that failed
+    report([str(folder), "--no-page"])
+    gone = [result["message"] for result in results if result["status"] == "diverged"]
+    if gone:
+        message = f"{len(gone)} of {len(results)} runs diverged. {gone[0]}"
+        console.print(message, highlight=False, markup=False)
+        return {"status": "diverged", "message": message}
+    value = sum(result["value"] for result in results) / len(results)
+    return {"status": "completed", "value": value}
+
+
+def _already(result: dict[str, Any]) -> str:
+    if result["status"] == "diverged":
+        return f"diverged already, after {result['steps']} outer steps: {result['message']}"
+    return f"finished already: {result['steps']} outer steps. A larger steps= goes on."
 
 
 def prepare(config: "DictConfig", launch: Launch) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import jax
 from rich.console import Console
 
 from experiments import checkpoint, plots, results, summary
-from experiments.files import write_json
+from experiments.files import set_aside, write_json
 from experiments.job import Job, Run
 from experiments.resume import RESULT, refuse_other
+from experiments.words import DamagedError
+from experiments.workers import about
 
 
 def perform(
@@ -22,7 +24,7 @@ def perform(
     `facts` is what is known beforehand, and part of the result. A result with the status
     `running` is written at once.
     """
-    with _configured(settings):
+    with configured(settings):
         job = Job.of(settings)
         facts |= {"task": job.task.name, "seed": settings["seed"], "settings": settings}
         facts |= {"versions": results.versions()}
@@ -30,7 +32,7 @@ def perform(
         write_json(folder / RESULT, facts | {"status": "running"})
         try:
             job.go(run, folder, console)
-            return _conclude(job, run, folder, facts, console)
+            return conclude(job, run, folder, facts, console)
         except KeyboardInterrupt:
             write_json(folder / RESULT, facts | {"status": "interrupted", "steps": run.done})
             raise
@@ -40,20 +42,24 @@ def _begin(job: Job, folder: Path, console: Console) -> Run:
     path = folder / checkpoint.PLACE
     if not path.is_file():
         return Run()
-    saved = checkpoint.load(path)
+    try:
+        saved = checkpoint.load(path)
+    except DamagedError as error:
+        set_aside(path, str(error))
+        return Run()  # from the first step: the same numbers again
     refuse_other(saved.about["settings"], job.settings, folder)
     run = job.resumed(saved)
     console.print(f"going on after {run.done} of {job.settings['steps']} outer steps")
     return run
 
 
-def _conclude(
+def conclude(
     job: Job, run: Run, folder: Path, facts: dict[str, Any], console: Console
 ) -> dict[str, Any]:
     """Metrics, baselines, files, and the summary."""
     measured = results.measured(job, run)
     status, message = results.status(measured, run.message)
-    result = facts | measured | {"status": status, "message": message}
+    result = facts | measured | {"status": status, "message": message, "process": about()}
     files = [folder / RESULT]
     if run.done:
         files.append(results.write_history(folder, run.history, job.labels))
@@ -68,7 +74,7 @@ def _conclude(
 
 
 @contextlib.contextmanager
-def _configured(settings: dict[str, Any]) -> Iterator[None]:
+def configured(settings: dict[str, Any]) -> Iterator[None]:
     """Precision for this run, and the folder in which compiled programs are kept."""
     cache = settings["compile_cache"]
     if cache is not None:

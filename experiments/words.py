@@ -8,6 +8,10 @@ class BadInputError(ValueError):
     """Bad input; the text says what, where, what was expected, and the likely cure."""
 
 
+class DamagedError(BadInputError):
+    """A file that is not what was written."""
+
+
 _MANY = 24
 
 

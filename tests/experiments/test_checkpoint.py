@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import checkpoint
-from experiments.words import BadInputError
+from experiments.words import BadInputError, DamagedError
 
 
 class Pair(NamedTuple):
@@ -80,20 +80,24 @@ def test_half_written_file_is_detected(path: Path, keep: int) -> None:
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("part", range(8))
-def test_changed_byte_is_detected(path: Path, part: int) -> None:
-    """Anywhere: in the zip's own tables, in the manifest, in an array."""
-    content = bytearray(path.read_bytes())
-    content[(2 * part + 1) * len(content) // 16] ^= 0b100
-    path.write_bytes(bytes(content))
-    try:
-        loaded = checkpoint.load(path)
-    except BadInputError:
-        return
-    # A byte that no reader uses, such as a time stamp: the content must be what was saved.
-    again = checkpoint.restore(loaded, jax.eval_shape(some_state))
-    np.testing.assert_array_equal(again["x/y"].a, some_state()["x/y"].a)
-    assert loaded.about == {"steps": 2}
+def test_changed_byte_is_detected(path: Path) -> None:
+    """In the zip's own tables, in the manifest, in an array."""
+    content, saved = path.read_bytes(), checkpoint.load(path)
+    unused, places = 0, range(0, len(content), 7)
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(bytes(changed))
+        try:
+            loaded = checkpoint.load(path)
+        except DamagedError:
+            continue
+        # A byte that no reader uses, such as a time stamp: the content must be what was saved.
+        unused += 1
+        assert loaded.about == saved.about
+        for name, array in saved.state.items():
+            assert loaded.state[name].tobytes() == array.tobytes()
+    assert unused < len(places) / 2
 
 
 def test_digest_covers_what_the_zip_checks_do_not(path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run that was stopped goes on bit for bit, through the disk; what is no such run is refused."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import checkpoint
+from experiments.lock import held
 from tests.conftest import ROOT
 from tests.experiments.conftest import Command
 
@@ -135,14 +137,63 @@ def test_folder_without_a_run_is_refused(command: Command, tmp_path: Path) -> No
     assert not (tmp_path / "nothing").exists()
 
 
-def test_damaged_checkpoint_is_named(command: Command, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_named_and_set_aside(command: Command, tmp_path: Path) -> None:
+    """The run then starts from its first step: the same numbers again."""
+    folder, whole = tmp_path / "a", tmp_path / "whole"
+    assert command(f"hydra.run.dir={folder}").status == 0
+    assert command(f"hydra.run.dir={whole}", "steps=7").status == 0
+    path = folder / checkpoint.PLACE
+    path.write_bytes(damaged := path.read_bytes()[:-100])
+    outcome = command(f"resume={folder}", "steps=7", quick=[])
+    assert outcome.status == 0
+    assert f"{path}: this checkpoint is damaged" in outcome.err
+    assert path.with_name("state.npz.damaged-1").read_bytes() == damaged
+    assert_same(folder, whole)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"status": "compl', b"\0\0", b"[]", b'{"status": "completed"}']
+)
+def test_damaged_result_is_named_and_set_aside(
+    command: Command, tmp_path: Path, content: bytes
+) -> None:
     folder = tmp_path / "a"
     assert command(f"hydra.run.dir={folder}").status == 0
-    path = folder / checkpoint.PLACE
-    path.write_bytes(path.read_bytes()[:-100])
-    outcome = command(f"resume={folder}", "steps=9", quick=[])
+    path = folder / "result.json"
+    before = json.loads(path.read_text())
+    path.write_bytes(content)
+    outcome = command(f"hydra.run.dir={folder}")
+    assert outcome.status == 0
+    assert f"{path}: this is no" in outcome.err
+    assert path.with_name("result.json.damaged-1").read_bytes() == content
+    assert json.loads(path.read_text()) == before
+
+
+def test_half_written_configuration_is_named(command: Command, tmp_path: Path) -> None:
+    """Of a run that was killed before anything else was written."""
+    folder = tmp_path / "a"
+    assert command(f"hydra.run.dir={folder}").status == 0
+    (folder / "result.json").unlink()
+    path = folder / ".hydra" / "config.yaml"
+    path.write_text(path.read_text()[:-200])
+    outcome = command(f"resume={folder}", quick=[])
     assert outcome.status == 1
-    assert f"{path}: this checkpoint is damaged" in outcome.err
+    assert "config.yaml: half written or of another version: no " in outcome.err
+
+
+def test_folder_of_a_living_process_is_left_alone(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    with held(folder):
+        outcome = command(f"hydra.run.dir={folder}")
+        assert outcome.status == 3
+        assert f"a: process {os.getpid()} on " in outcome.err
+        assert not (folder / "result.json").exists()
+    (folder / "checkpoint").mkdir()
+    half = [folder / ".result.json.1.part", folder / "checkpoint" / ".state.npz.1.part"]
+    for path in half:
+        path.touch()
+    assert command(f"hydra.run.dir={folder}").status == 0
+    assert not any(path.exists() for path in half)
 
 
 def test_run_interrupted_before_its_first_checkpoint_starts_anew(

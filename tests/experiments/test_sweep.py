@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import report
+from experiments import report, table
 from tests.experiments.conftest import Command
 
 
@@ -32,12 +32,12 @@ def test_sweep_resumes_and_reports(
     for run in runs:
         assert ((run / "result.json").stat().st_mtime_ns == times[run]) == (run != runs[1])
 
-    assert report.main([str(folder)]) == 0
+    assert report.main([str(folder), "--no-page"]) == 0
     assert "solver.sampling=iid" in capsys.readouterr().out
     with (folder / "report.csv").open(newline="") as file:
-        table = {row["run"]: row for row in csv.DictReader(file)}
-    assert table.keys() == {"solver.sampling=iid", "solver.sampling=epoch"}
-    for name, row in table.items():
+        found = {row["run"]: row for row in csv.DictReader(file)}
+    assert found.keys() == {"solver.sampling=iid", "solver.sampling=epoch"}
+    for name, row in found.items():
         scores = [
             result["test_metrics"]["mse"]
             for result in (json.loads((run / "result.json").read_text()) for run in runs)
@@ -57,8 +57,8 @@ def test_one_bad_job_stops_no_other(command: Command, tmp_path: Path) -> None:
     assert outcome.status == 2
     results = [json.loads(path.read_text()) for path in folder.rglob("result.json")]
     assert sorted(result["status"] for result in results) == ["completed", "diverged", "failed"]
-    assert report.main([str(folder)]) == 0
-    verdicts = [line[-1] for line in report.cells(report.rows(report.read(folder)))[1:]]
+    assert report.main([str(folder), "--no-page"]) == 0
+    verdicts = [line[-1] for line in table.cells(table.rows(report.read(folder)))[1:]]
     assert verdicts == ["best", "1 diverged", "1 failed"]
 
 
@@ -81,7 +81,7 @@ def result(label: str, seed: int, score: float, status: str = "completed") -> di
 
 
 def verdicts(results: list[dict[str, Any]]) -> dict[str, str]:
-    return {line[1]: line[-1] for line in report.cells(report.rows(results))[1:]}
+    return {line[1]: line[-1] for line in table.cells(table.rows(results))[1:]}
 
 
 def test_winner_is_told_from_what_is_as_good() -> None:
@@ -95,21 +95,21 @@ def test_winner_is_told_from_what_is_as_good() -> None:
 def test_row_counts_what_did_not_complete() -> None:
     results = [result("a", 0, 1.0), result("a", 1, 9.0, "diverged"), result("b", 0, 2.0, "failed")]
     assert verdicts(results) == {"a": "best, 1 diverged", "b": "1 failed"}
-    (first, second) = report.rows(results)
+    (first, second) = table.rows(results)
     assert (first.calls, first.seconds, first.mean) == (13, 3.0, 1.0)
     assert math.isnan(second.mean)
 
 
 def test_single_run_has_no_interval() -> None:
-    (row,) = report.cells(report.rows([result("a", 0, 1.0)]))[1:]
+    (row,) = table.cells(table.rows([result("a", 0, 1.0)]))[1:]
     assert row[1] == "-"
-    assert math.isnan(row[report.COLUMNS.index("95 %")])
+    assert math.isnan(row[table.COLUMNS.index("95 %")])
 
 
 def test_interval_covers_the_mean_19_times_in_20() -> None:
     rng, repetitions = np.random.default_rng(0), 1000
     draws = rng.normal(3.0, 2.0, (repetitions, 5))
-    hits = sum(abs(row.mean() - 3) <= report.interval(list(row)) for row in draws)
+    hits = sum(abs(row.mean() - 3) <= table.interval(list(row)) for row in draws)
     standard_error = math.sqrt(0.95 * 0.05 / repetitions)
     assert abs(hits / repetitions - 0.95) < 4 * standard_error
 

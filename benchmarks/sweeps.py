@@ -1,0 +1,100 @@
+"""What many seeds cost: one run after the other, worker processes, and one compiled program.
+
+    python -m benchmarks.sweeps --seeds 32 [--launcher joblib] [--steps 20]
+
+Each way is a fresh process with an empty cache of compiled programs, so that all pay for
+compilation. Wall-clock and processor seconds are compared, start-up included; the latter say more
+on a machine that is shared. `alone` is one run in a process of its own, `hand-written` a script for
+joblib of a few lines around `bilevel.tune`, with the same settings, that writes nothing.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from experiments.words import BadInputError
+
+ROOT = Path(__file__).resolve().parents[1]
+FIXED = ["task.degree=1", "estimator.steps=100", "plot=false", "baselines=false", "progress=off"]
+
+HAND_WRITTEN = """
+import sys
+import joblib
+
+def one(seed, steps):
+    import jax, optax, bilevel as bl
+    from tasks.ridge import ridge
+    task = ridge(degree=1, seed=seed)
+    solver = bl.SGD(step_size=0.02, batch_size=32)
+    result = bl.tune(
+        task.problem, bl.Forward(solver, steps=100), bl.transform(optax.adam, learning_rate=0.1),
+        task.hyper, task.params, task.data, steps=steps, key=jax.random.key(seed),
+    )
+    return float(result.history["value"][-1]), task.metrics(result.hyper, result.params)
+
+seeds, steps, jobs = map(int, sys.argv[1:])
+print(len(joblib.Parallel(n_jobs=jobs)(joblib.delayed(one)(seed, steps) for seed in range(seeds))))
+"""
+
+
+def ways(seeds: int, steps: int, launcher: str | None, folder: Path) -> dict[str, list[str]]:
+    """Name -> command line."""
+    command = [sys.executable, "-m", "experiments.run", *FIXED, f"steps={steps}"]
+    many = f"seed=range({seeds})"
+    runs = {name: str(folder / name / "runs") for name in ("alone", "vmap", "basic")}
+
+    def cached(name: str) -> list[str]:
+        return [*command, f"compile_cache={folder / name / 'cache'}"]
+
+    found = {
+        "alone": [*cached("alone"), f"hydra.run.dir={runs['alone']}"],
+        "vmap": [*cached("vmap"), f"vmap.seeds={seeds}", f"hydra.run.dir={runs['vmap']}"],
+        "basic": [*cached("basic"), "-m", many, f"hydra.sweep.dir={runs['basic']}"],
+    }  # fmt: skip
+    if launcher:
+        place = f"hydra.sweep.dir={folder / launcher / 'runs'}"
+        found[launcher] = [*cached(launcher), "-m", many, f"hydra/launcher={launcher}", place]
+        jobs = str(os.cpu_count() or 1)
+        found["hand-written"] = [sys.executable, "-c", HAND_WRITTEN, str(seeds), str(steps), jobs]
+    return found
+
+
+def _processor() -> float:
+    """Seconds that processes started here, and those that they started, have used."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def main() -> None:
+    """Time every way, once, and print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--launcher", help="joblib: workers, and the script beside them")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name, line in ways(given.seeds, given.steps, given.launcher, folder).items():
+            begun, used = time.perf_counter(), _processor()
+            done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+            seconds, used = time.perf_counter() - begun, _processor() - used
+            if done.returncode:
+                raise BadInputError(f"{name}: {done.stderr[-1000:]}")
+            runs = [json.loads(p.read_text()) for p in (folder / name).rglob("result.json")]
+            inside = sum(run["seconds"] for run in runs), sum(r["compile_seconds"] for r in runs)
+            count = len(runs) or given.seeds
+            print(
+                f"{name:13} {count:4} runs: {seconds:.1f} s, processor {used:.1f} s, "
+                f"{used / count:.2f} s a run; of all runs together, "
+                f"running {inside[0]:.1f} s, compiling {inside[1]:.1f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Optuna over runs: a search that was stopped goes on as if it had not been."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import search
+from experiments.space import sweeps
+from experiments.words import BadInputError
+from tests.experiments.conftest import LOGGING
+
+optuna = pytest.importorskip("optuna", reason="pip install -e '.[optuna]'")
+
+SPACE = ["+task.start=interval(-6,2)", "solver=choice(sgd,adam)"]
+QUICK = [
+    *LOGGING, "task=tiny", "steps=3", "every=2", "estimator=reverse", "estimator.steps=20",
+    "solver.batch_size=5", "plot=false", "compile_cache=null", "baselines=false", "progress=off",
+]  # fmt: skip
+
+
+def run(leaves: Path, folder: Path, trials: int, *changes: str) -> int:
+    line = ["--trials", str(trials), "--folder", str(folder), "--config-dir", str(leaves)]
+    return search.main([*line, *QUICK, *changes])
+
+
+def trials(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "trials.json").read_text())["trials"]
+
+
+def test_stopped_search_goes_on_as_if_it_had_not(
+    leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(leaves, whole, 4, SPACE[0]) == 0
+    out = capsys.readouterr().out
+    found = trials(whole)
+    best = min(found, key=lambda trial: trial["value"])
+    assert f"best of 4 trials (4 completed): {best['value']}" in out
+    assert f"+task.start={best['params']['+task.start']}" in out.split("best of")[1]
+    for trial in found:
+        result = json.loads((whole / trial["folder"] / "result.json").read_text())
+        assert result["value"] == trial["value"]
+        assert result["value"] < result["value_start"]  # the local search did its work
+    assert run(leaves, parts, 2, SPACE[0]) == 0
+    # Stopped after the run, before its value was written down.
+    content = json.loads((parts / "trials.json").read_text())
+    content["trials"].pop()
+    (parts / "trials.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert run(leaves, parts, 4, SPACE[0]) == 0
+    assert capsys.readouterr().out.count("finished already") == 1
+    assert trials(parts) == found
+    assert run(leaves, parts, 4, SPACE[1]) == 1
+    assert "holds another search" in capsys.readouterr().err
+
+
+def test_trial_that_fails_stops_no_other(
+    leaves: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    space = "solver.step_size=choice(0.02,9.0,-1)"  # good, diverges, refused
+    assert run(leaves, tmp_path, 6, space, "--seed", "1") == 0
+    values = {trial["params"]["solver.step_size"]: trial["value"] for trial in trials(tmp_path)}
+    assert values.pop(0.02) > 0
+    assert set(values.values()) == {None}
+    assert "best of 6 trials" in capsys.readouterr().out
+
+
+def test_hydras_words_are_understood() -> None:
+    changes = [
+        "a=interval(0.1,3)", "b.c=tag(log,interval(1e-3,1))", "solver=choice(sgd,'adam')",
+        "d=range(1,10,2)", "e=1,2.5", "f=tag(log,int(interval(1,9)))", "g=3", "+h=choice(true)",
+    ]  # fmt: skip
+    fixed, space = sweeps(changes)
+    assert fixed == ["g=3"]
+    number = {"kind": "number", "step": None, "log": False, "integer": False}
+    assert space == {
+        "a": number | {"low": 0.1, "high": 3.0},
+        "b.c": number | {"low": 1e-3, "high": 1.0, "log": True},
+        "solver": {"kind": "choice", "values": ["sgd", "adam"]},
+        "d": number | {"low": 1, "high": 9, "step": 2, "integer": True},
+        "e": {"kind": "choice", "values": [1, 2.5]},
+        "f": number | {"low": 1, "high": 9, "log": True, "integer": True},
+        "+h": {"kind": "choice", "values": [True]},
+    }
+
+
+@pytest.mark.parametrize("change", ["a=[", "a=choice([1],[2])"])
+def test_other_words_are_refused(change: str) -> None:
+    with pytest.raises(BadInputError, match=r"a=|at input"):
+        sweeps([change])
+
+
+def test_nothing_to_search_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert search.main(["--folder", str(tmp_path), "steps=3"]) == 1
+    assert "There is nothing to search" in capsys.readouterr().err
