@@ -13,7 +13,7 @@ from experiments import checkpoint, report
 from tests.compiling import compilations
 from tests.experiments.conftest import Command
 
-CLOCKS = {"seconds", "compile_seconds", "process"}
+CLOCKS = {"seconds", "compile_seconds", "process", "versions"}
 ROUNDED = {"mean", "95 %", "value"}
 
 
