@@ -70,10 +70,12 @@ RIDGE = bl.Problem(_ridge, _squares, quadratic=True)
 LOGISTIC = bl.Problem(_logistic, _log_loss)
 
 
-def design(seed: int, rows: int, features: int) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Rows of unit mean square length with a decaying spectrum, a signal, and the generator."""
+def design(
+    seed: int, rows: int, features: int, spread: float = 0.5
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Rows of unit mean square length, scales 1 +- ``spread``, a signal, and the generator."""
     rng = np.random.default_rng(seed)
-    X = rng.standard_normal((rows, features)) * np.linspace(1.5, 0.5, features)
+    X = rng.standard_normal((rows, features)) * np.linspace(1 + spread, 1 - spread, features)
     X /= np.sqrt((X**2).sum(1).mean())
     return X, 2 * rng.standard_normal(features), rng
 
@@ -132,6 +134,9 @@ def price(estimator: Any, counts: bl.Counts, n: int) -> float:
     if isinstance(estimator, bl.Richardson):
         one = bl.Counts(*(c / 2 for c in counts))
         return 2 * price(estimator.estimator, one, n)
+    if isinstance(estimator, bl.Replicated):
+        one = bl.Counts(*(c / estimator.n for c in counts))
+        return estimator.n * price(estimator.estimator, one, n)
     step = examples_per_step(estimator.solver, n)
     cost = (counts.gradients - 1 + counts.jvps + counts.vjps) * step
     if isinstance(estimator, bl.Implicit):
