@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
-from bilevel import noise
 from experiments.studies import seed_measure as measure
+from experiments.studies import seed_problems as problems
 from experiments.studies.base import Check, Result, Track, caption, command, figure, near, quiet
+from experiments.studies.seed_theory import predicted
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ SCHEDULES = (
 
 def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     """All three parts on one ridge regression with one penalty."""
-    at = measure.ridge(seed)
+    at = problems.ridge(seed)
     fixed = _fixed(at, sizes, seed, track)
     equal = _equal(at, sizes, seed, track)
     timed = _schedules(at, sizes, seed, track)
@@ -60,21 +60,7 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     return Result("Mini-batch size and schedule", drawn, tables, findings, checks)
 
 
-def predicted(at: measure.Setting, step: float, batch: int, steps: int) -> tuple[float, float]:
-    """Exact bias and delta-method standard deviation of ``Forward`` on ridge, over ``|exact|``."""
-    (A, b), (V, c) = at.data.inner, at.data.outer
-    d, penalty = A.shape[1], float(np.exp(at.hyper))
-    process = noise.Ridge.of(A, b, penalty, penalty * jnp.ones((d, 1)), batch_size=batch)
-    start = process.start(jnp.asarray(at.params))
-    rule = noise.rules.sgd(jnp.full(steps, step))
-    moments = jax.jit(lambda s: noise.moments.run(process, s, rule, lambda _: ())[0])(start)
-    l, Q = V.T @ (V @ process.solution - c) / len(c), V.T @ V / len(c)
-    error = noise.hypergradient_error.predict(moments, process.derivative, l, jnp.asarray(Q))
-    size = float(np.linalg.norm(at.exact))
-    return float(error.bias[0]) / size, float(error.standard_deviation[0]) / size
-
-
-def _fixed(at: measure.Setting, sizes: Sizes, seed: int, track: Track) -> list[dict[str, Any]]:
+def _fixed(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> list[dict[str, Any]]:
     rows = []
     for B in track(sizes.batches, "batch size"):
         step = STEP / at.largest
@@ -98,7 +84,7 @@ def _sd_error(grads: np.ndarray, exact: np.ndarray) -> float:
     return float(np.sqrt(((errors**4).mean() - variance**2) / len(errors)) / (2 * variance**0.5))
 
 
-def _equal(at: measure.Setting, sizes: Sizes, seed: int, track: Track) -> list[dict[str, Any]]:
+def _equal(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> list[dict[str, Any]]:
     rows = []
     for B in track(sizes.batches, "batch at equal cost"):
         for step in STEPS:
@@ -115,7 +101,7 @@ def _equal(at: measure.Setting, sizes: Sizes, seed: int, track: Track) -> list[d
     return rows
 
 
-def _schedules(at: measure.Setting, sizes: Sizes, seed: int, track: Track) -> list[dict[str, Any]]:
+def _schedules(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> list[dict[str, Any]]:
     rows = []
     jobs = [(name, budget) for name in SCHEDULES for budget in sizes.budgets]
     for name, budget in track(jobs, "schedules"):
@@ -131,7 +117,7 @@ def _schedules(at: measure.Setting, sizes: Sizes, seed: int, track: Track) -> li
     return rows
 
 
-def schedule(name: str, at: measure.Setting, steps: int) -> bl.Forward:
+def schedule(name: str, at: problems.Setting, steps: int) -> bl.Forward:
     """``Forward`` on single examples with the named schedule."""
     step: Any = STEP / 2 / at.largest
     kappa = at.largest / at.smallest
@@ -144,7 +130,7 @@ def schedule(name: str, at: measure.Setting, steps: int) -> bl.Forward:
     return bl.Forward(bl.SGD(step, batch_size=1, sampling=sampling), steps, average=average)
 
 
-def _staged(at: measure.Setting, name: str, budget: int, runs: int, seed: int) -> measure.Sample:
+def _staged(at: problems.Setting, name: str, budget: int, runs: int, seed: int) -> measure.Sample:
     """Three stages of equal cost, ``Forward`` going on from iterate and derivative."""
     stages = []
     for j in range(3):
@@ -153,15 +139,15 @@ def _staged(at: measure.Setting, name: str, budget: int, runs: int, seed: int) -
         stages.append(bl.Forward(bl.SGD(step, batch_size=B), budget // (6 * B)))
 
     def one(key: Any) -> Any:
-        state, paid = None, 0.0
+        state, grad, paid = None, None, 0.0
         for j, stage in enumerate(stages):
             estimate, state = bl.hypergradient(
                 at.problem, stage, at.hyper, at.params, at.data, jax.random.fold_in(key, j),
                 state=state,
             )  # fmt: skip
-            counts = estimate.evidence.counts
+            grad, counts = estimate.grad, estimate.evidence.counts
             paid += (counts.gradients - 1 + counts.jvps) * stage.solver.batch_size
-        return estimate.grad, paid
+        return grad, paid
 
     grads, paid = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(seed), runs))
     return measure.Sample(np.asarray(grads).reshape(runs, -1), float(paid[0]))
@@ -206,8 +192,8 @@ def _conclude(fixed: Any, equal: Any, timed: Any, sizes: Sizes) -> tuple[list[st
         f"({last[SCHEDULES.index('tail average')]['bias / s.e.']:.1f} s.e.)."
     )
     findings.append(
-        f"Schedules at {sizes.budgets[-1]} gradients, first step {STEP / 2:g}/L but for the two 2 / mu, "
-        "best first: "
+        f"Schedules at {sizes.budgets[-1]} gradients, from the step {STEP / 2:g}/L but for the two "
+        "2 / mu, best first: "
         + "; ".join(f"{r['schedule']} {measure.pm(r['relative MSE'], r['s.e.'])}" for r in order)
         + "."
     )
@@ -221,37 +207,34 @@ def _conclude(fixed: Any, equal: Any, timed: Any, sizes: Sizes) -> tuple[list[st
 def _draw(fixed: Any, equal: Any, timed: Any) -> Any:
     made, axes = figure(1, 3, 13, 4.4)
     left, middle, right = axes[0]
-    batches = np.array([row["batch"] for row in fixed])
-    blue, red = measure.COLOURS[:2]
-    sd = np.array([row["sd"] for row in fixed])
-    left.errorbar(batches, sd**2, yerr=[4 * r["sd"] * r["sd s.e."] for r in fixed], fmt="o", color=blue,
-                  label="variance, measured", capsize=2)  # fmt: skip
-    left.plot(batches, [r["predicted sd"] ** 2 for r in fixed], color=blue, label="variance, delta method")
-    left.errorbar(batches, [abs(r["bias"]) for r in fixed], yerr=[2 * r["bias s.e."] for r in fixed],
-                  fmt="s", color=red, label="|bias|, measured", capsize=2)  # fmt: skip
-    left.plot(batches, [abs(r["exact bias"]) for r in fixed], color=red, label="|bias|, exact moments")
-    left.plot(batches, sd[0] ** 2 / batches, ":", color="0.4", label="1/B")
-    left.set(xscale="log", yscale="log", title="fixed step, fixed number of steps",
-             xlabel="batch size B", ylabel="relative to the hypergradient")  # fmt: skip
-    left.set_xscale("log", base=2)
+    rows = [
+        {
+            "batch": r["batch"], "variance": r["sd"] ** 2, "its s.e.": 2 * r["sd"] * r["sd s.e."],
+            "delta": r["predicted sd"] ** 2, "bias": abs(r["bias"]), "s.e.": r["bias s.e."],
+            "exact": abs(r["exact bias"]), "1 / B": fixed[0]["sd"] ** 2 / r["batch"],
+        }
+        for r in fixed
+    ]  # fmt: skip
+    draw = measure.curve
+    draw(left, 0, rows, "batch", "variance", "its s.e.", ls="", label="variance, measured")
+    draw(left, 0, rows, "batch", "delta", marker="", label="variance, delta method")
+    draw(left, 1, rows, "batch", "bias", "s.e.", ls="", label="|bias|, measured")
+    draw(left, 1, rows, "batch", "exact", marker="", label="|bias|, exact moments")
+    draw(left, 6, rows, "batch", "1 / B", marker="", ls=":", label="1 / B")
+    left.set(title="fixed step, fixed number of steps", ylabel="relative to the hypergradient")
     for j, step in enumerate(STEPS):
-        rows = [r for r in equal if r["step x L"] == step and 0 < r["relative MSE"] < 10]
-        middle.errorbar(
-            [r["batch"] for r in rows], [r["relative MSE"] for r in rows],
-            yerr=[2 * r["s.e."] for r in rows], marker=measure.MARKERS[j], markersize=5, capsize=2,
-            color=measure.COLOURS[j], label=f"step {step:g} / L",
-        )  # fmt: skip
-    middle.set(yscale="log", title="equal gradients", xlabel="batch size B", ylabel="relative MSE")
-    middle.set_xscale("log", base=2)
+        some = [r for r in equal if r["step x L"] == step and 0 < r["relative MSE"] < 10]
+        draw(middle, j, some, "batch", "relative MSE", "s.e.", label=f"step {step:g} / L")
+    middle.set(title=f"equal gradients: {max(r['cost'] for r in equal)}", ylabel="relative MSE")
+    for ax in (left, middle):
+        ax.set(yscale="log", xlabel="batch size B")
+        ax.set_xscale("log", base=2)
     for j, name in enumerate(SCHEDULES):
-        rows = [r for r in timed if r["schedule"] == name]
-        right.errorbar(
-            [r["cost"] for r in rows], [r["relative MSE"] for r in rows],
-            yerr=[2 * r["s.e."] for r in rows], marker=measure.MARKERS[j], markersize=5, capsize=2,
-            color=measure.COLOURS[j], label=name, linestyle="--" if "epochs" in name else "-",
-        )  # fmt: skip
-    right.set(xscale="log", yscale="log", title="schedules, B = 1", xlabel="gradients of single examples",
-              ylabel="relative MSE")  # fmt: skip
+        some = [r for r in timed if r["schedule"] == name]
+        line = "--" if "epochs" in name else "-"
+        draw(right, j, some, "cost", "relative MSE", "s.e.", label=name, linestyle=line)
+    right.set(xscale="log", yscale="log", title="schedules", ylabel="relative MSE")
+    right.set(xlabel="gradients of single examples", ylim=(None, 300))  # room for the names
     for ax in (left, middle, right):
         ax.legend(fontsize=7)
     caption(made, "Ridge regression, one penalty; bars: 2 s.e. Points above 10 are left out.")

@@ -1,26 +1,27 @@
 r"""Stochastic iterative against stochastic implicit differentiation at equal oracle calls.
 
-Iterative: ``Forward``, the derivative of SGD with the minibatches of SGD. Implicit: SGD, then SGD on
-the linear system with fresh minibatches, as many steps each. At one hyperparameter both take two
+Iterative: ``Forward``, the derivative of SGD with the minibatches of SGD. Implicit: SGD, then SGD
+on the linear system with fresh minibatches, as many steps each. At one hyperparameter both take two
 calls a step. At p of them ``Forward`` takes 1 + p, ``Reverse`` and ``Implicit`` still two.
 
-Leading order, tail averages over N steps on a quadratic: with ``a = H^-1 (grad outer)`` the adjoint,
-both carry the noise ``a.g_i`` of the iterate through the outer curvature and ``a.(H_i D* + C_i)`` of
-the derivative; iterative differentiation adds the two before it squares (same examples), implicit
-after (independent ones; and its C reads all data). Neither has to win: the correlation decides.
+Leading order of tail averages over N steps: both carry the noise ``a.g_i`` of the iterate and
+``v.(H_i D* + C_i)`` of the derivative, ``v`` the adjoint, ``a`` the slope of the hypergradient in
+the iterate over H. Iterative differentiation adds the two before it squares (same examples),
+implicit after (independent ones; its C reads all data). So neither has to win: the sign of their
+correlation over the examples decides, and ``predicted_ratio`` says which.
 """
 
 import sys
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
 from experiments.studies import seed_measure as measure
+from experiments.studies import seed_problems as problems
 from experiments.studies.base import Check, Result, Track, below, caption, command, figure, quiet
+from experiments.studies.seed_theory import predicted_ratio
 
 STEPS = (0.8, 0.2, 0.05)  # step sizes, over 1 / (largest curvature of one example)
 
@@ -30,7 +31,7 @@ class Sizes:
     """Budgets in gradients of single examples, runs per point, p of the third case, data sets."""
 
     calls: tuple[int, ...] = (1_000, 4_000, 16_000)
-    runs: int = 400
+    runs: int = 300
     many: int = 8
     data_sets: int = 6
 
@@ -53,8 +54,8 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     few = ["forward, last", "forward, tail", "implicit, last", "implicit, tail", "implicit, CG"]
     many = ["forward, tail", "reverse, last", "implicit, tail"]
     cases = [
-        ("ridge, p = 1", measure.ridge(seed), few),
-        ("logistic, p = 1", measure.logistic(seed), few),
+        ("ridge, p = 1", problems.ridge(seed), few),
+        ("logistic, p = 1", problems.logistic(seed), few),
         (f"ridge, p = {sizes.many}", _penalties(seed, sizes.many), many),
     ]
     rows: list[dict[str, Any]] = []
@@ -80,7 +81,7 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     theory = {case: predicted_ratio(at) for case, at, _ in cases if at.exact.size == 1}
     elsewhere = [
         {"problem": at.name, "data set": seed + j, "predicted ratio": predicted_ratio(at)}
-        for make in (measure.ridge, measure.logistic)
+        for make in (problems.ridge, problems.logistic)
         for j in track(range(sizes.data_sets), "other data sets")
         for at in [make(seed + j)]
     ]
@@ -88,8 +89,9 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     for name in ("ridge", "logistic"):
         ratios = [row["predicted ratio"] for row in elsewhere if row["problem"] == name]
         findings.append(
-            f"{name.capitalize()}, {len(ratios)} data sets: the predicted ratio iterative / implicit "
-            f"runs from {min(ratios):.2f} to {max(ratios):.2f}, median {np.median(ratios):.2f}."
+            f"{name.capitalize()}, {len(ratios)} data sets: the predicted ratio iterative over "
+            f"implicit runs from {min(ratios):.2f} to {max(ratios):.2f}, median "
+            f"{np.median(ratios):.2f}."
         )
     drawn = _draw(cases, found, sizes)
     title = "Iterative against implicit differentiation at equal oracle calls"
@@ -97,7 +99,7 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     return Result(title, drawn, tables, findings, checks)
 
 
-def estimator(name: str, at: measure.Setting, calls: int, step: float) -> Any:
+def estimator(name: str, at: problems.Setting, calls: int, step: float) -> Any:
     """The method with the number of steps that ``calls`` gradients of single examples pay for."""
     solver, n = bl.SGD(step, batch_size=1), at.examples
     if name.startswith("forward"):
@@ -114,44 +116,8 @@ def estimator(name: str, at: measure.Setting, calls: int, step: float) -> Any:
     return bl.Implicit(solver, steps, linear=linear, average=average)
 
 
-def _penalties(seed: int, p: int) -> measure.Setting:
-    return measure.ridge(seed, features=p, hyper=np.full(p, -2.5))
-
-
-def influences(at: measure.Setting) -> tuple[np.ndarray, np.ndarray]:
-    """``(a.g_i, v.(H_i D* + C_i))`` at the solution: the noise of each example, iterate and derivative.
-
-    ``v = H^-1 grad outer``; ``a = H^-1 b``, ``b`` the slope of the hypergradient in the iterate.
-    One hyperparameter. Their sum is the influence of ``bilevel.noise.influence``, up to its sign.
-    """
-    problem, theta = at.problem, jnp.asarray(at.hyper)
-    x = jnp.asarray(bl.testing.dense_solution(problem, at.hyper, at.params, at.data))
-
-    def slope(x: Any, theta: Any, batch: Any) -> Any:
-        return jax.grad(problem.inner)(x, theta, batch)
-
-    H = jax.jacobian(slope)(x, theta, at.data.inner)
-    v = jnp.linalg.solve(H, jax.grad(problem.outer)(x, theta, at.data.outer))
-    D = -jnp.linalg.solve(H, jax.jacobian(slope, 1)(x, theta, at.data.inner))
-
-    def along(fn: Any, x: Any) -> Any:
-        return jax.jvp(fn, (x, theta), (D, jnp.ones_like(theta)))[1]
-
-    outer = along(lambda *z: jax.grad(problem.outer)(*z, at.data.outer), x)
-    bent = jax.grad(lambda x: along(lambda *z: v @ slope(*z, at.data.inner), x))(x)
-    a = jnp.linalg.solve(H, outer - bent)
-
-    def one(row: Any) -> Any:
-        row = jax.tree.map(lambda leaf: leaf[None], row)
-        return a @ slope(x, theta, row), along(lambda *z: v @ slope(*z, row), x)
-
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(at.data.inner))
-
-
-def predicted_ratio(at: measure.Setting) -> float:
-    """MSE of iterative over implicit, tail averages at equal calls, long windows, small steps."""
-    iterate, derivative = influences(at)
-    return float((iterate + derivative).var() / (iterate.var() + derivative.var()))
+def _penalties(seed: int, p: int) -> problems.Setting:
+    return problems.ridge(seed, features=p, hyper=np.full(p, -2.5))
 
 
 def _conclude(
@@ -199,13 +165,12 @@ def _draw(cases: Any, found: dict, sizes: Sizes) -> Any:
     for ax, (case, _, methods) in zip(axes[0], cases, strict=True):
         for name in methods:
             points = [found[case, name, c] for c in sizes.calls if (case, name, c) in found]
-            style = dict(color=measure.COLOURS[names.index(name)], label=NAMES[name])
-            style["linestyle"] = "--" if name.startswith("implicit") else "-"
-            ax.errorbar(
-                [p.cost for p in points], [p.accuracy.mse for p in points],
-                yerr=[2 * p.accuracy.mse_error for p in points],
-                marker=measure.MARKERS[names.index(name)], markersize=5, capsize=2, **style,
-            )  # fmt: skip
+            rows = [
+                {"x": p.cost, "y": p.accuracy.mse, "s.e.": p.accuracy.mse_error} for p in points
+            ]
+            line = "--" if name.startswith("implicit") else "-"
+            j = names.index(name)
+            measure.curve(ax, j, rows, "x", "y", "s.e.", label=NAMES[name], linestyle=line)
         ax.set(xscale="log", yscale="log", title=case, xlabel="gradients of single examples")
         ax.legend(fontsize=7.5)
     axes[0, 0].set_ylabel("relative MSE of the hypergradient")

@@ -1,12 +1,92 @@
-r"""Exact hypergradients of problems with kinks, in NumPy: what `seed_nonsmooth` measures against.
+r"""Problems with kinks for `seed_nonsmooth`, and their exact hypergradients in NumPy.
 
-Both solve the problem with a slow first-order method, read off which kinks are active, solve the
-optimality conditions that remain (linear ones) and refuse an answer that does not satisfy the rest.
+Both references solve the problem with a slow first-order method, read off which kinks are active,
+solve the optimality conditions that remain (linear ones) and refuse an answer that does not
+satisfy the rest.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+import bilevel as bl
+from bilevel.solvers.proximal import forward_backward
+from bilevel.solvers.sampling import Sampler
+from experiments.studies import seed_problems as problems
+
+BATCH, LAM1 = 8, 0.1
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ProximalSGD:
+    """A solver of one's own: minibatch SGD, then the proximal map."""
+
+    step_size: Any
+
+    def check(self, problem: bl.Problem) -> None:
+        """Applies ``loss.prox``."""
+
+    def init(self, params: Any, data: Any) -> Any:
+        """The sampler's state."""
+        return Sampler(BATCH).init(data)
+
+    def step(self, loss: Any, params: Any, hyper: Any, data: Any, key: Any, state: Any) -> Any:
+        """One forward-backward step on a minibatch."""
+        batch, state = Sampler(BATCH).draw(data, key, state)
+        return forward_backward(loss, params, hyper, batch, self.step_size), state
+
+
+def _squares(w: Any, hyper: Any, batch: Any) -> Any:
+    X, y = batch
+    return jnp.mean((X @ w - y) ** 2) / 2
+
+
+def _elastic(w: Any, hyper: Any, batch: Any) -> Any:
+    return _squares(w, hyper, batch) + jnp.exp(hyper[1]) * jnp.sum(w**2) / 2
+
+
+def _soft(w: Any, hyper: Any, step: Any) -> Any:
+    return jnp.sign(w) * jnp.maximum(jnp.abs(w) - step * jnp.exp(hyper[0]), 0)
+
+
+def _lasso_whole(w: Any, hyper: Any, batch: Any) -> Any:
+    return _squares(w, hyper, batch) + jnp.exp(hyper[0]) * jnp.sum(jnp.abs(w))
+
+
+def _elastic_whole(w: Any, hyper: Any, batch: Any) -> Any:
+    return _elastic(w, hyper, batch) + jnp.exp(hyper[0]) * jnp.sum(jnp.abs(w))
+
+
+def _log_loss(w: Any, hyper: Any, batch: Any) -> Any:
+    X, y = batch
+    return jnp.mean(jax.nn.softplus(-y * (X @ w)))
+
+
+def _hinge(w: Any, hyper: Any, batch: Any) -> Any:
+    X, y = batch
+    return jnp.mean(jnp.maximum(0, 1 - y * (X @ w))) + jnp.exp(hyper[0]) * jnp.sum(w**2) / 2
+
+
+def _smoothed(w: Any, hyper: Any, batch: Any) -> Any:
+    X, y = batch
+    loss = hyper[1] * jax.nn.softplus((1 - y * (X @ w)) / hyper[1])
+    return jnp.mean(loss) + jnp.exp(hyper[0]) * jnp.sum(w**2) / 2
+
+
+PROXIMAL = {
+    "lasso": bl.Problem(_squares, _squares, prox=_soft),
+    "elastic net": bl.Problem(_elastic, _squares, prox=_soft),
+}
+WHOLE = {
+    "lasso": bl.Problem(_lasso_whole, _squares),
+    "elastic net": bl.Problem(_elastic_whole, _squares),
+}
+# The width is a hyperparameter as well, so that one compilation serves all of them.
+HINGE, SMOOTHED = bl.Problem(_hinge, _log_loss), bl.Problem(_smoothed, _log_loss)
 
 
 class Reference(NamedTuple):
@@ -57,9 +137,12 @@ def hinge_reference(inner: Any, outer: Any, log_lam: float) -> Reference:
     Z, n = X * y[:, None], len(y)
     alpha, w, sizes = np.zeros(n), np.zeros(X.shape[1]), (X**2).sum(1)
     for _ in range(3000):
+        before = alpha.copy()
         for i in range(n):
             new = min(max(alpha[i] + (1 - Z[i] @ w) * lam * n / sizes[i], 0.0), 1.0)
             w, alpha[i] = w + (new - alpha[i]) * Z[i] / (lam * n), new
+        if np.abs(alpha - before).max() < 1e-14:
+            break
     M, full = (alpha > 1e-6) & (alpha < 1 - 1e-6), alpha >= 1 - 1e-6
     E = Z[M]
     rest = Z[full].sum(0) / (lam * n)
@@ -74,3 +157,22 @@ def hinge_reference(inner: Any, outer: Any, log_lam: float) -> Reference:
     slope = -(V * (c / (1 + np.exp(c * (V @ w))))[:, None]).mean(0)
     moved = -(w - E.T @ np.linalg.solve(E @ E.T, E @ w))
     return Reference(w, np.array([moved @ slope]), np.array([-w @ slope]), int(M.sum()))
+
+
+Case = tuple[problems.Setting, Reference, float]  # the last is the smallest curvature
+
+
+def sparse_case(name: str, seed: int) -> Case:
+    """Lasso or elastic net with half of the coordinates in the signal."""
+    X, _, rng = problems.design(seed, 120, 12, spread=0.1)
+    w = np.where(np.arange(12) % 2, 0.0, 2.0) * np.sign(rng.standard_normal(12))
+    y = X @ w + rng.standard_normal(120)
+    lam2 = 0.05 if name == "elastic net" else 0.0
+    hyper = np.log([LAM1, lam2]) if lam2 else np.log([LAM1])
+    data = bl.Data(inner=(X[:40], y[:40]), outer=(X[40:], y[40:]))
+    exact = sparse_reference(data.inner, data.outer, hyper[0], lam2)
+    H = X[:40].T @ X[:40] / 40 + lam2 * np.eye(12)
+    largest = (X[:40] ** 2).sum(1).max() + lam2
+    mu = float(np.linalg.eigvalsh(H)[0])
+    at = problems.Setting(name, PROXIMAL[name], hyper, np.zeros(12), data, exact.grad, mu, largest)
+    return at, exact, mu

@@ -23,12 +23,23 @@ import numpy as np
 import bilevel as bl
 from bilevel.hypergradient import compiled_step
 from experiments.studies import seed_measure as measure
-from experiments.studies.base import Check, Result, Track, below, caption, command, figure, near, quiet
+from experiments.studies import seed_problems as problems
+from experiments.studies.base import (
+    Check,
+    Result,
+    Track,
+    below,
+    caption,
+    command,
+    figure,
+    near,
+    quiet,
+)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of hyperparameters, the largest for all of forward mode, sketch size m, SGD, seeds."""
+    """Numbers of hyperparameters, the most for all of forward mode, sketch size m, SGD, seeds."""
 
     counts: tuple[int, ...] = (100, 1_000, 10_000, 100_000)
     forward_up_to: int = 1_000
@@ -62,7 +73,7 @@ PROBLEMS = {
 }
 
 
-def case(kind: str, p: int, seed: int) -> measure.Setting:
+def case(kind: str, p: int, seed: int) -> problems.Setting:
     """A problem with p hyperparameters and its exact hypergradient."""
     n, d = (ROWS, p) if kind == "feature" else (p, FEATURES)
     rng = np.random.default_rng(seed)
@@ -76,7 +87,9 @@ def case(kind: str, p: int, seed: int) -> measure.Setting:
     solve = _feature if kind == "feature" else _example
     exact = solve(X[:n], y[:n], X[n:], y[n:], hyper)
     largest = float((X**2).sum(1).max() * (1 if kind == "feature" else np.exp(0.3)) + 2 * PENALTY)
-    return measure.Setting(kind, PROBLEMS[kind], hyper, np.zeros(d), data, exact, PENALTY / 2, largest)
+    return problems.Setting(
+        kind, PROBLEMS[kind], hyper, np.zeros(d), data, exact, PENALTY / 2, largest
+    )
 
 
 def _feature(X: Any, y: Any, V: Any, c: Any, hyper: Any) -> np.ndarray:
@@ -100,7 +113,7 @@ def _example(X: Any, y: Any, V: Any, c: Any, hyper: Any) -> np.ndarray:
     return -(X @ v) * weights * (X @ w - y) / n
 
 
-def methods(at: measure.Setting, sizes: Sizes) -> dict[str, Any]:
+def methods(at: problems.Setting, sizes: Sizes) -> dict[str, Any]:
     """The estimators, all on the same SGD; forward mode only where its tangents fit."""
     sgd, steps = bl.SGD(0.8 / at.largest, batch_size=BATCH), sizes.steps
     all_of_it = {"forward": bl.Forward(sgd, steps, average=steps // 2)}
@@ -122,10 +135,12 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
         at = case(kind, p, seed)
         rows += [_row(at, name, one, sizes, seed) for name, one in methods(at, sizes).items()]
     findings, checks = _conclude(rows, sizes)
-    return Result("Many hyperparameters", _draw(rows, sizes), {"estimators": rows}, findings, checks)
+    return Result(
+        "Many hyperparameters", _draw(rows, sizes), {"estimators": rows}, findings, checks
+    )
 
 
-def _row(at: measure.Setting, name: str, one: Any, sizes: Sizes, seed: int) -> dict[str, Any]:
+def _row(at: problems.Setting, name: str, one: Any, sizes: Sizes, seed: int) -> dict[str, Any]:
     arguments = at.problem, one, jnp.asarray(at.hyper), jnp.asarray(at.params), at.data
     compiled, call = compiled_step(*arguments, jax.random.key(seed))
     jax.block_until_ready(call())
@@ -167,11 +182,13 @@ def _conclude(rows: Any, sizes: Sizes) -> tuple[list[str], list[Check]]:
             )
             + "."
         )
-    grown = [at("feature", "reverse", p)["ms"] / at("feature", "reverse", p)["p"] for p in sizes.counts]
+    grown = [
+        at("feature", "reverse", p)["ms"] / at("feature", "reverse", p)["p"] for p in sizes.counts
+    ]
     biggest = max(p for p in sizes.counts if p <= sizes.forward_up_to)
     forward, reverse = at("feature", "forward", biggest), at("feature", "reverse", biggest)
     findings.append(
-        f"At p = {biggest} per feature forward mode takes {forward['ms'] / reverse['ms']:.0f} times "
+        f"At p = {biggest} per feature forward takes {forward['ms'] / reverse['ms']:.0f} times "
         f"the time of reverse ({forward['ms']:.0f} ms against {reverse['ms']:.1f} ms) and "
         f"{forward['scratch MiB']:.0f} MiB against {reverse['scratch MiB']:.1f} MiB; reverse and "
         f"implicit cost {grown[-1] * 1e3:.2g} us per hyperparameter at p = {most}."
@@ -203,9 +220,8 @@ def _draw(rows: Any, sizes: Sizes) -> Any:
     for ax, (kind, what) in zip(axes[0], panels, strict=True):
         for j, name in enumerate(names):
             these = [r for r in rows if (r["kind"], r["estimator"]) == (kind, name)]
-            bars = [2 * r["s.e."] for r in these] if what == "relative error" else None
-            ax.errorbar([r["p"] for r in these], [r[what] for r in these], yerr=bars, capsize=2,
-                        marker=measure.MARKERS[j], markersize=5, color=measure.COLOURS[j], label=name)  # fmt: skip
+            bars = "s.e." if what == "relative error" else None
+            measure.curve(ax, j, these, "p", what, bars, label=name)
         label = {"ms": "milliseconds a call", "scratch MiB": "scratch memory, MiB"}.get(what, what)
         ax.set(xscale="log", yscale="log", xlabel="hyperparameters p", ylabel=label,
                title=f"one per {kind}")  # fmt: skip

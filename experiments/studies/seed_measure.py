@@ -1,4 +1,4 @@
-r"""What the studies of open questions share: problems, runs over many keys, and what a run costs.
+r"""What the studies of open questions share: runs over many keys, and what a run costs.
 
 Cost is counted in gradients of single examples. Every call of ``evidence.counts``, be it a
 gradient, a Hessian product, a pushed tangent or a pulled cotangent, counts the examples that it
@@ -8,101 +8,23 @@ looks at:
 
 Beside these: a full pass (n) for the cross term of `Implicit`, which reads all data. Left out,
 for all alike: passes that serve the evidence alone (the final residual of the inner problem and of
-the linear system), and the outer gradient. Counting second-order calls twice, as a flop count
-would, changes every estimator's cost at one hyperparameter by the same factor of at most 1.5.
+the linear system), and the outer gradient. To count second-order calls twice, as a flop count
+would, multiplies every cost at one hyperparameter by 3/2, that of cross-sampling by 4/3.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
+from experiments.studies.seed_problems import Setting
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8B4513")
 MARKERS = "osD^vPX*"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A problem at one point, its exact hypergradient, and the curvatures that bound a step."""
-
-    name: str
-    problem: bl.Problem
-    hyper: Any
-    params: Any
-    data: bl.Data
-    exact: np.ndarray
-    smallest: float  # curvature of the inner loss over all examples
-    largest: float  # of its loss on one example, the largest
-
-    @property
-    def examples(self) -> int:
-        """How many inner examples there are."""
-        return len(jax.tree.leaves(self.data.inner)[0])
-
-
-def _squares(w: Any, log_penalty: Any, batch: Any) -> Any:
-    X, y = batch
-    return jnp.mean((X @ w - y) ** 2) / 2
-
-
-def _ridge(w: Any, log_penalty: Any, batch: Any) -> Any:
-    return _squares(w, log_penalty, batch) + jnp.sum(jnp.exp(log_penalty) * w**2) / 2
-
-
-def _log_loss(w: Any, log_penalty: Any, batch: Any) -> Any:
-    X, y = batch
-    return jnp.mean(jax.nn.softplus(-y * (X @ w)))
-
-
-def _logistic(w: Any, log_penalty: Any, batch: Any) -> Any:
-    return _log_loss(w, log_penalty, batch) + jnp.sum(jnp.exp(log_penalty) * w**2) / 2
-
-
-# One object each, so that all settings of a name share their compilations.
-RIDGE = bl.Problem(_ridge, _squares, quadratic=True)
-LOGISTIC = bl.Problem(_logistic, _log_loss)
-
-
-def design(
-    seed: int, rows: int, features: int, spread: float = 0.5
-) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Rows of unit mean square length, scales 1 +- ``spread``, a signal, and the generator."""
-    rng = np.random.default_rng(seed)
-    X = rng.standard_normal((rows, features)) * np.linspace(1 + spread, 1 - spread, features)
-    X /= np.sqrt((X**2).sum(1).mean())
-    return X, 2 * rng.standard_normal(features), rng
-
-
-def ridge(seed: int, examples: int = 64, features: int = 8, hyper: Any = -2.5) -> Setting:
-    """Ridge regression with log penalties ``hyper``, one or one per feature; quadratic."""
-    X, w, rng = design(seed, 2 * examples, features)
-    return _setting("ridge", RIDGE, X, X @ w + 0.5 * rng.standard_normal(len(X)), hyper)
-
-
-def logistic(seed: int, examples: int = 64, features: int = 8, hyper: Any = -3.0) -> Setting:
-    """Logistic regression with log penalties ``hyper``; not quadratic."""
-    X, w, rng = design(seed, 2 * examples, features)
-    return _setting("logistic", LOGISTIC, X, np.sign(X @ w + 0.5 * rng.standard_normal(len(X))), hyper)
-
-
-def _setting(name: str, problem: bl.Problem, X: Any, y: Any, hyper: Any) -> Setting:
-    n = len(y) // 2
-    data = bl.Data(inner=(X[:n], y[:n]), outer=(X[n:], y[n:]))
-    hyper, params = np.asarray(hyper, float), np.zeros(X.shape[1])
-    solution = bl.testing.dense_solution(problem, hyper, params, data)
-    _, exact = bl.testing.dense_hypergradient(problem, hyper, params, data)
-    hessian = jax.hessian(problem.inner)(solution, hyper, data.inner)
-    bend = 0.25 if problem is LOGISTIC else 1.0
-    largest = bend * (X[:n] ** 2).sum(1).max() + np.exp(hyper).max()
-    smallest = float(np.linalg.eigvalsh(hessian)[0])
-    return Setting(name, problem, hyper, params, data, np.atleast_1d(exact), smallest, float(largest))
 
 
 class Sample(NamedTuple):
@@ -113,7 +35,9 @@ class Sample(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="problem")
-def _many(problem: bl.Problem, estimator: Any, hyper: Any, params: Any, data: Any, keys: Any) -> Any:
+def _many(
+    problem: bl.Problem, estimator: Any, hyper: Any, params: Any, data: Any, keys: Any
+) -> Any:
     def one(key: Any) -> Any:
         estimate, _ = bl.hypergradient(problem, estimator, hyper, params, data, key)
         return estimate.grad, estimate.evidence.counts
@@ -194,7 +118,7 @@ class Chosen(NamedTuple):
 def best(
     at: Setting, make: Callable[[float], Any], settings: Any, runs: int, seed: int
 ) -> Chosen | None:
-    """The setting of least error on ``runs`` runs, measured on as many others; ``None``: none is finite.
+    """The setting of least error on ``runs`` runs, measured on as many others; ``None`` if none is.
 
     The second batch of runs keeps the choice from flattering its result.
     """
@@ -219,6 +143,22 @@ def ratio(over: Accuracy, under: Accuracy) -> tuple[float, float]:
 def slope(x: Any, y: Any) -> float:
     """Least-squares slope of ``log y`` against ``log x``."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def curve(
+    ax: Any,
+    j: int,
+    rows: Any,
+    x: str,
+    y: str,
+    error: str | None = None,
+    times: int = 2,
+    **style: Any,
+) -> None:
+    """Column ``y`` of the rows against ``x`` in the j-th style, with bars of ``times error``."""
+    bars = None if error is None else [times * row[error] for row in rows]
+    style = {"marker": MARKERS[j], "color": COLOURS[j], "markersize": 5, "capsize": 2, **style}
+    ax.errorbar([row[x] for row in rows], [row[y] for row in rows], yerr=bars, **style)
 
 
 def pm(value: float, error: float) -> str:

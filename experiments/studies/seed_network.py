@@ -50,7 +50,9 @@ def methods(steps: int) -> dict[str, Any]:
 
 
 @partial(jax.jit, static_argnames="problem")
-def _runs(problem: bl.Problem, estimator: Any, hyper: Any, params: Any, data: Any, keys: Any) -> Any:
+def _runs(
+    problem: bl.Problem, estimator: Any, hyper: Any, params: Any, data: Any, keys: Any
+) -> Any:
     """The gradient of each run, and where it ended."""
 
     def one(key: Any) -> Any:
@@ -62,7 +64,7 @@ def _runs(problem: bl.Problem, estimator: Any, hyper: Any, params: Any, data: An
 
 @partial(jax.jit, static_argnames="problem")
 def _minimum(problem: bl.Problem, hyper: Any, ends: Any, data: Any) -> Any:
-    """The gradient at the minimum next to each end, the least curvature there, whether it is one."""
+    """The gradient at the minimum next to each end, the curvature there, whether it is one."""
     reference = bl.Implicit(bl.Newton(bl.Dense()), steps=60, linear=bl.Dense())
 
     def one(end: Any) -> Any:
@@ -89,7 +91,13 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
 
 
 def _row(
-    case: bl.testing.Case, name: str, estimator: Any, steps: int, decay: float, sizes: Sizes, seed: int
+    case: bl.testing.Case,
+    name: str,
+    estimator: Any,
+    steps: int,
+    decay: float,
+    sizes: Sizes,
+    seed: int,
 ) -> dict[str, Any]:
     hyper = jax.tree.map(lambda h: np.full_like(h, np.log(decay)), case.hyper)
     keys = jax.random.split(jax.random.key(seed + 1), sizes.runs)
@@ -115,14 +123,18 @@ def _median_error(errors: np.ndarray) -> float:
     return float(np.median(drawn, axis=1).std())
 
 
-def finite_difference_gap(case: bl.testing.Case, steps: int, decay: float, runs: int, seed: int) -> float:
+def finite_difference_gap(
+    case: bl.testing.Case, steps: int, decay: float, runs: int, seed: int
+) -> float:
     """How far the mean of ``Forward`` is from differences of the mean outer loss, relative."""
     estimator = methods(steps)["forward, SGD"]
     keys = jax.random.split(jax.random.key(seed), runs)
 
     def outer(log_decay: Any, key: Any) -> Any:
         hyper = jax.tree.map(lambda h: log_decay, case.hyper)
-        end = bl.solve(case.problem, estimator.solver, hyper, case.params, case.data, key, steps=steps)
+        end = bl.solve(
+            case.problem, estimator.solver, hyper, case.params, case.data, key, steps=steps
+        )
         return case.problem.outer(end, hyper, case.data.outer)
 
     mean = jax.jit(lambda h: jnp.mean(jax.vmap(partial(outer, h))(keys)))
@@ -157,8 +169,9 @@ def _conclude(rows: Any, gap: float, sizes: Sizes) -> tuple[list[str], list[Chec
             for name in methods(most)
         ]
         findings.append(
-            f"Decay {decay:g} (smallest curvature {at('forward, SGD', decay)['smallest curvature']:.2g}): "
-            f"median relative distance to the gradient at the run's own minimum, K = {most}: "
+            f"Decay {decay:g} (smallest curvature "
+            f"{at('forward, SGD', decay)['smallest curvature']:.2g}): median distance to "
+            f"the gradient at the run's own minimum, relative, K = {most}: "
             + ", ".join(parts) + "."
         )  # fmt: skip
     smooth = [at("forward, full batch", d)["median error"] for d in sizes.decays]
@@ -168,13 +181,13 @@ def _conclude(rows: Any, gap: float, sizes: Sizes) -> tuple[list[str], list[Chec
     findings.append(
         "Without noise the distance is "
         + ", ".join(f"{s:.2g}" for s in smooth)
-        + f" over the decays {', '.join(f'{d:g}' for d in sizes.decays)}: minibatch noise is most of "
-        f"SGD's error at {', '.join(f'{d:g}' for d in blame) or 'none of them'}, the unfinished "
+        + f" over the decays {', '.join(f'{d:g}' for d in sizes.decays)}: minibatch noise is most "
+        f"of SGD's error at {', '.join(f'{d:g}' for d in blame) or 'none of them'}, the unfinished "
         "transient at the others."
     )
     checks = [
         below("Forward against finite differences, relative", gap, 1e-5),
-        below(f"forward, full batch, decay {sizes.decays[0]:g}: distance to the minimum's", smooth[0], 1e-3),
+        below(f"full-batch forward, decay {sizes.decays[0]:g}: distance", smooth[0], 1e-3),
         Check("distance of full-batch forward at the least decay over that at the most",
               smooth[-1] / smooth[0], "more than 1", smooth[-1] > smooth[0]),
     ]  # fmt: skip
@@ -198,17 +211,23 @@ def _draw(rows: Any, sizes: Sizes) -> Any:
     for j, decay in enumerate(sizes.decays[:: max(len(sizes.decays) // 3, 1)]):
         for name, line in (("forward, SGD", "-"), ("forward, full batch", ":")):
             these = [r for r in rows if (r["estimator"], r["decay"]) == (name, decay)]
-            axes[0, 1].plot([r["steps"] for r in these], [r["median error"] for r in these], line,
-                            marker="o", color=measure.COLOURS[j], label=f"{name}, decay {decay:g}")  # fmt: skip
+            label = f"{name}, decay {decay:g}"
+            measure.curve(axes[0, 1], j, these, "steps", "median error", ls=line, label=label)
     axes[0, 1].set(xscale="log", yscale="log", xlabel="steps K", title="transient and floor",
                    ylabel="median distance, relative")  # fmt: skip
-    curvature = [r["smallest curvature"] for r in rows if (r["estimator"], r["steps"]) == ("forward, SGD", most)]
+    curvature = [
+        r["smallest curvature"]
+        for r in rows
+        if (r["estimator"], r["steps"]) == ("forward, SGD", most)
+    ]
     axes[0, 2].plot(sizes.decays, curvature, "k--", label="smallest curvature at the minimum")
     axes[0, 2].set(xscale="log", yscale="log", xlabel="weight decay", title=f"sizes, K = {most}",
                    ylabel="median |hypergradient|")  # fmt: skip
     for ax in axes[0]:
         ax.legend(fontsize=7)
-    caption(made, "Tanh network of 13 weights, batches of 4, step 0.1; bands: 10 to 90 % of the runs.")
+    caption(
+        made, "Tanh network of 13 weights, batches of 4, step 0.1; bands: 10 to 90 % of the runs."
+    )
     return made
 
 

@@ -18,16 +18,24 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
-from bilevel.solvers.proximal import forward_backward
-from bilevel.solvers.sampling import Sampler
 from experiments.studies import seed_measure as measure
+from experiments.studies import seed_problems as problems
 from experiments.studies.base import Check, Result, Track, below, caption, command, figure, quiet
-from experiments.studies.seed_kinks import Reference, hinge_reference, sparse_reference
+from experiments.studies.seed_kinks import (
+    BATCH,
+    HINGE,
+    PROXIMAL,
+    SMOOTHED,
+    WHOLE,
+    Case,
+    ProximalSGD,
+    Reference,
+    hinge_reference,
+    sparse_case,
+)
 
 
 @dataclass(frozen=True)
@@ -43,113 +51,32 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(steps=(0.8, 0.2), runs=100, passes=(20, 80), widths=(1.0, 0.1))
 
-LAM1 = 0.1
-BATCH = 8
 TIMES = 6.0  # a run lasts 2 * TIMES / (step x curvature) steps, the second half averaged
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class ProximalSGD:
-    """A solver of one's own: minibatch SGD, then the proximal map."""
-
-    step_size: Any
-
-    def check(self, problem: bl.Problem) -> None:
-        """Applies ``loss.prox``."""
-
-    def init(self, params: Any, data: Any) -> Any:
-        """The sampler's state."""
-        return Sampler(BATCH).init(data)
-
-    def step(self, loss: Any, params: Any, hyper: Any, data: Any, key: Any, state: Any) -> Any:
-        """One forward-backward step on a minibatch."""
-        batch, state = Sampler(BATCH).draw(data, key, state)
-        return forward_backward(loss, params, hyper, batch, self.step_size), state
-
-
-def _squares(w: Any, hyper: Any, batch: Any) -> Any:
-    X, y = batch
-    return jnp.mean((X @ w - y) ** 2) / 2
-
-
-def _elastic(w: Any, hyper: Any, batch: Any) -> Any:
-    return _squares(w, hyper, batch) + jnp.exp(hyper[1]) * jnp.sum(w**2) / 2
-
-
-def _soft(w: Any, hyper: Any, step: Any) -> Any:
-    return jnp.sign(w) * jnp.maximum(jnp.abs(w) - step * jnp.exp(hyper[0]), 0)
-
-
-def _lasso_whole(w: Any, hyper: Any, batch: Any) -> Any:
-    return _squares(w, hyper, batch) + jnp.exp(hyper[0]) * jnp.sum(jnp.abs(w))
-
-
-def _elastic_whole(w: Any, hyper: Any, batch: Any) -> Any:
-    return _elastic(w, hyper, batch) + jnp.exp(hyper[0]) * jnp.sum(jnp.abs(w))
-
-
-def _log_loss(w: Any, hyper: Any, batch: Any) -> Any:
-    X, y = batch
-    return jnp.mean(jax.nn.softplus(-y * (X @ w)))
-
-
-def _hinge(w: Any, hyper: Any, batch: Any) -> Any:
-    X, y = batch
-    return jnp.mean(jnp.maximum(0, 1 - y * (X @ w))) + jnp.exp(hyper[0]) * jnp.sum(w**2) / 2
-
-
-def _smoothed(w: Any, hyper: Any, batch: Any) -> Any:
-    X, y = batch
-    loss = hyper[1] * jax.nn.softplus((1 - y * (X @ w)) / hyper[1])
-    return jnp.mean(loss) + jnp.exp(hyper[0]) * jnp.sum(w**2) / 2
-
-
-PROXIMAL = {
-    "lasso": bl.Problem(_squares, _squares, prox=_soft),
-    "elastic net": bl.Problem(_elastic, _squares, prox=_soft),
-}
-WHOLE = {
-    "lasso": bl.Problem(_lasso_whole, _squares),
-    "elastic net": bl.Problem(_elastic_whole, _squares),
-}
-# The width is a hyperparameter as well, so that one compilation serves all of them.
-HINGE, SMOOTHED = bl.Problem(_hinge, _log_loss), bl.Problem(_smoothed, _log_loss)
-
-
-Case = tuple[measure.Setting, Reference, float]  # the last is the smallest curvature
 
 
 def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     """Bias against the step, error against passes, and the hinge against its smoothing."""
-    sparse = {name: _sparse(name, seed) for name in PROXIMAL}
-    jobs = [(name, way, s) for name in sparse for way in ("subgradient", "proximal") for s in sizes.steps]
+    sparse = {name: sparse_case(name, seed) for name in PROXIMAL}
+    jobs = [
+        (name, way, s)
+        for name in sparse
+        for way in ("subgradient", "proximal")
+        for s in sizes.steps
+    ]
     biases = [
         _row(name, f"{way} SGD", sparse[name][1], _averaged(sparse[name], way, s, sizes, seed), s)
         for name, way, s in track(jobs, "bias against the step")
     ]
     jobs = [(name, passes) for name in ("SAGA", "SVRG", "gradient") for passes in sizes.passes]
-    tends = [_tends(sparse["lasso"], *job, seed) for job in track(jobs, "proximal solvers")]
+    tends = [
+        _tends(sparse["lasso"], name, passes, seed)
+        for name, passes in track(jobs, "proximal solvers")
+    ]
     hinge, smooth = _hinges(sizes, seed, track)
     findings, checks = _conclude(biases, tends, hinge, smooth, sparse, sizes)
     tables = {"bias": biases + hinge, "no floor": tends, "smoothed hinge": smooth}
     drawn = _draw(biases, tends, hinge, smooth, sparse)
     return Result("Nonsmooth inner problems", drawn, tables, findings, checks)
-
-
-def _sparse(name: str, seed: int) -> Case:
-    X, _, rng = measure.design(seed, 120, 12, spread=0.1)
-    w = np.where(np.arange(12) % 2, 0.0, 2.0) * np.sign(rng.standard_normal(12))
-    y = X @ w + rng.standard_normal(120)
-    lam2 = 0.05 if name == "elastic net" else 0.0
-    hyper = np.log([LAM1, lam2]) if lam2 else np.log([LAM1])
-    data = bl.Data(inner=(X[:40], y[:40]), outer=(X[40:], y[40:]))
-    exact = sparse_reference(data.inner, data.outer, hyper[0], lam2)
-    H = X[:40].T @ X[:40] / 40 + lam2 * np.eye(12)
-    largest = (X[:40] ** 2).sum(1).max() + lam2
-    mu = float(np.linalg.eigvalsh(H)[0])
-    at = measure.Setting(name, PROXIMAL[name], hyper, np.zeros(12), data, exact.grad, mu, largest)
-    return at, exact, mu
 
 
 def _averaged(case: Case, way: str, times: float, sizes: Sizes, seed: int) -> np.ndarray:
@@ -160,7 +87,9 @@ def _averaged(case: Case, way: str, times: float, sizes: Sizes, seed: int) -> np
     solver: Any = ProximalSGD(step) if way == "proximal" else bl.SGD(step, batch_size=BATCH)
     if way == "subgradient":
         at = replace(at, problem=WHOLE.get(at.name, at.problem))
-    return measure.sample(at, bl.Forward(solver, 2 * steps, average=steps), sizes.runs, seed + 1).grads
+    return measure.sample(
+        at, bl.Forward(solver, 2 * steps, average=steps), sizes.runs, seed + 1
+    ).grads
 
 
 def _row(
@@ -192,20 +121,20 @@ def _tends(case: Case, name: str, passes: int, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _gram(at: measure.Setting) -> np.ndarray:
+def _gram(at: problems.Setting) -> np.ndarray:
     X = at.data.inner[0]
     return X.T @ X / len(X)
 
 
 def _hinges(sizes: Sizes, seed: int, track: Track) -> tuple[Any, Any]:
     """Subgradient SGD on the hinge; SGD and the exact solution for its smoothed forms."""
-    X, w, rng = measure.design(seed, 160, 8, spread=0.1)
+    X, w, rng = problems.design(seed, 160, 8, spread=0.1)
     y = np.sign(X @ w + 0.5 * rng.standard_normal(160))
     data = bl.Data(inner=(X[:80], y[:80]), outer=(X[80:], y[80:]))
     hyper, lam = np.log([0.03]), 0.03
     exact = hinge_reference(data.inner, data.outer, hyper[0])
     rows, largest = [], float((X**2).sum(1).max())
-    at = measure.Setting("hinge", HINGE, hyper, np.zeros(8), data, exact.grad, lam, largest)
+    at = problems.Setting("hinge", HINGE, hyper, np.zeros(8), data, exact.grad, lam, largest)
     for times in track(sizes.steps, "hinge"):
         grads = _averaged((at, exact, lam), "subgradient", times, sizes, seed)
         rows.append(_row("hinge", "subgradient SGD", exact, grads, times))
@@ -213,15 +142,15 @@ def _hinges(sizes: Sizes, seed: int, track: Track) -> tuple[Any, Any]:
     for width in track(sizes.widths, "smoothed hinge"):
         both = np.array([hyper[0], width])
         _, grad = bl.testing.dense_hypergradient(SMOOTHED, both, np.zeros(8), data)
-        curved = measure.Setting("smoothed hinge", SMOOTHED, both, np.zeros(8), data, exact.grad, lam,
-                                 largest / (4 * width) + lam)  # fmt: skip
+        top = largest / (4 * width) + lam
+        curved = replace(at, name="smoothed", problem=SMOOTHED, hyper=both, largest=top)
         grads = _averaged((curved, exact, lam), "smooth", 0.5, sizes, seed)
         got = measure.accuracy(grads[:, :1], exact.grad)
         smooth.append(
             {
                 "width": width, "exact bias": float((grad[0] - exact.grad[0]) / abs(exact.grad[0])),
                 "bias of SGD": float(got.bias[0]), "s.e.": float(got.bias_error[0]),
-                "steps of SGD": 2 * int(TIMES / (0.5 / curved.largest * lam)),
+                "steps of SGD": 2 * int(TIMES / (0.5 / top * lam)),
             }
         )  # fmt: skip
     return rows, smooth
@@ -258,13 +187,16 @@ def _conclude(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, siz
         share = abs(small["bias"]) + 4 * small["s.e."]
         checks.append(below(f"{name}: |bias| of proximal SGD + 4 s.e. over subgradient SGD's, "
                             f"step {finest:g}/L", share / abs(wrong["bias"]), 1.0))  # fmt: skip
-    last = [r for r in tends if r["solver"] != "proximal gradient"][len(sizes.passes) - 1 :: len(sizes.passes)]
+    last = tends[len(sizes.passes) - 1 :: len(sizes.passes)]
     findings.append(
-        "Lasso: without a noise floor, "
-        + ", ".join(f"{r['solver']} has a median error of {r['median relative error']:.1g} after "
-                    f"{r['passes']:g} passes" for r in tends[len(sizes.passes) - 1 :: len(sizes.passes)])
+        "Lasso, without a noise floor: "
+        + ", ".join(
+            f"{r['solver']} has a median error of {r['median relative error']:.1g} after "
+            f"{r['passes']:g} passes"
+            for r in last
+        )
         + "."
-    )  # fmt: skip
+    )
     checks += [
         below(f"lasso: median error of {r['solver']}, all passes", r["median relative error"], 1e-2)
         for r in last
@@ -272,8 +204,8 @@ def _conclude(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, siz
     narrow, wide = smooth[-1], smooth[0]
     findings.append(
         f"Hinge, smoothed: width {wide['width']:g} leaves {wide['exact bias']:.3g} of exact bias, "
-        f"{narrow['width']:g} leaves {narrow['exact bias']:.3g}, for {narrow['steps of SGD']} steps "
-        f"in place of {wide['steps of SGD']} (SGD measured: "
+        f"{narrow['width']:g} leaves {narrow['exact bias']:.3g}, for {narrow['steps of SGD']} "
+        f"steps in place of {wide['steps of SGD']} (SGD measured: "
         f"{measure.pm(narrow['bias of SGD'], narrow['s.e.'])})."
     )
     return findings, checks
@@ -281,37 +213,36 @@ def _conclude(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, siz
 
 def _draw(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any) -> Any:
     made, axes = figure(1, 4, 15, 4.2)
+    draw, limit = measure.curve, "limit of subgradient SGD"
     for ax, name in zip(axes[0], sparse, strict=False):
-        for j, way in enumerate(("subgradient SGD", "proximal SGD")):
+        for j, way in enumerate(("proximal SGD", "subgradient SGD")):
             rows = [r for r in biases if (r["problem"], r["estimator"]) == (name, way)]
-            ax.errorbar([r["step x L"] for r in rows], [r["bias"] for r in rows],
-                        yerr=[4 * r["s.e."] for r in rows], marker="so"[j], capsize=3,
-                        color=measure.COLOURS[1 - j], label=way)  # fmt: skip
-        ax.axhline(rows[0]["limit of subgradient SGD"], color=measure.COLOURS[1], linestyle=":",
-                   label="its limit, small steps")  # fmt: skip
-        ax.axhline(0, color="0.3", linewidth=1)
-        ax.set(xscale="log", title=f"{name}: d / d log lam1", xlabel="step x L", ylabel="relative bias")
+            draw(ax, j, rows, "step x L", "bias", "s.e.", 4, label=way)
+        at_rest = next(r for r in biases if r["problem"] == name)[limit]
+        ax.axhline(at_rest, color=measure.COLOURS[1], ls=":", label="its limit, small steps")
+        ax.set(xscale="log", title=f"{name}: d / d log lam1", xlabel="step x L")
+        ax.set(ylabel="relative bias")
     ax = axes[0, 2]
     for j, solver in enumerate(dict.fromkeys(r["solver"] for r in tends)):
         rows = [r for r in tends if r["solver"] == solver]
-        ax.plot([r["passes"] for r in rows], [r["median relative error"] for r in rows],
-                marker=measure.MARKERS[j], color=measure.COLOURS[j + 2], label=solver)  # fmt: skip
-    ax.set(yscale="log", title="lasso: solvers without a floor", xlabel="passes over the data",
-           ylabel="median relative error")  # fmt: skip
+        draw(ax, j + 2, rows, "passes", "median relative error", label=solver)
+    ax.set(yscale="log", title="lasso: solvers without a floor", xlabel="passes over the data")
+    ax.set(ylabel="median relative error")
     ax = axes[0, 3]
-    ax.plot([r["width"] for r in smooth], [r["exact bias"] for r in smooth], color="#0072B2",
-            label="smoothed, exact")  # fmt: skip
-    ax.errorbar([r["width"] for r in smooth], [r["bias of SGD"] for r in smooth], capsize=3, fmt="o",
-                yerr=[4 * r["s.e."] for r in smooth], color="#0072B2", label="smoothed, SGD")  # fmt: skip
+    draw(ax, 0, smooth, "width", "exact bias", marker="", label="smoothed, exact")
+    draw(ax, 0, smooth, "width", "bias of SGD", "s.e.", 4, ls="", label="smoothed, SGD")
     finest = min(hinge, key=lambda r: r["step x L"])
-    ax.axhline(finest["bias"], color="#D55E00", label="subgradient SGD")
-    ax.axhline(finest["limit of subgradient SGD"], color="#D55E00", linestyle=":", label="its limit")
-    ax.axhline(0, color="0.3", linewidth=1)
-    ax.set(xscale="log", title="hinge: d / d log lam", xlabel="width of the smoothing",
-           ylabel="relative bias")  # fmt: skip
+    ax.axhline(finest["bias"], color=measure.COLOURS[1], label="subgradient SGD")
+    ax.axhline(finest[limit], color=measure.COLOURS[1], ls=":", label="its limit")
+    ax.set(xscale="log", title="hinge: d / d log lam", xlabel="width of the smoothing")
+    ax.set(ylabel="relative bias")
     for ax in axes[0]:
         ax.legend(fontsize=8)
-    caption(made, "Forward over each solver, tail averaged; bars: 4 s.e. Exact: active set in NumPy.")
+    for ax in (axes[0, 0], axes[0, 1], axes[0, 3]):
+        ax.axhline(0, color="0.3", linewidth=1)
+    caption(
+        made, "Forward over each solver, tail averaged; bars: 4 s.e. Exact: active sets, NumPy."
+    )
     return made
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import bilevel as bl
 from experiments.studies import seed_measure as measure
+from experiments.studies import seed_problems as problems
 from experiments.studies.base import Check, Result, Track, below, caption, command, figure, quiet
-from experiments.studies.seed_batch_and_schedule import predicted
+from experiments.studies.seed_theory import predicted
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ STEP = 0.8  # of part 1, over the largest curvature of one example
 STEPS = (0.8, 0.2, 0.05)  # of part 2, for SGD
 REDUCED = (1.0, 0.3)  # of part 2, for SVRG and SAGA
 BIASES = ("same run", "cross-sampling", "Richardson", "tail average", "tail + Richardson")
-METHODS = ("same run", "cross-sampling", "tail average", "tail + cross", "tail + Richardson", "SVRG",
-           "SAGA")  # fmt: skip
+METHODS = ("same run", "cross-sampling", "tail average", "tail + cross", "tail + Richardson")
+METHODS += ("SVRG", "SAGA")
 PRICES = {  # gradients of single examples a step, at one hyperparameter and n = 64
     "same run": 2, "cross-sampling": 3, "tail average": 2, "tail + cross": 3, "Richardson": 4,
     "tail + Richardson": 4, "SVRG": 5, "SAGA": 2,
@@ -60,7 +61,7 @@ def estimator(name: str, step: float, steps: int) -> Any:
 
 def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     """Both parts, on ridge and on logistic regression with one penalty."""
-    cases = [measure.ridge(seed), measure.logistic(seed)]
+    cases = [problems.ridge(seed), problems.logistic(seed)]
     biases = {
         (at.name, name): _bias(at, name, sizes, seed)
         for at, name in track([(at, name) for at in cases for name in BIASES], "biases")
@@ -95,7 +96,7 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     return Result("Variance reduction, in error per gradient", drawn, tables, findings, checks)
 
 
-def _bias(at: measure.Setting, name: str, sizes: Sizes, seed: int) -> measure.Accuracy:
+def _bias(at: problems.Setting, name: str, sizes: Sizes, seed: int) -> measure.Accuracy:
     # Richardson needs stability, and few higher orders, at the double step: it gets half of it.
     step = STEP / at.largest / (2 if name.endswith("Richardson") else 1)
     one = estimator(name, step, sizes.steps)
@@ -106,9 +107,10 @@ def _conclude(biases: Any, spent: Any, sizes: Sizes, exact: float) -> Any:
     findings = []
     same, cross = biases["ridge", "same run"], biases["ridge", "cross-sampling"]
     findings.append(
-        f"Ridge, fixed step: the same-run bias is {measure.pm(same.bias[0], same.bias_error[0])} of "
-        f"the gradient ({same.resolved:.1f} s.e., exact moments: {exact:.3g}); with cross-sampling "
-        f"it is {measure.pm(cross.bias[0], cross.bias_error[0])} ({cross.resolved:.1f} s.e.)."
+        f"Ridge, fixed step: the same-run bias is {measure.pm(same.bias[0], same.bias_error[0])} "
+        f"of the gradient ({same.resolved:.1f} s.e., exact moments: {exact:.3g}); with "
+        f"cross-sampling it is {measure.pm(cross.bias[0], cross.bias_error[0])} "
+        f"({cross.resolved:.1f} s.e.)."
     )
     sides = {name: biases["logistic", name] for name in BIASES}
     findings.append(
@@ -165,13 +167,16 @@ def _draw(biases: Any, spent: Any, sizes: Sizes, exact: float) -> Any:
         ax = axes[1, column]
         for j, name in enumerate(METHODS):
             points = [spent[case, name, b] for b in sizes.budgets]
-            ax.errorbar([p.cost for p in points], [p.accuracy.mse for p in points],
-                        yerr=[2 * p.accuracy.mse_error for p in points], capsize=2, markersize=5,
-                        marker=measure.MARKERS[j], color=measure.COLOURS[j], label=name)  # fmt: skip
+            rows = [
+                {"x": p.cost, "y": p.accuracy.mse, "s.e.": p.accuracy.mse_error} for p in points
+            ]
+            measure.curve(ax, j, rows, "x", "y", "s.e.", label=name)
         ax.set(xscale="log", yscale="log", title=f"{case}: error at equal gradients",
                xlabel="gradients of single examples", ylabel="relative MSE")  # fmt: skip
         ax.legend(fontsize=7.5, loc="lower left")
-    caption(made, "Orange: resolved at 4 s.e. Richardson at half the step. Below: best step, 2 s.e.")
+    caption(
+        made, "Orange: resolved at 4 s.e. Richardson at half the step. Below: best step, 2 s.e."
+    )
     return made
 
 

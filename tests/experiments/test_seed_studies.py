@@ -1,7 +1,9 @@
 """The studies of open questions: what theory predicts of their parts, and tiny runs of each."""
 
+import functools
 import importlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,29 +14,35 @@ import bilevel as bl
 from bilevel.noise import influence
 from experiments.studies import base
 from experiments.studies import seed_batch_and_schedule as batch
-from experiments.studies import seed_iterative_vs_implicit as versus
 from experiments.studies import seed_many as many
 from experiments.studies import seed_measure as measure
 from experiments.studies import seed_network as network
 from experiments.studies import seed_nonsmooth as nonsmooth
+from experiments.studies import seed_problems as problems
+from experiments.studies import seed_theory as theory
 from experiments.studies import seed_variance_reduction as reduction
-from experiments.studies.seed_kinks import hinge_reference, sparse_reference
+from experiments.studies.seed_kinks import hinge_reference, sparse_case, sparse_reference
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 
+@functools.cache
+def ridge() -> problems.Setting:
+    """One for all tests: its dense oracle takes seconds."""
+    return problems.ridge(0)
+
+
 def test_cross_sampling_removes_the_bias_that_one_run_has() -> None:
-    sizes = reduction.Sizes(steps=300, many=4_000)
-    at = measure.ridge(0)
+    sizes, at = reduction.Sizes(steps=200, many=2_500), ridge()
     same, cross = (reduction._bias(at, n, sizes, 3) for n in ("same run", "cross-sampling"))
     assert same.resolved > 4
     assert cross.resolved < 4
-    exact, _ = batch.predicted(at, reduction.STEP / at.largest, 1, sizes.steps)
+    exact, _ = theory.predicted(at, reduction.STEP / at.largest, 1, sizes.steps)
     assert abs(same.bias[0] - exact) < 4 * same.bias_error[0]
 
 
 def test_variance_falls_with_the_batch_as_the_moments_say() -> None:
-    at = measure.ridge(1)
+    at = ridge()
     rows = batch._fixed(at, batch.Sizes(batches=(1, 8), steps=150, many=1_500), 0, base.quiet)
     for row in rows:
         assert abs(row["bias"] - row["exact bias"]) < 4 * row["bias s.e."]
@@ -45,7 +53,7 @@ def test_variance_falls_with_the_batch_as_the_moments_say() -> None:
 
 
 def test_averages_reduce_the_error_and_saga_has_no_floor() -> None:
-    at = measure.ridge(2)
+    at = ridge()
     last, tail, saga = (
         measure.accuracy(
             measure.sample(at, reduction.estimator(name, step / at.largest, 1_500), 60, 0).grads,
@@ -58,13 +66,13 @@ def test_averages_reduce_the_error_and_saga_has_no_floor() -> None:
     assert saga.mse < 1e-8 * last.mse
 
 
-@pytest.mark.parametrize("make", [measure.ridge, measure.logistic])
-def test_influences_add_up_to_those_of_the_library(make: object) -> None:
-    at = make(0)  # type: ignore[operator]
-    iterate, derivative = versus.influences(at)
+def test_influences_add_up_to_those_of_the_library() -> None:
+    at = problems.logistic(0)
+    iterate, derivative = theory.influences(at)
     x = jnp.asarray(bl.testing.dense_solution(at.problem, at.hyper, at.params, at.data))
-    tight = bl.CG(tol=1e-12)
-    library = influence.of(at.problem, jnp.asarray(at.hyper), x, at.data, linear=tight).values[0]
+    library = jax.jit(
+        lambda x, h: influence.of(at.problem, h, x, at.data, linear=bl.CG(tol=1e-12)).values[0]
+    )(x, jnp.asarray(at.hyper))
     np.testing.assert_allclose(-(iterate + derivative), library, rtol=1e-8, atol=1e-10)
 
 
@@ -82,7 +90,7 @@ def test_costs_follow_the_counts() -> None:
 
 
 def _regression(seed: int) -> tuple[tuple, tuple]:
-    X, w, rng = measure.design(seed, 80, 6, spread=0.1)
+    X, w, rng = problems.design(seed, 80, 6, spread=0.1)
     y = X @ (w * (np.arange(6) % 2)) + rng.standard_normal(80)
     return (X[:40], y[:40]), (X[40:], y[40:])
 
@@ -92,7 +100,11 @@ def test_sparse_reference_against_scikit_learn_and_differences(lam2: float) -> N
     inner, outer = _regression(0)
     found = sparse_reference(inner, outer, np.log(0.1), lam2)
     peer = ElasticNet(
-        alpha=0.1 + lam2, l1_ratio=0.1 / (0.1 + lam2), fit_intercept=False, tol=1e-12, max_iter=10**5
+        alpha=0.1 + lam2,
+        l1_ratio=0.1 / (0.1 + lam2),
+        fit_intercept=False,
+        tol=1e-12,
+        max_iter=10**5,
     ).fit(*inner)
     np.testing.assert_allclose(found.solution, peer.coef_, atol=1e-6)
     assert 0 < found.active < 6
@@ -106,7 +118,7 @@ def test_sparse_reference_against_scikit_learn_and_differences(lam2: float) -> N
 
 
 def test_hinge_reference_against_scikit_learn_and_differences() -> None:
-    X, w, rng = measure.design(0, 80, 5, spread=0.1)
+    X, w, rng = problems.design(0, 80, 5, spread=0.1)
     y = np.sign(X @ w + 0.5 * rng.standard_normal(80))
     inner, outer = (X[:40], y[:40]), (X[40:], y[40:])
     found = hinge_reference(inner, outer, np.log(0.1))
@@ -123,11 +135,13 @@ def test_hinge_reference_against_scikit_learn_and_differences() -> None:
 
 
 def test_subgradient_steps_miss_the_kink_and_proximal_ones_do_not() -> None:
-    at, exact, mu = nonsmooth._sparse("elastic net", 0)
+    at, exact, mu = sparse_case("elastic net", 0)
     sizes = nonsmooth.Sizes(runs=30)
     step = 0.2
     wrong, right = (
-        measure.accuracy(nonsmooth._averaged((at, exact, mu), w, step, sizes, 0)[:, :1], exact.grad[:1])
+        measure.accuracy(
+            nonsmooth._averaged((at, exact, mu), w, step, sizes, 0)[:, :1], exact.grad[:1]
+        )
         for w in ("subgradient", "proximal")
     )
     limit = (exact.missed - exact.grad)[0] / abs(exact.grad[0])
@@ -140,10 +154,22 @@ def test_forward_on_a_network_is_the_gradient_of_the_mean_outer_loss() -> None:
 
 
 @pytest.mark.parametrize("kind", ["feature", "example"])
-def test_many_closed_forms_against_the_dense_oracle(kind: str) -> None:
+def test_many_closed_forms_against_differences(kind: str) -> None:
     at = many.case(kind, 12, 0)
-    _, dense = bl.testing.dense_hypergradient(at.problem, at.hyper, at.params, at.data)
-    np.testing.assert_allclose(at.exact, dense, rtol=1e-9, atol=1e-12)
+    inner, outer = at.data.inner, at.data.outer
+    X, y, n = inner["X"], inner["y"], len(inner["y"])
+
+    def value(hyper: np.ndarray) -> float:
+        weights = np.exp(hyper) if kind == "example" else np.ones(n)
+        penalty = np.exp(hyper) if kind == "feature" else np.full(X.shape[1], many.PENALTY)
+        w = np.linalg.solve(
+            X.T @ (X * weights[:, None]) / n + np.diag(penalty), X.T @ (weights * y) / n
+        )
+        return float(((outer["X"] @ w - outer["y"]) ** 2).mean() / 2)
+
+    steps = 1e-5 * np.eye(12)
+    differences = [(value(at.hyper + e) - value(at.hyper - e)) / 2e-5 for e in steps]
+    np.testing.assert_allclose(at.exact, differences, rtol=1e-5, atol=1e-9)
 
 
 TINY = {
