@@ -26,12 +26,12 @@ _DECREASE, _CURVATURE = 1e-4, 0.9  # Wolfe
 
 
 class Pairs(NamedTuple):
-    """Curvature pairs ``s, y``, ``[memory, d]``, ``1 / s.y`` (0 for none), and how many came."""
+    """Curvature pairs ``s, y``, ``[memory, d]``, ``1 / s.y`` (0 for none), and how many were ``seen``."""
 
     s: Array
     y: Array
     rho: Array
-    count: Array
+    seen: Array
 
 
 class State(NamedTuple):
@@ -66,7 +66,7 @@ class Search(NamedTuple):
     value: Array
     gradient: Array
     found: Array
-    count: Array
+    trials: Array
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class LBFGS:
 
         def unfinished(carry: Any) -> Array:
             *_, search, stale = carry
-            return stale | (~search.found & (search.count < _SEARCH) & (search.low.slope < 0))
+            return stale | (~search.found & (search.trials < _SEARCH) & (search.low.slope < 0))
 
         def advance(carry: Any) -> Any:
             value, d, gradient, at, search, stale = carry
@@ -194,7 +194,7 @@ jax.tree_util.register_dataclass(LBFGS, data_fields=["tol"], meta_fields=["memor
 def direction(pairs: Pairs, gradient: Array) -> Array:
     """``-H gradient`` by the two-loop recursion; without pairs, of length 1 at most."""
     memory = len(pairs.rho)
-    order = (pairs.count - 1 - jnp.arange(memory)) % memory  # newest first
+    order = (pairs.seen - 1 - jnp.arange(memory)) % memory  # newest first
 
     def down(q: Array, i: Array) -> tuple[Array, Array]:
         a = pairs.rho[i] * (pairs.s[i] @ q)
@@ -214,11 +214,11 @@ def direction(pairs: Pairs, gradient: Array) -> Array:
 
 def remember(pairs: Pairs, s: Array, y: Array) -> Pairs:
     """One more pair, in place of the oldest; one without positive curvature is dropped."""
-    curvature, i = s @ y, pairs.count % len(pairs.rho)
+    curvature, i = s @ y, pairs.seen % len(pairs.rho)
     good = curvature > jnp.finfo(s.dtype).eps * (y @ y)
     rho = jnp.where(good, 1 / jnp.where(good, curvature, 1), 0)
     added = Pairs(
-        pairs.s.at[i].set(s), pairs.y.at[i].set(y), pairs.rho.at[i].set(rho), pairs.count + 1
+        pairs.s.at[i].set(s), pairs.y.at[i].set(y), pairs.rho.at[i].set(rho), pairs.seen + 1
     )
     return jax.tree.map(lambda new, old: jnp.where(good, new, old), added, pairs)
 
@@ -238,7 +238,7 @@ def narrow(
     low = jax.tree.map(lambda new, old: jnp.where(right, old, new), here, search.low)
     high = jax.tree.map(lambda new, old: jnp.where(right, new, old), here, search.high)
     following = jnp.where(found, t, next_trial(search.low, low, high))
-    return Search(following, low, high, value, gradient, found, search.count + 1)
+    return Search(following, low, high, value, gradient, found, search.trials + 1)
 
 
 def next_trial(before: Point, low: Point, high: Point) -> Array:
