@@ -26,7 +26,7 @@ _DECREASE, _CURVATURE = 1e-4, 0.9  # Wolfe
 
 
 class Pairs(NamedTuple):
-    """Curvature pairs ``s, y``, ``[memory, d]``, ``1 / s.y`` (0 for none), and how many were ``seen``."""
+    """Pairs ``s, y``, ``[memory, d]``, ``1 / s.y`` (0 for none), and how many were ``seen``."""
 
     s: Array
     y: Array
