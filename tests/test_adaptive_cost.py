@@ -41,10 +41,12 @@ def test_on_ridge_against_the_same_estimator_at_fixed_work() -> None:
     assert_fewest(costs(bench.ridge(), excess=1e-3, budget=6_000, most=4, rates=1, chains=False))
 
 
+# At 1e-3 the least work is precise enough on logistic regression: nothing is to be saved there.
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("make", [bench.ridge, bench.logistic])
 def test_against_every_setting_of_the_benchmark(make: Callable[[], bench.Case]) -> None:
-    assert_fewest(costs(make(), excess=1e-3, budget=30_000, most=64, rates=3, chains=True))
+    assert_fewest(costs(make(), excess=1e-4, budget=30_000, most=64, rates=3, chains=True))
 
 
 def test_reached_means_for_good() -> None:
