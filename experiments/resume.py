@@ -49,7 +49,10 @@ def saved_settings(settings: dict[str, Any], overrides: list[str]) -> dict[str, 
 
 
 def _composed(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    saved = read_run(path)
+    try:
+        saved = read_run(path)
+    except Exception as error:  # half of a YAML file may be anything
+        raise BadInputError(f"{path}: half written or of another version: {error}") from error
     if missing := settings.keys() - saved.keys():
         raise BadInputError(f"{path}: half written or of another version: no {min(missing)}.")
     return saved
