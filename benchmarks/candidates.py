@@ -71,6 +71,11 @@ def peers(case: Case) -> Iterator[Candidate]:
         def value(hyper: Any, params: Any, data: bl.Data, tol: Any) -> jax.Array:
             return problem.outer(run(params, hyper, data.inner, tol), hyper, data.outer)
 
+        if case.name == "many_weights":
+            # With the data as arguments JAXopt's derivative of this problem is NaN (jaxopt 0.8.5,
+            # jax 0.10.2), although its solution is right; with the data closed over it is finite.
+            closed = jax.jit(jax.grad(lambda hyper, tol: value(hyper, case.params, data, tol)))
+            return lambda tol: closed(case.hyper, tol)
         compiled = jax.jit(jax.grad(value))
         return lambda tol: compiled(case.hyper, case.params, data, tol)
 
@@ -88,7 +93,7 @@ def peers(case: Case) -> Iterator[Candidate]:
         call = gradient(run)
         for tol in TOLERANCES:
             yield f"JAXopt {name}, implicit", f"{tol}", lambda c=call, t=tol: c(t)
-    for n in (100, 1000):
+    for n in (100,):
 
         def unrolled(params: Any, hyper: Any, data: Any, tol: Any, n: int = n) -> Any:
             solver = jaxopt.GradientDescent(problem.inner, maxiter=n, tol=0, implicit_diff=False)

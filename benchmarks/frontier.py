@@ -119,7 +119,7 @@ def plot(results: dict[str, list[Point]], path: str) -> None:
     """One panel per problem: error against time, one line per candidate."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(13, 9), squeeze=False)
+    figure, axes = plt.subplots(2, 2, figsize=(14, 9), layout="constrained")
     names = list(dict.fromkeys(p.family for points in results.values() for p in points))
     colours = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(names)}
     for axis, (name, points) in zip(axes.flat, results.items(), strict=False):
@@ -133,7 +133,7 @@ def plot(results: dict[str, list[Point]], path: str) -> None:
         for target in TARGETS:
             axis.axhline(target, color="0.85", linewidth=0.8, zorder=0)
         axis.set(title=name, xlabel="CPU seconds", ylabel="relative error of the hypergradient")
-        axis.set_ylim(1e-9, 30)
+        axis.set_ylim(1e-14, 300)
     handles = {}
     for axis in axes.flat:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
