@@ -234,7 +234,7 @@ def _draw(fixed: Any, equal: Any, timed: Any) -> Any:
         line = "--" if "epochs" in name else "-"
         draw(right, j, some, "cost", "relative MSE", "s.e.", label=name, linestyle=line)
     right.set(xscale="log", yscale="log", title="schedules", ylabel="relative MSE")
-    right.set(xlabel="gradients of single examples", ylim=(None, 300))  # room for the names
+    right.set(xlabel="gradients of single examples", ylim=(None, 100))  # room for the names
     for ax in (left, middle, right):
         ax.legend(fontsize=7)
     caption(made, "Ridge regression, one penalty; bars: 2 s.e. Points above 10 are left out.")

@@ -75,7 +75,7 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     hinge, smooth = _hinges(sizes, seed, track)
     findings, checks = _conclude(biases, tends, hinge, smooth, sparse, sizes)
     tables = {"bias": biases + hinge, "no floor": tends, "smoothed hinge": smooth}
-    drawn = _draw(biases, tends, hinge, smooth, sparse)
+    drawn = _draw(biases, tends, hinge, smooth, sparse, sizes)
     return Result("Nonsmooth inner problems", drawn, tables, findings, checks)
 
 
@@ -211,7 +211,7 @@ def _conclude(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, siz
     return findings, checks
 
 
-def _draw(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any) -> Any:
+def _draw(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, sizes: Sizes) -> Any:
     made, axes = figure(1, 4, 15, 4.2)
     draw, limit = measure.curve, "limit of subgradient SGD"
     for ax, name in zip(axes[0], sparse, strict=False):
@@ -222,6 +222,8 @@ def _draw(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any) -> Any:
         ax.axhline(at_rest, color=measure.COLOURS[1], ls=":", label="its limit, small steps")
         ax.set(xscale="log", title=f"{name}: d / d log lam1", xlabel="step x L")
         ax.set(ylabel="relative bias")
+        ax.set_xticks(sizes.steps, [f"{step:g}" for step in sizes.steps])
+        ax.minorticks_off()
     ax = axes[0, 2]
     for j, solver in enumerate(dict.fromkeys(r["solver"] for r in tends)):
         rows = [r for r in tends if r["solver"] == solver]
