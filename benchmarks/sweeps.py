@@ -54,11 +54,11 @@ def ways(seeds: int, steps: int, launcher: str | None, folder: Path) -> dict[str
     found = {
         "alone": [*cached("alone"), f"hydra.run.dir={runs['alone']}"],
         "vmap": [*cached("vmap"), f"vmap.seeds={seeds}", f"hydra.run.dir={runs['vmap']}"],
-        "basic": [*cached("basic"), "-m", many, f"hydra.sweep.dir={runs['basic']}"],
+        "basic": [*cached("basic"), many, f"hydra.sweep.dir={runs['basic']}", "-m"],
     }  # fmt: skip
     if launcher:
         place = f"hydra.sweep.dir={folder / launcher / 'runs'}"
-        found[launcher] = [*cached(launcher), "-m", many, f"hydra/launcher={launcher}", place]
+        found[launcher] = [*cached(launcher), many, f"hydra/launcher={launcher}", place, "-m"]
         jobs = str(os.cpu_count() or 1)
         found["hand-written"] = [sys.executable, "-c", HAND_WRITTEN, str(seeds), str(steps), jobs]
     return found

@@ -124,7 +124,7 @@ def test_failure_is_written_down(
     def fail(self: Any, run: Any, *rest: Any) -> None:
         raise RuntimeError("the disk is on fire")
 
-    monkeypatch.setattr(job.Job, "_save", fail)
+    monkeypatch.setattr(job.Job, "save", fail)
     outcome = command(f"hydra.run.dir={tmp_path / 'a'}")
     assert outcome.status == 1
     result = result_in(tmp_path / "a")
@@ -145,7 +145,7 @@ def test_data_of_wrong_size_is_refused_in_a_sentence(command: Command, tmp_path:
 def test_interrupted_run_can_be_resumed(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int
 ) -> None:
-    save = job.Job._save
+    save = job.Job.save
 
     def save_then_interrupt(self: Any, run: Any, folder: Path) -> None:
         save(self, run, folder)
@@ -155,7 +155,7 @@ def test_interrupted_run_can_be_resumed(
     assert threading.current_thread() is threading.main_thread()
     folder = tmp_path / "a"
     with monkeypatch.context() as patch:
-        patch.setattr(job.Job, "_save", save_then_interrupt)
+        patch.setattr(job.Job, "save", save_then_interrupt)
         outcome = command(f"hydra.run.dir={folder}")
     assert outcome.status == 130
     assert result_in(folder)["status"] == "interrupted"
