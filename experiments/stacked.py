@@ -75,12 +75,18 @@ class Stack:
         hyper = self.final(self.numbers, state, jnp.asarray(diverged))
 
         def one(i: int) -> bl.Result:
-            own, final = jax.tree.map(lambda leaf: leaf[i], (state, hyper))
+            own, final = pick((state, hyper), i)
             return bl.Result(
                 final, own.lower.params, {}, own.estimate, own, jnp.asarray(diverged[i])
             )
 
         return [one(i) for i in range(self.size)]
+
+
+@jax.jit
+def pick(tree: PyTree, i: Any) -> PyTree:
+    """Entry `i` of every leaf; compiled once for all `i`."""
+    return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
 def _parts(job: Job) -> PyTree:

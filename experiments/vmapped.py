@@ -19,7 +19,7 @@ from experiments.lock import held
 from experiments.progress import Display
 from experiments.resume import finished, refuse_other
 from experiments.session import conclude, configured
-from experiments.stacked import Stack
+from experiments.stacked import Stack, pick
 from experiments.timing import Stopwatch
 from experiments.verify import against_exact
 from experiments.words import BadInputError, DamagedError
@@ -124,8 +124,7 @@ def _take(
                 group.checks[i] += against_exact(jobs[i].task, result)
     for i in np.flatnonzero(diverged):
         if group.messages[i] is None:
-            own = jax.tree.map(lambda leaf, i=i: leaf[i], state)
-            group.messages[i] = _why(jobs[i], own)
+            group.messages[i] = _why(jobs[i], pick(state, int(i)))
 
 
 def _why(job: Job, state: Any) -> str:
