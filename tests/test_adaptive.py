@@ -113,7 +113,10 @@ def test_other_numbers_and_a_second_run_compile_nothing() -> None:
 
 def test_divergence_is_still_reported() -> None:
     wild = replace(TWO, estimator=replace(ONE, solver=replace(SOLVER, step_size=5.0)))
-    with pytest.warns(bl.DivergenceWarning, match="diverged"):
+    with (
+        pytest.warns(bl.DivergenceWarning, match="diverged"),
+        pytest.warns(bl.DivergenceWarning, match="above the stability limit where tune starts"),
+    ):
         result = tune(wild)
     assert result.diverged
 

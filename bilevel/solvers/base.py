@@ -129,7 +129,8 @@ def run(
         return params, state
 
     def unfinished(carry: Any) -> Array:
-        return (carry[0] < first + steps) & jnp.logical_not(solver.stopped(carry[2]))
+        stopped = jnp.asarray(solver.stopped(carry[2]))
+        return (carry[0] < first + steps) & ~stopped
 
     _, params, state = jax.lax.while_loop(unfinished, lambda carry: body(carry, None)[0], initial)
     return params, state
