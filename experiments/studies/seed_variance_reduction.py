@@ -174,7 +174,7 @@ def _draw(biases: Any, spent: Any, sizes: Sizes, exact: float) -> Any:
         ax.set(xscale="log", yscale="log", title=f"{case}: error at equal gradients",
                xlabel="gradients of single examples", ylabel="relative MSE")  # fmt: skip
         ax.set(ylim=(1e-10, None))  # SVRG and SAGA go on, to rounding
-        ax.legend(fontsize=7.5, loc="lower left")
+        ax.legend(fontsize=7.5, loc="lower right")
     caption(
         made, "Orange: resolved at 4 s.e. Richardson at half the step. Below: best step, 2 s.e."
     )
