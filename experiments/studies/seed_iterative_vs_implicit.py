@@ -172,6 +172,7 @@ def _draw(cases: Any, found: dict, sizes: Sizes) -> Any:
             j = names.index(name)
             measure.curve(ax, j, rows, "x", "y", "s.e.", label=NAMES[name], linestyle=line)
         ax.set(xscale="log", yscale="log", title=case, xlabel="gradients of single examples")
+        ax.set_ylim(top=6 * ax.get_ylim()[1])  # room for the names
         ax.legend(fontsize=7.5)
     axes[0, 0].set_ylabel("relative MSE of the hypergradient")
     caption(made, "Each point at its best of three step sizes, on fresh runs; bars: 2 s.e.")

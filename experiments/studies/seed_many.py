@@ -182,16 +182,14 @@ def _conclude(rows: Any, sizes: Sizes) -> tuple[list[str], list[Check]]:
             )
             + "."
         )
-    grown = [
-        at("feature", "reverse", p)["ms"] / at("feature", "reverse", p)["p"] for p in sizes.counts
-    ]
     biggest = max(p for p in sizes.counts if p <= sizes.forward_up_to)
     forward, reverse = at("feature", "forward", biggest), at("feature", "reverse", biggest)
     findings.append(
         f"At p = {biggest} per feature forward takes {forward['ms'] / reverse['ms']:.0f} times "
         f"the time of reverse ({forward['ms']:.0f} ms against {reverse['ms']:.1f} ms) and "
-        f"{forward['scratch MiB']:.0f} MiB against {reverse['scratch MiB']:.1f} MiB; reverse and "
-        f"implicit cost {grown[-1] * 1e3:.2g} us per hyperparameter at p = {most}."
+        f"{forward['scratch MiB']:.0f} MiB against {reverse['scratch MiB']:.1f} MiB; at p = "
+        f"{most} a call of reverse takes {at('feature', 'reverse', most)['ms']:.0f} ms, one of "
+        f"implicit {at('feature', 'implicit', most)['ms']:.0f} ms."
     )
     lost = at("example", "reverse", most), at("example", "implicit", most)
     findings.append(

@@ -57,12 +57,8 @@ TIMES = 6.0  # a run lasts 2 * TIMES / (step x curvature) steps, the second half
 def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     """Bias against the step, error against passes, and the hinge against its smoothing."""
     sparse = {name: sparse_case(name, seed) for name in PROXIMAL}
-    jobs = [
-        (name, way, s)
-        for name in sparse
-        for way in ("subgradient", "proximal")
-        for s in sizes.steps
-    ]
+    ways = ("subgradient", "proximal")
+    jobs = [(name, way, s) for name in sparse for way in ways for s in sizes.steps]
     biases = [
         _row(name, f"{way} SGD", sparse[name][1], _averaged(sparse[name], way, s, sizes, seed), s)
         for name, way, s in track(jobs, "bias against the step")
@@ -87,9 +83,8 @@ def _averaged(case: Case, way: str, times: float, sizes: Sizes, seed: int) -> np
     solver: Any = ProximalSGD(step) if way == "proximal" else bl.SGD(step, batch_size=BATCH)
     if way == "subgradient":
         at = replace(at, problem=WHOLE.get(at.name, at.problem))
-    return measure.sample(
-        at, bl.Forward(solver, 2 * steps, average=steps), sizes.runs, seed + 1
-    ).grads
+    forward = bl.Forward(solver, 2 * steps, average=steps)
+    return measure.sample(at, forward, sizes.runs, seed + 1).grads
 
 
 def _row(
