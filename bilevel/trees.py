@@ -83,12 +83,20 @@ def all_finite(tree: PyTree) -> Array:
 
 def basis(tree: PyTree) -> PyTree:
     """The standard basis: leaf ``[*shape]`` becomes ``[p, *shape]``, ``p`` the size of the tree."""
+    return unit_vectors(tree, jnp.arange(size(tree)))
+
+
+def unit_vectors(tree: PyTree, wanted: Array) -> PyTree:
+    """Vectors ``wanted`` of the standard basis, ``[m]``; leaf ``[*shape]`` becomes ``[m, *shape]``.
+
+    A number outside the basis gives zeros.
+    """
     leaves, treedef = jax.tree.flatten(tree)
-    total, offset, columns = size(tree), 0, []
+    offset, columns = 0, []
     for leaf in leaves:
         n = math.prod(leaf.shape)
-        block = jnp.eye(total, n, k=-offset, dtype=leaf.dtype)
-        columns.append(block.reshape(total, *leaf.shape))
+        block = jax.nn.one_hot(wanted - offset, n, dtype=leaf.dtype)
+        columns.append(block.reshape(len(wanted), *leaf.shape))
         offset += n
     return jax.tree.unflatten(treedef, columns)
 

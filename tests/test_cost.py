@@ -42,6 +42,23 @@ def test_forward_memory_does_not_grow_with_steps(case):
     assert max(sizes) <= 1.05 * min(sizes)
 
 
+def test_chunked_forward_holds_a_chunk_of_tangents(case):
+    """2 500 weights of examples, 7 tangents at a time: no 2 500 x 2 500 basis, 25 MB, anywhere."""
+    _, _, params, data = case
+    rows = jnp.arange(2500)
+    data = bl.Data((data.inner[0][rows % 150], data.inner[1][rows % 150], rows), data.outer)
+
+    def inner(w, h, batch):
+        X, y, i = batch
+        return jnp.mean(jax.nn.sigmoid(h[i]) * (X @ w - y) ** 2) / 2
+
+    problem = bl.Problem(inner, case[0].outer)
+    estimator = bl.Forward(bl.SGD(0.01, 16), 20, chunk=7)
+    cost = bl.estimate_cost(problem, estimator, jnp.zeros(2500), params, data, KEY)
+    chunk, data_and_gradient = 7 * 4 * (2500 + 40), 4 * 2500 * (40 + 4)
+    assert cost.temp_bytes <= 4 * chunk + 2 * data_and_gradient
+
+
 def test_checkpointed_reverse_grows_as_the_root_of_steps(case):
     """A hundred times the steps: ten times the memory of the stored states, not a hundred."""
     make = lambda k: bl.Reverse(SOLVER, k, memory="checkpoint")  # noqa: E731

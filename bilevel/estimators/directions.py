@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.messages import require_positive_int
-from bilevel.trees import PyTree, basis, size, unbasis
+from bilevel.trees import PyTree, basis, size, unbasis, unit_vectors
 
 
 @jax.tree_util.register_static
@@ -67,16 +67,19 @@ def assemble(
     return grad, jax.tree.map(lambda x: jnp.std(x, 0, ddof=1) / directions.n**0.5, samples)
 
 
-def split(drawn: PyTree, hyper: PyTree, chunk: int) -> tuple[PyTree, int]:
-    """Chunks ``[ceil(m / chunk), chunk, *leaf]``, padded with zeros, and the true number ``m``."""
-    m = jax.tree.leaves(drawn)[0].shape[0]
-    chunks = -(-m // chunk)
+def chunk(directions: Any, drawn: PyTree, hyper: PyTree, first: Array, rows: int) -> PyTree:
+    """Directions ``first .. first + rows - 1``, ``[rows, *leaf]``; zeros beyond the last.
 
-    def cut(u: Array) -> Array:
-        padded = jnp.pad(u, [(0, chunks * chunk - m)] + [(0, 0)] * (u.ndim - 1))
-        return padded.reshape(chunks, chunk, *u.shape[1:])
+    Those of the basis are made here, so that no more than ``rows`` of them ever exist.
+    """
+    wanted = first + jnp.arange(rows)
+    if directions is None:
+        return unit_vectors(hyper, wanted)
 
-    return jax.tree.map(cut, drawn), m
+    def take(u: Array) -> Array:
+        return jnp.take(u, wanted, axis=0, mode="fill", fill_value=0)
+
+    return jax.tree.map(take, drawn)
 
 
 def count(directions: Any, hyper: PyTree) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
@@ -95,7 +96,9 @@ class Forward:
         check_unrolled("Forward", problem, self.solver, hyper, lower, data, key)
         before, _ = start(problem, self.solver, hyper, lower, data)
         twin = self._twin(problem, hyper, lower, data, key) if self.cross else None
-        drawn = dirs.draw(self.directions, hyper, jax.random.fold_in(key, self.steps + 1))
+        drawn = None
+        if self.directions is not None or self.chunk is None:
+            drawn = dirs.draw(self.directions, hyper, jax.random.fold_in(key, self.steps + 1))
 
         def slopes(tangents: Any, drawn: PyTree) -> Any:
             (params, state), tangents = chain(
@@ -112,7 +115,7 @@ class Forward:
         if self.chunk is None:
             along, params, state, tangents = slopes(tangents, drawn)
         else:
-            along, params, state = self._chunked(slopes, drawn, hyper, lower)
+            along, params, state = self._chunked(slopes, drawn, hyper, lower, self.chunk)
         grad, error = dirs.assemble(self.directions, drawn, along, hyper)
 
         residual, reference = progress(problem, hyper, before, params, data, lower.reference)
@@ -131,15 +134,17 @@ class Forward:
         gradients = self.steps * (chunks + self.cross) + 1
         return Counts.of(gradients=gradients, jvps=(self.steps - self.start) * tangents)
 
-    def _chunked(self, slopes: Any, drawn: PyTree, hyper: PyTree, lower: Lower) -> Any:
+    def _chunked(self, slopes: Any, drawn: PyTree, hyper: PyTree, lower: Lower, rows: int) -> Any:
         """All slopes, a chunk of directions at a time; the iterates are the same in each."""
-        chunks, m = dirs.split(drawn, hyper, self.chunk or 1)
+        m = dirs.count(self.directions, hyper)
 
-        def one(_: Any, drawn: PyTree) -> Any:
-            along, params, state, _ = slopes(None, drawn)
+        def one(_: Any, first: Array) -> Any:
+            some = dirs.chunk(self.directions, drawn, hyper, first, rows)
+            along, params, state, _ = slopes(None, some)
             return (params, state), along
 
-        (params, state), along = jax.lax.scan(one, (lower.params, lower.solver_state), chunks)
+        begun = lower.params, lower.solver_state
+        (params, state), along = jax.lax.scan(one, begun, jnp.arange(0, m, rows))
         return along.reshape(-1)[:m], params, state
 
     def _twin(

@@ -81,6 +81,8 @@ def test_chunks_and_directions_of_the_tangents() -> None:
     U = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 2)))[0].T
     projected, _ = run(bl.Forward(SOLVER, 6, directions=U))
     np.testing.assert_allclose(projected.grad, U.T @ U @ whole.grad, rtol=1e-11)
+    parts, _ = run(bl.Forward(SOLVER, 6, directions=np.vstack([U, 0 * U[:1]]), chunk=2))
+    np.testing.assert_allclose(parts.grad, projected.grad, rtol=1e-11)
 
 
 @pytest.mark.usefixtures("x64")
