@@ -42,6 +42,8 @@ def measured(job: Any, run: Any) -> dict[str, Any]:
         "baselines": {},
         "notes": dict(task.notes),
     }
+    if (choose := getattr(job.estimator, "choose", None)) is not None:
+        facts["chosen"] = choose(task.problem, run.hyper, state.lower.params, task.data).reason
     if job.settings["baselines"]:
         baselines = task.baselines()
         facts["baselines"] = {name: _floats(metrics) for name, metrics in baselines.items()}

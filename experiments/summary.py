@@ -13,6 +13,7 @@ def show(console: Console, result: dict[str, Any], files: list[Path]) -> None:
     """Print the result as in `result.json`, and where its files are."""
     console.print()
     console.print(comparison(result))
+    _line(console, "estimator", result.get("chosen", ""))
     _line(console, "hyperparameters", numbers(result["hyper_summary"]))
     _line(
         console,

@@ -70,6 +70,14 @@ def test_metrics_and_check_are_those_of_the_task(command: Command, tmp_path: Pat
     assert start["grad_norm"] == pytest.approx(np.linalg.norm(grad), rel=1e-9)
 
 
+def test_what_auto_chose_is_shown_and_recorded(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    outcome = command(f"hydra.run.dir={folder}", "estimator=auto", "steps=2")
+    assert outcome.status == 0, outcome.err
+    assert result_in(folder)["chosen"] == "ClosedForm: the inner loss is quadratic with 3 params"
+    assert "ClosedForm: the inner loss" in outcome.out
+
+
 def test_precision_is_of_the_run_only(command: Command, tmp_path: Path) -> None:
     import jax.numpy as jnp
 

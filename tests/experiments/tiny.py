@@ -28,7 +28,7 @@ def outer(w, log_penalty, batch):
     return jnp.mean((X @ w - y) ** 2) / 2
 
 
-PROBLEM = bl.Problem(inner, outer)
+PROBLEM = bl.Problem(inner, outer, quadratic=True)
 
 
 def tiny(n: int = 23, noise: float = 0.5, seed: int = 0, start: float = -2.0) -> Task:
