@@ -3,7 +3,7 @@
 from typing import Any
 
 from bilevel.curvature import contractible, largest_curvature
-from bilevel.estimators.base import Estimator, NamesVariables
+from bilevel.estimators.base import Estimator, NamesVariables, solver_of
 from bilevel.outer_loop import State, Stop
 from bilevel.problem import Data, Problem
 from bilevel.trees import PyTree
@@ -41,7 +41,7 @@ def explain(
         f"hyperparameters proposed there (inner residual {float(stop.residual):.3g} after "
         f"{float(stop.previous):.3g} one step before, outer value {float(stop.value):.4g}). "
     )
-    solver: Any = getattr(estimator, "solver", None)
+    solver = solver_of(estimator, problem, hyper, state.lower.params, data)
     curvature = float(largest_curvature(problem, hyper, state.lower.params, data, state.key))
     limit = contractible(solver, hyper, state.lower.solver_state)
     if limit is not None:

@@ -13,7 +13,7 @@ from jax import Array
 from bilevel.adaptive import Adaptive, Work, columns, observe
 from bilevel.curvature import outgrown
 from bilevel.estimate import Estimate, Lower
-from bilevel.estimators.base import Estimator, NamesVariables, fresh, full_gradient
+from bilevel.estimators.base import Estimator, NamesVariables, fresh, full_gradient, solver_of
 from bilevel.problem import Data, Problem, examples
 from bilevel.trees import PyTree, all_finite, norm, zeros_like
 
@@ -125,7 +125,7 @@ def outer_step(
         cold = fresh(problem, estimator, hyper, state.start, data, key)
         lower = jax.tree.map(lambda x, y: x.astype(y.dtype), cold, state.lower)
     estimate, after = estimator.step(problem, hyper, lower, data, key)
-    solver = getattr(estimator, "solver", None)
+    solver = solver_of(estimator, problem, hyper, after.params, data)
     diverged = _diverged(problem, solver, hyper, state, lower, estimate, after, data, limit)
     lost = _astray(estimator, estimate, after, limit)
     diverged = jnp.any(jnp.stack([diverged, *lost.values()]))

@@ -204,6 +204,16 @@ def _relative(size: Array, reference: Array) -> Array:
     return jnp.where(size == 0, 0, size / reference)
 
 
+def solver_of(estimator: Any, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Any:
+    """The solver whose steps move the params; ``None`` where there is none.
+
+    An estimator that chooses another one (``Auto``) may not run the solver that it was given.
+    """
+    if (choose := getattr(estimator, "choose", None)) is not None:
+        estimator = choose(problem, hyper, params, data).estimator
+    return getattr(estimator, "solver", None)
+
+
 def full_gradient(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> PyTree:
     """Gradient of the inner loss over all inner examples, like ``params``.
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import bilevel as bl
@@ -124,3 +125,11 @@ def test_a_solver_that_may_rest_is_not_unrolled() -> None:
     estimator = bl.Reverse(bl.Newton(tol=1e-3), 3)
     with pytest.raises(ValueError, match="with tol its last steps may do nothing"):
         bl.hypergradient(problem, estimator, jnp.array(1.0), jnp.zeros(2), data, KEY)
+
+
+def test_tune_watches_the_solver_that_runs_not_the_one_held_in_reserve() -> None:
+    """The closed form takes no steps: an unstable step size given to Auto does no harm."""
+    problem, h, w, data, _ = least_squares(3, 2.0)
+    reserve = bl.Auto(solver=bl.SGD(step_size=1e3))
+    run = bl.tune(problem, reserve, optax.sgd(0.1), h, w, data, steps=2, key=KEY)
+    assert not run.diverged
