@@ -1,5 +1,7 @@
 """Curvature and gradient noise of real problems against dense NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,8 +24,8 @@ def test_hessian_extremes(name):
         jax.hessian(lambda x: case.problem.inner(unravel(x), case.hyper, case.data.inner))
     )(x)
     values = np.linalg.eigvalsh(hessian)
-    found = estimate.hessian_extremes(
-        case.problem, case.hyper, case.params, case.data, jax.random.key(0)
+    found = jax.jit(partial(estimate.hessian_extremes, case.problem))(
+        case.hyper, case.params, case.data, jax.random.key(0)
     )
     for ours, expected in zip(found, (values[0], values[-1]), strict=True):
         assert float(ours.value) == pytest.approx(expected, rel=1e-9)
@@ -42,7 +44,8 @@ def ridge(seed=0, m=23, n=3):
 @pytest.mark.parametrize("chunk", [5, None])
 def test_noise_of_all_examples_is_exact(chunk):
     parts, D, gradients, derivatives = ridge()
-    found = estimate.gradient_noise(*parts, derivative=D, covariance=True, chunk=chunk)
+    how = dict(derivative=D, covariance=True, chunk=chunk)
+    found = jax.jit(partial(estimate.gradient_noise, parts[0], **how))(*parts[1:])
     np.testing.assert_allclose(found.covariance, np.cov(gradients.T, bias=True), rtol=1e-12)
     np.testing.assert_allclose(found.gradient.value, gradients.var(0).sum(), rtol=1e-12)
     np.testing.assert_allclose(found.derivative.value, [derivatives.var(0).sum()], rtol=1e-12)

@@ -1,6 +1,7 @@
 """Every solver ends where scikit-learn's does, in both precisions and on trees of parameters."""
 
 import inspect
+from functools import partial
 
 import jax
 import numpy as np
@@ -17,10 +18,9 @@ def test_finds_the_minimiser(solver: str, name: str, x64: bool) -> None:
     factory, steps, _ = SOLVERS[solver]
     case = make(name)
     with jax.enable_x64(x64):
-        found = bl.solve(
-            case.problem, factory(case.curvature), case.hyper, case.params, case.data,
-            jax.random.key(0), steps=steps,
-        )  # fmt: skip
+        found = jax.jit(partial(bl.solve, case.problem, steps=steps))(
+            factory(case.curvature), case.hyper, case.params, case.data, jax.random.key(0)
+        )
         assert {leaf.dtype.itemsize for leaf in jax.tree.leaves(found)} == {8 if x64 else 4}
     np.testing.assert_allclose(flat(found), case.solution, atol=1e-8 if x64 else 1e-5)
 

@@ -66,8 +66,10 @@ def test_losses_are_log_losses(data: str, x64) -> None:
         scores = np.stack([np.zeros_like(scores), scores], axis=1)
     odds = np.exp(scores - scores.max(1, keepdims=True))
     expected = log_loss(y, odds / odds.sum(1, keepdims=True))
-    assert made.problem.outer(params, made.hyper, made.data.outer) == pytest.approx(expected)
-    inner = [made.problem.inner(params, h, made.data.inner) for h in (made.hyper, -jnp.inf)]
+    value, loss = jax.jit(made.problem.outer), jax.jit(made.problem.inner)
+    assert value(params, made.hyper, made.data.outer) == pytest.approx(expected)
+    none = jnp.full_like(made.hyper, -jnp.inf)
+    inner = [loss(params, h, made.data.inner) for h in (made.hyper, none)]
     assert inner[0] - inner[1] == pytest.approx(0.01 * np.sum(np.square(params["weights"])) / 2)
 
 
@@ -108,27 +110,27 @@ def test_folds_are_explicit_sums_over_their_rows(data: str, x64) -> None:
     single = logistic(data, "global", "holdout", seed=1).problem
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), folds.params)
+    losses = jax.jit(single.inner), jax.jit(single.outer)
     inner, outer = [], []
     for f in range(3):
         own = jax.tree.map(lambda a, f=f: a[f], params)
         for batch, loss, values in (
-            (folds.data.inner, single.inner, inner),
-            (folds.data.outer, single.outer, outer),
+            (folds.data.inner, losses[0], inner),
+            (folds.data.outer, losses[1], outer),
         ):
             X, y, weight = (np.asarray(a)[:, f] for a in batch)
             rows = weight > 0
             values.append(float(loss(own, folds.hyper, (X[rows], y[rows]))))
-    assert folds.problem.inner(params, folds.hyper, folds.data.inner) == pytest.approx(sum(inner))
-    assert folds.problem.outer(params, folds.hyper, folds.data.outer) == pytest.approx(
-        np.mean(outer)
-    )
+    whole = jax.jit(folds.problem.inner), jax.jit(folds.problem.outer)
+    assert whole[0](params, folds.hyper, folds.data.inner) == pytest.approx(sum(inner))
+    assert whole[1](params, folds.hyper, folds.data.outer) == pytest.approx(np.mean(outer))
 
 
 @pytest.mark.parametrize("penalty", ["per_class", "per_weight", "per_feature"])
 def test_equal_penalties_are_one(penalty: str) -> None:
     many, one = task("wine", penalty), task("wine", "global")
     params = jax.tree.map(lambda a: a + 0.1, one.params)
-    losses = [t.problem.inner(params, t.hyper, t.data.inner) for t in (many, one)]
+    losses = [jax.jit(t.problem.inner)(params, t.hyper, t.data.inner) for t in (many, one)]
     np.testing.assert_allclose(*losses, rtol=1e-6)
     shapes = {"per_class": (3,), "per_weight": (39,), "per_feature": (13,)}
     assert many.hyper.shape == shapes[penalty]
@@ -141,8 +143,8 @@ def test_penalties_belong_to_their_class_and_column() -> None:
     def change(penalty: str, index: int) -> np.ndarray:
         made = task("wine", penalty)
         hyper = made.hyper.at[index].set(jnp.log(2.0))
-        grad = jax.grad(made.problem.inner)(params, hyper, made.data.inner)["weights"]
-        base = jax.grad(made.problem.inner)(params, made.hyper, made.data.inner)["weights"]
+        slope = jax.jit(jax.grad(made.problem.inner))
+        grad, base = (slope(params, h, made.data.inner)["weights"] for h in (hyper, made.hyper))
         return np.argwhere(np.abs(np.asarray(grad - base)) > 1)
 
     np.testing.assert_array_equal(np.unique(change("per_class", 2)[:, 1]), [2])
@@ -176,8 +178,9 @@ def test_minibatch_loss_is_unbiased(x64) -> None:
     made = logistic("wine", "per_class", "kfold", folds=3, seed=1)
     params = jax.tree.map(lambda a: a + 0.3, made.params)
     single = jax.tree.map(lambda a: a[:, None], made.data.inner)
-    losses = jax.vmap(lambda batch: made.problem.inner(params, made.hyper, batch))(single)
-    full = made.problem.inner(params, made.hyper, made.data.inner)
+    inner = jax.jit(made.problem.inner)
+    losses = jax.jit(jax.vmap(inner, in_axes=(None, None, 0)))(params, made.hyper, single)
+    full = inner(params, made.hyper, made.data.inner)
     np.testing.assert_allclose(losses.mean(), full)
 
 
