@@ -9,6 +9,7 @@ import numpy as np
 
 import bilevel as bl
 from bilevel.outer_loop import begin, block, update
+from bilevel.spaces.moving import placed
 from bilevel.transform import as_pytree
 from bilevel.trees import strong
 from experiments.job import Job
@@ -92,7 +93,7 @@ def pick(tree: PyTree, i: Any) -> PyTree:
 def _parts(job: Job) -> PyTree:
     """All that a program needs to know of a job, as arrays; the key comes last."""
     task = job.task
-    tx = as_pytree("tune", job.outer)
+    tx = placed(task.problem.space, as_pytree("tune", job.outer))
     limit = jnp.asarray(job.settings["limit"], jnp.result_type(*jax.tree.leaves(task.hyper)))
     return (*strong((job.estimator, tx, task.hyper, task.params, task.data, limit)), job.key)
 
