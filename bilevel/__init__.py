@@ -43,8 +43,11 @@ from bilevel.linear import OutputLoss as OutputLoss
 from bilevel.linear import SGDLinear as SGDLinear
 from bilevel.plan import plan as plan
 from bilevel.plan_report import Plan as Plan
+from bilevel.population import population as population
 from bilevel.problem import Data as Data
 from bilevel.problem import Problem as Problem
+from bilevel.restarts import Restarts as Restarts
+from bilevel.restarts import restarts as restarts
 from bilevel.result import Result as Result
 from bilevel.schedules import Decay as Decay
 from bilevel.schedules import InverseTime as InverseTime

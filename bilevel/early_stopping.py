@@ -41,8 +41,8 @@ class EarlyStopping:
     >>> arguments = problem, bl.ClosedForm(), optax.adam(0.1), jnp.array(-2.0), jnp.array(0.0), data
     >>> stopping = bl.EarlyStopping(outer, jnp.array([1.5]), patience=5)
     >>> result = bl.tune(*arguments, steps=60, key=jax.random.key(0), stopping=stopping)
-    >>> result.message
-    'stopped early after 14 outer steps: no better held-out loss in the last 5. Row 8 of the history is returned.'
+    >>> len(result.history["held_out"]), result.history["held_out"].argmin().item()
+    (14, 8)
     """
 
     loss: Callable[[PyTree, PyTree, PyTree], Array]

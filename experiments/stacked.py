@@ -29,6 +29,10 @@ class Stack:
 
     def __init__(self, jobs: list[Job]) -> None:
         first = jobs[0]
+        if first.settings["starts"] > 1 or first.settings["early_stopping"] is not None:
+            raise BadInputError(
+                "vmap: starts and early_stopping belong to single runs. Make a sweep: -m 'seed=...'"
+            )
         leaves, structures = zip(*(jax.tree.flatten(_parts(job)) for job in jobs), strict=True)
         for job, structure, own in zip(jobs, structures, leaves, strict=True):
             alike = structure == structures[0] and job.task.problem == first.task.problem

@@ -54,7 +54,10 @@ class Ends:
 
         if (text := outside(natural, inside)) is None:
             return None
-        signs = "<" if self.open_low else "<=", "<" if self.open_high else "<="
+        signs = [
+            "<" if is_open or not np.isfinite(end).all() else "<="
+            for is_open, end in ((self.open_low, self.low), (self.open_high, self.high))
+        ]
         return (
             f"{text}, not inside {owner}: it must be {self.low} {signs[0]} value {signs[1]} "
             f"{self.high}. Start inside, or move the end."

@@ -12,7 +12,7 @@ from bilevel.trees import PyTree, norm
 
 
 class Placed(NamedTuple):
-    """The coordinates, which hold more digits near an end than natural units, and the rule's state."""
+    """The coordinates, which have digits left where natural units have none; the rule's state."""
 
     free: PyTree
     outer: PyTree
