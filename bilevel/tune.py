@@ -134,13 +134,8 @@ def tune(
         left -= done
         history = jax.tree.map(lambda *rows: jnp.concatenate(rows), *blocks)
         result = _result(tx, current, stop, history, stopping)
-        if result.stopped and stopping:
-            result = dataclasses.replace(result, message=early_stopping.say(stopping, current))
-        if stop.diverged:
-            proposed = _finish(tx, current, jnp.array(False))
-            text = explain(problem, estimator, current, proposed, stop, data)
-            result = dataclasses.replace(result, message=text)
-            warnings.warn(text, DivergenceWarning, stacklevel=2)
+        if result.stopped or stop.diverged:
+            result = _explained(problem, estimator, tx, result, stop, data, stopping)
         if callback is not None:
             callback(result)
         if left == 0 or result.message is not None:
@@ -191,6 +186,20 @@ def _result(
     else:
         hyper, params, stopped = _finish(tx, state, stop.diverged), state.lower.params, None
     return Result(hyper, params, history, state.estimate, state, stop.diverged, stopped)
+
+
+def _explained(
+    problem: Problem, estimator: Estimator, tx: Any, result: Result, stop: Stop, data: Data,
+    stopping: Any,
+) -> Result:  # fmt: skip
+    """With the message that says why the run ended."""
+    state = result.state
+    if not stop.diverged:
+        return dataclasses.replace(result, message=early_stopping.say(stopping, state))
+    proposed = _finish(tx, state, jnp.array(False))
+    text = explain(problem, estimator, state, proposed, stop, data)
+    warnings.warn(text, DivergenceWarning, stacklevel=3)
+    return dataclasses.replace(result, message=text)
 
 
 @jax.jit

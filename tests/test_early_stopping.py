@@ -12,6 +12,7 @@ import bilevel as bl
 from tests.compiling import compilations
 from tests.test_tune import assert_same
 
+pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
 rng = np.random.default_rng(3)
 W = rng.normal(size=6)
@@ -33,10 +34,14 @@ def inner(w: Any, h: Any, batch: Any) -> Any:
 PROBLEM = bl.Problem(inner, outer, quadratic=True)
 
 
+def record(hyper: Any, params: Any, estimate: Any) -> Any:
+    return {"hyper": hyper, "w": params}
+
+
 def tune(stopping: Any, data: Any = DATA, **more: Any) -> bl.Result:
     arguments = PROBLEM, bl.ClosedForm(), ADAM, jnp.full(6, -1.0), jnp.zeros(6), data
-    settings = {"steps": 60, "key": KEY, "stopping": stopping} | more
-    return bl.tune(*arguments, record=lambda h, w, e: {"hyper": h, "w": w}, **settings)
+    settings = {"steps": 60, "key": KEY, "stopping": stopping, "record": record, "every": 7} | more
+    return bl.tune(*arguments, **settings)
 
 
 def by_the_rule(losses: np.ndarray, patience: int, least: float = 0.0) -> tuple[int, int]:
@@ -60,7 +65,6 @@ def held_out(run: bl.Result) -> np.ndarray:
     return np.array(losses)
 
 
-@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("patience", "least"), [(4, 0.0), (4, 0.01), (1, 0.0)])
 def test_it_stops_where_the_rule_says_and_returns_the_best(patience: int, least: float) -> None:
     whole = tune(None)
@@ -88,24 +92,23 @@ def test_enough_patience_changes_nothing_but_what_is_returned() -> None:
 
 def test_cut_anywhere_it_is_the_same_run_bit_for_bit_and_patience_never_recompiles() -> None:
     stopping = bl.EarlyStopping(outer, HELD, patience=4)
-    whole = tune(stopping, every=7)
+    whole = tune(stopping)
     rows = len(whole.history["value"])
-    first = tune(stopping, steps=rows - 2, every=7)
+    first = tune(stopping, steps=rows - 2)
     assert first.message is None
-    second = tune(stopping, steps=60, every=7, state=first.state)
+    second = tune(stopping, steps=60, state=first.state)
     assert_same(
         (second.hyper, second.params, second.state), (whole.hyper, whole.params, whole.state)
     )
     assert len(second.history["value"]) == 2
     with compilations() as count:
-        over = tune(stopping, state=whole.state, every=7)
-        further = tune(bl.EarlyStopping(outer, HELD, patience=6), state=whole.state, every=7)
+        over = tune(stopping, state=whole.state)
+        further = tune(bl.EarlyStopping(outer, HELD, patience=6), state=whole.state)
     assert (len(over.history["value"]), over.message) == (0, whole.message)
     assert len(further.history["value"]) == 2
     assert int(count) <= 3  # slices and joins of histories of other lengths
 
 
-@pytest.mark.usefixtures("x64")
 def test_under_vmap_every_lane_stops_by_itself() -> None:
     held = (jnp.stack([X[2], X[1], X[2]]), jnp.stack([Y[2], Y[1], -Y[2]]))
     patience = jnp.array([4, 4, 2])

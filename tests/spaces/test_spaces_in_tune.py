@@ -60,21 +60,26 @@ COMPOSED = bl.Problem(
 STEP = bl.GradientDescent(0.2)
 ESTIMATORS = {
     "Reverse": bl.Reverse(STEP, steps=5),
-    "Forward": bl.Forward(bl.SGD(0.2, batch_size=7), steps=5),
     "Implicit": bl.Implicit(STEP, steps=20),
-    "SABA": single_loop.preset("saba", step_size=0.1, batch_size=10),
+    "SingleLoop": bl.SingleLoop(0.1, batch_size=7, steps=2),
 }
+
+SLOW, OTHERS = pytest.mark.slow, ["Implicit", "SingleLoop"]
+
+
+def record(hyper: Any, params: Any, estimate: Any) -> Any:
+    return hyper
 
 
 def tune(problem: Any, estimator: Any, hyper: Any, **more: Any) -> bl.Result:
-    settings = {"steps": 6, "key": KEY} | more
+    settings = {"steps": 6, "key": KEY, "record": record} | more
     return bl.tune(problem, estimator, optax.adam(0.1), hyper, PARAMS, DATA, **settings)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", ["Reverse", *(pytest.param(n, marks=SLOW) for n in OTHERS)])
 def test_it_is_the_run_with_the_map_in_the_losses(name: str) -> None:
-    """For every kind of estimator, with tied entries, a simplex and a box at once."""
+    """With tied entries, a simplex and a box at once; and cut in two, bit for bit."""
     run = tune(IN_SPACE, ESTIMATORS[name], HYPER)
     other = tune(COMPOSED, ESTIMATORS[name], FREE)
     for key, value in by_hand(other.hyper).items():
@@ -82,11 +87,17 @@ def test_it_is_the_run_with_the_map_in_the_losses(name: str) -> None:
         assert not np.allclose(run.hyper[key], HYPER[key], rtol=1e-2)
     np.testing.assert_allclose(run.history["value"], other.history["value"], rtol=1e-9)
     np.testing.assert_allclose(run.history["free_grad_norm"], other.history["grad_norm"], rtol=1e-7)
+    np.testing.assert_allclose(run.history["clip"][0], 0.5)  # natural units are recorded
+    np.testing.assert_allclose(run.history["mix"].sum(1), 1)
+    assert run.history["penalty"].shape == (6, 4)
+    first = tune(IN_SPACE, ESTIMATORS[name], HYPER, steps=2)
+    second = tune(IN_SPACE, ESTIMATORS[name], HYPER, steps=4, state=first.state)
+    assert_same((second.hyper, second.state), (run.hyper, run.state))
 
 
 @pytest.mark.usefixtures("x64")
-def test_natural_units_outside_and_a_start_point_that_depends_on_them() -> None:
-    """The gradient of one call is in natural units; `record` sees them; `start` gets them."""
+def test_one_call_is_in_natural_units_and_so_is_a_start_point_that_depends_on_them() -> None:
+    """The gradient is that of the value in natural units, by JAX through the plain loop."""
     problem = bl.Problem(inner, outer, space=SPACE, start=lambda h, w: w + h["clip"])
     estimator = bl.Reverse(STEP, steps=3)
 
@@ -98,17 +109,6 @@ def test_natural_units_outside_and_a_start_point_that_depends_on_them() -> None:
     expected = jax.jit(jax.grad(value))(HYPER)
     for key, slope in expected.items():
         np.testing.assert_allclose(estimate.grad[key], slope, rtol=1e-9)
-    seen = tune(problem, estimator, HYPER, record=lambda h, w, e: h, steps=3)
-    np.testing.assert_allclose(seen.history["clip"][0], 0.5)
-    np.testing.assert_allclose(seen.history["mix"].sum(1), 1)
-    assert seen.history["penalty"].shape == (3, 4)
-
-
-def test_cut_in_two_it_is_the_same_run_bit_for_bit() -> None:
-    whole = tune(IN_SPACE, ESTIMATORS["Reverse"], HYPER)
-    first = tune(IN_SPACE, ESTIMATORS["Reverse"], HYPER, steps=2)
-    second = tune(IN_SPACE, ESTIMATORS["Reverse"], HYPER, steps=4, state=first.state)
-    assert_same((second.hyper, second.state), (whole.hyper, whole.state))
 
 
 def test_a_closed_end_is_reached_and_left() -> None:
@@ -130,7 +130,9 @@ def test_a_closed_end_is_reached_and_left() -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["Evolution", "PES", "PZOBO"])
+@pytest.mark.parametrize(
+    "name", ["Evolution", pytest.param("PES", marks=SLOW), pytest.param("PZOBO", marks=SLOW)]
+)
 def test_differences_never_leave_the_space_and_are_right(name: str) -> None:
     """A large sigma beside the boundary stays finite; a small one gives the slope, within 4 s.e."""
     hyper = HYPER | {"clip": np.array(1e-3)}
@@ -141,7 +143,7 @@ def test_differences_never_leave_the_space_and_are_right(name: str) -> None:
         return getattr(bl, name)(STEP, steps=5, sigma=sigma, pairs=200)
 
     exact, _ = bl.hypergradient(IN_SPACE, ESTIMATORS["Reverse"], hyper, PARAMS, DATA, KEY)
-    wide, _ = bl.hypergradient(IN_SPACE, estimator(3.0), hyper, PARAMS, DATA, KEY)
+    wide, _ = bl.hypergradient(IN_SPACE, estimator(0.5), hyper, PARAMS, DATA, KEY)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(wide.grad))
     small, _ = bl.hypergradient(IN_SPACE, estimator(1e-4), hyper, PARAMS, DATA, KEY)
     free = IN_SPACE.space.free(hyper)
@@ -154,6 +156,7 @@ def test_differences_never_leave_the_space_and_are_right(name: str) -> None:
         assert np.max(np.abs(measured[key] - slope) / (error[key] + 1e-6)) < 4, key
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_check_steps_in_coordinates() -> None:
     """Central differences of width 1e-3 around a penalty of 1e-4 would leave the space."""
