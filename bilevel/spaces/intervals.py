@@ -212,8 +212,9 @@ class Softplus:
         return self.scale * _unsoftplus((natural - self.low) / self.scale)
 
     def admit(self, free: Array) -> Array:
-        """Held above ``low``."""
-        return _admit(self, self._ends, free)
+        """Held above ``low``, and below where ``x / scale`` would overflow."""
+        far = min(self.scale, 1.0) * float(jnp.finfo(free.dtype).max) / 8
+        return jnp.minimum(_admit(self, self._ends, free), far)
 
     def fault(self, natural: Any) -> str | None:
         """At ``low`` or below."""

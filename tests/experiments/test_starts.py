@@ -29,25 +29,32 @@ def values(folder: Path) -> list[float]:
     return pyarrow.parquet.read_table(folder / "history.parquet").column("value").to_pylist()
 
 
+WIDE = ["precision=float64", "starts=4", "start_steps=2"]
+
+
 def test_the_best_start_goes_on(command: Command, tmp_path: Path) -> None:
-    """It is kept for its value, and stopping in between changes nothing."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    wide = ["precision=float64", "starts=4", "start_steps=2"]
-    assert command(f"hydra.run.dir={whole}", *wide, "steps=5").status == 0
-    about = result(whole)["starts"]
+    """It is kept for its value, and its first steps are those of the run."""
+    assert command(f"hydra.run.dir={tmp_path}", *WIDE, "steps=3").status == 0
+    about = result(tmp_path)["starts"]
     assert about["chosen"] == int(np.argmin(about["values"]))
     assert about["steps"] == 2
     assert about["message"] is None
-    rows = values(whole)
-    assert len(rows) == 5
-    assert rows[1] == about["values"][about["chosen"]]
-    assert command(f"hydra.run.dir={cut}", *wide, "steps=3").status == 0
-    assert command(f"resume={cut}", "steps=5", quick=[]).status == 0
-    assert values(cut) == rows
+    assert len(values(tmp_path)) == 3
+    assert values(tmp_path)[1] == about["values"][about["chosen"]]
     outcome = command(f"hydra.run.dir={tmp_path / 'a'}", "starts=2", "adaptive=true")
     assert "so adaptive=true cannot" in outcome.err
     outcome = command(f"hydra.run.dir={tmp_path / 'b'}", "starts=2", "vmap.seeds=2")
     assert "starts and early_stopping belong to single runs" in outcome.err
+
+
+@pytest.mark.slow
+def test_stopped_after_its_start_it_is_the_same_run(command: Command, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert command(f"hydra.run.dir={whole}", *WIDE, "steps=5").status == 0
+    assert command(f"hydra.run.dir={cut}", *WIDE, "steps=3").status == 0
+    assert command(f"resume={cut}", "steps=5", quick=[]).status == 0
+    assert values(cut) == values(whole)
+    assert result(cut)["starts"] == result(whole)["starts"]
 
 
 def test_early_stopping_sets_rows_aside(command: Command, tmp_path: Path) -> None:
@@ -89,6 +96,36 @@ def test_rows_are_set_aside_once() -> None:
         ridge("diabetes", outer="holdout", degree=1, second=0.001)
 
 
+def test_a_hybrid_search_runs_what_it_should(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Every trial for the scout's steps, then the best two to the end; the runs are made up."""
+    pytest.importorskip("optuna", reason="pip install -e '.[optuna]'")
+    steps, found = [], {"status": "completed", "choices": {}, "overrides": [], "settings": {}}
+    found |= {"task": "t", "seed": 0, "test_metrics": {}, "counts": {}}
+    found |= {"seconds": 0.0, "compile_seconds": 0.0}
+
+    def make(arguments: list[str]) -> int:
+        given = dict(argument.split("=", 1) for argument in arguments)
+        steps.append(int(given["steps"]))
+        folder = Path(given["hydra.run.dir"])
+        folder.mkdir(exist_ok=True)
+        value = abs(float(given["x"])) / int(given["steps"])
+        (folder / "result.json").write_text(json.dumps(found | {"value": value, "steps": 1}))
+        return 0
+
+    monkeypatch.setattr(search, "_run", make)
+    line = ["--trials", "4", "--refine", "2", "--scout", "3", "--folder", str(tmp_path)]
+    assert search.main([*line, "steps=12", "x=interval(1,2)"]) == 0
+    assert steps == [3, 3, 3, 3, 12, 12]
+    trials = json.loads((tmp_path / "trials.json").read_text())["trials"]
+    gone_on = sorted(trials, key=lambda trial: trial["value"])[:2]
+    assert [trial["refined"] for trial in gone_on] == [t["value"] / 4 for t in gone_on]
+    assert sum("refined" in trial for trial in trials) == 2
+    assert f"(4 completed): {gone_on[0]['refined']}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_hybrid_search_goes_on_with_the_best(
     leaves: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
