@@ -36,13 +36,14 @@ class EarlyStopping:
     --------
     >>> import jax, jax.numpy as jnp, optax, bilevel as bl
     >>> outer = lambda w, h, x: jnp.mean((w - x) ** 2) / 2
-    >>> problem = bl.Problem(lambda w, h, x: outer(w, h, x) + jnp.exp(h) * w**2 / 2, outer)
+    >>> inner = lambda w, h, x: outer(w, h, x) + jnp.exp(h) * w**2 / 2
+    >>> problem = bl.Problem(inner, outer, quadratic=True)
     >>> data = bl.Data(inner=jnp.array([2.0]), outer=jnp.array([1.0]))
     >>> arguments = problem, bl.ClosedForm(), optax.adam(0.1), jnp.array(-2.0), jnp.array(0.0), data
     >>> stopping = bl.EarlyStopping(outer, jnp.array([1.5]), patience=5)
     >>> result = bl.tune(*arguments, steps=60, key=jax.random.key(0), stopping=stopping)
     >>> len(result.history["held_out"]), result.history["held_out"].argmin().item()
-    (14, 8)
+    (15, 9)
     """
 
     loss: Callable[[PyTree, PyTree, PyTree], Array]

@@ -18,7 +18,7 @@ ADAM = optax.adam(0.1)
 
 
 def well(w: Any, h: Any, x: Any) -> Any:
-    """sin 3w + w^2 / 4: minima near -0.50 (the lower), 1.44 and -2.4; NaN beyond 5."""
+    """sin 3w + w^2 / 4: minima near -0.5 (the lowest), 1.5 and -2.5; NaN beyond 5."""
     return jnp.sin(3 * w) + w**2 / 4 + 0 * jnp.sqrt(5 - w)
 
 
@@ -74,7 +74,7 @@ def test_a_hybrid_start_descends_from_the_best_points_only() -> None:
 
 
 def test_early_stopping_judges() -> None:
-    """By a loss of its own: the minimum at 1.44 is the best there, and its run ends early."""
+    """By a loss of its own: the minimum at 1.5 is the nearest, and its run ends early."""
     stopping = bl.EarlyStopping(lambda w, h, x: (w - 1.3) ** 2, 0.0, patience=3)
     found = restarts([1.0, -0.3, -2.6], stopping=stopping)
     assert found.index == 0
