@@ -7,15 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
+from bilevel import early_stopping
 from bilevel.adaptive import Adaptive, Work, columns, observe
-from bilevel.curvature import outgrown
+from bilevel.divergence import gradient_scale, has_diverged, residual_of
+from bilevel.early_stopping import EarlyStopping
 from bilevel.estimate import Estimate, Lower
-from bilevel.estimators.base import Estimator, NamesVariables, fresh, full_gradient, solver_of
-from bilevel.problem import Data, Problem, examples
-from bilevel.trees import PyTree, all_finite, norm, zeros_like
+from bilevel.estimators.base import Estimator, NamesVariables, fresh, solver_of
+from bilevel.problem import Data, Problem
+from bilevel.spaces import moving
+from bilevel.trees import PyTree, norm, zeros_like
 
 Record = Callable[[PyTree, PyTree, Estimate], dict[str, Array]]
 
@@ -35,6 +37,7 @@ class State:
         included; ``floor``, ``()``, the recent level of the inner residual: the two yardsticks for
         divergence.
     work : :class:`Work`; how much of it the inner level does.
+    best : by early stopping, ``None`` without.
     """
 
     step: Array
@@ -47,6 +50,7 @@ class State:
     scale: Array
     floor: Array
     work: Work
+    best: Any = None
 
 
 @dataclass(frozen=True)
@@ -82,26 +86,14 @@ def begin(
     step = jnp.zeros((), jnp.int32)
     scale = gradient_scale(problem, hyper, params, data)
     estimate = zeros_like(shapes)
-    floor = _residual(estimate)
+    floor = residual_of(estimate)
     work = Work.least(hyper)
     return State(step, hyper, estimate, tx.init(hyper), lower, key, params, scale, floor, work)
 
 
-def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Array:
-    """Largest of the inner gradient's norm and that of up to 16 single examples; ``()``."""
-    some = min(examples(data.inner), 16)
-
-    def size(batch: PyTree) -> Array:
-        return norm(jax.grad(problem.inner)(params, hyper, batch))
-
-    singles = jax.tree.map(lambda leaf: leaf[:some, None], data.inner)
-    return jnp.maximum(size(data.inner), jnp.max(jax.vmap(size)(singles)))
-
-
 def update(tx: Any, state: State) -> tuple[PyTree, PyTree]:
     """``(hyper, outer state)`` after the update that the last estimate asks for."""
-    updates, outer = tx.update(state.estimate.grad, state.outer, state.hyper)
-    return optax.apply_updates(state.hyper, updates), outer
+    return moving.move(tx, state.estimate.grad, state.outer, state.hyper)
 
 
 def outer_step(
@@ -126,10 +118,10 @@ def outer_step(
         lower = jax.tree.map(lambda x, y: x.astype(y.dtype), cold, state.lower)
     estimate, after = estimator.step(problem, hyper, lower, data, key)
     solver = solver_of(estimator, problem, hyper, after.params, data)
-    diverged = _diverged(problem, solver, hyper, state, lower, estimate, after, data, limit)
+    diverged = has_diverged(problem, solver, hyper, state, lower, estimate, after, data, limit)
     lost = _astray(estimator, estimate, after, limit)
     diverged = jnp.any(jnp.stack([diverged, *lost.values()]))
-    residual = _residual(estimate)
+    residual = residual_of(estimate)
     new = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -139,61 +131,13 @@ def outer_step(
         lower=after,
         floor=jnp.maximum(residual, 0.9 * state.floor),
     )
-    stop = Stop(diverged, estimate.value, residual, _residual(state.estimate), lost)
+    stop = Stop(diverged, estimate.value, residual, residual_of(state.estimate), lost)
     return jax.lax.cond(diverged, lambda: state, lambda: new), stop
 
 
 def _astray(estimator: Any, estimate: Estimate, after: Lower, limit: Array) -> dict[str, Array]:
     several = isinstance(estimator, NamesVariables)
     return estimator.astray(estimate, after, limit) if several else {}
-
-
-def _residual(estimate: Estimate) -> Array:
-    residual = estimate.evidence.inner_residual
-    return jnp.zeros((), jnp.result_type(float)) if residual is None else residual
-
-
-def _diverged(
-    problem: Problem,
-    solver: Any,
-    hyper: PyTree,
-    state: State,
-    before: Lower,
-    estimate: Estimate,
-    after: Lower,
-    data: Data,
-    limit: Array,
-) -> Array:
-    """Non-finite numbers; a gradient ``limit`` times its scale; a sudden tenfold growth; or any
-    growth above the start's gradient where the curvature exceeds what the solver can contract.
-
-    The scale is the larger of two: where the run began, and at the start params with today's
-    ``hyper``, which may have brought the gradient into being (learned targets that start at 0).
-    The growth must exceed both the recent floor of the residual and the gradient that this step
-    began with, so that neither SGD's noise nor a large move of ``hyper`` is mistaken for it. Below
-    a residual of 1e-3 growth does no harm; in the first steps, when the floor is not yet known,
-    only growth above the noise of single examples counts. A residual that stands as it was, because
-    the estimator measures it every so many calls, is not looked into again.
-    """
-    finite = all_finite((estimate.value, estimate.grad, after.params))
-    residual = _residual(estimate)
-    grown = (state.step > 0) & (residual > 1e-3) & (residual > 10 * state.floor)
-    new = residual != _residual(state.estimate)
-    suspect = (new & (grown | (residual > 1))) | ~jnp.isfinite(residual)
-
-    def size(params: PyTree) -> Array:
-        return norm(full_gradient(problem, hyper, params, data))
-
-    def confirm() -> Array:
-        begun, end = size(before.params), size(after.params)
-        scale = jnp.maximum(state.scale, gradient_scale(problem, hyper, state.start, data))
-        known = (state.step >= 3) | (end > scale)
-        sudden = grown & known & (end > 10 * begun)
-        worse = (end > begun) & (residual > 1)
-        unstable = outgrown(problem, solver, hyper, after, data, state.key, worse)
-        return sudden | unstable | (end > limit * scale) | ~jnp.isfinite(end)
-
-    return ~finite | jax.lax.cond(suspect, confirm, lambda: jnp.array(False))
 
 
 def block(
@@ -209,6 +153,7 @@ def block(
     limit: Array,
     record: Record | None,
     adaptive: Adaptive | None = None,
+    stopping: EarlyStopping | None = None,
 ) -> tuple[State, Stop, dict[str, Array]]:
     """Up to ``count <= length`` outer steps; rows of history that were not reached are NaN.
 
@@ -225,29 +170,33 @@ def block(
         values |= {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
         if record is not None:
             values |= record(state.hyper, state.lower.params, state.estimate)
+        values |= moving.columns(tx, state.estimate.grad, state.outer)
+        values |= early_stopping.columns(stopping, state)
         return values | columns(adaptive, state.work, state.estimate)
 
     def unfinished(carry: Any) -> Array:
         state, stop, _, k = carry
-        return (k < count) & ~stop.diverged & (state.work.level == begun)
+        ended = stop.diverged | early_stopping.over(stopping, state)
+        return (k < count) & ~ended & (state.work.level == begun)
 
     def advance(carry: Any) -> Any:
         state, _, history, k = carry
         state, stop = outer_step(
             problem, estimator, tx, data, state, warm_start=warm_start, limit=limit
         )
-        written = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(state))
-        history, work = jax.tree.map(
+        judged = early_stopping.observe(stopping, state)
+        written = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(judged))
+        history, work, best = jax.tree.map(
             lambda new, old: jnp.where(stop.diverged, old, new),
-            (written, observe(adaptive, state.work, state.estimate)),
-            (history, state.work),
+            (written, observe(adaptive, state.work, state.estimate), judged.best),
+            (history, state.work, state.best),
         )
-        return dataclasses.replace(state, work=work), stop, history, k + 1
+        return dataclasses.replace(state, work=work, best=best), stop, history, k + 1
 
     history = jax.tree.map(
         lambda s: jnp.full((length, *s.shape), _blank(s.dtype), s.dtype), jax.eval_shape(row, state)
     )
-    residual = _residual(state.estimate)
+    residual = residual_of(state.estimate)
     lost = jax.tree.map(jnp.zeros_like, _astray(estimator, state.estimate, state.lower, limit))
     stop = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
     state, stop, history, _ = jax.lax.while_loop(

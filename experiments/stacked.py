@@ -9,6 +9,7 @@ import numpy as np
 
 import bilevel as bl
 from bilevel.outer_loop import begin, block, update
+from bilevel.spaces.moving import placed
 from bilevel.transform import as_pytree
 from bilevel.trees import strong
 from experiments.job import Job
@@ -28,6 +29,10 @@ class Stack:
 
     def __init__(self, jobs: list[Job]) -> None:
         first = jobs[0]
+        if first.settings["starts"] > 1 or first.settings["early_stopping"] is not None:
+            raise BadInputError(
+                "vmap: starts and early_stopping belong to single runs. Make a sweep: -m 'seed=...'"
+            )
         leaves, structures = zip(*(jax.tree.flatten(_parts(job)) for job in jobs), strict=True)
         for job, structure, own in zip(jobs, structures, leaves, strict=True):
             alike = structure == structures[0] and job.task.problem == first.task.problem
@@ -92,7 +97,7 @@ def pick(tree: PyTree, i: Any) -> PyTree:
 def _parts(job: Job) -> PyTree:
     """All that a program needs to know of a job, as arrays; the key comes last."""
     task = job.task
-    tx = as_pytree("tune", job.outer)
+    tx = placed(task.problem.space, as_pytree("tune", job.outer))
     limit = jnp.asarray(job.settings["limit"], jnp.result_type(*jax.tree.leaves(task.hyper)))
     return (*strong((job.estimator, tx, task.hyper, task.params, task.data, limit)), job.key)
 
