@@ -105,3 +105,19 @@ def prepare(
         targets = np.repeat(y[:, None], folds, axis=1)
     tested = features.transform(table.X[parts.test]), table.y[parts.test]
     return Design(X, targets, train, (Z, y), tested, table, parts, features)
+
+
+def standardised(design: Design) -> np.ndarray:
+    """Targets centred on the training rows of each fold, all in one unit; like ``design.y``.
+
+    Raises
+    ------
+    ValueError : the target is constant over the training rows.
+    """
+    centres = np.average(design.y, axis=0, weights=design.train)
+    if not (unit := design.y[design.train].std()):
+        raise ValueError(
+            f"{design.table.source}: the target is the same in all training rows. Another seed, or "
+            "more training rows, may mend it."
+        )
+    return (design.y - centres) / unit
