@@ -135,11 +135,14 @@ def _many(
     console.print(f"folder of runs  {folder}", highlight=False, soft_wrap=True)
     workers.limit(launch.launcher)
     from experiments.report import main as report
+    from experiments.summary import show_many
+    from experiments.table import rows
     from experiments.vmapped import perform
 
     results = perform(found, folder, facts, console)
     (folder / RESULT).unlink(missing_ok=True)  # of an earlier start that failed
     report([str(folder), "--no-page"])
+    show_many(console, rows(results))
     gone = [result["message"] for result in results if result["status"] == "diverged"]
     if gone:
         message = f"{len(gone)} of {len(results)} runs diverged. {gone[0]}"

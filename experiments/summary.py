@@ -1,12 +1,18 @@
 """The last thing that a run prints: what was found, against what a user would run otherwise."""
 
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from experiments.table import Row, interval
+
+OURS = "bilevel, this run"
+MANY = "bilevel, these runs"
 
 
 def show(console: Console, result: dict[str, Any], files: list[Path]) -> None:
@@ -45,7 +51,7 @@ def comparison(result: dict[str, Any]) -> Table:
 
     Less of the first metric is better; that is the convention of a task.
     """
-    rows = {"bilevel, this run": result["test_metrics"], **result["baselines"]}
+    rows = {OURS: result["test_metrics"], **result["baselines"]}
     metrics = list(result["test_metrics"])
     table = Table(title=f"{result['task']}: test data, best first", title_justify="left")
     table.add_column("method")
@@ -54,6 +60,50 @@ def comparison(result: dict[str, Any]) -> Table:
     for name, row in sorted(rows.items(), key=lambda item: _rank(item[1].get(metrics[0]))):
         style = "bold" if row is result["test_metrics"] else None
         table.add_row(escape(name), *(number(row.get(metric)) for metric in metrics), style=style)
+    return table
+
+
+def show_many(console: Console, found: list[Row]) -> None:
+    """Print one table for each group of runs that differ in the seed alone."""
+    for row in found:
+        if row.scores:
+            console.print(over_seeds(row))
+
+
+def over_seeds(row: Row) -> Table:
+    """Mean and 95 % interval over seeds of every metric, of the tuned models and of every baseline.
+
+    The last column is the headline's difference from ours, seed by seed: its interval is the one
+    that says who is better, as all methods see the same rows.
+    """
+    completed = [run for run in row.runs if run["status"] == "completed"]
+    methods = {MANY: [run["test_metrics"] for run in completed]}
+    for name in completed[0]["baselines"]:
+        scores = [run["baselines"].get(name) for run in completed]
+        methods[name] = [score for score in scores if score is not None]
+    metrics = list(completed[0]["test_metrics"])
+    of = f"{row.task} {row.label}".removesuffix(" -")
+    table = Table(title=f"{of}: {len(completed)} seeds, mean and 95 %", title_justify="left")
+    for name in ("method", *metrics, f"{row.metric}: difference"):
+        table.add_column(escape(name), justify="left" if name == "method" else "right")
+
+    def spread(scores: list[Any]) -> tuple[float, str]:
+        if not scores or any(_rank(x) == math.inf for x in scores):
+            return math.inf, "-"
+        mean, half = statistics.fmean(scores), interval(scores)
+        return mean, number(mean) if math.isnan(half) else f"{number(mean)} ± {half:.2g}"
+
+    lines = []
+    for name, scores in methods.items():
+        columns = [spread([score.get(metric) for score in scores]) for metric in metrics]
+        paired = [] if name == MANY or len(scores) < len(completed) else [
+            their.get(row.metric, math.nan) - our[row.metric]
+            for their, our in zip(scores, methods[MANY], strict=True)
+        ]  # fmt: skip
+        lines.append((columns[0][0], name, [text for _, text in columns], spread(paired)[1]))
+    for _, name, texts, paired in sorted(lines, key=lambda line: line[0]):
+        style = "bold" if name == MANY else None
+        table.add_row(escape(name), *texts, paired, style=style)
     return table
 
 

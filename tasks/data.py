@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import sklearn.datasets
 
-from tasks import files
+from tasks import files, openml
 
 Kind = Literal["regression", "classification"]
 
@@ -68,7 +68,8 @@ def load(
 
     Parameters
     ----------
-    data : a set bundled with scikit-learn; one of the npz sets in ``root``; or the path of your own
+    data : a set bundled with scikit-learn; one of the npz sets in ``root``; ``openml:NAME``,
+        ``openml:NAME:VERSION`` or ``openml:ID`` where there is a network; or the path of your own
         ``.csv`` (with a header line), ``.parquet``, or ``.npz`` (arrays ``X`` and ``y``, or
         ``X_train``, ``y_train``, ``X_test``, ``y_test``; optionally ``feature_names``).
     root : folder of the npz sets; by default ``../shared/data`` beside the project.
@@ -77,8 +78,9 @@ def load(
 
     Raises
     ------
-    ValueError : an unknown name, a file that is absent or cannot be read, entries that are no
-        numbers or are missing, a target that is constant or of the other kind.
+    ValueError : an unknown name (the text lists what was tried), a file that is absent or cannot be
+        read, entries that are no numbers or are missing, a target that is constant or of the other
+        kind.
 
     Examples
     --------
@@ -86,13 +88,12 @@ def load(
     >>> load("diabetes").X.shape
     (442, 10)
     """
+    if data.startswith(openml.PREFIX):
+        _no_target(data, target)
+        return _checked(openml.read(data), kind)
     if Path(data).suffix in files.SUFFIXES or "/" in data or "\\" in data:
         return _checked(files.read(Path(data), target), kind)
-    if target is not None:
-        raise ValueError(
-            f"target={target!r} names a column of a csv or parquet file, but {data!r} is a named "
-            "data set with a target of its own. Leave target out."
-        )
+    _no_target(data, target)
     if (own := (BUNDLED | SHARED).get(data, kind)) != kind:
         raise ValueError(f"{data!r} is a {own} set, but {kind} was asked for: {_names(kind)}.")
     if data in BUNDLED:
@@ -107,6 +108,14 @@ def load(
     raise ValueError(_unknown(data, folder, kind))
 
 
+def _no_target(data: str, target: str | None) -> None:
+    if target is not None:
+        raise ValueError(
+            f"target={target!r} names a column of a csv or parquet file, but {data!r} is a named "
+            "data set with a target of its own. Leave target out."
+        )
+
+
 def _names(kind: Kind) -> str:
     bundled, shared = (
         ", ".join(name for name, own in group.items() if own == kind) for group in (BUNDLED, SHARED)
@@ -119,15 +128,16 @@ def _unknown(data: str, folder: Path, kind: Kind) -> str:
         there = "has no such file" if folder.is_dir() else "does not exist"
         return (
             f"data set {data!r} is not here: the folder {folder} {there}. Pass root=FOLDER with "
-            f"{data}.npz in it, the path of a file of your own, or a bundled set: "
-            f"{', '.join(BUNDLED)}."
+            f"{data}.npz in it, the path of a file of your own, openml:NAME where there is a "
+            f"network, or a bundled set: {', '.join(BUNDLED)}."
         )
     close = difflib.get_close_matches(data, [*BUNDLED, *SHARED], n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     absent = "" if folder.is_dir() else f" (the folder {folder} is absent)"
     return (
-        f"unknown data set {data!r}. {hint}For {kind}, {_names(kind)}{absent}. A file of your own "
-        f"is given by its path, ending in {', '.join(files.SUFFIXES)}."
+        f"unknown data set {data!r}. {hint}For {kind}, {_names(kind)}{absent}. From OpenML it is "
+        f"openml:{data}; a file of your own is given by its path, ending in "
+        f"{', '.join(files.SUFFIXES)}."
     )
 
 

@@ -57,6 +57,7 @@ class Design:
         return {
             "source": self.table.source,
             "rows": parts,
+            "split": self.parts.digest,
             "folds": self.folds,
             "columns": len(self.features.names),
             "column_names": list(self.features.names),
@@ -82,9 +83,8 @@ def prepare(
 ) -> Design:
     """Load, split, expand and standardise; scales are learned without the rows that judge.
 
-    A single hold-out learns them on its training rows, folds each on theirs. The columns that
-    exist (after constants and duplicates are dropped) are those of the training rows, or of all
-    development rows with folds.
+    A single hold-out learns them on its training rows, folds each on theirs. Which columns exist
+    (after constants and duplicates are dropped) is a fact of the whole table, without its target.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def prepare(
     table = load(data, root, kind=kind, target=target)
     parts = split(table, validation=validation, test=test, seed=seed, rows=rows)
     fitted = parts.train if outer == "holdout" else parts.development
-    features = Features.fit(table.X[fitted], table.feature_names, degree, clip)
+    features = Features.fit(table.X[fitted], table.feature_names, degree, clip, table.X)
     Z, y = features.transform(table.X[parts.development]), table.y[parts.development]
     if outer == "holdout":
         X, targets, train = Z, y, np.arange(len(y)) < len(parts.train)
@@ -105,3 +105,19 @@ def prepare(
         targets = np.repeat(y[:, None], folds, axis=1)
     tested = features.transform(table.X[parts.test]), table.y[parts.test]
     return Design(X, targets, train, (Z, y), tested, table, parts, features)
+
+
+def standardised(design: Design) -> np.ndarray:
+    """Targets centred on the training rows of each fold, all in one unit; like ``design.y``.
+
+    Raises
+    ------
+    ValueError : the target is constant over the training rows.
+    """
+    centres = np.average(design.y, axis=0, weights=design.train)
+    if not (unit := design.y[design.train].std()):
+        raise ValueError(
+            f"{design.table.source}: the target is the same in all training rows. Another seed, or "
+            "more training rows, may mend it."
+        )
+    return (design.y - centres) / unit

@@ -8,6 +8,7 @@ from sklearn.preprocessing import PolynomialFeatures
 SAME = (
     1e-10  # a correlation this close to 1 is a duplicate, a relative spread this small a constant
 )
+BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,9 @@ class Features:
 
     Raw columns are standardised, clipped to ``+-clip`` standard deviations if asked, and expanded;
     ``transform(X)`` is ``[n, d]``: each column has mean 0 and variance 1 over the fitted rows.
-    Columns that are constant there, or equal to an earlier one up to sign, are left out; a linear
-    model cannot tell them apart, and ``dropped`` names them. ``powers [d, raw]`` says how often
-    each raw column enters.
+    Columns that are constant, or equal to an earlier one up to sign, are left out; a linear model
+    cannot tell them apart, and ``dropped`` names them. ``powers [d, raw]`` says how often each raw
+    column enters.
     """
 
     raw: "Scale"
@@ -32,9 +33,17 @@ class Features:
 
     @classmethod
     def fit(
-        cls, X: np.ndarray, names: tuple[str, ...], degree: int = 1, clip: float | None = None
+        cls,
+        X: np.ndarray,
+        names: tuple[str, ...],
+        degree: int = 1,
+        clip: float | None = None,
+        every: np.ndarray | None = None,
     ) -> "Features":
-        """Learn scales and duplicates from the rows of ``X``.
+        """Learn scales from the rows of ``X``; which columns exist, from ``every`` row there is.
+
+        A column that varies in ``every`` (by default ``X``), but not in ``X``, stays, as zeros on
+        the rows of ``X``: all seeds of a data set have the same columns, hence one program.
 
         Raises
         ------
@@ -49,11 +58,12 @@ class Features:
         raw, bound = Scale.fit(X), np.inf if clip is None else clip
         expansion = PolynomialFeatures(degree, include_bias=False).fit(X[:1])
         expanded = np.asarray(expansion.transform(raw(X).clip(-bound, bound)))
-        every = [str(name) for name in expansion.get_feature_names_out(list(names))]
+        titles = [str(name) for name in expansion.get_feature_names_out(list(names))]
         scale = Scale.fit(expanded)
-        varies = np.flatnonzero(scale.spread)
-        kept = varies[_first_of_each(scale(expanded)[:, varies])]
-        if not kept.size:
+        if every is not None:
+            expanded = np.asarray(expansion.transform(raw(every).clip(-bound, bound)))
+        kept = _distinct(expanded)
+        if not scale.spread[kept].any():
             raise ValueError(
                 f"all {X.shape[1]} feature columns are constant over the {len(X)} training rows: "
                 "there is nothing to learn from."
@@ -64,9 +74,9 @@ class Features:
             expansion,
             kept,
             Scale(scale.mean[kept], scale.spread[kept]),
-            tuple(every[j] for j in kept),
+            tuple(titles[j] for j in kept),
             expansion.powers_[kept],
-            tuple(name for j, name in enumerate(every) if j not in set(kept.tolist())),
+            tuple(name for j, name in enumerate(titles) if j not in set(kept.tolist())),
         )
 
     def transform(self, X: np.ndarray) -> np.ndarray:
@@ -93,8 +103,14 @@ class Scale:
         return (X - self.mean) / np.where(self.spread > 0, self.spread, 1.0)
 
 
-def _first_of_each(Z: np.ndarray) -> np.ndarray:
-    """Indices of the standardised columns that no earlier one equals up to sign."""
-    correlation = np.abs(Z.T @ Z) / len(Z)
-    earlier = np.triu(correlation > 1 - SAME, k=1).any(axis=0)
-    return np.flatnonzero(~earlier)
+def _distinct(X: np.ndarray) -> np.ndarray:
+    """Indices of the columns that vary and that no earlier one equals up to shift, scale, sign."""
+    scale = Scale.fit(X)
+    varies = np.flatnonzero(scale.spread)
+    Z, new = scale(X)[:, varies], np.ones(varies.size, bool)
+    for first in range(0, varies.size, BLOCK):  # thousands of genes: not all pairs at once
+        block = Z[:, first : first + BLOCK]
+        correlation = np.abs(Z[:, : first + BLOCK].T @ block) / len(Z)
+        earlier = np.arange(correlation.shape[0])[:, None] < first + np.arange(block.shape[1])
+        new[first : first + BLOCK] = ~((correlation > 1 - SAME) & earlier).any(axis=0)
+    return varies[new]

@@ -124,11 +124,11 @@ def _read_frame(path: Path, target: str | None) -> Raw:
     # A csv file counts its lines from 1, and the header is one of them.
     row = (lambda i: f"line {i + 2}") if path.suffix == ".csv" else "row {}".format
     features = [name for name in names if name != target]
-    columns = [numbers(_plain(frame[name]), name, str(path), row) for name in features]
-    return Raw(np.column_stack(columns), _plain(frame[target]), features, str(path), target, row)
+    columns = [numbers(plain(frame[name]), name, str(path), row) for name in features]
+    return Raw(np.column_stack(columns), plain(frame[target]), features, str(path), target, row)
 
 
-def _plain(series: Any) -> np.ndarray:
+def plain(series: Any) -> np.ndarray:
     """A column as NumPy has it; where pandas has types of its own, objects with None as missing."""
     if isinstance(series.dtype, np.dtype) and series.dtype != object:
         return series.to_numpy()

@@ -19,7 +19,7 @@ from sklearn.linear_model import LinearRegression, RidgeCV
 
 import bilevel as bl
 from tasks.base import Metrics, Task
-from tasks.design import Design, prepare
+from tasks.design import Design, prepare, standardised
 from tasks.losses import Model, problem
 from tasks.moments import Moments, in_float64, validation_loss
 from tasks.penalty import Groups, Penalty, describe
@@ -97,7 +97,7 @@ def ridge(
         validation=validation, test=test, rows=rows, target=target, root=root, seed=seed,
     )  # fmt: skip
     strengths = Penalty.of(penalty, design.features)
-    inner, held = design.batches(_standardised(design))
+    inner, held = design.batches(standardised(design))
     held, aside = set_aside(held, second, design.folds)
     model = Model(squared_error, Shrinkage(strengths), quadratic=True)
     dtype = jnp.result_type(float)
@@ -119,17 +119,6 @@ def ridge(
         second=None if aside is None else cast(aside),
         notes=design.notes() | stability(weighted, start) | {"penalties": list(strengths.names)},
     )
-
-
-def _standardised(design: Design) -> np.ndarray:
-    """Targets centred on the training rows of each fold, all in one unit; like ``design.y``."""
-    centres = np.average(design.y, axis=0, weights=design.train)
-    if not (unit := design.y[design.train].std()):
-        raise ValueError(
-            f"{design.table.source}: the target is the same in all training rows. Another seed, or "
-            "more training rows, may mend it."
-        )
-    return (design.y - centres) / unit
 
 
 def _value(levels: tuple[Moments, Moments], strengths: Penalty) -> Callable[[Array], Array]:

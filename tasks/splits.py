@@ -1,5 +1,6 @@
 """Which rows train, which validate, which test: seeded, in proportion to the classes."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,12 @@ class Split:
     def development(self) -> np.ndarray:
         """Training rows, then validation rows."""
         return np.concatenate([self.train, self.validation])
+
+    @property
+    def digest(self) -> str:
+        """A name for this split, to be recorded: equal row numbers, equal digest."""
+        parts = (self.train, self.validation, self.test)
+        return hashlib.sha256(b"|".join(p.astype("<i8").tobytes() for p in parts)).hexdigest()[:16]
 
 
 def split(table: Table, *, validation: float, test: float, seed: int, rows: int | None) -> Split:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn import datasets
+from sklearn.utils import Bunch
 
 from tasks import data
 from tasks.data import BUNDLED, SHARED, load
@@ -192,3 +193,67 @@ def test_target_that_is_not_there(write, tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", X=np.ones((2, 1)), y=np.arange(2))
     with pytest.raises(ValueError, match="an npz file has its target in y"):
         load(str(tmp_path / "t.npz"), target="x0")
+
+
+def fetched(monkeypatch, frame: pd.DataFrame, target) -> list[dict]:
+    """Put a frame where scikit-learn would fetch one; gives the calls that were made."""
+    calls = []
+
+    def fetch(**which):
+        calls.append(which)
+        return Bunch(data=frame, target=target)
+
+    monkeypatch.setattr(datasets, "fetch_openml", fetch)
+    return calls
+
+
+def test_openml_sets_are_fetched_by_scikit_learn(monkeypatch) -> None:
+    frame = pd.DataFrame(
+        {"a": [1, 2, 3], "town": pd.Categorical(["x", "y", "x"]), "b": [0.5, 1, 2]}
+    )
+    calls = fetched(monkeypatch, frame, pd.Series([1.0, 2.0, 4.0], name="price"))
+    table = load("openml:houses")
+    np.testing.assert_array_equal(table.X, frame[["a", "b"]])
+    assert (table.feature_names, table.source) == (("a", "b"), "openml:houses")
+    assert table.notes == ("1 categorical columns left out",)
+    load("openml:houses:2")
+    load("openml:537")
+    kept = dict(as_frame=True, parser="auto")
+    wanted = [dict(name="houses"), dict(name="houses", version=2), dict(data_id=537)]
+    assert calls == [which | kept for which in wanted]
+
+
+def test_openml_labels_and_refusals(monkeypatch) -> None:
+    frame = pd.DataFrame({"a": np.arange(6.0)})
+    labels = pd.Series(pd.Categorical(["no", "yes"] * 3), name="k")
+    fetched(monkeypatch, frame, labels)
+    assert load("openml:mail", kind="classification").classes == ("no", "yes")
+    with pytest.raises(ValueError, match="column 'k', row 0: 'no' is not a number"):
+        load("openml:mail")
+    with pytest.raises(ValueError, match="target='k' names a column of a csv"):
+        load("openml:mail", target="k")
+    with pytest.raises(
+        ValueError, match="'openml:mail:new' is no OpenML data set: write openml:NAME"
+    ):
+        load("openml:mail:new")
+    fetched(monkeypatch, frame.assign(a=[1, np.nan] * 3), labels)
+    with pytest.raises(ValueError, match="openml:mail: column 'a' has 3 missing"):
+        load("openml:mail", kind="classification")
+    fetched(monkeypatch, frame, None)
+    with pytest.raises(ValueError, match="names no single target column"):
+        load("openml:mail")
+    fetched(monkeypatch, frame.astype(str).astype("category"), labels)
+    with pytest.raises(ValueError, match="has no numeric column among its 1"):
+        load("openml:mail", kind="classification")
+
+
+def test_openml_without_a_network_says_what_was_tried(monkeypatch) -> None:
+    def fails(**which):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(datasets, "fetch_openml", fails)
+    words = (
+        r"'openml:houses' could not be fetched \(OSError: Name or .*fetch_openml.*bundled.*root="
+    )
+    with pytest.raises(ValueError, match=words):
+        load("openml:houses")

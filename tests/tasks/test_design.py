@@ -5,6 +5,7 @@ import pytest
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
+from tasks import features as module
 from tasks.data import Table, load
 from tasks.design import prepare
 from tasks.features import Features
@@ -150,11 +151,59 @@ def test_scales_come_from_training_rows_alone() -> None:
         X = folds.X[folds.train[:, f], f]
         np.testing.assert_allclose(X.mean(0), 0, atol=1e-12)
         np.testing.assert_allclose(X.std(0), 1)
-    # Nothing that is learned from moves with the test rows.
-    rows = one.parts.test
-    assert not set(rows) & set(one.parts.development)
+    assert not set(one.parts.test) & set(one.parts.development)
     with pytest.raises(ValueError, match="outer='cv' must be one of holdout, kfold"):
         prepare("diabetes", "regression", "cv", **COMMON)
+
+
+@pytest.mark.parametrize("outer", ["holdout", "kfold"])
+def test_no_number_of_the_judging_rows_reaches_the_training_columns(outer: str, tmp_path) -> None:
+    """Other values in validation and test rows leave every training column as it was."""
+    data, path = load("diabetes"), tmp_path / "t.npz"
+    before = prepare("diabetes", "regression", outer, **COMMON | dict(degree=2))
+    # Folds share the columns of all their rows, so there only the test rows are out of sight.
+    unseen = (
+        before.parts.test if outer == "kfold" else np.r_[before.parts.validation, before.parts.test]
+    )
+    X = data.X.copy()
+    X[unseen] = 7 + 100 * np.random.default_rng(0).normal(size=(len(unseen), X.shape[1]))
+    np.savez(path, X=X, y=data.y, feature_names=np.array(data.feature_names))
+    after = prepare(str(path), "regression", outer, **COMMON | dict(degree=2))
+    assert before.parts.digest == after.parts.digest
+    shared = [after.features.names.index(name) for name in before.features.names]
+    one, other = before.X, after.X[..., shared]
+    keep = slice(None) if outer == "kfold" else before.train
+    np.testing.assert_allclose(other[keep], one[keep], atol=1e-12)
+    for f in range(before.folds or 0):  # within the folds, by each fold's own training rows
+        Z, used = before.development[0], before.train[:, f]
+        scaled = (Z - Z[used].mean(0)) / Z[used].std(0)
+        np.testing.assert_allclose(before.X[:, f], scaled, atol=1e-10)
+
+
+def test_all_seeds_have_the_same_columns() -> None:
+    """Pixels that only a few digits use are constant in the training rows of some seeds."""
+    data = load("digits", kind="classification")
+    made = [
+        prepare("digits", "classification", "holdout", **COMMON | dict(seed=seed))
+        for seed in range(6)
+    ]
+    varying = {np.count_nonzero(np.ptp(data.X[d.parts.train], axis=0)) for d in made}
+    assert len(varying) > 1
+    assert {d.X.shape for d in made} == {(1438, 61)}
+    assert np.count_nonzero(np.ptp(data.X, axis=0)) == 61
+    assert len({d.parts.digest for d in made}) == 6
+    for d in made:
+        assert np.all(np.isfinite(d.X))
+        np.testing.assert_allclose(d.X[d.train].mean(0), 0, atol=1e-12)
+
+
+def test_duplicates_are_found_in_blocks(monkeypatch) -> None:
+    X = np.random.default_rng(0).normal(size=(30, 9))
+    X[:, 4], X[:, 7], X[:, 8] = -X[:, 1], 3 * X[:, 6], X[:, 1] + 2
+    names = tuple("abcdefghi")
+    whole = Features.fit(X, names)
+    monkeypatch.setattr(module, "BLOCK", 2)
+    assert Features.fit(X, names).names == whole.names == tuple("abcdfg")
 
 
 FEATURES = Features.fit(load("diabetes").X, load("diabetes").feature_names, 2)
