@@ -1,0 +1,3 @@
+"""Estimators for scikit-learn's users that tune their own penalties by hypergradient."""
+
+from bilevel.sklearn.ridge import HypergradRidge as HypergradRidge
