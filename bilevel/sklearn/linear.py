@@ -1,5 +1,6 @@
 """What the estimators of this package share: parameters, data at the border, fitted attributes."""
 
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -60,20 +61,19 @@ class HypergradEstimator(BaseEstimator):
             )
         return folds
 
-    def _report(self, found: Found, groups: np.ndarray) -> None:
-        """The fitted attributes that say what the search did."""
-        d, single = len(groups), groups.max() == 0
-        alphas = np.exp(found.path[:, :d])
-        self.alpha_ = float(alphas[-1, 0]) if single else alphas[-1]
-        self.alpha_path_ = alphas[:, 0] if single else alphas
+    def _report(self, found: Found, groups: np.ndarray, view: Callable) -> None:
+        """The fitted attributes that say what the search did; ``view(theta)`` is like alpha_."""
+        alphas = np.exp(np.stack([view(theta) for theta in found.path]))
+        self.alpha_path_ = alphas
+        self.alpha_ = float(alphas[-1]) if alphas.ndim == 1 else alphas[-1]
         self.cv_loss_path_ = found.values
         self.cv_loss_ = float(found.evaluation.value)
         self.best_score_ = -self.cv_loss_
         self.n_iter_ = max(1, len(found.path) - 1)
-        grad = np.zeros(groups.max() + 1)
-        np.add.at(grad, groups, found.evaluation.grad[:d])
-        self.hypergradient_ = float(grad[0]) if single else grad
+        grad = np.bincount(groups, found.evaluation.grad[: len(groups)])
+        self.hypergradient_ = float(grad[0]) if len(grad) == 1 else grad
         self.shrinkage_ = found.shrinkage
+        self.guard_loss_ = found.guard
         self.evidence_ = Evidence(
             inner_residual=float(found.evaluation.inner_residual),
             linear_residual=float(found.evaluation.linear_residual),

@@ -13,11 +13,15 @@ from sklearn.utils.extmath import safe_sparse_dot
 from bilevel.sklearn.descent import Outer
 from bilevel.sklearn.folds import problem
 from bilevel.sklearn.linear import HypergradEstimator
-from bilevel.sklearn.moments import Atoms, atoms, moments
+from bilevel.sklearn.moments import atoms, moments
 from bilevel.sklearn.padding import rounded
 from bilevel.sklearn.penalties import columns_of, log_grid, stages
 from bilevel.sklearn.ridge_loss import ridge_loss
+from bilevel.sklearn.rows import mean_square_sum
 from bilevel.sklearn.tuning import tuned
+
+
+ALPHAS = (0.1, 1.0, 10.0)  # those of RidgeCV
 
 
 class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
@@ -29,8 +33,8 @@ class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
         fit_intercept=True,
         cv=None,
         guard=True,
-        max_iter=50,
-        tol=1e-5,
+        max_iter=30,
+        tol=1e-4,
         n_jobs=None,
         random_state=None,
     ):
@@ -70,9 +74,9 @@ class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
             rotation = Rotation.of(rows, weight, self.fit_intercept)
             rows, columns = rotation.rows, columns[: rotation.rows.shape[1]]
         parts = atoms(rows, targets, weight, train, held, self.fit_intercept)
-        scale = mean_square_sum(parts)
+        scale = mean_square_sum(rows, weight, self.fit_intercept)
         length = rounded(rows.shape[1])
-        grid = np.tile(log_grid(self.alphas, scale)[:, None], length)
+        grid = np.tile(log_grid(self.alphas, scale, ALPHAS, 13)[:, None], length)
         search = self._search(scale, length, columns, len(train))
 
         def outer_of(without: int | None) -> Outer:
@@ -86,7 +90,8 @@ class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
         if rotation is not None:
             coef = rotation.back(coef)
             intercept = intercept - rotation.centre @ coef
-        self._report(found, columns)
+        d = len(columns)
+        self._report(found, columns, lambda log: log[0] if columns.max() == 0 else log[:d])
         self._set_linear(coef.T, intercept, np.ndim(y) == 1, X.dtype)
         return self
 
@@ -133,9 +138,3 @@ class Rotation:
             return np.asarray(X.T @ combined) - np.outer(centre, combined.sum(0))
 
         return cls(vectors[:, keep] * root, back, centre)
-
-
-def mean_square_sum(parts: Atoms) -> float:
-    """Mean over columns of their centred sums of squares; 1 where there is nothing."""
-    total = np.trace(parts.gram.sum(0)) / parts.x.shape[1]
-    return float(total) if total > 0 else 1.0

@@ -2,7 +2,8 @@
 
 Never worse than the grid on the folds: each stage starts at the best point so far and keeps it
 unless the outer loss falls. The guard asks, for penalties that are many, how far they generalise:
-the descent is repeated without each fold, and scored on that fold.
+the descent is repeated without each fold, and scored on that fold. It follows them as far as the
+score is best, and not at all unless the gain is above its own standard error.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from bilevel.sklearn.descent import Evaluation, Outer, descend, to_host
 
-SHRINKAGE = (0.0, 0.25, 0.5, 0.75, 1.0)  # how much of the way from common to own penalties
+SHRINKAGE = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # how much of the way from common to own penalties
 MOST_GUARDED = 10  # folds that the guard leaves out, one after the other
 
 
@@ -79,7 +80,8 @@ def tuned(
     path, losses = [grid[best]], [values[best]]
     for stage in stages[:1] if search.guarded else stages:
         _extend(path, losses, outer, stage, search)
-    shrinkage, seen = 1.0, None
+    shrinkage: float = 1.0
+    seen: Any = None
     if search.guarded:
         common = path[-1]
         for stage in stages[1:]:
@@ -87,7 +89,11 @@ def tuned(
         way = _way(common, path[-1])
         own = np.array([float(outer(theta).value) for theta in way])
         seen = _guard(outer_of, common, stages[1:], search)
-        chosen = int(np.argmin(np.where(own <= own[0], seen, np.inf)))
+        gain = seen[:, :1] - seen
+        error = gain.std(0, ddof=1) / np.sqrt(len(gain))
+        allowed = (own <= own[0]) & (gain.mean(0) > error)
+        chosen = int(np.argmax(np.where(allowed, gain.mean(0), 0)))
+        seen = seen.mean(0)
         shrinkage = SHRINKAGE[chosen]
         if shrinkage < 1:
             path.append(way[chosen])
@@ -118,7 +124,7 @@ def _extend(path: list, losses: list, outer: Outer, stage: np.ndarray, search: S
 def _guard(
     outer_of: Callable[[int | None], Outer], common: np.ndarray, stages: list, search: Search
 ) -> np.ndarray:
-    """For each part of the way: the loss on a fold that the penalties were not tuned on, mean."""
+    """``[folds, parts of the way]``: the loss on each fold of penalties tuned without it."""
 
     def one(k: int) -> list[float]:
         with jax.enable_x64(True):  # holds in one thread
@@ -130,4 +136,4 @@ def _guard(
 
     run = Parallel(n_jobs=search.n_jobs, prefer="threads")
     folds = min(search.guarded, MOST_GUARDED)
-    return np.mean(run(delayed(one)(k) for k in range(folds)), axis=0)
+    return np.array(run(delayed(one)(k) for k in range(folds)))
