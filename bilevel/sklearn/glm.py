@@ -40,30 +40,27 @@ class Link(NamedTuple):
     curved: Callable[[Array, Array], Array]
 
 
+LOGISTIC = Link(
+    lambda z, y: jnp.sum(jax.nn.softplus(z) - y * z, 1),
+    jax.nn.sigmoid,
+    lambda m, t: m * (1 - m) * t,
+)
+MULTINOMIAL = Link(
+    lambda z, y: jax.nn.logsumexp(z, 1) - jnp.sum(y * z, 1),
+    lambda z: jax.nn.softmax(z, 1),
+    lambda m, t: m * t - m * jnp.sum(m * t, 1, keepdims=True),
+)
+SQUARED = Link(lambda z, y: jnp.sum((z - y) ** 2, 1) / 2, lambda z: z, lambda _, t: t)
+
+
 def logistic_loss(theta: Array, rows: Rows, lower: Any) -> Evaluation:
     """Two classes, ``target [n, 1]`` 0 or 1."""
-    link = Link(
-        lambda z, y: jnp.sum(jax.nn.softplus(z) - y * z, 1),
-        jax.nn.sigmoid,
-        lambda m, t: m * (1 - m) * t,
-    )
-    return cross_validated(link, theta, rows, lower)
+    return cross_validated(LOGISTIC, theta, rows, lower)
 
 
 def multinomial_loss(theta: Array, rows: Rows, lower: Any) -> Evaluation:
     """More classes, ``target [n, T]`` one-hot."""
-    link = Link(
-        lambda z, y: jax.nn.logsumexp(z, 1) - jnp.sum(y * z, 1),
-        lambda z: jax.nn.softmax(z, 1),
-        lambda m, t: m * t - m * jnp.sum(m * t, 1, keepdims=True),
-    )
-    return cross_validated(link, theta, rows, lower)
-
-
-def squared_loss(theta: Array, rows: Rows, lower: Any) -> Evaluation:
-    """Half the squared residuals, ``target [n, T]``."""
-    link = Link(lambda z, y: jnp.sum((z - y) ** 2, 1) / 2, lambda z: z, lambda _, t: t)
-    return cross_validated(link, theta, rows, lower)
+    return cross_validated(MULTINOMIAL, theta, rows, lower)
 
 
 class Lower(NamedTuple):
@@ -103,7 +100,7 @@ def cross_validated(link: Link, theta: Array, rows: Rows, lower: Lower) -> Evalu
     theta = theta.reshape(len(rows.centre), -1)
 
     def fold(*of: Any) -> Any:
-        return _fold(link, rows, jnp.exp(theta), *of)
+        return solved_fold(link, rows, jnp.exp(theta), *of)
 
     squares = rows.squares()
     losses, grads, lower, inner, linear = jax.vmap(fold)(rows.train, rows.held, squares, lower)
@@ -114,10 +111,10 @@ def cross_validated(link: Link, theta: Array, rows: Rows, lower: Lower) -> Evalu
     return Evaluation(value, grad, losses, lower.w, worst(inner), worst(linear), lower)
 
 
-def _fold(
+def solved_fold(
     link: Link, rows: Rows, penalty: Array, train: Array, held: Array, squares: Array, lower: Lower
 ) -> Any:
-    """Loss, gradient, lower level and residuals of one fold."""
+    """Loss, gradient, lower level and residuals of one fold; ``penalty [d, T]``."""
     size, total = jnp.sum(train), jnp.sum(held)
     size, total = jnp.where(size > 0, size, 1), jnp.where(total > 0, total, 1)
     s, v = train / size, held / total
@@ -138,7 +135,8 @@ def _fold(
         good = (value <= at.value + 4 * rounding) | last
         done = good & ((at.gain <= rounding) | last)
 
-        slopes = rows.back(jnp.concatenate([weight[:, None] * (mean - rows.target) for weight in (s, v)], 1))
+        weighted = [weight[:, None] * (mean - rows.target) for weight in (s, v)]
+        slopes = rows.back(jnp.concatenate(weighted, 1))
         gradient = unit * (slopes[:, :targets] + strength * unit * u)
         right = jnp.where(done, unit * slopes[:, targets:], gradient)
 

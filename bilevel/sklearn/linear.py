@@ -47,12 +47,14 @@ class HypergradEstimator(BaseEstimator):
     def _search(self, scale: float, length: int, columns: np.ndarray, folds: int) -> Search:
         """Penalties between ``scale`` times 1e-10 and 1e8."""
         bounds = np.tile([np.log(scale) - 23.0, np.log(scale) + 18.5], (length, 1))
-        guarded = self._guarded(columns, folds)
+        return self._bounded(bounds, self._guarded(columns, folds))
+
+    def _bounded(self, bounds: np.ndarray, guarded: int) -> Search:
         return Search(bounds, self.max_iter, self.tol, self.n_jobs, guarded)
 
     def _guarded(self, columns: np.ndarray, folds: int) -> int:
         """By how many folds the guard judges penalties that are more than one."""
-        if not self.guard or columns.max() == 0:
+        if not self.guard or columns.max() == 0 or isinstance(self.cv, str):
             return 0
         if folds < 3:
             raise ValueError(

@@ -21,6 +21,36 @@ ALPHAS = np.logspace(-4, 4, 10)  # 1 / C for the ten of LogisticRegressionCV
 
 
 class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
+    r"""Logistic regression; its penalties minimise the cross-validated log-loss.
+
+    ``min_w sum_i s_i loss(x_i . w + b, y_i) + 1/2 sum alpha w^2``, multinomial for more than two
+    classes. ``alpha = 1 / C``. The hypergradient is the implicit one, at the solved minimum of every
+    fold. Sparse X stays sparse. Internally in float64.
+
+    Parameters
+    ----------
+    penalty : ``"global"``, one alpha; ``"per_feature"``; ``"per_class"``;
+        ``"per_feature_and_class"``; or a group label per column of X.
+    alphas : the single penalties to start from, the best of them; by default the inverses of the
+        ten of ``LogisticRegressionCV`` and 5 about the scale of the data.
+    cv, guard, max_iter, tol, n_jobs, random_state : as for :class:`HypergradRidge`, with folds.
+
+    Attributes
+    ----------
+    coef_, intercept_, classes_ : as in ``LogisticRegressionCV``, in the dtype of X.
+    alpha_, C_ : penalties and their inverses: a number, ``[d]``, ``[classes]`` or like ``coef_``.
+    cv_loss_, best_score_ : log-loss over the folds, and minus it.
+    Others : as for :class:`HypergradRidge`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from bilevel.sklearn import HypergradLogisticRegression
+    >>> X, y = load_iris(return_X_y=True)
+    >>> bool(HypergradLogisticRegression().fit(X, y).score(X, y) > 0.95)
+    True
+    """
+
     _parameter_constraints: ClassVar[dict[str, list]] = {
         **HypergradEstimator._parameter_constraints,
         "penalty": [

@@ -88,10 +88,11 @@ def _sparse_sums(X: Any, s: np.ndarray, t: np.ndarray, centre: np.ndarray) -> An
 
 
 class Means(NamedTuple):
-    """Of the training rows of every fold: ``x [F, d]``, ``y [F, T]``."""
+    """Of the training rows of every fold: ``x [F, d]``, ``y [F, T]``, and their ``weight [F]``."""
 
     x: np.ndarray
     y: np.ndarray
+    weight: np.ndarray
 
 
 def moments(parts: Atoms, folds: Folds) -> tuple[Moments, Means]:
@@ -119,7 +120,7 @@ def moments(parts: Atoms, folds: Folds) -> tuple[Moments, Means]:
 
     gram, cross, _ = about(train, np.ones_like(n))
     held_gram, held_cross, square = about(held, per_held)
-    means = Means(parts.x_centre + x, parts.y_centre + y)
+    means = Means(parts.x_centre + x, parts.y_centre + y, n)
     return Moments(gram, cross, held_gram, held_cross, square.sum(1), folds.share), means
 
 
