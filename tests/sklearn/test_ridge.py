@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import KFold, ShuffleSplit
 
 from bilevel.sklearn import HypergradRidge, generalised, leave_one_out, sure
-from bilevel.sklearn.descent import Outer
+from bilevel.sklearn.descent import Outer, to_host
 from bilevel.sklearn.folds import problem, splits
 from bilevel.sklearn.moments import atoms, moments
 from bilevel.sklearn.ridge_loss import ridge_loss
@@ -55,7 +55,7 @@ def test_a_problem_without_a_fold_never_sees_it():
         parts = atoms(X, y, np.ones(40), train, held, False)
         batch, _ = moments(parts, problem(train, held, np.ones(40), without=1))
         with jax.enable_x64(True):
-            return Outer(ridge_loss, batch)(THETA)
+            return to_host(Outer(ridge_loss, batch)(THETA))
 
     first, second = losses(Y), losses(np.where(held[1][:, None], 100.0, Y))
     np.testing.assert_allclose(first.value, second.value, rtol=1e-9)
