@@ -21,7 +21,7 @@ from bilevel.sklearn.descent import Evaluation
 
 
 def _fit(log_penalty: Array, X: Array, y: Array, weight: Array, intercept: float) -> tuple:
-    """Residuals ``[n, T]``, leverages ``[n]``, which rows count ``[n]``, coefficients ``[d, T]``."""
+    """Residuals ``[n, T]``, leverages and which rows count ``[n]``, coefficients ``[d, T]``."""
     total = jnp.sum(weight)
     centred = X - intercept * (weight @ X) / total
     target = y - intercept * (weight @ y) / total

@@ -1,6 +1,6 @@
 r"""Cross-validation loss of Gaussian kernel ridge, differentiated in closed form by JAX.
 
-    k(x, x') = exp(-1/2 sum_j e^{rho_j} (x_j - x'_j)^2),   (K + e^a I) c = y on training rows
+k(x, x') = exp(-1/2 sum_j e^{rho_j} (x_j - x'_j)^2),   (K + e^a I) c = y on training rows
 """
 
 from typing import Any

@@ -1,13 +1,11 @@
 """Lasso and elastic net that tune their penalties by hypergradient."""
 
-from numbers import Real
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from scipy import sparse
 from sklearn.base import RegressorMixin
-from sklearn.utils._param_validation import Interval
 
 from bilevel.sklearn.descent import Outer
 from bilevel.sklearn.folds import problem

@@ -37,7 +37,11 @@ class HypergradEstimator(BaseEstimator):
         """``X, y, weights`` as scikit-learn's own estimators take them."""
         self._validate_params()
         X, y = validate_data(self, X, y, dtype=FLOATS, **options)
-        return X, y, _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        return (
+            X,
+            y,
+            _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True),
+        )
 
     def _splits(self, X: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray]:
         return splits(
@@ -81,7 +85,9 @@ class HypergradEstimator(BaseEstimator):
             linear_residual=float(found.evaluation.linear_residual),
         )
 
-    def _set_linear(self, coef: np.ndarray, intercept: np.ndarray, single: bool, dtype: Any) -> None:
+    def _set_linear(
+        self, coef: np.ndarray, intercept: np.ndarray, single: bool, dtype: Any
+    ) -> None:
         """``coef_`` and ``intercept_`` in the dtype of the data, shaped as in scikit-learn."""
         coef, intercept = coef.astype(dtype), intercept.astype(dtype)
         self.coef_ = coef[0] if single else coef

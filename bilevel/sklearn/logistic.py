@@ -17,15 +17,15 @@ from bilevel.sklearn.penalties import columns_of, log_grid, stages
 from bilevel.sklearn.rows import mean_square_sum, rows, with_folds
 from bilevel.sklearn.tuning import tuned
 
-ALPHAS = np.logspace(-4, 4, 10)  # 1 / C for the ten of LogisticRegressionCV
+EXPONENTS = -4, 4, 10  # of 1 / C, the ten of LogisticRegressionCV
 
 
 class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
     r"""Logistic regression; its penalties minimise the cross-validated log-loss.
 
     ``min_w sum_i s_i loss(x_i . w + b, y_i) + 1/2 sum alpha w^2``, multinomial for more than two
-    classes. ``alpha = 1 / C``. The hypergradient is the implicit one, at the solved minimum of every
-    fold. Sparse X stays sparse. Internally in float64.
+    classes. ``alpha = 1 / C``. The hypergradient is the implicit one, at the solved minimum of
+    every fold. Sparse X stays sparse. Internally in float64.
 
     Parameters
     ----------
@@ -102,8 +102,8 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                "This solver needs samples of at least 2 classes in the data, but the data contains "
-                f"only one class: {self.classes_[0]!r}"
+                "This solver needs samples of at least 2 classes in the data, but the data "
+                f"contains only one class: {self.classes_[0]!r}"
             )
         binary = len(self.classes_) == 2
         target = np.eye(len(self.classes_))[labels][:, 1 if binary else 0 :]
@@ -114,7 +114,7 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         entries = self._entries(*shape)
         length = len(base.centre) * target.shape[1]
         scale = mean_square_sum(X, weight, self.fit_intercept) / 4
-        grid = np.tile(log_grid(self.alphas, scale, ALPHAS, 5)[:, None], length)
+        grid = np.tile(log_grid(self.alphas, scale, np.logspace(*EXPONENTS), 5)[:, None], length)
         search = self._search(scale, length, entries, len(train))
 
         def outer_of(without: int | None) -> Outer:

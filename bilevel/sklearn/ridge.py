@@ -23,7 +23,6 @@ from bilevel.sklearn.ridge_loss import ridge_loss
 from bilevel.sklearn.rows import mean_square_sum
 from bilevel.sklearn.tuning import tuned
 
-
 CRITERIA = {"loo": loo_loss, "gcv": gcv_loss, "sure": sure_loss}
 ALPHAS = (0.1, 1.0, 10.0)  # those of RidgeCV
 
@@ -116,9 +115,11 @@ class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
         ------
         ValueError : bad data or parameters, in the words of scikit-learn.
         """
+        by_rows = isinstance(self.cv, str)  # its leverages are dense, and need a row beside them
         X, y, weight = self._validated(
-            X, y, sample_weight, accept_sparse="csr", multi_output=True, y_numeric=True
-        )
+            X, y, sample_weight, accept_sparse=not by_rows and "csr", multi_output=True,
+            y_numeric=True, ensure_min_samples=2 if by_rows else 1,
+        )  # fmt: skip
         columns = columns_of(self.penalty, X.shape[1])
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
         rows = X.astype(np.float64) if sparse.issparse(X) else np.asarray(X, np.float64)
@@ -129,7 +130,7 @@ class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
         scale = mean_square_sum(rows, weight, self.fit_intercept)
         length = rounded(rows.shape[1])
         grid = np.tile(log_grid(self.alphas, scale, ALPHAS, 13)[:, None], length)
-        if isinstance(self.cv, str):
+        if by_rows:
             outer_of = self._criterion(rows, targets, weight)
             search = self._search(scale, length, columns, 0)
         else:
@@ -156,8 +157,6 @@ class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
 
     def _criterion(self, X: Any, y: np.ndarray, weight: np.ndarray) -> Callable:
         """The problem of a criterion without folds."""
-        if sparse.issparse(X):
-            raise ValueError(f"cv={self.cv!r} needs dense X: its leverages are dense. Take folds.")
         if (self.cv == "sure") != (self.noise_variance is not None):
             raise ValueError(
                 f"noise_variance, the known variance of the targets' noise, belongs to cv='sure' "
@@ -175,7 +174,7 @@ class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
+        tags.input_tags.sparse = not isinstance(self.cv, str)
         return tags
 
 

@@ -111,9 +111,7 @@ def _extend(path: list, losses: list, outer: Outer, stage: np.ndarray, search: S
     """Append the steps of one stage, if they lead down."""
     phi, bounds = np.zeros(stage.max() + 1), np.zeros((stage.max() + 1, 2))
     phi[stage], bounds[stage] = path[-1], search.bounds
-    steps, values = descend(
-        outer, phi, stage, bounds, max_iter=search.max_iter, tol=search.tol
-    )
+    steps, values = descend(outer, phi, stage, bounds, max_iter=search.max_iter, tol=search.tol)
     last = len(values) - 1
     while last > 0 and not values[last] <= losses[-1]:
         last -= 1

@@ -83,10 +83,11 @@ def test_never_above_ridge_cv_on_the_same_folds():
             assert model.cv_loss_ <= -other.best_score_ * (1 + 1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", ["ames_housing", "california_housing", "uci_energy", "uci_kin8nm", "uci_naval"]
-    + ["uci_power", "uci_yacht"],
-)  # fmt: skip
+TABLES = ["ames_housing", "california_housing", "uci_energy", "uci_kin8nm", "uci_naval"]
+TABLES += ["uci_power", "uci_yacht"]
+
+
+@pytest.mark.parametrize("name", TABLES)
 def test_never_above_ridge_cv_on_real_data(name, shared_data):
     table = np.load(shared_data / f"{name}.npz")
     A = table["X_num" if "X_num" in table else "X"]
@@ -167,9 +168,7 @@ def test_tuned_by_a_criterion(cv):
     criterion = {"loo": leave_one_out, "gcv": generalised, "sure": sure}[cv]
     extra = {"noise_variance": noise} if noise else {}
     with jax.enable_x64(True):
-        values = [
-            criterion(np.full(8, np.log(a)), X, Y[:, :1], np.ones(40), **extra) for a in fine
-        ]
+        values = [criterion(np.full(8, np.log(a)), X, Y[:, :1], np.ones(40), **extra) for a in fine]
     assert np.argmin(values) == 2
     np.testing.assert_allclose(model.cv_loss_, values[2], rtol=1e-9)
 
