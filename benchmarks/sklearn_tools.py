@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.sklearn_tools [--seeds 3] [--rows 300] [--only wine]
 
-At most `rows` rows, and half of a table, train, up to 2000 others test; columns are standardised on the
-training rows, regression tables of at most 16 columns get their squares and products. Errors are
-ratios to RidgeCV's (squared error) or LogisticRegressionCV's (log-loss), means over seeds. Cold is
-the first fit of a shape in the process, compilation included (no cache on disk); warm the later.
+At most `rows` rows, and half of a table, train, up to 2000 others test; columns are standardised
+on the training rows, regression tables of at most 16 columns get their squares and products.
+Errors are ratios to RidgeCV's (squared error) or LogisticRegressionCV's (log-loss), means over
+seeds. Cold is the first fit of a shape in the process, compilation included (no cache on disk);
+warm the later.
 """
 
 import argparse

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from sklearn.base import BaseEstimator, clone, is_classifier
-from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 
@@ -111,8 +110,10 @@ class DataCleaner(BaseEstimator):
     def fit(self, X, y, X_trusted, y_trusted):
         """Weigh ``X, y`` by what they do for ``X_trusted, y_trusted``, then fit ``estimator``."""
         self._validate_params()
-        X, y = validate_data(self, X, y, dtype=FLOATS)
-        X_trusted, y_trusted = check_X_y(X_trusted, y_trusted, dtype=FLOATS)
+        own: Any = validate_data(self, X, y, dtype=FLOATS)
+        dtype: Any = FLOATS
+        other: Any = check_X_y(X_trusted, y_trusted, dtype=dtype)
+        (X, y), (X_trusted, y_trusted) = own, other
         if X_trusted.shape[1] != X.shape[1]:
             raise ValueError(
                 f"X_trusted has {X_trusted.shape[1]} features, but X has {X.shape[1]} features."
@@ -135,12 +136,13 @@ class DataCleaner(BaseEstimator):
             )  # fmt: skip
         self.trust_ = 1 / (1 + np.exp(-path[-1, :n]))
         self.trusted_loss_path_ = losses
-        self.estimator_ = clone(self.estimator).fit(X, y, sample_weight=self.trust_)
+        fresh: Any = clone(self.estimator)
+        self.estimator_ = fresh.fit(X, y, sample_weight=self.trust_)
         return self
 
     def _target(self, y: np.ndarray, n: int) -> tuple[Any, np.ndarray]:
         if not is_classifier(self.estimator):
-            return squared_trust, check_array(y, ensure_2d=False, dtype=np.float64)[:, None]
+            return squared_trust, np.asarray(y, np.float64)[:, None]
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"DataCleaner needs at least 2 classes, got only {classes[0]!r}.")

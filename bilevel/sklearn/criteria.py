@@ -122,7 +122,7 @@ def gcv_loss(theta: Array, data: Whole, _: Any) -> Evaluation:
 def sure_loss(theta: Array, data: Whole, _: Any) -> Evaluation:
     """:func:`sure` with its gradient."""
 
-    def criterion(theta: Array, *of: Array) -> Array:
+    def criterion(theta: Array, *of: Any) -> Array:
         return sure(theta, *of, noise_variance=data.noise_variance)
 
     return _evaluated(criterion, theta, data)

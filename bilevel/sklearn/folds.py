@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.model_selection import BaseCrossValidator, KFold, StratifiedKFold, check_cv
+from sklearn.model_selection import KFold, StratifiedKFold, check_cv
 
 
 class Folds(NamedTuple):
@@ -27,7 +27,7 @@ def splits(
         if random_state is not None:
             kind = StratifiedKFold if classifier and np.ndim(y) == 1 else KFold
             cv = kind(cv, shuffle=True, random_state=random_state)
-    splitter: BaseCrossValidator = check_cv(cv, y, classifier=classifier)
+    splitter: Any = check_cv(cv, y, classifier=classifier)
     pairs = list(splitter.split(X, y, groups))
     train, held = np.zeros((2, len(pairs), X.shape[0]), bool)
     for k, (inside, outside) in enumerate(pairs):

@@ -1,6 +1,6 @@
 """Gaussian kernel ridge regression that tunes penalty and length scales by hypergradient."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -112,6 +112,7 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
     def predict(self, X):
         """``k(X, X_fit_) @ dual_coef_``."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=FLOATS, reset=False)
+        checked: Any = validate_data(self, X, dtype=FLOATS, reset=False)
+        X = checked
         root = np.sqrt(self.gamma_).astype(X.dtype) if np.ndim(self.gamma_) else self.gamma_**0.5
         return rbf_kernel(X * root, self.X_fit_ * root, gamma=1.0) @ self.dual_coef_

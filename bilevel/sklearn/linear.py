@@ -32,6 +32,16 @@ class HypergradEstimator(BaseEstimator):
         "random_state": ["random_state"],
     }
     _classifier = False
+    # Set by the constructors of the estimators, which scikit-learn reads, each on its own.
+    penalty: Any
+    alphas: Any
+    fit_intercept: bool
+    cv: Any
+    guard: bool
+    max_iter: int
+    tol: float
+    n_jobs: int | None
+    random_state: Any
 
     def _validated(self, X: Any, y: Any, sample_weight: Any, **options: Any) -> Any:
         """``X, y, weights`` as scikit-learn's own estimators take them."""
@@ -48,9 +58,12 @@ class HypergradEstimator(BaseEstimator):
             self.cv, X, y, groups, classifier=self._classifier, random_state=self.random_state
         )
 
-    def _search(self, scale: float, length: int, columns: np.ndarray, folds: int) -> Search:
-        """Penalties between ``scale`` times 1e-10 and 1e8."""
-        bounds = np.tile([np.log(scale) - 23.0, np.log(scale) + 18.5], (length, 1))
+    def _search(
+        self, scale: float, length: int, columns: np.ndarray, folds: int, lowest: float = -10
+    ) -> Search:
+        """Penalties between ``scale`` times ``10**lowest`` and 1e8."""
+        bounds = np.log(scale) + np.log(10.0) * np.array([lowest, 8.0])
+        bounds = np.tile(bounds, (length, 1))
         return self._bounded(bounds, self._guarded(columns, folds))
 
     def _bounded(self, bounds: np.ndarray, guarded: int) -> Search:

@@ -18,6 +18,9 @@ from bilevel.sklearn.rows import mean_square_sum, rows, with_folds
 from bilevel.sklearn.tuning import tuned
 
 EXPONENTS = -4, 4, 10  # of 1 / C, the ten of LogisticRegressionCV
+# Folds that a plane separates have a loss that falls to 0 with the penalty, and the more it falls
+# the surer the model is of its next mistake: so the search ends at this power of 10.
+LOWEST = -5
 
 
 class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
@@ -114,8 +117,10 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         entries = self._entries(*shape)
         length = len(base.centre) * target.shape[1]
         scale = mean_square_sum(X, weight, self.fit_intercept) / 4
-        grid = np.tile(log_grid(self.alphas, scale, np.logspace(*EXPONENTS), 5)[:, None], length)
-        search = self._search(scale, length, entries, len(train))
+        grid = np.tile(
+            log_grid(self.alphas, scale, np.logspace(*EXPONENTS), 5, LOWEST)[:, None], length
+        )
+        search = self._search(scale, length, entries, len(train), LOWEST)
 
         def outer_of(without: int | None) -> Outer:
             batch = with_folds(base, problem(train, held, weight, without), weight)

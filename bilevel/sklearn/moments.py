@@ -61,20 +61,20 @@ def atoms(
     x_centre = np.asarray(weight @ X).ravel() / total if centre else np.zeros(d)
     y_centre = weight @ y / total if centre else np.zeros(y.shape[1])
     y = y - y_centre
-    sums = [np.zeros((n_atoms, d)), np.zeros((n_atoms, y.shape[1]))]
+    sx, sy = np.zeros((n_atoms, d)), np.zeros((n_atoms, y.shape[1]))
     gram, cross = np.zeros((n_atoms, d, d)), np.zeros((n_atoms, d, y.shape[1]))
     size, square = np.zeros(n_atoms), np.zeros((n_atoms, y.shape[1]))
     for a in range(n_atoms):
         rows = np.flatnonzero((labels == a) & (weight > 0))
         s, t = weight[rows], y[rows]
-        size[a], sums[1][a], square[a] = s.sum(), s @ t, s @ t**2
+        size[a], sy[a], square[a] = s.sum(), s @ t, s @ t**2
         if sparse.issparse(X):
-            sums[0][a], gram[a], cross[a] = _sparse_sums(X[rows], s, t, x_centre)
+            sx[a], gram[a], cross[a] = _sparse_sums(X[rows], s, t, x_centre)
         else:
             x = X[rows] - x_centre
             weighted = x * s[:, None]
-            sums[0][a], gram[a], cross[a] = s @ x, weighted.T @ x, weighted.T @ t
-    return Atoms(labels, size, *sums, gram, cross, square, x_centre, y_centre, centre)
+            sx[a], gram[a], cross[a] = s @ x, weighted.T @ x, weighted.T @ t
+    return Atoms(labels, size, sx, sy, gram, cross, square, x_centre, y_centre, centre)
 
 
 def _sparse_sums(X: Any, s: np.ndarray, t: np.ndarray, centre: np.ndarray) -> Any:

@@ -37,14 +37,14 @@ def stages(groups: np.ndarray, length: int) -> list[np.ndarray]:
     return [np.zeros(length, int)] if groups.max() == 0 else [np.zeros(length, int), padded]
 
 
-def log_grid(alphas: Any, scale: float, usual: Any, about: int) -> np.ndarray:
+def log_grid(alphas: Any, scale: float, usual: Any, about: int, lowest: float = -7) -> np.ndarray:
     """Logarithms of the penalties to try, largest first.
 
-    The given ones; or those of scikit-learn's own tool, and ``about`` many from 1e-7 to 100 times
-    ``scale``, the curvature of the loss along a mean column.
+    The given ones; or those of scikit-learn's own tool, and ``about`` many from ``10**lowest`` to
+    100 times ``scale``, the curvature of the loss along a mean column.
     """
     if alphas is None:
-        alphas = np.concatenate([scale * np.logspace(-7, 2, about), usual])
+        alphas = np.concatenate([scale * np.logspace(lowest, 2, about), usual])
     alphas = np.asarray(alphas, np.float64).ravel()
     if not alphas.size or not np.all(np.isfinite(alphas)) or np.any(alphas <= 0):
         raise ValueError(f"alphas must be positive and finite, got {alphas!r}.")

@@ -166,7 +166,8 @@ class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
         flag, noise = np.float64(self.fit_intercept), np.float64(self.noise_variance or 0)
         X, y, weight = pad(X, n, rounded(X.shape[1])), pad(y, n, None), pad(weight, n)
         data = Whole(X, y, weight, flag, noise)
-        return lambda _: Outer(CRITERIA[self.cv], data)
+        objective = CRITERIA[str(self.cv)]
+        return lambda _: Outer(objective, data)
 
     def predict(self, X):
         """``X @ coef_.T + intercept_``, in the dtype of the training data."""

@@ -91,7 +91,8 @@ class BilevelSearchCV(BaseEstimator):
 
     def fit(self, X, y, sample_weight=None, groups=None):
         """Descend on the folds; arguments as for :class:`HypergradRidge`, y numeric."""
-        X, y = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, multi_output=True)
+        checked: Any = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, multi_output=True)
+        X, y = checked
         weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
         train, held = splits(
             self.cv, X, y, groups, classifier=False, random_state=self.random_state
@@ -145,13 +146,15 @@ class BilevelSearchCV(BaseEstimator):
     def predict(self, X):
         """Of the refitted params, by ``predict_fn``."""
         check_is_fitted(self, "best_estimator_")
-        X = validate_data(self, X, dtype=FLOATS, reset=False)
+        checked: Any = validate_data(self, X, dtype=FLOATS, reset=False)
+        X = checked
         return self.best_estimator_.predict(X)
 
     def score(self, X, y):
         """Minus the outer loss of the refitted params on these rows."""
         check_is_fitted(self, "best_estimator_")
-        X, y = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, reset=False)
+        checked: Any = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, reset=False)
+        X, y = checked
         best = self.best_estimator_
         with jax.enable_x64(X.dtype == np.float64):
             return -float(self.problem.outer(best.params_, best.hyper_, (X, y)))

@@ -96,3 +96,9 @@ def test_penalties_by_class_and_feature(penalty):
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match="at least 2 classes"):
         HypergradLogisticRegression().fit(X, np.zeros(60, int))
+
+
+def test_separable_folds_do_not_take_all_penalty_away():
+    A = np.vstack([RNG.normal(size=(30, 2)) - 9, RNG.normal(size=(30, 2)) + 9])
+    model = HypergradLogisticRegression(cv=4).fit(A, np.arange(60) // 30)
+    assert model.alpha_ >= 1e-4

@@ -1,5 +1,7 @@
 """Lasso, elastic net, kernel ridge, search and cleaner, against scikit-learn and differences."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import bilevel as bl
+import bilevel.sklearn
 from bilevel.sklearn import (
     BilevelSearchCV,
     DataCleaner,
@@ -154,3 +157,10 @@ def test_inside_pipelines_and_column_transformers():
     assert cross_val_score(model, frame, Y, cv=3).mean() > 0
     assert "HypergradRidge" in model._repr_html_()
     assert not jax.config.jax_enable_x64
+
+
+@pytest.mark.parametrize("name", [n for n in vars(bilevel.sklearn) if n[0].isupper()])
+def test_every_estimator_explains_itself(name):
+    text = inspect.getdoc(getattr(bilevel.sklearn, name))
+    assert text.splitlines()[0].endswith(".")
+    assert ">>> " in text
