@@ -1,0 +1,161 @@
+r"""Trust in training examples, by hypergradient of the loss on a few that are trusted.
+
+    inner = sum_i t_i loss(x_i, y_i) + 1/2 alpha |w|^2,   t_i = 1 / (1 + e^{-theta_i})
+    d outer / d t_i = -a^T grad_w loss(x_i, y_i),         H a = grad_w outer on the trusted rows
+
+Franceschi et al., ICML 2017 (data hyper-cleaning); the gradient is the influence function of Koh,
+Liang, ICML 2017.
+"""
+
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from sklearn.base import BaseEstimator, clone, is_classifier
+from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
+
+from bilevel.sklearn.descent import Evaluation, Outer, descend
+from bilevel.sklearn.glm import LOGISTIC, MULTINOMIAL, SQUARED, Link, cold, solved_fold
+from bilevel.sklearn.linear import FLOATS
+from bilevel.sklearn.rows import Rows, rows
+
+
+class Examples(NamedTuple):
+    """Training and trusted rows as one matrix; ``trained [n]`` is 1 for the former; ``alpha``."""
+
+    rows: Rows
+    trained: Any
+    trusted: Any
+    alpha: Any
+
+
+def _trust_loss(link: Link, theta: Array, data: Examples, lower: Any) -> Evaluation:
+    trust = jax.nn.sigmoid(theta)
+    train, of = data.trained * trust, data.rows
+    lower = jax.tree.map(lambda x: x[0], lower)
+    penalty = jnp.full((len(of.centre), of.target.shape[1]), data.alpha)
+    squares = jnp.sum(train[:, None] * of.X**2, 0)
+    loss, _, lower, inner, linear = solved_fold(
+        link, of, penalty, train, data.trusted, squares, lower
+    )
+    slope = link.mean(of.product(lower.w)) - of.target
+    influence = -jnp.sum(slope * of.product(lower.adjoint), 1) / jnp.sum(train)
+    grad = data.trained * influence * trust * (1 - trust)
+    lower = jax.tree.map(lambda x: x[None], lower)
+    return Evaluation(loss, grad, loss[None], lower.w, inner, linear, lower)
+
+
+def logistic_trust(theta: Array, data: Examples, lower: Any) -> Evaluation:
+    """Two classes."""
+    return _trust_loss(LOGISTIC, theta, data, lower)
+
+
+def multinomial_trust(theta: Array, data: Examples, lower: Any) -> Evaluation:
+    """More classes."""
+    return _trust_loss(MULTINOMIAL, theta, data, lower)
+
+
+def squared_trust(theta: Array, data: Examples, lower: Any) -> Evaluation:
+    """Regression."""
+    return _trust_loss(SQUARED, theta, data, lower)
+
+
+class DataCleaner(BaseEstimator):
+    """Trust weights of training examples, such that a linear model does well on trusted ones.
+
+    Parameters
+    ----------
+    estimator : any scikit-learn estimator that takes ``sample_weight``; it is fitted with the
+        weights, and says whether this is classification. The weights themselves are tuned on a
+        linear model: logistic regression, or ridge.
+    alpha : penalty of that linear model, as in :class:`HypergradRidge` and of logistic regression.
+    max_iter : descent steps. Few: a trusted set is small, and can be over-fitted.
+
+    Attributes
+    ----------
+    trust_ : weights between 0 and 1, ``[n]``.
+    estimator_ : ``estimator`` fitted to all training rows with them.
+    trusted_loss_path_ : loss on the trusted rows after each step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> X, y = load_iris(return_X_y=True)
+    >>> wrong = np.where(np.arange(150) % 5 == 0, (y + 1) % 3, y)
+    >>> cleaner = DataCleaner(LogisticRegression(max_iter=1000))
+    >>> trust = cleaner.fit_transform(X, wrong, X[1::7], y[1::7])
+    >>> bool(trust[y != wrong].mean() < trust[y == wrong].mean())
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "estimator": [HasMethods(["fit", "predict"])],
+        "alpha": [Interval(Real, 0, None, closed="neither")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(self, estimator, *, alpha=1.0, max_iter=20, tol=1e-4):
+        self.estimator = estimator
+        self.alpha = alpha
+        self.max_iter = max_iter
+        self.tol = tol
+
+    def fit(self, X, y, X_trusted, y_trusted):
+        """Weigh ``X, y`` by what they do for ``X_trusted, y_trusted``, then fit ``estimator``."""
+        self._validate_params()
+        own: Any = validate_data(self, X, y, dtype=FLOATS)
+        dtype: Any = FLOATS
+        other: Any = check_X_y(X_trusted, y_trusted, dtype=dtype)
+        (X, y), (X_trusted, y_trusted) = own, other
+        if X_trusted.shape[1] != X.shape[1]:
+            raise ValueError(
+                f"X_trusted has {X_trusted.shape[1]} features, but X has {X.shape[1]} features."
+            )
+        n, both = len(y), np.vstack([X, X_trusted])
+        objective, target = self._target(np.concatenate([y, y_trusted]), n)
+        is_trained = np.arange(len(both)) < n
+        base, _ = rows(both, target, is_trained.astype(float), True)
+        length = len(base.target)
+        trained = np.zeros(length)
+        trained[:n] = 1
+        trusted = np.zeros(length)
+        trusted[n : len(both)] = 1
+        data = Examples(base, trained, trusted, np.float64(self.alpha))
+        start = cold(base._replace(train=trained[None]))
+        with jax.enable_x64(True):
+            path, losses = descend(
+                Outer(objective, data, start), np.zeros(length), np.arange(length),
+                np.tile([-8.0, 8.0], (length, 1)), max_iter=self.max_iter, tol=self.tol,
+            )  # fmt: skip
+        self.trust_ = 1 / (1 + np.exp(-path[-1, :n]))
+        self.trusted_loss_path_ = losses
+        fresh: Any = clone(self.estimator)
+        self.estimator_ = fresh.fit(X, y, sample_weight=self.trust_)
+        return self
+
+    def _target(self, y: np.ndarray, n: int) -> tuple[Any, np.ndarray]:
+        if not is_classifier(self.estimator):
+            return squared_trust, np.asarray(y, np.float64)[:, None]
+        classes, labels = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"DataCleaner needs at least 2 classes, got only {classes[0]!r}.")
+        if strange := set(labels[n:]) - set(labels[:n]):
+            raise ValueError(f"y_trusted has classes that y has not: {classes[list(strange)]}.")
+        target = np.eye(len(classes))[labels]
+        return (logistic_trust, target[:, 1:]) if len(classes) == 2 else (multinomial_trust, target)
+
+    def fit_transform(self, X, y, X_trusted, y_trusted):
+        """:meth:`fit`, and the weights ``[n]``, for any tool that takes ``sample_weight``."""
+        return self.fit(X, y, X_trusted, y_trusted).trust_
+
+    def predict(self, X):
+        """Of the estimator that was fitted with the weights."""
+        check_is_fitted(self)
+        return self.estimator_.predict(X)

@@ -1,0 +1,214 @@
+"""Ridge regression that tunes its penalties by hypergradient."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from scipy import sparse
+from sklearn.base import MultiOutputMixin, RegressorMixin
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.extmath import safe_sparse_dot
+
+from bilevel.sklearn.criteria import Whole, gcv_loss, loo_loss, sure_loss
+from bilevel.sklearn.descent import Outer
+from bilevel.sklearn.folds import problem
+from bilevel.sklearn.linear import HypergradEstimator
+from bilevel.sklearn.moments import atoms, moments
+from bilevel.sklearn.padding import pad, rounded
+from bilevel.sklearn.penalties import columns_of, log_grid, stages
+from bilevel.sklearn.ridge_loss import ridge_loss
+from bilevel.sklearn.rows import mean_square_sum
+from bilevel.sklearn.tuning import tuned
+
+CRITERIA = {"loo": loo_loss, "gcv": gcv_loss, "sure": sure_loss}
+ALPHAS = (0.1, 1.0, 10.0)  # those of RidgeCV
+
+
+class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
+    r"""Ridge regression; its penalties minimise the cross-validated squared error.
+
+    ``min_w sum_i s_i (y_i - x_i . w - b)^2 + sum_j alpha_j w_j^2``
+
+    Value and hypergradient are closed forms on the second moments of the folds, so a step costs
+    the same however many rows there are. Internally in float64.
+
+    Parameters
+    ----------
+    penalty : ``"global"``, one alpha; ``"per_feature"``; or a group label per column of X.
+    alphas : the single penalties to start from, the best of them; by default those of ``RidgeCV``
+        and 13 about the scale of the data. The result is never worse on the folds.
+    cv : folds as in scikit-learn, 5 by default; or, without folds and in closed form, ``"loo"``
+        (leave-one-out), ``"gcv"``, ``"sure"``.
+    noise_variance : of the targets, for ``cv="sure"``.
+    guard : penalties that are more than one follow the descent only as far as it generalises, by
+        the folds that each descent has not seen (not without folds).
+    max_iter, tol : most descent steps; the relative gain of a step at which to stop.
+    n_jobs : threads of the guard.
+    random_state : shuffles the folds, if given and ``cv`` is a number.
+
+    Attributes
+    ----------
+    coef_, intercept_ : as in ``RidgeCV``, in the dtype of X.
+    alpha_ : the penalty, or one per column; ``alpha_path_``, ``cv_loss_path_``: at every step.
+    cv_loss_, best_score_ : mean squared error over the folds (mean of the folds' means), and
+        minus it.
+    hypergradient_ : of the loss in the logarithms of the penalties, at the end.
+    evidence_ : :class:`bilevel.Evidence`, how exactly the linear systems were solved.
+    shrinkage_, guard_loss_ : how far the guard went from one penalty (0) to all (1); what it saw.
+    n_iter_, n_features_in_, feature_names_in_ : as usual.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from bilevel.sklearn import HypergradRidge
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = HypergradRidge().fit(X, y)
+    >>> bool(model.cv_loss_ < 2994)
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        **HypergradEstimator._parameter_constraints,
+        "cv": ["cv_object", StrOptions(set(CRITERIA))],
+        "noise_variance": [Interval(Real, 0, None, closed="neither"), None],
+    }
+
+    def __init__(
+        self,
+        penalty="global",
+        *,
+        alphas=None,
+        fit_intercept=True,
+        cv=None,
+        noise_variance=None,
+        guard=True,
+        max_iter=30,
+        tol=1e-4,
+        n_jobs=None,
+        random_state=None,
+    ):
+        self.penalty = penalty
+        self.alphas = alphas
+        self.fit_intercept = fit_intercept
+        self.cv = cv
+        self.noise_variance = noise_variance
+        self.guard = guard
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    def fit(self, X, y, sample_weight=None, groups=None):
+        """Tune the penalties on the folds, then fit all rows with them.
+
+        Parameters
+        ----------
+        X : array or CSR matrix, ``[n, d]``.
+        y : ``[n]``, or ``[n, T]`` for targets that share their penalties.
+        sample_weight : ``[n]``, weights of the rows in training and in held-out losses.
+        groups : ``[n]``, for a ``cv`` that keeps groups together.
+
+        Raises
+        ------
+        ValueError : bad data or parameters, in the words of scikit-learn.
+        """
+        by_rows = isinstance(self.cv, str)  # its leverages are dense, and need a row beside them
+        X, y, weight = self._validated(
+            X, y, sample_weight, accept_sparse=not by_rows and "csr", multi_output=True,
+            y_numeric=True, ensure_min_samples=2 if by_rows else 1,
+        )  # fmt: skip
+        columns = columns_of(self.penalty, X.shape[1])
+        targets = np.asarray(y, np.float64).reshape(len(y), -1)
+        rows = X.astype(np.float64) if sparse.issparse(X) else np.asarray(X, np.float64)
+        rotation = None
+        if columns.max() == 0 and X.shape[1] > X.shape[0]:
+            rotation = Rotation.of(rows, weight, self.fit_intercept)
+            rows, columns = rotation.rows, columns[: rotation.rows.shape[1]]
+        scale = mean_square_sum(rows, weight, self.fit_intercept)
+        length = rounded(rows.shape[1])
+        grid = np.tile(log_grid(self.alphas, scale, ALPHAS, 13)[:, None], length)
+        if by_rows:
+            outer_of = self._criterion(rows, targets, weight)
+            search = self._search(scale, length, columns, 0)
+        else:
+            train, held = self._splits(X, y, groups)
+            parts = atoms(rows, targets, weight, train, held, self.fit_intercept)
+            search = self._search(scale, length, columns, len(train))
+
+            def outer_of(without: int | None) -> Outer:
+                return Outer(ridge_loss, moments(parts, problem(train, held, weight, without))[0])
+
+        with jax.enable_x64(True):
+            found = tuned(outer_of, grid, stages(columns, length), search)
+        coef = found.evaluation.params[-1, : rows.shape[1], : targets.shape[1]]
+        intercept = np.zeros(targets.shape[1])
+        if self.fit_intercept:
+            intercept = (weight @ targets - np.asarray(weight @ rows) @ coef) / weight.sum()
+        if rotation is not None:
+            coef = rotation.back(coef)
+            intercept = intercept - rotation.centre @ coef
+        d = len(columns)
+        self._report(found, columns, lambda log: log[0] if columns.max() == 0 else log[:d])
+        self._set_linear(coef.T, intercept, np.ndim(y) == 1, X.dtype)
+        return self
+
+    def _criterion(self, X: Any, y: np.ndarray, weight: np.ndarray) -> Callable:
+        """The problem of a criterion without folds."""
+        if (self.cv == "sure") != (self.noise_variance is not None):
+            raise ValueError(
+                f"noise_variance, the known variance of the targets' noise, belongs to cv='sure' "
+                f"and to it alone; got cv={self.cv!r}, noise_variance={self.noise_variance!r}."
+            )
+        n = rounded(len(y), 32)
+        flag, noise = np.float64(self.fit_intercept), np.float64(self.noise_variance or 0)
+        X, y, weight = pad(X, n, rounded(X.shape[1])), pad(y, n, None), pad(weight, n)
+        data = Whole(X, y, weight, flag, noise)
+        objective = CRITERIA[str(self.cv)]
+        return lambda _: Outer(objective, data)
+
+    def predict(self, X):
+        """``X @ coef_.T + intercept_``, in the dtype of the training data."""
+        return self._linear(X)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = not isinstance(self.cv, str)
+        return tags
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Fewer rows than columns and one penalty: the same problem in at most n coordinates.
+
+    Every solution is a combination of the rows, so ``rows [n, r]`` in an orthonormal basis of
+    their span have the same solutions, fold by fold.
+    """
+
+    rows: np.ndarray
+    back: Callable[[np.ndarray], np.ndarray]
+    centre: np.ndarray
+
+    @classmethod
+    def of(cls, X: Any, weight: np.ndarray, centred: bool) -> "Rotation":
+        """From ``X [n, d]``, dense or sparse, by the eigenvectors of its Gram matrix."""
+        centre = np.zeros(X.shape[1])
+        if centred:
+            centre = np.asarray(weight @ X).ravel() / weight.sum()
+        cross = np.asarray(X @ centre).ravel()
+        gram = safe_sparse_dot(X, X.T, dense_output=True)
+        gram = gram - cross - cross[:, None] + centre @ centre
+        values, vectors = np.linalg.eigh(gram)
+        keep = values > len(values) * np.finfo(float).eps * max(values[-1], 0)
+        if not keep.any():
+            keep[-1] = True
+        root = np.sqrt(np.maximum(values[keep], np.finfo(float).tiny))
+        basis = vectors[:, keep] / root
+
+        def back(coef: np.ndarray) -> np.ndarray:
+            combined = basis @ coef
+            return np.asarray(X.T @ combined) - np.outer(centre, combined.sum(0))
+
+        return cls(vectors[:, keep] * root, back, centre)
