@@ -27,6 +27,8 @@ class Task:
     describe : ``hyper -> {name: value}``, a summary in natural units.
     exact : ``hyper -> (value, grad)`` of the outer loss at the exact inner minimiser, in float64
         whatever JAX's precision; ``None`` where there is no closed form.
+    picture : ``(figure, hyper, params) -> None``, what was found, drawn into an empty matplotlib
+        figure; ``None`` where there is nothing to see beyond the curves.
     notes : facts worth recording with a result, as plain numbers, strings, lists and dicts.
     """
 
@@ -40,3 +42,4 @@ class Task:
     describe: Callable[[PyTree], dict[str, float]]
     exact: Callable[[PyTree], tuple[Any, PyTree]] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    picture: Callable[[Any, PyTree, PyTree], None] | None = None
