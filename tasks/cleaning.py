@@ -29,7 +29,7 @@ def corrupt(
     """Labels of which ``round(fraction n)``, chosen at random, are drawn anew, ``[n]``.
 
     ``"uniform"`` draws from all classes, so that one in ``classes`` stays right; ``"other"`` from
-    the wrong ones; ``"pair"`` takes the next class, which a classifier can learn as if it were true.
+    the wrong ones; ``"pair"`` takes the next class, which a classifier learns as if it were right.
 
     Raises
     ------

@@ -42,7 +42,7 @@ def images(
     data: str = "digits",
     *,
     train: Sizes,
-    validation: Sizes,
+    validation: Sizes = 0,
     test: int | None = None,
     pool: int = 1,
     root: str | None = None,
@@ -86,7 +86,7 @@ def images(
     def rows(X: np.ndarray, y: np.ndarray, chosen: np.ndarray) -> Rows:
         pooled = X[chosen].reshape(-1, small, pool, small, pool).mean((2, 4)) / scale
         labels = np.array([kept.index(label) for label in y[chosen]], np.int32)
-        return pooled.reshape(len(chosen), -1).astype(np.float32), labels
+        return pooled.reshape(len(chosen), small * small).astype(np.float32), labels
 
     of_classes = order[np.isin(y[order], kept)]
     fitted, left = _take("train", train, of_classes, y, source)
@@ -116,10 +116,10 @@ def _take(
     for label, count in wanted.items():
         of = "" if label is None else f" of class {label}"
         there = np.arange(len(order)) if label is None else np.flatnonzero(y[order] == label)
-        if not 0 < count <= len(there):
+        if not 0 < count <= len(there) and not (name == "validation" and count == 0):
             raise ValueError(
-                f"{name}={count} rows{of}: {source} has {len(there)}{of} left to take from, and "
-                "each part needs at least one."
+                f"{name}={count} rows{of}: {source} has {len(there)}{of} left to take from. Only "
+                "validation may be empty."
             )
         taken[there[:count]] = True
     return order[taken], order[~taken]

@@ -1,6 +1,6 @@
 r"""Two classes, one of them rare: weights of the training examples by a small balanced set.
 
-    inner(w, h) = mean_i weight_i loss(x_i, y_i; w)      training rows, 1 % of them of the rare class
+    inner(w, h) = mean_i weight_i loss(x_i, y_i; w)      training rows, few of the rare class
     outer(w)    = mean_i loss(x_i, y_i; w)               a few rows of each class
 
 ``weights="examples"``: h_i is the weight of row i in the coming batch (Ren et al., ICML 2018).
@@ -38,8 +38,9 @@ def start(d: int, hidden: int, seed: int) -> PyTree:
 
 
 def by_loss(hyper: PyTree, i: Array, losses: Array) -> Array:
-    """Weights between 0 and 1 as a function of the losses, ``[n]``."""
-    return jax.nn.sigmoid(two_layers(hyper, losses[:, None])[:, 0])
+    """Weights as a function of the losses, ``[n]``; their mean over the batch is 1."""
+    weights = jax.nn.sigmoid(two_layers(hyper, losses[:, None])[:, 0])
+    return weights / jnp.mean(weights)
 
 
 def imbalance(
@@ -91,8 +92,8 @@ def imbalance(
     few = round(share * train)
     if common == rare or not 0 < few < train:
         raise ValueError(
-            f"common={common}, rare={rare}, share={share!r} of train={train} rows: two classes, and "
-            "some rows of each, are needed."
+            f"common={common}, rare={rare}, share={share!r} of train={train} rows: two classes "
+            "are needed, and some rows of each."
         )
     parts = images(
         data, train={common: train - few, rare: few}, validation={common: clean, rare: clean},
