@@ -1,5 +1,6 @@
 """`curves.png`: how a run went, at a glance."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ def curves(path: Path, history: dict[str, np.ndarray], labels: list[str], title:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def picture(path: Path, draw: Callable[..., None], hyper: Any, params: Any) -> None:
+    """`picture.png`: what a task has found, as the task itself draws it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    draw(figure, hyper, params)
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
 
 def _hyper(axes: Any, steps: np.ndarray, rows: np.ndarray, labels: list[str]) -> None:

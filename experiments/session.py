@@ -68,6 +68,10 @@ def conclude(
             title = f"{result['task']} ({chosen}): {status}"
             plots.curves(folder / "curves.png", run.history, job.labels, title)
             files.append(folder / "curves.png")
+            if job.task.picture is not None:
+                params = run.state.lower.params
+                plots.picture(folder / "picture.png", job.task.picture, run.hyper, params)
+                files.append(folder / "picture.png")
     write_json(folder / RESULT, result)
     summary.show(console, result, files)
     return result

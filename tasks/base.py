@@ -29,6 +29,8 @@ class Task:
         whatever JAX's precision; ``None`` where there is no closed form.
     second : a second batch of validation rows, for early stopping by ``problem.outer``; ``None``
         where none were set aside.
+    picture : ``(figure, hyper, params) -> None``, what was found, drawn into an empty matplotlib
+        figure; ``None`` where there is nothing to see beyond the curves.
     notes : facts worth recording with a result, as plain numbers, strings, lists and dicts.
     """
 
@@ -43,3 +45,4 @@ class Task:
     exact: Callable[[PyTree], tuple[Any, PyTree]] | None = None
     second: PyTree = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    picture: Callable[[Any, PyTree, PyTree], None] | None = None

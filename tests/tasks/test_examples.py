@@ -4,10 +4,14 @@ import doctest
 
 import pytest
 
-from tasks import data, logistic, ridge
+from tasks import augmentation, cleaning, data, decays, distillation, imbalance, images, logistic
+from tasks import networks, ridge
 
 
-@pytest.mark.parametrize("module", [data, ridge, logistic], ids=lambda m: m.__name__)
+MODULES = [augmentation, cleaning, data, decays, distillation, imbalance, images, logistic, networks]
+
+
+@pytest.mark.parametrize("module", [*MODULES, ridge], ids=lambda m: m.__name__)
 def test_examples_run(module) -> None:
     failed, tried = doctest.testmod(module)
     assert tried

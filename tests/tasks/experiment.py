@@ -1,0 +1,30 @@
+"""An experiment of `conf/experiment`, run as the command line would, without its files."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import bilevel as bl
+from experiments import hydra_compat
+from experiments.job import Job
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Its job, what :func:`bilevel.tune` found, and the test metrics."""
+
+    job: Job
+    result: bl.Result
+    metrics: dict[str, float]
+
+
+def run_experiment(name: str, *overrides: str) -> Outcome:
+    """Run `experiment=NAME` to its end."""
+    settings: dict[str, Any] = hydra_compat.plain(
+        hydra_compat.compose([f"experiment={name}", *overrides])
+    )
+    job = Job.of(settings)
+    result = job.tune(
+        job.task.data, steps=settings["steps"], key=job.key, every=settings["every"]
+    )
+    assert not result.diverged, result.message
+    return Outcome(job, result, job.task.metrics(result.hyper, result.params))
