@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import jax
+
 from bilevel.curvature import contractible, largest_curvature
-from bilevel.estimators.base import Estimator, NamesVariables
+from bilevel.estimators.base import Estimator, NamesVariables, DrawsTasks, of_one_call
 from bilevel.outer_loop import State, Stop
 from bilevel.problem import Data, Problem
 from bilevel.trees import PyTree
@@ -42,6 +44,7 @@ def explain(
         f"{float(stop.previous):.3g} one step before, outer value {float(stop.value):.4g}). "
     )
     solver: Any = getattr(estimator, "solver", None)
+    data = of_one_call(estimator, data, jax.random.fold_in(state.key, state.step))
     curvature = float(largest_curvature(problem, hyper, state.lower.params, data, state.key))
     limit = contractible(solver, hyper, state.lower.solver_state)
     if limit is not None:
@@ -61,7 +64,7 @@ def explain(
                 f"limit {limit:.4g}: minibatch noise or a non-convex inner loss is the likely "
                 "cause. Use a smaller step size or a larger batch. "
             )
-    elif solver is None:
+    elif solver is None and not isinstance(estimator, DrawsTasks):
         text += (
             f"The largest inner curvature there is {curvature:.4g}, and no solver takes steps: the "
             "inner Hessian is singular or indefinite, so that no minimiser is defined. Add a "

@@ -13,7 +13,7 @@ from jax import Array
 from bilevel.adaptive import Adaptive, Work, columns, observe
 from bilevel.curvature import outgrown
 from bilevel.estimate import Estimate, Lower
-from bilevel.estimators.base import Estimator, NamesVariables, fresh, full_gradient
+from bilevel.estimators.base import Estimator, NamesVariables, fresh, full_gradient, of_one_call
 from bilevel.problem import Data, Problem, examples
 from bilevel.trees import PyTree, all_finite, norm, zeros_like
 
@@ -80,7 +80,7 @@ def begin(
     lower = fresh(problem, estimator, hyper, params, data, key)
     shapes, _ = jax.eval_shape(lambda x: estimator.step(problem, hyper, x, data, key), lower)
     step = jnp.zeros((), jnp.int32)
-    scale = gradient_scale(problem, hyper, params, data)
+    scale = gradient_scale(problem, hyper, params, of_one_call(estimator, data, key))
     estimate = zeros_like(shapes)
     floor = _residual(estimate)
     work = Work.least(hyper)
@@ -115,9 +115,8 @@ def outer_step(
     limit: Array,
 ) -> tuple[State, Stop]:
     """Update ``hyper``, estimate there; the state only advances if the solver did not diverge."""
-    first = state.step == 0
     hyper, outer = jax.lax.cond(
-        first, lambda: (state.hyper, state.outer), lambda: update(tx, state)
+        state.step == 0, lambda: (state.hyper, state.outer), lambda: update(tx, state)
     )
     key = jax.random.fold_in(state.key, state.step)
     lower = state.lower
@@ -126,7 +125,8 @@ def outer_step(
         lower = jax.tree.map(lambda x, y: x.astype(y.dtype), cold, state.lower)
     estimate, after = estimator.step(problem, hyper, lower, data, key)
     solver = getattr(estimator, "solver", None)
-    diverged = _diverged(problem, solver, hyper, state, lower, estimate, after, data, limit)
+    seen = of_one_call(estimator, data, key)
+    diverged = _diverged(problem, solver, hyper, state, lower, estimate, after, seen, limit)
     lost = _astray(estimator, estimate, after, limit)
     diverged = jnp.any(jnp.stack([diverged, *lost.values()]))
     residual = _residual(estimate)

@@ -17,7 +17,7 @@ from bilevel.arguments import require_arguments
 from bilevel.curvature import known_limit
 from bilevel.diagnosis import DivergenceWarning, explain, foresee
 from bilevel.estimate import Estimate
-from bilevel.estimators.base import Estimator, check_losses
+from bilevel.estimators.base import Estimator, check_losses, of_one_call
 from bilevel.outer_loop import Record, State, Stop, begin, block, update
 from bilevel.problem import Data, Problem
 from bilevel.transform import as_pytree
@@ -225,7 +225,7 @@ def _begin(
     data: Data,
     key: Array,
 ) -> tuple[State, tuple[Array, Array] | None]:
-    check_losses(problem, hyper, params, data)
+    check_losses(problem, hyper, params, of_one_call(estimator, data, key))
     state = begin(problem, estimator, tx, hyper, params, data, key)
     solver = getattr(estimator, "solver", None)
     return state, known_limit(problem, solver, hyper, state.lower, data, key)
