@@ -29,6 +29,7 @@ from bilevel.estimators import Predicted as Predicted
 from bilevel.estimators import Replicated as Replicated
 from bilevel.estimators import Reverse as Reverse
 from bilevel.estimators import Richardson as Richardson
+from bilevel.estimators import Sampled as Sampled
 from bilevel.hypergradient import hypergradient as hypergradient
 from bilevel.linear import CG as CG
 from bilevel.linear import GMRES as GMRES

@@ -2,8 +2,16 @@
 
 from typing import Any
 
+import jax
+
 from bilevel.curvature import contractible, largest_curvature
-from bilevel.estimators.base import Estimator, NamesVariables, solver_of
+from bilevel.estimators.base import (
+    DrawsTasks,
+    Estimator,
+    NamesVariables,
+    of_one_call,
+    solver_of,
+)
 from bilevel.outer_loop import State, Stop
 from bilevel.problem import Data, Problem
 from bilevel.trees import PyTree
@@ -41,6 +49,7 @@ def explain(
         f"hyperparameters proposed there (inner residual {float(stop.residual):.3g} after "
         f"{float(stop.previous):.3g} one step before, outer value {float(stop.value):.4g}). "
     )
+    data = of_one_call(estimator, data, jax.random.fold_in(state.key, state.step))
     solver = solver_of(estimator, problem, hyper, state.lower.params, data)
     curvature = float(largest_curvature(problem, hyper, state.lower.params, data, state.key))
     limit = contractible(solver, hyper, state.lower.solver_state)
@@ -61,7 +70,7 @@ def explain(
                 f"limit {limit:.4g}: minibatch noise or a non-convex inner loss is the likely "
                 "cause. Use a smaller step size or a larger batch. "
             )
-    elif solver is None:
+    elif solver is None and not isinstance(estimator, DrawsTasks):
         text += (
             f"The largest inner curvature there is {curvature:.4g}, and no solver takes steps: the "
             "inner Hessian is singular or indefinite, so that no minimiser is defined. Add a "

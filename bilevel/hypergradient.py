@@ -10,7 +10,7 @@ from jax import Array
 from bilevel import messages
 from bilevel.arguments import require_arguments
 from bilevel.estimate import Estimate, Lower
-from bilevel.estimators.base import Estimator, check_losses, fresh
+from bilevel.estimators.base import Estimator, check_losses, fresh, of_one_call
 from bilevel.problem import Data, Problem
 from bilevel.trees import PyTree, strong
 
@@ -89,7 +89,7 @@ def compiled_step(
 def _fresh(
     problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
 ) -> Lower:
-    check_losses(problem, hyper, params, data)
+    check_losses(problem, hyper, params, of_one_call(estimator, data, key))
     return fresh(problem, estimator, hyper, params, data, key, _step)
 
 
@@ -97,5 +97,5 @@ def _fresh(
 def _step(
     problem: Problem, estimator: Estimator, hyper: PyTree, lower: Lower, data: Data, key: Array
 ) -> tuple[Estimate, Lower]:
-    check_losses(problem, hyper, lower.params, data)
+    check_losses(problem, hyper, lower.params, of_one_call(estimator, data, key))
     return estimator.step(problem, hyper, lower, data, key)

@@ -14,7 +14,7 @@ from bilevel.adaptive import Adaptive, Work, columns, observe
 from bilevel.divergence import gradient_scale, has_diverged, residual_of
 from bilevel.early_stopping import EarlyStopping
 from bilevel.estimate import Estimate, Lower
-from bilevel.estimators.base import Estimator, NamesVariables, fresh, solver_of
+from bilevel.estimators.base import Estimator, NamesVariables, fresh, of_one_call, solver_of
 from bilevel.problem import Data, Problem
 from bilevel.spaces import moving
 from bilevel.trees import PyTree, norm, zeros_like
@@ -84,7 +84,7 @@ def begin(
     lower = fresh(problem, estimator, hyper, params, data, key)
     shapes, _ = jax.eval_shape(lambda x: estimator.step(problem, hyper, x, data, key), lower)
     step = jnp.zeros((), jnp.int32)
-    scale = gradient_scale(problem, hyper, params, data)
+    scale = gradient_scale(problem, hyper, params, of_one_call(estimator, data, key))
     estimate = zeros_like(shapes)
     floor = residual_of(estimate)
     work = Work.least(hyper)
@@ -107,9 +107,8 @@ def outer_step(
     limit: Array,
 ) -> tuple[State, Stop]:
     """Update ``hyper``, estimate there; the state only advances if the solver did not diverge."""
-    first = state.step == 0
     hyper, outer = jax.lax.cond(
-        first, lambda: (state.hyper, state.outer), lambda: update(tx, state)
+        state.step == 0, lambda: (state.hyper, state.outer), lambda: update(tx, state)
     )
     key = jax.random.fold_in(state.key, state.step)
     lower = state.lower
@@ -117,8 +116,9 @@ def outer_step(
         cold = fresh(problem, estimator, hyper, state.start, data, key)
         lower = jax.tree.map(lambda x, y: x.astype(y.dtype), cold, state.lower)
     estimate, after = estimator.step(problem, hyper, lower, data, key)
-    solver = solver_of(estimator, problem, hyper, after.params, data)
-    diverged = has_diverged(problem, solver, hyper, state, lower, estimate, after, data, limit)
+    seen = of_one_call(estimator, data, key)
+    solver = solver_of(estimator, problem, hyper, after.params, seen)
+    diverged = has_diverged(problem, solver, hyper, state, lower, estimate, after, seen, limit)
     lost = _astray(estimator, estimate, after, limit)
     diverged = jnp.any(jnp.stack([diverged, *lost.values()]))
     residual = residual_of(estimate)

@@ -70,6 +70,20 @@ def axpy(scale: Any, x: PyTree, y: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: (scale * a + b).astype(b.dtype), x, y)
 
 
+def descend(step: Any, direction: PyTree, params: PyTree) -> PyTree:
+    """``params - step * direction``; ``step`` a number, or a tree like ``params``."""
+    if jax.tree_util.all_leaves([step]):
+        return axpy(-step, direction, params)
+    return jax.tree.map(lambda s, d, w: (w - s * d).astype(w.dtype), step, direction, params)
+
+
+def largest(tree: PyTree) -> Array:
+    """A number or an array as it is; of any other tree the largest entry, ``()``."""
+    if jax.tree_util.all_leaves([tree]):
+        return tree
+    return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(tree)]))
+
+
 def zeros_like(tree: PyTree) -> PyTree:
     """Zeros with the shapes and dtypes of ``tree`` (arrays or ``ShapeDtypeStruct``)."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)

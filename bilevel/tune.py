@@ -16,7 +16,7 @@ from bilevel.arguments import require_arguments
 from bilevel.curvature import known_limit
 from bilevel.diagnosis import DivergenceWarning, explain, foresee
 from bilevel.early_stopping import EarlyStopping
-from bilevel.estimators.base import Estimator, check_losses, solver_of
+from bilevel.estimators.base import Estimator, check_losses, of_one_call, solver_of
 from bilevel.outer_loop import Record, State, Stop, begin, block, update
 from bilevel.problem import Data, Problem
 from bilevel.result import Result
@@ -219,7 +219,7 @@ def _begin(
     data: Data,
     key: Array,
 ) -> tuple[State, tuple[Array, Array] | None]:
-    check_losses(problem, hyper, params, data)
+    check_losses(problem, hyper, params, of_one_call(estimator, data, key))
     state = begin(problem, estimator, tx, hyper, params, data, key)
     solver = solver_of(estimator, problem, hyper, params, data)
     return state, known_limit(problem, solver, hyper, state.lower, data, key)

@@ -67,6 +67,11 @@ def stochastic(make: Any, counts: tuple[str, ...]) -> Callable[[Any, int], Any]:
     return factory
 
 
+def the_same(data: bl.Data, key: Any) -> bl.Data:
+    """Every task is all the data: the mean over tasks is that over keys."""
+    return data
+
+
 # A new estimator gets its row here, under its class's name.
 TABLE = {
     "Forward": Row(bl.Forward),
@@ -89,6 +94,7 @@ TABLE = {
     "Replicated": Row(lambda solver, k: bl.Replicated(bl.Reverse(solver, k), n=2)),
     # Doubles the step size, for which the network's leaves no room.
     "Richardson": Row(lambda s, k: bl.Richardson(bl.Forward(s, k)), (), ("ridge", "logistic")),
+    "Sampled": Row(lambda s, k: bl.Sampled(bl.Reverse(s, k), tasks=2, draw=the_same)),
     "SingleLoop": Row(stochastic(bl.SingleLoop, ("steps",))),
     # One copy does not know its own noise.
     "UORO": Row(lambda solver, k: bl.Replicated(bl.UORO(solver, k), n=8)),

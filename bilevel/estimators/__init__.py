@@ -13,4 +13,5 @@ from bilevel.estimators.predicted import Predicted as Predicted
 from bilevel.estimators.replicated import Replicated as Replicated
 from bilevel.estimators.reverse import Reverse as Reverse
 from bilevel.estimators.richardson import Richardson as Richardson
+from bilevel.estimators.sampled import Sampled as Sampled
 from bilevel.estimators.uoro import UORO as UORO

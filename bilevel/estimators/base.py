@@ -46,6 +46,23 @@ class NamesVariables(Protocol):
         ...
 
 
+@runtime_checkable
+class DrawsTasks(Protocol):
+    """An estimator whose calls work on tasks that they draw from the data, not on the data itself.
+
+    Losses, params and batches then belong to one task: who looks at them looks at the first one.
+    """
+
+    def first_task(self, data: Data, key: Array) -> Data:
+        """The first task that a call with this key draws."""
+        ...
+
+
+def of_one_call(estimator: Any, data: Data, key: Array) -> Data:
+    """The data that the losses see in a call with this key: one task's, where tasks are drawn."""
+    return estimator.first_task(data, key) if isinstance(estimator, DrawsTasks) else data
+
+
 def fresh(
     problem: Problem,
     estimator: Estimator,

@@ -9,7 +9,7 @@ from jax import Array
 
 from bilevel.problem import Loss
 from bilevel.schedules import evaluate, knob
-from bilevel.trees import PyTree, axpy
+from bilevel.trees import PyTree, descend, largest
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class GradientDescent:
 
     Parameters
     ----------
-    step_size : a positive number, ``fn(count)`` or ``fn(count, hyper)``. Converges on a convex
+    step_size : a positive number, ``fn(count)`` or ``fn(count, hyper)``; a function may return a
+        tree like ``params``, one step size per leaf or per entry. Converges on a convex
         loss while its largest curvature L < 2 / step_size; ``1 / L`` keeps the error of the
         derivative monotone (Scieur, Gidel, Bertrand, Pedregosa, 2022).
 
@@ -48,11 +49,11 @@ class GradientDescent:
     ) -> tuple[PyTree, Array]:
         """Move along the gradient over all of ``data``; the key is not used."""
         direction = jax.grad(loss)(params, hyper, data)
-        return axpy(-evaluate(self.step_size, state, hyper), direction, params), state + 1
+        return descend(evaluate(self.step_size, state, hyper), direction, params), state + 1
 
     def max_curvature(self, hyper: PyTree, state: Array) -> Array:
-        """``2 / step_size``."""
-        return 2 / evaluate(self.step_size, state, hyper)
+        """``2 / step_size``; of several step sizes the largest."""
+        return 2 / largest(evaluate(self.step_size, state, hyper))
 
 
 jax.tree_util.register_dataclass(GradientDescent)

@@ -10,7 +10,7 @@ from jax import Array
 from bilevel.problem import Loss
 from bilevel.schedules import evaluate, knob
 from bilevel.solvers.sampling import Sampler
-from bilevel.trees import PyTree, axpy, zeros_like
+from bilevel.trees import PyTree, axpy, descend, largest, zeros_like
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class SGD:
     Parameters
     ----------
     step_size : a positive number, ``fn(count)``, or ``fn(count, hyper)`` when the step size is
-        itself a hyperparameter. Stable on average while curvature < 2 (1 + momentum) / step_size
+        itself a hyperparameter; a function may return a tree like ``params``, one step size per
+        leaf or per entry. Stable on average while curvature < 2 (1 + momentum) / step_size
         (Nesterov: over 1 + 2 momentum).
     batch_size : examples per step, at most n; ``None`` is the full batch.
     momentum : ``None`` for none (no velocity is kept), a number in [0, 1), or a function as for
@@ -79,14 +80,15 @@ class SGD:
             momentum = evaluate(self.momentum, count, hyper)
             velocity = axpy(momentum, velocity, direction)
             direction = axpy(momentum, velocity, direction) if self.nesterov else velocity
-        params = axpy(-evaluate(self.step_size, count, hyper), direction, params)
+        params = descend(evaluate(self.step_size, count, hyper), direction, params)
         return params, (count + 1, velocity, sampler)
 
     def max_curvature(self, hyper: PyTree, state: Any) -> Array:
         """``2 (1 + momentum) / step_size``; with Nesterov over ``1 + 2 momentum``; full batch."""
         momentum = 0.0 if self.momentum is None else evaluate(self.momentum, state[0], hyper)
         shrunk = 1 + 2 * momentum if self.nesterov else 1
-        return 2 * (1 + momentum) / (shrunk * evaluate(self.step_size, state[0], hyper))
+        step_size = largest(evaluate(self.step_size, state[0], hyper))
+        return 2 * (1 + momentum) / (shrunk * step_size)
 
 
 jax.tree_util.register_dataclass(

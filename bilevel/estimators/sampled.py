@@ -1,0 +1,163 @@
+r"""Many small inner problems: each call draws tasks and takes the mean of an estimator over them.
+
+    grad = mean_t g_t,   standard_error = sd_t(g_t) / sqrt(n),   tasks t = 1 .. n drawn by the key
+
+The stochastic outer step of meta-learning: Finn, Abbeel, Levine, ICML 2017 (MAML); Franceschi et
+al., ICML 2018; Rajeswaran et al., NeurIPS 2019.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.estimators.base import Estimator, progress
+from bilevel.messages import require_positive_int
+from bilevel.problem import Data, Problem, examples
+from bilevel.solvers.sampling import take
+from bilevel.trees import PyTree, strong, zeros_like
+
+
+def row(data: Data, key: Array) -> Data:
+    """The task that is one row of ``data``, the same row of both levels, drawn uniformly."""
+    n, other = examples(data.inner), examples(data.outer)
+    if n != other:
+        raise ValueError(
+            f"Sampled draws the same row of both levels, but data.inner has {n} tasks and "
+            f"data.outer {other}. Give every leaf a leading axis of tasks, or pass "
+            "draw=fn(data, key) -> bl.Data of one task."
+        )
+    i = jax.random.randint(key, (), 0, n)
+    return jax.tree.map(lambda leaf: take(leaf, i), data)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The mean of an estimator over ``tasks`` inner problems that each call draws anew.
+
+    The problem is that of one task: ``params``, both losses and a batch belong to a single task, and
+    ``hyper`` is what all tasks share (an initialisation, a representation, learning rates). ``data``
+    holds the pool, by default with one more leading axis on every leaf, which counts tasks.
+
+    Tasks change from call to call, so nothing is carried: every inner solve begins at
+    ``problem.start(hyper, params)``, or at the ``params`` that the run began with. Returned
+    ``params``, and ``inner_residual``, are those of the first task drawn; ``value``, ``grad`` and
+    ``bias`` are means, ``linear_residual`` the worst, ``counts`` the sum.
+
+    Parameters
+    ----------
+    estimator : any estimator.
+    tasks : how many tasks a call draws, independently. For more than one ``standard_error`` is
+        filled: the noise of drawing tasks, that of the inner solver included.
+    draw : ``(data, key) -> Data``, one task out of the pool; ``None`` takes a row of every leaf. Made
+        by a function, tasks need not be stored: episodes of classes, generated regressions.
+    chunk : work on so many tasks at a time, ``None`` for all: less memory, and faster where a task
+        fills the machine by itself (convolutions on a CPU).
+
+    Raises
+    ------
+    ValueError : ``tasks`` or ``chunk`` below 1; levels that count different numbers of tasks.
+    TypeError : a ``draw`` that returns no :class:`bilevel.Data`.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, bilevel as bl
+    >>> def loss(w, h, x):
+    ...     return jnp.mean((w - x) ** 2) / 2
+    >>> problem = bl.Problem(loss, loss, start=lambda h, w: h)  # learn where to start
+    >>> data = bl.Data(inner=jnp.array([[0.0], [4.0]]), outer=jnp.array([[0.0], [4.0]]))
+    >>> one = bl.Reverse(bl.GradientDescent(step_size=0.5), steps=1)
+    >>> estimator = bl.Sampled(one, tasks=64)
+    >>> h, w, key = jnp.array(2.0), jnp.array(0.0), jax.random.key(0)
+    >>> estimate, _ = bl.hypergradient(problem, estimator, h, w, data, key)
+    >>> estimate.value  # half a step from 2 leaves 1 to each task: 1^2 / 2
+    Array(0.5, dtype=float32)
+    """
+
+    estimator: Estimator
+    tasks: int
+    draw: Callable[[Data, Array], Data] | None = None
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse counts out of range and a ``draw`` that cannot be called."""
+        require_positive_int("Sampled", "tasks", self.tasks)
+        if self.chunk is not None:
+            require_positive_int("Sampled", "chunk", self.chunk)
+        if self.draw is not None and not callable(self.draw):
+            raise TypeError(
+                f"Sampled: draw must be a function (data, key) -> bl.Data of one task, got "
+                f"{self.draw!r}."
+            )
+
+    def init(self, params: PyTree, data: Data) -> Lower:
+        """The params of a task, and the same again to begin every call with."""
+        return begin(params, (), params)
+
+    def first_task(self, data: Data, key: Array) -> Data:
+        """The first of the tasks that a call with this key draws."""
+        return self._task(data, self._keys(key)[0])
+
+    def step(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> tuple[Estimate, Lower]:
+        """Draw tasks, take one step of the estimator on each from its beginning."""
+        params = lower.memory
+
+        def one(key: Array) -> tuple[Estimate, PyTree]:
+            task = self._task(data, key)
+            begun = strong(self.estimator.init(params, task))
+            estimate, after = self.estimator.step(problem, hyper, begun, task, key)
+            return estimate, after.params
+
+        keys = self._keys(key)
+        together = jax.vmap(one) if self.chunk is None else _map(one, min(self.chunk, self.tasks))
+        every, ends = together(keys)
+        value, grad, bias = jax.tree.map(
+            lambda x: jnp.mean(x, 0), (every.value, every.grad, every.evidence.bias)
+        )
+        error = None
+        if self.tasks > 1:
+            error = jax.tree.map(lambda x: jnp.std(x, 0, ddof=1) / self.tasks**0.5, every.grad)
+
+        end = jax.tree.map(lambda x: x[0], ends)
+        begun = params if problem.start is None else problem.start(hyper, params)
+        task, unknown = self.first_task(data, key), zeros_like(lower.reference)
+        residual, _ = progress(problem, hyper, begun, end, task, unknown)
+        counts = Counts(*(jnp.sum(x, dtype=jnp.int32) for x in every.evidence.counts))
+        evidence = Evidence(
+            residual,
+            jax.tree.map(jnp.max, every.evidence.linear_residual),
+            standard_error=error,
+            bias=bias,
+            counts=counts,
+        )
+        return Estimate(value, grad, evidence), Lower(end, (), params, lower.reference)
+
+    def _keys(self, key: Array) -> Array:
+        return jax.random.split(key, self.tasks)
+
+    def _task(self, data: Data, key: Array) -> Data:
+        task = (self.draw or row)(data, jax.random.fold_in(key, 0))
+        if not isinstance(task, Data):
+            raise TypeError(
+                f"Sampled: draw must return the bl.Data of one task, got {type(task).__name__}."
+            )
+        return task
+
+
+jax.tree_util.register_dataclass(
+    Sampled, data_fields=["estimator"], meta_fields=["tasks", "draw", "chunk"]
+)
+
+
+def _map(fn: Any, size: int) -> Any:
+    """``vmap(fn)``, ``size`` entries at a time."""
+    if size == 1:
+        return partial(jax.lax.map, fn)
+    return partial(jax.lax.map, fn, batch_size=size)
