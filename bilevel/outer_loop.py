@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -110,16 +111,16 @@ def outer_step(
     tx: Any,
     data: Data,
     state: State,
+    key: Array,
     *,
     warm_start: bool,
     limit: Array,
 ) -> tuple[State, Stop]:
-    """Update ``hyper``, estimate there; the state only advances if the solver did not diverge."""
+    """Update ``hyper``, estimate there; the state advances even if the solver diverged."""
     first = state.step == 0
     hyper, outer = jax.lax.cond(
         first, lambda: (state.hyper, state.outer), lambda: update(tx, state)
     )
-    key = jax.random.fold_in(state.key, state.step)
     lower = state.lower
     if not warm_start:
         cold = fresh(problem, estimator, hyper, state.start, data, key)
@@ -140,7 +141,7 @@ def outer_step(
         floor=jnp.maximum(residual, 0.9 * state.floor),
     )
     stop = Stop(diverged, estimate.value, residual, _residual(state.estimate), lost)
-    return jax.lax.cond(diverged, lambda: state, lambda: new), stop
+    return new, stop
 
 
 def _astray(estimator: Any, estimate: Estimate, after: Lower, limit: Array) -> dict[str, Array]:
@@ -212,9 +213,11 @@ def block(
 ) -> tuple[State, Stop, dict[str, Array]]:
     """Up to ``count <= length`` outer steps; rows of history that were not reached are NaN.
 
-    If ``adaptive``, it also ends where the inner work is to grow, which is the caller's to do.
+    If ``adaptive``, it also ends where the inner work is to grow, which is the caller's to do. Where
+    a step diverged, those before it are done again: to keep each state until its successor has been
+    judged would copy it at every step, tables of minibatch gradients included.
     """
-    begun = state.work.level
+    begun, keys = state, _keys(state, length)
 
     def row(state: State) -> dict[str, Array]:
         evidence = state.estimate.evidence
@@ -228,32 +231,40 @@ def block(
         return values | columns(adaptive, state.work, state.estimate)
 
     def unfinished(carry: Any) -> Array:
-        state, stop, _, k = carry
-        return (k < count) & ~stop.diverged & (state.work.level == begun)
+        state, stop, _, k, count = carry
+        return (k < count) & ~stop.diverged & (state.work.level == begun.work.level)
 
     def advance(carry: Any) -> Any:
-        state, _, history, k = carry
+        state, _, history, k, count = carry
         state, stop = outer_step(
-            problem, estimator, tx, data, state, warm_start=warm_start, limit=limit
+            problem, estimator, tx, data, state, keys[k], warm_start=warm_start, limit=limit
         )
-        written = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(state))
-        history, work = jax.tree.map(
-            lambda new, old: jnp.where(stop.diverged, old, new),
-            (written, observe(adaptive, state.work, state.estimate)),
-            (history, state.work),
-        )
-        return dataclasses.replace(state, work=work), stop, history, k + 1
+        history = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(state))
+        work = observe(adaptive, state.work, state.estimate)
+        return dataclasses.replace(state, work=work), stop, history, k + 1, count
 
-    history = jax.tree.map(
+    def attempt(carry: Any) -> Any:
+        _, _, first, _, count = carry
+        state, stop, history, k, _ = jax.lax.while_loop(
+            unfinished, advance, (begun, going, blank, jnp.zeros((), jnp.int32), count)
+        )
+        first = jax.tree.map(partial(jnp.where, first.diverged), first, stop)
+        return state, history, first, stop.diverged, k - 1
+
+    blank = jax.tree.map(
         lambda s: jnp.full((length, *s.shape), _blank(s.dtype), s.dtype), jax.eval_shape(row, state)
     )
     residual = _residual(state.estimate)
     lost = jax.tree.map(jnp.zeros_like, _astray(estimator, state.estimate, state.lower, limit))
-    stop = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
-    state, stop, history, _ = jax.lax.while_loop(
-        unfinished, advance, (state, stop, history, jnp.zeros((), jnp.int32))
-    )
+    going = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
+    carry = (state, blank, going, jnp.array(True), jnp.asarray(count, jnp.int32))
+    state, history, stop, _, _ = jax.lax.while_loop(lambda carry: carry[3], attempt, carry)
     return state, stop, history
+
+
+def _keys(state: State, length: int) -> Array:
+    """Those of the next steps, all at once: one by one they cost more than a small step does."""
+    return jax.vmap(partial(jax.random.fold_in, state.key))(state.step + jnp.arange(length))
 
 
 def _blank(dtype: Any) -> Any:
