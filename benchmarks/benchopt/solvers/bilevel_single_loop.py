@@ -55,8 +55,14 @@ class Solver(BaseSolver):
     def advance(self, state):
         """``eval_freq`` iterations more."""
         return bl.tune(
-            self.problem, self.estimator, self.outer, *self.start, self.data,
-            steps=self.eval_freq, every=self.eval_freq, state=state,
+            self.problem,
+            self.estimator,
+            self.outer,
+            *self.start,
+            self.data,
+            steps=self.eval_freq,
+            every=self.eval_freq,
+            state=state,
             key=None if state is not None else jax.random.key(self.random_state),
         )
 
