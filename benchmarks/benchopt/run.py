@@ -73,6 +73,7 @@ def arguments():
     parser.add_argument("--data", default="simulated", help="dataset, or dataset[key=value,...]")
     parser.add_argument("--files", type=Path, help="folder with ijcnn1.npz and mnist.npz")
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--points", type=int, default=60, help="evaluations at most")
     parser.add_argument("--out", type=Path, default=Path("benchopt.jsonl"))
     parser.add_argument("--wall", action="store_true", help="the wall clock instead of CPU seconds")
     args = parser.parse_args()
@@ -130,7 +131,7 @@ def main() -> None:
     clock = time.perf_counter if args.wall else time.process_time
     begun = clock()
     solver.set_objective(**given)
-    row = _follow(solver, objective, clock, args.seconds)
+    row = _follow(solver, objective, clock, args.seconds, args.points)
     n, m = given["n_inner_samples"], given["n_outer_samples"]
     if hasattr(solver, "trail"):
         row["calls"] = solver.trail[: len(row["seconds"])]
@@ -144,10 +145,10 @@ def main() -> None:
     print(args.solver, args.data, row["seconds"][-1], row["value"][0], row["value"][-1])
 
 
-def _follow(solver, objective, clock, seconds):
+def _follow(solver, objective, clock, seconds, points):
     """The benchmark's callback protocol; evaluations are outside the clock.
 
-    What is kept is evaluated after the run, at no more than 60 points, evenly over it.
+    What is kept is evaluated after the run, at no more than `--points` points, evenly over it.
     """
     kept, times = [], []
     spent, began = 0.0, clock()
@@ -165,7 +166,7 @@ def _follow(solver, objective, clock, seconds):
         start = solver.start if hasattr(solver, "start") else (solver.outer_var0, solver.inner_var0)
         solver.outer_var, solver.inner_var = start
     solver.run(callback)
-    every = max(len(kept) // 60, 1)
+    every = max(len(kept) // points, 1)
     chosen = sorted({*range(0, len(kept), every), len(kept) - 1})
     metrics = [objective.evaluate_result(**kept[i]) for i in chosen]
     row = {"seconds": times, "at": chosen, "began": began}

@@ -1,6 +1,7 @@
 r"""Implicit differentiation with one Cholesky factor of the inner Hessian, kept while it serves.
 
-    w <- w - t M^{-1} grad g(w),   v <- v - M^{-1} (H v + grad_w f),   M = H at some earlier point
+    w <- w - t M^{-1} grad g(w),   v <- v - M^{-1} (H v + grad_w f),
+    M = H at some earlier point
 
 The factor is formed anew where a step leaves more than a tenth of the gradient. A quadratic inner
 loss needs one factor for the whole run, a smooth one a few. An estimator by the library's contract.
@@ -31,7 +32,7 @@ class Chord:
         """No factor yet."""
         flat, _ = ravel_pytree(params)
         n = flat.size
-        memory = {"factor": jnp.eye(n, dtype=flat.dtype), "stale": jnp.array(True), "v": 0 * flat}
+        memory = {"factor": jnp.eye(n, dtype=flat.dtype), "stale": jnp.array(True)}
         return begin(params, (), memory)
 
     def step(
@@ -72,12 +73,21 @@ class Chord:
         def descend(carry: Any) -> Any:
             w, g, memory, k, losses = carry
             memory = renewed(w, memory)
-            direction, value = solve(memory[0], g), loss(w, hyper, data.inner)
-            length = backtrack(loss, w, hyper, data.inner, direction, g, value)
-            moved = w - length * direction
+            direction = solve(memory[0], g)
+            moved = w - direction
             new = gradient(moved)
+
+            def shorter() -> tuple:
+                value = loss(w, hyper, data.inner)
+                length = backtrack(loss, w, hyper, data.inner, direction, g, value)
+                at = w - length * direction
+                return at, gradient(at), 3 - jnp.log2(length)
+
+            moved, new, more = jax.lax.cond(
+                size(new) < size(g), lambda: (moved, new, jnp.zeros_like(losses)), shorter
+            )
             stale = size(new) > SLOW * size(g)
-            return moved, new, (memory[0], stale, memory[2]), k + 1, losses + 2 - jnp.log2(length)
+            return moved, new, (memory[0], stale, memory[2]), k + 1, losses + more
 
         memory = (lower.memory["factor"], lower.memory["stale"], jnp.zeros((), jnp.int32))
         w, g, memory, k, losses = jax.lax.while_loop(
@@ -88,28 +98,31 @@ class Chord:
         )
         b = ravel_pytree(rhs)[0]
 
+        def products(v: Array) -> tuple[Array, Any]:
+            """``(H v, C^T v)``."""
+            gradients = jax.grad(loss, (0, 1))
+            return jax.jvp(lambda w: gradients(w, hyper, data.inner), (w,), (v,))[1]
+
         def wrong(carry: Any) -> Array:
-            _, r, _, k = carry
+            _, r, _, _, k = carry
             return (size(r) > self.tol * size(b)) & (k < STEPS)
 
         def refine(carry: Any) -> Any:
-            v, r, memory, k = carry
+            v, r, _, memory, k = carry
             memory = renewed(w, memory)
             v = v - solve(memory[0], r)
-            new = hvp(w, v) + b
-            return v, new, (memory[0], size(new) > SLOW * size(r), memory[2]), k + 1
+            hv, cross = products(v)
+            new = hv + b
+            return v, new, cross, (memory[0], size(new) > SLOW * size(r), memory[2]), k + 1
 
-        v = lower.memory["v"]
-        v, r, memory, j = jax.lax.while_loop(
-            wrong, refine, (v, hvp(w, v) + b, memory, jnp.zeros((), jnp.int32))
+        nothing = (jnp.zeros_like(b), b, jax.tree.map(jnp.zeros_like, hyper))
+        _, r, cross, memory, j = jax.lax.while_loop(
+            wrong, refine, (*nothing, memory, jnp.zeros((), jnp.int32))
         )
-        cross = jax.jvp(
-            lambda w: jax.grad(problem.inner, 1)(unravel(w), hyper, data.inner), (w,), (v,)
-        )[1]
         grad = jax.tree.map(jnp.add, direct, cross)
-        counts = Counts.of(gradients=1 + k + losses / 2, hvps=1 + j + memory[2] + 1)
+        counts = Counts.of(gradients=1 + k + losses / 2, hvps=2 * j + memory[2])
         evidence = Evidence(size(g) / reference, size(r) / size(b), counts=counts)
-        state = {"factor": memory[0], "stale": memory[1], "v": v}
+        state = {"factor": memory[0], "stale": memory[1]}
         return Estimate(value, grad, evidence), Lower(unravel(w), (), state, reference)
 
 
