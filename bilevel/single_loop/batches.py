@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.problem import examples
-from bilevel.solvers.sampling import Sampler
+from bilevel.solvers.sampling import Lazy, Sampler, take
 from bilevel.trees import PyTree
 
 
@@ -57,22 +58,30 @@ class Batches:
         sampler, items = self._sampler(data)
         return sampler.init(items)
 
-    def draw(self, data: PyTree, key: Array, state: Any) -> tuple[Drawn, Any]:
+    def draw(self, data: PyTree, key: Array | Lazy, state: Any) -> tuple[Drawn, Any]:
         """The next minibatch and the sampler's state."""
         return self._draw(self._sampler(data), data, key, state)
 
-    def draw_iid(self, data: PyTree, key: Array) -> Drawn:
-        """A minibatch independent of all others."""
+    def draw_iid(self, data: PyTree, key: Array, count: int) -> Callable[[Array], Drawn]:
+        """``i -> minibatch i`` of ``count`` independent ones, drawn with ``fold_in(key, i)``."""
         _, items = self._sampler(data)
-        size = 1 if self.blocks and self.size is not None else self.size
-        return self._draw((Sampler(size, "iid"), items), data, key, ())[0]
+        blocks = self.blocks and self.size is not None
+        sampler = Sampler(1 if blocks else self.size, "iid")
+        if sampler.batch_size is None:
+            return lambda i: Drawn(data, jnp.zeros((), jnp.int32))
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
+        rows = jax.vmap(lambda key: sampler.indices(items, key, ())[0])(keys)
+        if blocks:
+            return lambda i: Drawn(None, rows[i, 0])
+        zero = jnp.zeros((), jnp.int32)
+        return lambda i: Drawn(jax.tree.map(lambda leaf: take(leaf, rows[i]), data), zero)
 
     def _sampler(self, data: PyTree) -> tuple[Sampler, PyTree]:
         if not self.blocks or self.size is None:
             return Sampler(self.size, self.sampling), data
         return Sampler(1, self.sampling), jnp.arange(self.count(data))
 
-    def _draw(self, source: Any, data: PyTree, key: Array, state: Any) -> tuple[Drawn, Any]:
+    def _draw(self, source: Any, data: PyTree, key: Array | Lazy, state: Any) -> tuple[Drawn, Any]:
         sampler, items = source
         if not self.blocks or self.size is None:
             batch, state = sampler.draw(data, key, state)

@@ -186,7 +186,7 @@ class DoubleLoop(Stochastic):
 
         def advance(carry: Any, k: Array) -> tuple[Any, None]:
             w, w_state, sampler, _ = carry
-            drawn, sampler = inner.draw(data.inner, jax.random.fold_in(key, k), sampler)
+            drawn, sampler = inner.draw(data.inner, partial(jax.random.fold_in, key, k), sampler)
             direction = inner.mean(partial(jax.grad(problem.inner), w, hyper), data.inner, drawn)
             w, w_state = move(rate, w, direction, index, hyper, w_state)
             return (w, w_state, sampler, direction), None
@@ -205,17 +205,18 @@ class DoubleLoop(Stochastic):
         inner, rate = self._levels()[0], self._rates()[1]
         w, v, hyper = point
         if isinstance(self.v, Series):
+            drawn = inner.draw_iid(data.inner, key, self.v.steps)
 
             def product(i: Array, x: PyTree) -> PyTree:
-                drawn = inner.draw_iid(data.inner, jax.random.fold_in(key, i))
-                return inner.mean(partial(hessian_product, problem, w, hyper, x), data.inner, drawn)
+                hvp = partial(hessian_product, problem, w, hyper, x)
+                return inner.mean(hvp, data.inner, drawn(i))
 
             v, products = self.v.solve(product, rhs, key)
             return v, *carry[1:], v, products
 
         def advance(carry: Any, k: Array) -> tuple[Any, None]:
             v, v_state, sampler, _ = carry
-            drawn, sampler = inner.draw(data.inner, jax.random.fold_in(key, k), sampler)
+            drawn, sampler = inner.draw(data.inner, partial(jax.random.fold_in, key, k), sampler)
             product = inner.mean(partial(hessian_product, problem, w, hyper, v), data.inner, drawn)
             direction = jax.tree.map(jnp.add, product, rhs)
             v, v_state = move(rate, v, direction, count, hyper, v_state)

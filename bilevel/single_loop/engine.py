@@ -5,7 +5,8 @@ r"""Single-loop methods: params, adjoint and hyperparameters move at once, along
 The directions are those of ``oracles.py``, estimated by the rules of ``rules.py``. Dagreou, Ablin,
 Vaiter, Moreau, NeurIPS 2022 (the framework); "plug and play" choices of rules: PnPBO, 2025.
 
-Keys: move k of a call draws with ``inner, outer, coin, series = split(fold_in(key, k), 4)``.
+Keys: move k of a call draws with ``fold_in(key, 4 k + j)``, j = 0 the inner minibatch, 1 the outer
+one, 2 the coin, 3 the series.
 """
 
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ class SingleLoop(Stochastic):
         calls = memory["count"] // self.steps
 
         def advance(carry: Any, k: Any) -> Any:
-            return self._move(problem, hyper, carry, data, jax.random.fold_in(key, k)), None
+            return self._move(problem, hyper, carry, data, partial(_key, key, k)), None
 
         blank = jnp.zeros((), jnp.int32)
         outputs = (Point(lower.params, memory["v"], hyper), jnp.zeros((), dtype(hyper)), blank)
@@ -164,7 +165,7 @@ class SingleLoop(Stochastic):
         estimate = Estimate(value, directions.lam, evidence)
         return estimate, Lower(params, state, memory, reference)
 
-    def _move(self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array) -> Any:
+    def _move(self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Any) -> Any:
         """One move of params and adjoint from ``carry``, and the directions that it took."""
         params, (*samplers, rates), memory, (_, _, calls) = carry
         count, rules, sizes = memory["count"], self._rules(), self._counts(data)
@@ -216,16 +217,16 @@ class SingleLoop(Stochastic):
         outputs = (Point(**directions), now.value, calls)
         return params, (*samplers, (w_state, v_state)), memory, outputs
 
-    def _draw(self, problem: Problem, data: Data, samplers: Any, key: Array) -> Any:
+    def _draw(self, problem: Problem, data: Data, samplers: Any, key: Any) -> Any:
         """``(minibatches, sampler states, coin, at)``; ``at(point)`` evaluates on them."""
         inner, outer = self._levels()
-        inner_key, outer_key, coin_key, series_key = jax.random.split(key, 4)
-        one, inner_state = inner.draw(data.inner, inner_key, samplers[0])
-        two, outer_state = outer.draw(data.outer, outer_key, samplers[1])
+        series_key = key(3)
+        drawn = inner.draw_iid(data.inner, series_key, self.v.steps) if _is_series(self.v) else None
+        one, inner_state = inner.draw(data.inner, partial(key, 0), samplers[0])
+        two, outer_state = outer.draw(data.outer, partial(key, 1), samplers[1])
 
         def fresh(i: Array) -> Any:
-            drawn = inner.draw_iid(data.inner, jax.random.fold_in(series_key, i))
-            return partial(inner.mean, data=data.inner, drawn=drawn)
+            return partial(inner.mean, data=data.inner, drawn=drawn(i))
 
         def at(point: Point, whole: bool = False) -> Evaluation:
             if whole:
@@ -237,7 +238,7 @@ class SingleLoop(Stochastic):
                 means = (on_inner, on_outer, self.v, fresh)
             return evaluate_at(problem, point, *means, series_key)
 
-        return (one, two), (inner_state, outer_state), jax.random.uniform(coin_key), at
+        return (one, two), (inner_state, outer_state), jax.random.uniform(key(2)), at
 
 
 jax.tree_util.register_dataclass(
@@ -245,6 +246,11 @@ jax.tree_util.register_dataclass(
     data_fields=["step_size", "w", "v", "lam", "adjoint_step"],
     meta_fields=["batch_size", "sampling", "steps", "check_every"],
 )
+
+
+def _key(key: Array, move: Any, part: int) -> Array:
+    """Made where it is used, which may be inside a branch: a key costs as much as a small step."""
+    return jax.random.fold_in(key, 4 * move + part)
 
 
 def _is_series(rule: Any) -> bool:

@@ -1,11 +1,12 @@
 """Rules that correct a minibatch by what was seen before: their noise vanishes at the solution."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from bilevel.messages import require_positive, require_positive_int
 from bilevel.single_loop.rules import Memoryless, Recursive, Sample
@@ -32,9 +33,11 @@ class SAGA(Memoryless):
         """The corrected direction; the table takes the new entry."""
         directions, memories = [], []
         for now, (table, mean), (j, n) in zip(sample.now, memory, sample.slots, strict=True):
-            change = jax.tree.map(lambda x, t, j=j: x - t[j], now, table)
+            old = jax.tree.map(partial(_row, j), table)
+            change = jax.tree.map(jnp.subtract, now, old)
             directions.append(jax.tree.map(jnp.add, change, mean))
-            table = jax.tree.map(lambda t, x, j=j: t.at[j].set(x), table, now)
+            put = partial(lax.dynamic_update_index_in_dim, index=j, axis=0)
+            table = jax.tree.map(lambda t, o, c, put=put: put(t, o + c), table, old, change)
             mean = jax.tree.map(lambda m, c, n=n: m + c / n, mean, change)
             memories.append((table, mean))
         return tuple(directions), tuple(memories)
@@ -143,6 +146,18 @@ def _check_period(rule: Any) -> None:
 
 def _where(flag: Any, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(flag, a, b), yes, no)
+
+
+def _row(j: Array, table: Array) -> Array:
+    """Entry j, read before anything is written: a branch is not fused into what comes later.
+
+    Together with writing ``old + change``, which waits for it, this lets XLA write in place. Else
+    it copies the whole table at every step.
+    """
+    blank = jnp.zeros(table.shape[1:], table.dtype)
+    return lax.cond(
+        j >= 0, lambda t: lax.dynamic_index_in_dim(t, j, 0, False), lambda _: blank, table
+    )
 
 
 def _recursive(sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:

@@ -1,5 +1,6 @@
 """Minibatches: which examples a step sees, drawn inside the compiled loop."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from bilevel.problem import examples
 from bilevel.trees import PyTree
 
 SAMPLINGS = ("iid", "epoch")
+Lazy = Callable[[], Array]
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,21 @@ class Sampler:
             return ()
         return jnp.arange(n, dtype=jnp.int32), jnp.asarray(n, jnp.int32)
 
-    def indices(self, data: PyTree, key: Array, state: Any) -> tuple[Array, Any]:
-        """Row numbers of the next batch, ``[batch_size]``, and the new state."""
+    def indices(self, data: PyTree, key: Array | Lazy, state: Any) -> tuple[Array, Any]:
+        """Row numbers of the next batch, ``[batch_size]``, and the new state.
+
+        A key may be given as the function that makes it: epochs need one only where they shuffle.
+        """
         n, b = examples(data), self.batch_size
         if b is None:
             return jnp.arange(n, dtype=jnp.int32), state
         if self.sampling == "iid":
-            return jax.random.randint(key, (b,), 0, n, jnp.int32), state
+            return jax.random.randint(_made(key), (b,), 0, n, jnp.int32), state
         order, position = state
         exhausted = position + b > n
 
         def shuffle() -> Array:
-            return jax.random.permutation(key, jnp.arange(n, dtype=jnp.int32))
+            return jax.random.permutation(_made(key), jnp.arange(n, dtype=jnp.int32))
 
         following = jax.lax.cond(exhausted, shuffle, lambda: order)
         slots = position + jnp.arange(b, dtype=jnp.int32)
@@ -69,12 +74,16 @@ class Sampler:
         )
         return rows, (following, jnp.where(exhausted, position + b - n, position + b))
 
-    def draw(self, data: PyTree, key: Array, state: Any) -> tuple[PyTree, Any]:
+    def draw(self, data: PyTree, key: Array | Lazy, state: Any) -> tuple[PyTree, Any]:
         """The next batch, a tree like ``data`` with leading axis ``batch_size``, and the state."""
         if self.batch_size is None:
             return data, state
         rows, state = self.indices(data, key, state)
         return jax.tree.map(lambda leaf: take(leaf, rows), data), state
+
+
+def _made(key: Array | Lazy) -> Array:
+    return key() if callable(key) else key
 
 
 def take(leaf: Any, rows: Array) -> Array:

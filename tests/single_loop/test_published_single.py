@@ -34,7 +34,7 @@ S, CALLS = 0.1, 4
 
 def keys(t, move=0):
     """Those of a move of the call with key t: inner, outer, coin, series."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(t), move), 4)
+    return [jax.random.fold_in(jax.random.key(t), 4 * move + part) for part in range(4)]
 
 
 def directions(w, v, lam, inner, outer):

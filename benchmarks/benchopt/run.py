@@ -1,0 +1,179 @@
+"""Run one solver of a benchmark_bilevel checkout, ours or its own, on a clock that is honest.
+
+python -m benchmarks.benchopt.run CHECKOUT "SABA[step_size=0.1]" --data simulated --seconds 20
+
+One process per solver. Nothing of the checkout is changed: our solver files are found beside this
+one, `libsvmdata` and `mnist.pkl` are stood in for by local files (`--files`), dispatch waits for the
+result, and the clock counts CPU seconds of this process. Rows of value, seconds, oracle calls go to
+`--out`, appended, one JSON object a run.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+OURS = {"bilevel": "bilevel_deterministic", "bilevel_single_loop": "bilevel_single_loop"}
+
+
+def calls(solver, n, m):
+    """Oracle calls per iteration in minibatches: inner and outer gradients, products, crosses."""
+    b = solver.batch_size if solver.batch_size != "full" else n
+    inner = getattr(solver, "n_inner_steps", 10)
+    terms = getattr(solver, "n_shia_steps", 10)
+    name = getattr(solver, "method", solver.name).lower()
+    full = 3 * n / b + m / b
+    return {
+        "soba": 4,
+        "saba": 4,
+        "srba": 8 + full / max(int((n + m) * (getattr(solver, "period_frac", 0) or 0.5) / b), 1),
+        "stocbio": inner + terms + 2,
+        "amigo": 2 * inner + 2,
+        "mrbo": 2 * (terms + 3),
+        "f2sa": 3 * inner + 3,
+    }[name]
+
+
+def stand_in(files):
+    """`libsvmdata.fetch_libsvm` from ijcnn1.npz, and mnist.pkl from mnist.npz."""
+    if files is None:
+        return
+
+    def fetch_libsvm(name):
+        z = np.load(files / "ijcnn1.npz")
+        part = "test" if name.endswith("_test") else "train"
+        return z[f"X_{part}"], z[f"y_{part}"].astype("float32")
+
+    module = types.ModuleType("libsvmdata")
+    module.fetch_libsvm = fetch_libsvm
+    sys.modules["libsvmdata"] = module
+    if not Path("mnist.pkl").exists() and (files / "mnist.npz").exists():
+        import pickle
+
+        z = np.load(files / "mnist.npz")
+        parts = {"training": "train", "test": "test"}
+        mnist = {f"{k}_images": z[f"x_{v}"].reshape(-1, 784) for k, v in parts.items()}
+        mnist |= {f"{k}_labels": z[f"y_{v}"].copy() for k, v in parts.items()}
+        with open("mnist.pkl", "wb") as file:
+            pickle.dump(mnist, file)
+
+
+def arguments():
+    """What to run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("solver", help="name, or name[key=value,...]")
+    parser.add_argument("--data", default="simulated", help="dataset, or dataset[key=value,...]")
+    parser.add_argument("--files", type=Path, help="folder with ijcnn1.npz and mnist.npz")
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--points", type=int, default=60, help="evaluations at most")
+    parser.add_argument("--out", type=Path, default=Path("benchopt.jsonl"))
+    parser.add_argument("--wall", action="store_true", help="the wall clock instead of CPU seconds")
+    args = parser.parse_args()
+    args.out = args.out.resolve()
+    args.files = args.files.resolve() if args.files else None
+    return args
+
+
+def pieces(text):
+    """``name[key=value,...]`` as a name and its settings."""
+    name, inside = re.fullmatch(r"(\w+)(?:\[(.*)\])?", text).groups()
+    settings = dict(pair.split("=") for pair in inside.split(",")) if inside else {}
+    return name, {key: _number(value) for key, value in settings.items()}
+
+
+def _number(text):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def main() -> None:
+    """Load the checkout, run, write."""
+    args = arguments()
+    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    # The simulated matrices are constants of the programs: folding them takes minutes.
+    flags += " --xla_disable_hlo_passes=constant_folding"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.chdir(args.checkout)
+    sys.path[:0] = [str(args.checkout.resolve())]
+    stand_in(args.files)
+    import jax
+    from benchopt.benchmark import Benchmark
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    benchmark = Benchmark(args.checkout)
+    import benchmark_utils  # of the checkout, as benchopt has found it
+
+    benchmark_utils.__path__.append(str(HERE / "benchmark_utils"))
+    name, settings = pieces(args.solver)
+    if name in OURS:
+        import runpy
+
+        cls = runpy.run_path(str(HERE / "solvers" / f"{OURS[name]}.py"))["Solver"]
+    else:
+        cls = {solver.name: solver for solver in benchmark.get_solvers()}[name]
+    data_name, data_settings = pieces(args.data)
+    dataset = {d.name: d for d in benchmark.get_datasets()}[data_name].get_instance(**data_settings)
+    objective = benchmark.get_benchmark_objective().get_instance()
+    objective.set_data(**dataset.get_data())
+    given = objective.get_objective()
+    solver = cls.get_instance(**settings)
+    clock = time.perf_counter if args.wall else time.process_time
+    begun = clock()
+    solver.set_objective(**given)
+    row = _follow(solver, objective, clock, args.seconds, args.points)
+    n, m = given["n_inner_samples"], given["n_outer_samples"]
+    if hasattr(solver, "trail"):
+        row["calls"] = solver.trail[: len(row["seconds"])]
+    else:
+        each = calls(solver, n, m) * solver.eval_freq
+        row["calls"] = [each * k for k in range(len(row["seconds"]))]
+    row |= {"solver": args.solver, "data": args.data, "clock": "wall" if args.wall else "cpu"}
+    row["setup"] = row.pop("began") - begun
+    with args.out.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(args.solver, args.data, row["seconds"][-1], row["value"][0], row["value"][-1])
+
+
+def _follow(solver, objective, clock, seconds, points):
+    """The benchmark's callback protocol; evaluations are outside the clock.
+
+    What is kept is evaluated after the run, at no more than `--points` points, evenly over it.
+    """
+    kept, times = [], []
+    spent, began = 0.0, clock()
+    started = began
+
+    def callback():
+        nonlocal spent, started
+        spent += clock() - started
+        kept.append({k: np.array(v) for k, v in solver.get_result().items()})
+        times.append(spent)
+        started = clock()
+        return spent < seconds
+
+    if not hasattr(solver, "inner_var"):
+        start = solver.start if hasattr(solver, "start") else (solver.outer_var0, solver.inner_var0)
+        solver.outer_var, solver.inner_var = start
+    solver.run(callback)
+    every = max(len(kept) // points, 1)
+    chosen = sorted({*range(0, len(kept), every), len(kept) - 1})
+    metrics = [objective.evaluate_result(**kept[i]) for i in chosen]
+    row = {"seconds": times, "at": chosen, "began": began}
+    for key in metrics[0]:
+        row[key] = [float(entry[key]) for entry in metrics]
+    return row
+
+
+if __name__ == "__main__":
+    main()
