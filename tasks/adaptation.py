@@ -1,9 +1,9 @@
 r"""How one task is learned from what all tasks share: the inner problems of meta-learning.
 
-    all      params are all weights, from the shared start          MAML; Meta-SGD with learned rates
-    head     params are the head, from the shared start, body shared           ANIL
-    proximal all weights, near the start: + strength / 2 |w - start|^2         iMAML
-    ridge    params are the head, solved for: + exp(log_penalty) / 2 |w|^2     hyper-representation
+all      params are all weights, from the shared start          MAML; Meta-SGD with learned rates
+head     params are the head, from the shared start, body shared           ANIL
+proximal all weights, near the start: + strength / 2 |w - start|^2         iMAML
+ridge    params are the head, solved for: + exp(log_penalty) / 2 |w|^2     hyper-representation
 """
 
 from collections.abc import Callable

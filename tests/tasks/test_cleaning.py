@@ -93,7 +93,9 @@ def test_baselines_stand_in_their_order() -> None:
         "oracle: wrong labels known and dropped", "training rows as they are, alone"
     ))  # fmt: skip
     assert oracle < 0.1 < 0.5 < noisy
-    assert all(row["test_error"] == pytest.approx(1 - row["test_accuracy"]) for row in rows.values())
+    assert all(
+        row["test_error"] == pytest.approx(1 - row["test_accuracy"]) for row in rows.values()
+    )
 
 
 def test_bad_settings_are_refused() -> None:

@@ -4,11 +4,30 @@ import doctest
 
 import pytest
 
-from tasks import augmentation, cleaning, data, decays, distillation, imbalance, images, logistic
-from tasks import networks, ridge
+from tasks import (
+    augmentation,
+    cleaning,
+    data,
+    decays,
+    distillation,
+    images,
+    imbalance,
+    logistic,
+    networks,
+    ridge,
+)
 
-
-MODULES = [augmentation, cleaning, data, decays, distillation, imbalance, images, logistic, networks]
+MODULES = [
+    augmentation,
+    cleaning,
+    data,
+    decays,
+    distillation,
+    imbalance,
+    images,
+    logistic,
+    networks,
+]
 
 
 @pytest.mark.parametrize("module", [*MODULES, ridge], ids=lambda m: m.__name__)

@@ -49,7 +49,12 @@ class Solver(BaseSolver):
     def call(self, hyper, state):
         """Value, hypergradient, lower level."""
         return bl.hypergradient(
-            self.problem, self.estimator, hyper, self.start[1], self.data, jax.random.key(0),
+            self.problem,
+            self.estimator,
+            hyper,
+            self.start[1],
+            self.data,
+            jax.random.key(0),
             state=state,
         )
 
@@ -78,7 +83,11 @@ class Solver(BaseSolver):
             for _ in range(20):
                 options = {"maxiter": 100_000, "maxfun": 100_000, "ftol": 0, "gtol": 0}
                 found = minimize(
-                    value_and_gradient, x, jac=True, method="L-BFGS-B", callback=accepted,
+                    value_and_gradient,
+                    x,
+                    jac=True,
+                    method="L-BFGS-B",
+                    callback=accepted,
                     options=options,
                 )
                 x = found.x

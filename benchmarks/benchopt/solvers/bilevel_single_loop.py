@@ -1,13 +1,12 @@
 """A preset of `bilevel.single_loop` inside benchmark_bilevel."""
 
+import jax
+from benchmark_utils import constants
+from benchmark_utils.bilevel_problem import as_problem
 from benchopt import BaseSolver
 from benchopt.stopping_criterion import SufficientProgressCriterion
 
-import jax
-
 import bilevel as bl
-from benchmark_utils import constants
-from benchmark_utils.bilevel_problem import as_problem
 from bilevel.single_loop import preset
 
 OWN = {"period": "period", "growth": "growth", "eta": "eta"}
