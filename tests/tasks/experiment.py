@@ -23,8 +23,6 @@ def run_experiment(name: str, *overrides: str) -> Outcome:
         hydra_compat.compose([f"experiment={name}", *overrides])
     )
     job = Job.of(settings)
-    result = job.tune(
-        job.task.data, steps=settings["steps"], key=job.key, every=settings["every"]
-    )
+    result = job.tune(job.task.data, steps=settings["steps"], key=job.key, every=settings["every"])
     assert not result.diverged, result.message
     return Outcome(job, result, job.task.metrics(result.hyper, result.params))

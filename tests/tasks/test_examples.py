@@ -4,14 +4,25 @@ import doctest
 
 import pytest
 
-from tasks import augmentation, cleaning, data, decays, distillation, imbalance, images, logistic
-from tasks import networks, ridge
+from tasks import (
+    augmentation,
+    cleaning,
+    data,
+    decays,
+    distillation,
+    from_rest,
+    images,
+    imbalance,
+    logistic,
+    networks,
+    ridge,
+)
+
+MODULES = [augmentation, cleaning, data, decays, distillation, from_rest, images]
+MODULES += [imbalance, logistic, networks, ridge]
 
 
-MODULES = [augmentation, cleaning, data, decays, distillation, imbalance, images, logistic, networks]
-
-
-@pytest.mark.parametrize("module", [*MODULES, ridge], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_examples_run(module) -> None:
     failed, tried = doctest.testmod(module)
     assert tried

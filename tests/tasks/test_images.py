@@ -13,8 +13,8 @@ from tasks.base import Task
 from tasks.cleaning import cleaning
 from tasks.decays import decays
 from tasks.distillation import distillation
-from tasks.imbalance import imbalance
 from tasks.images import images
+from tasks.imbalance import imbalance
 
 X, Y = load_digits(return_X_y=True)
 
@@ -30,7 +30,8 @@ def test_rows_are_those_of_the_permutation() -> None:
 
 def test_classes_are_drawn_in_the_numbers_asked_for() -> None:
     parts = images("digits", train={9: 30, 4: 2}, validation={9: 5, 4: 5}, test=7)
-    assert [np.bincount(y).tolist() for _, y in (parts.train, parts.validation)] == [[30, 2], [5, 5]]
+    counts = [np.bincount(y).tolist() for _, y in (parts.train, parts.validation)]
+    assert counts == [[30, 2], [5, 5]]
     assert parts.classes == 2
     assert len(parts.test[1]) == 7
     rows = np.concatenate([parts.train[0], parts.validation[0], parts.test[0]])
