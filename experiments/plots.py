@@ -32,7 +32,8 @@ def curves(path: Path, history: dict[str, np.ndarray], labels: list[str], title:
             residual.plot(steps, history[name], label=name.replace("_", " "))
             _log(residual, history[name])
     residual.set(title="evidence: how far the systems are solved", ylabel="relative residual")
-    residual.legend()
+    if residual.lines:  # a method that measures none has nothing to name
+        residual.legend()
     _hyper(path_of_hyper, steps, history[COLUMN], labels)
     for axes in (value, grad, residual, path_of_hyper):
         axes.set_xlabel("outer step")

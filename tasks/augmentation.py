@@ -47,7 +47,7 @@ def augmentation(
     *,
     hidden: int = 64,
     train: int = 100,
-    validation: int = 300,
+    validation: int = 200,
     test: int | None = None,
     pool: int = 1,
     draws: int = 16,

@@ -1,5 +1,6 @@
 """Flax networks as pure functions of a dict of arrays, which is what a problem's losses take."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ def perceptron(sizes: tuple[int, ...], seed: int) -> tuple[Network, PyTree]:
     from flax import nnx
 
     rngs, layers = nnx.Rngs(seed), []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [nnx.relu] if layers else []
         layers.append(nnx.Linear(inputs, outputs, rngs=rngs))
     graph, state = nnx.split(nnx.Sequential(*layers), nnx.Param)

@@ -5,12 +5,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
 
 import bilevel as bl
 from tasks.cleaning import cleaning, corrupt, f1
+from tasks.from_rest import FromRest
 from tests.tasks.experiment import run_experiment
 
 
@@ -103,6 +105,26 @@ def test_bad_settings_are_refused() -> None:
         cleaning(noise="flip")
     with pytest.raises(ValueError, match=r"fraction=45 must be a share"):
         cleaning(fraction=45)
+
+
+def test_heavy_ball_starts_from_rest(x64) -> None:
+    """Two calls of three steps are two loops of three steps, each without velocity at first."""
+    task = cleaning(train=50, validation=20, test=20)
+    estimator = bl.Implicit(FromRest(bl.SGD(0.1, momentum=0.9)), steps=3, linear=bl.CG())
+    result = bl.tune(
+        task.problem, estimator, optax.sgd(0.0), task.hyper, task.params, task.data, steps=2,
+        every=2, key=jax.random.key(0),
+    )  # fmt: skip
+    X, y, _ = map(np.asarray, task.data.inner)
+    X, w = np.concatenate([X, np.ones((50, 1))], axis=1), np.zeros((65, 10))
+    for _ in range(2):
+        velocity = np.zeros_like(w)
+        for _ in range(3):
+            odds = np.exp(X @ w)
+            slope = X.T @ (odds / odds.sum(1, keepdims=True) - np.eye(10)[y]) / 100 + 2e-4 * w
+            velocity = 0.9 * velocity + slope
+            w = w - 0.1 * velocity
+    np.testing.assert_allclose(result.params["W"], w[:-1], atol=1e-7)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from tasks import (
     data,
     decays,
     distillation,
+    from_rest,
     images,
     imbalance,
     logistic,
@@ -17,20 +18,11 @@ from tasks import (
     ridge,
 )
 
-MODULES = [
-    augmentation,
-    cleaning,
-    data,
-    decays,
-    distillation,
-    imbalance,
-    images,
-    logistic,
-    networks,
-]
+MODULES = [augmentation, cleaning, data, decays, distillation, from_rest, images]
+MODULES += [imbalance, logistic, networks, ridge]
 
 
-@pytest.mark.parametrize("module", [*MODULES, ridge], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_examples_run(module) -> None:
     failed, tried = doctest.testmod(module)
     assert tried

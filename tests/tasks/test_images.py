@@ -30,10 +30,8 @@ def test_rows_are_those_of_the_permutation() -> None:
 
 def test_classes_are_drawn_in_the_numbers_asked_for() -> None:
     parts = images("digits", train={9: 30, 4: 2}, validation={9: 5, 4: 5}, test=7)
-    assert [np.bincount(y).tolist() for _, y in (parts.train, parts.validation)] == [
-        [30, 2],
-        [5, 5],
-    ]
+    counts = [np.bincount(y).tolist() for _, y in (parts.train, parts.validation)]
+    assert counts == [[30, 2], [5, 5]]
     assert parts.classes == 2
     assert len(parts.test[1]) == 7
     rows = np.concatenate([parts.train[0], parts.validation[0], parts.test[0]])

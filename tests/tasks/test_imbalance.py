@@ -116,8 +116,8 @@ def test_bad_settings_are_refused() -> None:
 
 @pytest.mark.slow
 def test_v7_mnist(shared_data: Path) -> None:
-    """9 against 4 with 1 %: mean test error of three seeds."""
+    """9 against 4 with 1 %: mean test error of six seeds; the standard error of three is 0.006."""
     errors = [
-        run_experiment("imbalance_paper", f"seed={seed}").metrics["test_error"] for seed in range(3)
+        run_experiment("imbalance_paper", f"seed={seed}").metrics["test_error"] for seed in range(6)
     ]
     assert np.mean(errors) <= 0.070
