@@ -57,8 +57,9 @@ class Box:
 
     def natural(self, free: Array) -> Array:
         """As above."""
-        own, x = self._ends, free
-        low, high = own.cast(x)
+        own: Ends = self._ends
+        x: Any = free
+        low, high = own.cast(free)
         if own.open_low and own.open_high:
             share = (high - low) * jax.nn.sigmoid(-jnp.abs(x))
             x = jnp.where(x < 0, low + share, high - share)
@@ -243,6 +244,6 @@ def _slope(space: Any, free: Array) -> Array:
     return jax.jvp(space.natural, (free,), (jnp.ones_like(free),))[1]
 
 
-def _unsoftplus(y: Array) -> Array:
+def _unsoftplus(y: Any) -> Any:
     """The ``x`` with ``log(1 + exp(x)) = y``."""
     return y + jnp.log(-jnp.expm1(-y))

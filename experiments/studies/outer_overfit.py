@@ -52,7 +52,8 @@ PROBLEM = bl.Problem(ridge, loss, quadratic=True, space=Log(1e-5, 1e4))
 
 def columns() -> tuple[np.ndarray, np.ndarray]:
     """Inputs, squares and products; the square of a two-valued input is left out."""
-    X, y = load_diabetes(return_X_y=True)
+    table: Any = load_diabetes()
+    X, y = table.data, table.target
     X = (X - X.mean(0)) / X.std(0)
     pairs = [(i, j) for i in range(10) for j in range(i, 10) if len(set(X[:, i])) > 2 or i != j]
     return np.concatenate([X, np.stack([X[:, i] * X[:, j] for i, j in pairs], 1)], 1), y
