@@ -1,4 +1,4 @@
-"""What else a user could do with a family of tasks: nothing, one network for all, Reptile, pixels."""
+"""What else a user could do with a family of tasks: one network for all, Reptile, pixels."""
 
 from collections.abc import Callable
 from functools import partial

@@ -40,9 +40,9 @@ def row(data: Data, key: Array) -> Data:
 class Sampled:
     """The mean of an estimator over ``tasks`` inner problems that each call draws anew.
 
-    The problem is that of one task: ``params``, both losses and a batch belong to a single task, and
-    ``hyper`` is what all tasks share (an initialisation, a representation, learning rates). ``data``
-    holds the pool, by default with one more leading axis on every leaf, which counts tasks.
+    The problem is that of one task: ``params``, both losses and a batch belong to a single task,
+    and ``hyper`` is what all tasks share (an initialisation, a representation, learning rates).
+    ``data`` holds the pool, by default with one more leading axis on every leaf, which counts tasks.
 
     Tasks change from call to call, so nothing is carried: every inner solve begins at
     ``problem.start(hyper, params)``, or at the ``params`` that the run began with. Returned
@@ -54,8 +54,8 @@ class Sampled:
     estimator : any estimator.
     tasks : how many tasks a call draws, independently. For more than one ``standard_error`` is
         filled: the noise of drawing tasks, that of the inner solver included.
-    draw : ``(data, key) -> Data``, one task out of the pool; ``None`` takes a row of every leaf. Made
-        by a function, tasks need not be stored: episodes of classes, generated regressions.
+    draw : ``(data, key) -> Data``, one task out of the pool; ``None`` takes a row of every leaf.
+        Made by a function, tasks need not be stored: episodes of classes, generated regressions.
     chunk : work on so many tasks at a time, ``None`` for all: less memory, and faster where a task
         fills the machine by itself (convolutions on a CPU).
 

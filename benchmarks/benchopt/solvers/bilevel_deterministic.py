@@ -14,7 +14,7 @@ import bilevel as bl
 DENSE = 1000  # inner variables up to which the Hessian is factorised
 
 
-class Enough(Exception):
+class Enough(Exception):  # noqa: N818 (nothing went wrong)
     """The benchmark wants no more."""
 
 

@@ -1,5 +1,7 @@
 """A preset of `bilevel.single_loop` inside benchmark_bilevel."""
 
+from typing import ClassVar
+
 import jax
 from benchmark_utils import constants
 from benchmark_utils.bilevel_problem import as_problem
@@ -16,8 +18,8 @@ class Solver(BaseSolver):
     """One of `bilevel`'s single-loop presets, with the benchmark's own names of settings."""
 
     name = "bilevel_single_loop"
-    requirements = ["jax", "pip::bilevel"]
-    parameters = {
+    requirements: ClassVar = ["jax", "pip::bilevel"]
+    parameters: ClassVar = {
         "method": ["saba"],
         "step_size": [0.1],
         "outer_ratio": [1.0],
