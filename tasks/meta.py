@@ -60,7 +60,8 @@ def meta(
     widths : of the hidden layers; for Omniglot the channels of the convolutions, then the features.
     pool : how many sinusoids are drawn to train on.
     test_tasks, test_queries, test_alphabets : what judges: unseen tasks (from unseen alphabets),
-        and the examples (of each class) by which they do; by default 100 for sinusoids, 5 for Omniglot.
+        and the examples (of each class) by which they do; by default 100 for sinusoids, 5 for
+        Omniglot.
     baseline_steps : meta-steps of the baselines that are trained.
 
     Raises

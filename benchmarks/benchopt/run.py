@@ -4,8 +4,8 @@ python -m benchmarks.benchopt.run CHECKOUT "SABA[step_size=0.1]" --data simulate
 
 One process per solver. Nothing of the checkout is changed: our solver files are found beside this
 one, `libsvmdata` and `mnist.pkl` are stood in for by local files (`--files`), dispatch waits for
-the result, and the clock counts CPU seconds of this process. Rows of value, seconds, oracle calls go to
-`--out`, appended, one JSON object a run.
+the result, and the clock counts CPU seconds of this process. Rows of value, seconds, oracle calls
+go to `--out`, appended, one JSON object a run.
 """
 
 import argparse

@@ -42,7 +42,7 @@ class Sampled:
 
     The problem is that of one task: ``params``, both losses and a batch belong to a single task,
     and ``hyper`` is what all tasks share (an initialisation, a representation, learning rates).
-    ``data`` holds the pool, by default with one more leading axis on every leaf, which counts tasks.
+    ``data`` holds the pool, by default with one more leading axis on every leaf, counting tasks.
 
     Tasks change from call to call, so nothing is carried: every inner solve begins at
     ``problem.start(hyper, params)``, or at the ``params`` that the run began with. Returned
