@@ -90,8 +90,8 @@ def sure(
     --------
     >>> import jax.numpy as jnp
     >>> X, y = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([[0.0], [1.0], [2.0]])
-    >>> sure(jnp.array([-20.0]), X, y, jnp.ones(3), noise_variance=0.3).round(4)
-    Array(0.1, dtype=float32)
+    >>> round(float(sure(jnp.array([-20.0]), X, y, jnp.ones(3), noise_variance=0.3)), 4)
+    0.1
     """
     residual, leverage, counts, _ = _fit(log_penalty, X, y, weight, intercept)
     n = jnp.sum(counts)
