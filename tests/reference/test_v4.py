@@ -1,7 +1,8 @@
 """V4: ijcnn1, one log-penalty per feature; the value function solved by Newton's method in numpy.
 
 Inner: mean logistic loss on the 49 990 training rows + sum exp(lam) w^2 / 2; outer: mean logistic
-loss on the 91 701 test rows. The fast tests use every tenth row.
+loss on the 91 701 test rows. The fast test takes 4 000 random rows of each: the file has a period of
+ten rows, and its order is no shuffle.
 """
 
 from pathlib import Path
@@ -32,13 +33,23 @@ def inner(w: Any, lam: Any, batch: Any) -> Any:
 PROBLEM = bl.Problem(inner, lambda w, lam, batch: loss(w, batch))
 
 
-def load(folder: Path, every: int) -> bl.Data:
-    z = np.load(folder / "ijcnn1.npz")
-    parts = (
-        tuple(z[f"{k}_{part}"][::every].astype(np.float32) for k in "Xy")
-        for part in ("train", "test")
-    )
-    return bl.Data(*parts)
+def load(folder: Path, rows: int | None = None) -> bl.Data:
+    """Shuffled, since SAGA's minibatches are blocks of the data in its order."""
+    z, rng = np.load(folder / "ijcnn1.npz"), np.random.default_rng(0)
+
+    def part(name: str) -> tuple[np.ndarray, ...]:
+        order = rng.permutation(len(z[f"y_{name}"]))[:rows]
+        return tuple(z[f"{k}_{name}"][order].astype(np.float32) for k in "Xy")
+
+    return bl.Data(part("train"), part("test"))
+
+
+def _project(updates: Any, state: Any, params: Any) -> Any:
+    return jnp.minimum(params + updates, 0) - params, state
+
+
+# Penalties of useless features grow for ever, and with them the inner curvature.
+AT_MOST_1 = optax.GradientTransformation(lambda params: optax.EmptyState(), _project)
 
 
 def value(lam: Any, data: bl.Data) -> float:
@@ -69,16 +80,13 @@ def deterministic(data: bl.Data, evaluations: int) -> float:
     return value(result.hyper, data)
 
 
-def stochastic(data: bl.Data, epochs: int) -> float:
-    """SABA's directions, minibatches of 64, and Adam on the penalties."""
-    steps = epochs * len(data.inner[1]) // 64
-    estimator, _ = single_loop.preset("saba", 0.5, batch_size=64, sampling="epoch")
-    outer = optax.adam(optax.exponential_decay(0.01, steps, 0.1))
-    rows = np.random.default_rng(0).permutation(len(data.inner[1]))
-    other = np.random.default_rng(1).permutation(len(data.outer[1]))
-    shuffled = bl.Data(tuple(x[rows] for x in data.inner), tuple(x[other] for x in data.outer))
+def stochastic(data: bl.Data, batch_size: int, epochs: int = 60) -> float:
+    """SABA's directions, and Adam on the penalties with a length of path in mind."""
+    steps = epochs * len(data.inner[1]) // batch_size
+    estimator, _ = single_loop.preset("saba", 0.25, batch_size=batch_size, sampling="epoch")
+    outer = optax.chain(optax.adam(optax.exponential_decay(30 / steps, steps, 0.1)), AT_MOST_1)
     result = bl.tune(
-        PROBLEM, estimator, outer, START, np.zeros(22), shuffled, steps=steps,
+        PROBLEM, estimator, outer, START, np.zeros(22), data, steps=steps,
         key=jax.random.key(0), every=steps,
     )  # fmt: skip
     assert not result.diverged
@@ -86,23 +94,23 @@ def stochastic(data: bl.Data, epochs: int) -> float:
 
 
 def test_the_case_is_the_listed_one(shared_data: Path) -> None:
-    data = load(shared_data, 1)
+    data = load(shared_data)
     assert value(START, data) == pytest.approx(0.5216425, abs=2e-7)
     assert value(2 * START, data) == pytest.approx(0.3505822, abs=2e-7)
 
 
-def test_beats_every_single_penalty_on_a_tenth_of_the_rows(shared_data: Path) -> None:
-    data = load(shared_data, 10)
+def test_beats_every_single_penalty_on_some_of_the_rows(shared_data: Path) -> None:
+    data = load(shared_data, 4000)
     single = best_single(data)
-    assert deterministic(data, 50) < single - 0.002
-    assert stochastic(data, 60) < single
+    assert deterministic(data, 30) < single - 0.002
+    assert stochastic(data, 16) < single
 
 
 @pytest.mark.slow
 def test_deterministic_in_a_hundred_evaluations(shared_data: Path) -> None:
-    assert deterministic(load(shared_data, 1), 100) <= WANTED
+    assert deterministic(load(shared_data), 100) <= WANTED
 
 
 @pytest.mark.slow
 def test_stochastic_beats_the_best_single_penalty_within_60_epochs(shared_data: Path) -> None:
-    assert stochastic(load(shared_data, 1), 60) <= BEST_SINGLE
+    assert stochastic(load(shared_data), 64) <= BEST_SINGLE

@@ -4,7 +4,8 @@ r"""Implicit differentiation with one Cholesky factor of the inner Hessian, kept
     M = H at some earlier point
 
 The factor is formed anew where a step leaves more than a tenth of the gradient. A quadratic inner
-loss needs one factor for the whole run, a smooth one a few. An estimator by the library's contract.
+loss needs one factor for the whole run, a smooth one a few. With more params than a factor is worth,
+conjugate gradients take its place, to a tenth each time. An estimator by the library's contract.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from bilevel import CG
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.problem import Data, Problem
 from bilevel.solvers.newton import backtrack
@@ -27,12 +29,13 @@ class Chord:
     """``tol``: both residuals, relative to the inner gradient at the start and to ``grad_w f``."""
 
     tol: Any = 1e-5
+    dense: bool = True
 
     def init(self, params: Any, data: Data) -> Lower:
         """No factor yet."""
         flat, _ = ravel_pytree(params)
-        n = flat.size
-        memory = {"factor": jnp.eye(n, dtype=flat.dtype), "stale": jnp.array(True)}
+        n = flat.size if self.dense else 0
+        memory = {"factor": jnp.eye(n, dtype=flat.dtype), "stale": jnp.array(True), "v": 0 * flat}
         return begin(params, (), memory)
 
     def step(
@@ -54,13 +57,15 @@ class Chord:
             hessian = jax.vmap(lambda x: hvp(w, x))(jnp.eye(w.size, dtype=w.dtype))
             return jnp.linalg.cholesky(hessian)
 
-        def renewed(w: Array, memory: tuple) -> tuple:
+        def solve(w: Array, memory: tuple, x: Array, tol: Any = SLOW) -> tuple[Array, tuple]:
             factor, stale, products = memory
-            new = jax.lax.cond(stale, lambda: factorise(w), lambda: factor)
-            return new, jnp.array(False), products + stale * w.size
-
-        def solve(factor: Array, x: Array) -> Array:
-            return jax.scipy.linalg.cho_solve((factor, True), x)
+            if not self.dense:
+                _, product = jax.linearize(gradient, w)
+                found = CG(tol=tol).solve(product, x, jnp.zeros_like(x))
+                return found.x, (factor, stale, products + found.matvecs)
+            factor = jax.lax.cond(stale, lambda: factorise(w), lambda: factor)
+            x = jax.scipy.linalg.cho_solve((factor, True), x)
+            return x, (factor, jnp.array(False), products + stale * w.size)
 
         size = jnp.linalg.norm
         g = gradient(w)
@@ -72,8 +77,7 @@ class Chord:
 
         def descend(carry: Any) -> Any:
             w, g, memory, k, losses = carry
-            memory = renewed(w, memory)
-            direction = solve(memory[0], g)
+            direction, memory = solve(w, memory, g)
             moved = w - direction
             new = gradient(moved)
 
@@ -109,21 +113,25 @@ class Chord:
 
         def refine(carry: Any) -> Any:
             v, r, _, memory, k = carry
-            memory = renewed(w, memory)
-            v = v - solve(memory[0], r)
+            left = self.tol * size(b) / size(r)
+            correction, memory = solve(w, memory, r, left / 2)
+            v = v - correction
             hv, cross = products(v)
             new = hv + b
             return v, new, cross, (memory[0], size(new) > SLOW * size(r), memory[2]), k + 1
 
-        nothing = (jnp.zeros_like(b), b, jax.tree.map(jnp.zeros_like, hyper))
-        _, r, cross, memory, j = jax.lax.while_loop(
-            wrong, refine, (*nothing, memory, jnp.zeros((), jnp.int32))
+        v = lower.memory["v"]
+        hv, cross = (jnp.zeros_like(b), jax.tree.map(jnp.zeros_like, hyper))
+        if not self.dense:  # a factor is so good that an earlier adjoint is not worth a product
+            hv, cross = products(v)
+        v, r, cross, memory, j = jax.lax.while_loop(
+            wrong, refine, (v * (not self.dense), hv + b, cross, memory, jnp.zeros((), jnp.int32))
         )
         grad = jax.tree.map(jnp.add, direct, cross)
-        counts = Counts.of(gradients=1 + k + losses / 2, hvps=2 * j + memory[2])
+        counts = Counts.of(gradients=1 + k + losses / 2, hvps=2 * (j + (not self.dense)) + memory[2])
         evidence = Evidence(size(g) / reference, size(r) / size(b), counts=counts)
-        state = {"factor": memory[0], "stale": memory[1]}
+        state = {"factor": memory[0], "stale": memory[1], "v": v}
         return Estimate(value, grad, evidence), Lower(unravel(w), (), state, reference)
 
 
-jax.tree_util.register_dataclass(Chord, data_fields=["tol"], meta_fields=[])
+jax.tree_util.register_dataclass(Chord, data_fields=["tol"], meta_fields=["dense"])

@@ -43,7 +43,7 @@ class Solver(BaseSolver):
         self.passes = np.array([n, n, m]) / 64  # minibatches per gradient, product, outer gradient
         self.start = start["outer_var0"], start["inner_var0"]
         small = self.start[1].size <= DENSE
-        self.estimator = Chord() if small else bl.Auto(tolerance=0.1)
+        self.estimator = Chord() if small else Chord(tol=1e-2, dense=False)
         self.call(self.start[0], None)
 
     def call(self, hyper, state):
