@@ -166,7 +166,12 @@ def main() -> None:
     row["setup"] = row.pop("began") - begun
     with args.out.open("a") as file:
         file.write(json.dumps(row) + "\n")
-    print(args.solver, args.data, row["seconds"][-1], *row.get("value", row.get("h"))[:: max(len(row["at"]) - 1, 1)])
+    print(
+        args.solver,
+        args.data,
+        row["seconds"][-1],
+        *row.get("value", row.get("h"))[:: max(len(row["at"]) - 1, 1)],
+    )
 
 
 def _follow(solver, objective, clock, seconds, points, exact):

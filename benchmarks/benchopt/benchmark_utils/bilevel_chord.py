@@ -128,7 +128,9 @@ class Chord:
             wrong, refine, (v * (not self.dense), hv + b, cross, memory, jnp.zeros((), jnp.int32))
         )
         grad = jax.tree.map(jnp.add, direct, cross)
-        counts = Counts.of(gradients=1 + k + losses / 2, hvps=2 * (j + (not self.dense)) + memory[2])
+        counts = Counts.of(
+            gradients=1 + k + losses / 2, hvps=2 * (j + (not self.dense)) + memory[2]
+        )
         evidence = Evidence(size(g) / reference, size(r) / size(b), counts=counts)
         state = {"factor": memory[0], "stale": memory[1], "v": v}
         return Estimate(value, grad, evidence), Lower(unravel(w), (), state, reference)
