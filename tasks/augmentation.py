@@ -119,7 +119,8 @@ class _Judge:
         self, problem: bl.Problem, parts: Images, params: PyTree, solver: bl.SGD, steps: int,
         draws: int, seed: int,
     ) -> None:  # fmt: skip
-        self.parts, self.model, self.draws, self.seed = parts, problem.outer.model, draws, seed
+        outer: Any = problem.outer
+        self.parts, self.model, self.draws, self.seed = parts, outer.model, draws, seed
         key = jax.random.key(seed)
 
         @jax.jit

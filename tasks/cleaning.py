@@ -144,7 +144,7 @@ class _Referee:
 
     def accuracy(self, params: PyTree) -> float:
         X, y = self.parts.test
-        return float(np.mean(predict(linear(params, X)) == y))
+        return float(np.mean(predict(linear(params, jnp.asarray(X))) == y))
 
     def score(self, weights: np.ndarray, trust: float = 1.0) -> Metrics:
         accuracy = self.accuracy(self.fit(weights, trust))
@@ -163,7 +163,7 @@ class _Referee:
         n = len(self.wrong)
         alone = self.fit(np.zeros(n))
         y = np.asarray(self.rows[1][:n])
-        disputed = predict(linear(alone, self.parts.train[0])) != y
+        disputed = predict(linear(alone, jnp.asarray(self.parts.train[0]))) != y
         accuracy = self.accuracy(alone)
         return {
             "validation rows alone": {"test_error": 1 - accuracy, "test_accuracy": accuracy},

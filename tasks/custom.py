@@ -61,8 +61,9 @@ def custom(
         chosen = kind or _kind(data, table.get("target"))
         if chosen not in KINDS:
             raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}.")
-        defaults = {"penalty": "global"} if chosen == "classification" else {"penalty": "per_input"}
-        return KINDS[chosen](data, seed=seed, **defaults | table | given)
+        penalty = "global" if chosen == "classification" else "per_input"
+        how: dict[str, Any] = {"penalty": penalty} | table | given
+        return KINDS[chosen](data, seed=seed, **how)
     make = _find(function)
     accepted = inspect.signature(make).parameters
     if "seed" in accepted:

@@ -144,14 +144,15 @@ class _Judge:
     def score(self, params: PyTree) -> Metrics:
         """Errors on all test rows, and on those of each class."""
         X, y = self.parts.test
-        wrong = predict(two_layers(params, X)) != y
+        wrong = predict(two_layers(params, jnp.asarray(X))) != y
         common, rare = (float(np.mean(wrong[y == label])) for label in (0, 1))
         return {"test_error": float(np.mean(wrong)), "common_error": common, "rare_error": rare}
 
     def baselines(self) -> dict[str, Metrics]:
         """Weights that a user would try first, on the training rows or with the balanced set."""
         train, clean = self.parts.train, self.parts.validation
-        both = tuple(np.concatenate(pair) for pair in zip(train, clean, strict=True))
+        X, y = (np.concatenate(pair) for pair in zip(train, clean, strict=True))
+        both = X, y
         return {
             "uniform weights": self._weighted(train, np.ones(2)),
             "inverse frequency": self._weighted(train, _inverse(train[1])),

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -178,7 +179,8 @@ def _baselines(design: Design, value: Callable, start: PyTree) -> dict[str, Metr
     grid = [_hyper(X.shape[1], scale, noise) for scale, noise in product(SCALES, NOISES)]
     best = min(grid, key=lambda hyper: float(value(hyper)))
     mean, spread = y.mean(), y.std()
-    ard = RBF(np.full(X.shape[1], 3.0), (1e-2, 1e3)) + WhiteKernel(0.1, (1e-4, 10.0))
+    scales: Any = np.full(X.shape[1], 3.0)
+    ard = RBF(scales, (1e-2, 1e3)) + WhiteKernel(0.1, (1e-4, 10.0))
     process = GaussianProcessRegressor(ard, random_state=0)
     # Its own cost is cubic in the rows and paid some hundred times.
     few = slice(None, None, max(1, len(y) // 500))

@@ -211,15 +211,16 @@ def _baselines(design: Design, pairs: list[Any]) -> dict[str, Metrics]:
     grid = largest * np.logspace(-2, 0, 60)
 
     def held(alpha: float) -> float:
-        fits = [(one.fit(*inner, np.log(alpha)), held) for inner, held in pairs]
+        fits = [(one.fit(X, y, np.log(alpha)), held) for (X, y), held in pairs]
         return float(np.mean([np.mean((X @ w - y) ** 2) for w, (X, y) in fits]))
 
     best = min(grid, key=held)
     rows = "hold-out" if design.folds is None else "folds"
+    ratios: Any = [0.1, 0.5, 0.9]
     searches = {
         "LassoCV (100 penalties, 5 folds)": LassoCV(cv=5, max_iter=100_000, tol=1e-3),
         "ElasticNetCV (3 x 100, 5 folds)": ElasticNetCV(
-            l1_ratio=[0.1, 0.5, 0.9], cv=5, max_iter=100_000, tol=1e-3
+            l1_ratio=ratios, cv=5, max_iter=100_000, tol=1e-3
         ),
         "RidgeCV (60 penalties, leave-one-out)": RidgeCV(alphas=np.logspace(-5, 3, 60) * len(y)),
         "least squares": LinearRegression(),

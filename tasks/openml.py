@@ -1,5 +1,7 @@
 """Data sets from openml.org, through scikit-learn, which keeps what it has fetched."""
 
+from typing import Any
+
 import numpy as np
 import sklearn.datasets
 
@@ -25,11 +27,11 @@ def read(name: str) -> files.Raw:
         raise ValueError(
             f"{name!r} is no OpenML data set: write openml:NAME, openml:NAME:VERSION or openml:ID."
         )
-    which = {"data_id": int(title)} if title.isdigit() else {"name": title}
+    which: dict[str, Any] = {"data_id": int(title)} if title.isdigit() else {"name": title}
     if version:
         which["version"] = int(version)
     try:
-        bunch = sklearn.datasets.fetch_openml(**which, as_frame=True, parser="auto")
+        bunch: Any = sklearn.datasets.fetch_openml(**which, as_frame=True, parser="auto")
     except Exception as error:  # of the network, of the server, of the file: all end the same way
         why = f"{type(error).__name__}: {error}".rstrip(".")
         raise ValueError(f"{name!r} could not be fetched ({why}). {TRIED}") from error

@@ -129,7 +129,10 @@ class Exact:
     def value_and_grad(self, folds: list[Any], hyper: Any) -> tuple[float, Any]:
         """Mean outer loss over pairs ``((X, y), (X, y))`` of training and validation rows."""
         a, b = self.penalties(hyper, folds[0][0][0].shape[1])
-        found = [sensitivity(i, o, self.fit(*i, hyper), a, b, self.groups) for i, o in folds]
+        found = [
+            sensitivity((X, y), held, self.fit(X, y, hyper), a, b, self.groups)
+            for (X, y), held in folds
+        ]
         value, by_l1, by_l2 = (np.mean(part, axis=0) for part in zip(*found, strict=True))
         if self.kind == "elastic_net":
             grads = {"l1": by_l1, "l2": by_l2}

@@ -66,7 +66,7 @@ def stand_in(files):
 
 
 def value_function(files):
-    """``h`` of ijcnn1 by Newton's method in float64; the benchmark's own stops at 1e-3 in float32."""
+    """``h`` of ijcnn1 by Newton's method in float64; the benchmark's own stops at 1e-3."""
     z = np.load(files / "ijcnn1.npz")
     X, y, F, z = (z[key].astype(float) for key in ("X_train", "y_train", "X_test", "y_test"))
 

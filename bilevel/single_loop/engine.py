@@ -221,7 +221,9 @@ class SingleLoop(Stochastic):
         """``(minibatches, sampler states, coin, at)``; ``at(point)`` evaluates on them."""
         inner, outer = self._levels()
         series_key = key(3)
-        drawn = inner.draw_iid(data.inner, series_key, self.v.steps) if _is_series(self.v) else None
+        drawn: Any = None
+        if _is_series(self.v):
+            drawn = inner.draw_iid(data.inner, series_key, self.v.steps)
         one, inner_state = inner.draw(data.inner, partial(key, 0), samplers[0])
         two, outer_state = outer.draw(data.outer, partial(key, 1), samplers[1])
 
