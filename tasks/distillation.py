@@ -157,12 +157,9 @@ class _Judge:
         rng = np.random.RandomState(seed)
         draws = [self.score(self.some(per_class, rng), T) for _ in range(DRAWS)]
         y = self.parts.train[1]
+        starts: Any = 3
         centres = [
-            KMeans(per_class, n_init=3, random_state=seed)
-            .fit(  # pyright: ignore[reportArgumentType]
-                self.X[y == c]
-            )
-            .cluster_centers_
+            KMeans(per_class, n_init=starts, random_state=seed).fit(self.X[y == c]).cluster_centers_
             for c in range(self.parts.classes)
         ]
         means = "class means" if per_class == 1 else "k-means of each class"

@@ -83,8 +83,8 @@ def positive_part(total: float = 1.0) -> optax.GradientTransformation:
     Examples that would not lower the outer loss get 0; all get 0 where none would.
     """
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        wanted = jax.tree.map(lambda g: jnp.maximum(-g, 0), grads)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        wanted = jax.tree.map(lambda g: jnp.maximum(-g, 0), updates)
         size = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(wanted))
         scale = jnp.where(size > 0, total / jnp.where(size > 0, size, 1), 0)
         return jax.tree.map(lambda w, old: scale * w - old, wanted, params), state

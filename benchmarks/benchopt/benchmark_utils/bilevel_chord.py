@@ -5,7 +5,8 @@ r"""Implicit differentiation with one Cholesky factor of the inner Hessian, kept
 
 The factor is formed anew where a step leaves more than a tenth of the gradient. A quadratic inner
 loss needs one factor for the whole run, a smooth one a few. With more params than a factor is
-worth, conjugate gradients take its place, to a tenth each time. An estimator by the library's contract.
+worth, conjugate gradients take its place, to a tenth each time. An estimator by the library's
+contract.
 """
 
 from dataclasses import dataclass
