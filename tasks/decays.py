@@ -156,4 +156,5 @@ def _picture(parts: Images, figure: Any, hyper: PyTree, params: PyTree) -> None:
                 columns[:, label].reshape(parts.shape), "RdBu_r", vmin=middle - bound,
                 vmax=middle + bound,
             )  # fmt: skip
-            place.set(title=f"{name}, {label}" if not label else f"{label}", xticks=[], yticks=[])
+            place.set(title=str(label), xticks=[], yticks=[])
+        line[0].set_ylabel(name)
