@@ -4,8 +4,8 @@ from typing import Any
 
 from bilevel.curvature import contractible, largest_curvature
 from bilevel.estimators.base import Estimator, NamesVariables
-from bilevel.outer_loop import State, Stop
 from bilevel.problem import Data, Problem
+from bilevel.run_state import State, Stop
 from bilevel.trees import PyTree
 
 

@@ -2,106 +2,36 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
-from bilevel.adaptive import Adaptive, Work, columns, observe
-from bilevel.curvature import outgrown
-from bilevel.estimate import Estimate, Lower
-from bilevel.estimators.base import Estimator, NamesVariables, fresh, full_gradient
-from bilevel.problem import Data, Problem, examples
-from bilevel.trees import PyTree, all_finite, norm, zeros_like
+from bilevel.adaptive import Adaptive, columns, observe
+from bilevel.divergence import astray, diverged
+from bilevel.estimate import Estimate
+from bilevel.estimators.base import Estimator, fresh
+from bilevel.outer.base import Keeps, Loosens, Retreats, move
+from bilevel.problem import Data, Problem
+from bilevel.run_state import State, Stop, inner_residual
+from bilevel.trees import PyTree, norm
 
 Record = Callable[[PyTree, PyTree, Estimate], dict[str, Array]]
 
 
-@dataclass(frozen=True)
-class State:
-    """All that evolves in a run: checkpoint this and nothing else.
-
-    Parameters
-    ----------
-    step : ``()`` int32, outer steps done.
-    hyper, estimate : the last hyperparameters that were evaluated, and their estimate; the update
-        that follows from them is made first thing in the next step, so a state is always good.
-    outer : the outer transformation's state; ``lower`` : the lower level; ``key`` : the run's key.
-    start : the start params (a cold start returns to them).
-    scale : ``()``, size of the inner gradient where the run began, noise of single examples
-        included; ``floor``, ``()``, the recent level of the inner residual: the two yardsticks for
-        divergence.
-    work : :class:`Work`; how much of it the inner level does.
-    """
-
-    step: Array
-    hyper: PyTree
-    estimate: Estimate
-    outer: PyTree
-    lower: Lower
-    key: Array
-    start: PyTree
-    scale: Array
-    floor: Array
-    work: Work
+def proposed(tx: Any, state: State) -> PyTree:
+    """The hyperparameters that the last estimate asks to evaluate next."""
+    return move(tx, state.estimate, state.outer, state.hyper)[0]
 
 
-@dataclass(frozen=True)
-class Stop:
-    """Why a block ended early: flag, and the numbers of the step that was refused, all ``()``.
-
-    ``astray`` names the variables of an estimator that moves several, and flags the culprit.
-    """
-
-    diverged: Array
-    value: Array
-    residual: Array
-    previous: Array
-    astray: dict[str, Array]
-
-
-for _node in (State, Stop):
-    jax.tree_util.register_dataclass(_node)
-
-
-def begin(
-    problem: Problem,
-    estimator: Estimator,
-    tx: Any,
-    hyper: PyTree,
-    params: PyTree,
-    data: Data,
-    key: Array,
-) -> State:
-    """The state before the first step."""
-    lower = fresh(problem, estimator, hyper, params, data, key)
-    shapes, _ = jax.eval_shape(lambda x: estimator.step(problem, hyper, x, data, key), lower)
-    step = jnp.zeros((), jnp.int32)
-    scale = gradient_scale(problem, hyper, params, data)
-    estimate = zeros_like(shapes)
-    floor = _residual(estimate)
-    work = Work.least(hyper)
-    return State(step, hyper, estimate, tx.init(hyper), lower, key, params, scale, floor, work)
-
-
-def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Array:
-    """Largest of the inner gradient's norm and that of up to 16 single examples; ``()``."""
-    some = min(examples(data.inner), 16)
-
-    def size(batch: PyTree) -> Array:
-        return norm(jax.grad(problem.inner)(params, hyper, batch))
-
-    singles = jax.tree.map(lambda leaf: leaf[:some, None], data.inner)
-    return jnp.maximum(size(data.inner), jnp.max(jax.vmap(size)(singles)))
-
-
-def update(tx: Any, state: State) -> tuple[PyTree, PyTree]:
-    """``(hyper, outer state)`` after the update that the last estimate asks for."""
-    updates, outer = tx.update(state.estimate.grad, state.outer, state.hyper)
-    return optax.apply_updates(state.hyper, updates), outer
+def final(tx: Any, state: State, diverged: Array) -> PyTree:
+    """Those that a run ends with: the best seen of a rule that keeps it, or one more update's."""
+    if isinstance(tx, Keeps):
+        best, _ = tx.best(state.outer, state.hyper, state.estimate.value)
+        return jax.tree.map(lambda x, y: jnp.where(state.step > 0, x, y), best, state.hyper)
+    keep = diverged | (state.step == 0)
+    return jax.lax.cond(keep, lambda: state.hyper, lambda: proposed(tx, state))
 
 
 def outer_step(
@@ -113,12 +43,20 @@ def outer_step(
     *,
     warm_start: bool,
     limit: Array,
-) -> tuple[State, Stop]:
-    """Update ``hyper``, estimate there; the state only advances if the solver did not diverge."""
+) -> tuple[State, Stop, Estimate]:
+    """Update ``hyper``, estimate there; the state only advances if the solver did not diverge.
+
+    If it did, and the rule knows how to come back, the state is the old one with a shorter update
+    to follow. The estimate is the one made, without value and gradient if it was refused so.
+    """
     first = state.step == 0
     hyper, outer = jax.lax.cond(
-        first, lambda: (state.hyper, state.outer), lambda: update(tx, state)
+        first,
+        lambda: (state.hyper, state.outer),
+        lambda: move(tx, state.estimate, state.outer, state.hyper),
     )
+    if isinstance(tx, Loosens):
+        estimator = tx.loosen(estimator, outer)
     key = jax.random.fold_in(state.key, state.step)
     lower = state.lower
     if not warm_start:
@@ -126,10 +64,10 @@ def outer_step(
         lower = jax.tree.map(lambda x, y: x.astype(y.dtype), cold, state.lower)
     estimate, after = estimator.step(problem, hyper, lower, data, key)
     solver = getattr(estimator, "solver", None)
-    diverged = _diverged(problem, solver, hyper, state, lower, estimate, after, data, limit)
-    lost = _astray(estimator, estimate, after, limit)
-    diverged = jnp.any(jnp.stack([diverged, *lost.values()]))
-    residual = _residual(estimate)
+    lost = astray(estimator, estimate, after, limit)
+    bad = diverged(problem, solver, hyper, state, lower, estimate, after, data, limit)
+    bad = jnp.any(jnp.stack([bad, *lost.values()]))
+    residual = inner_residual(estimate)
     new = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -139,61 +77,19 @@ def outer_step(
         lower=after,
         floor=jnp.maximum(residual, 0.9 * state.floor),
     )
-    stop = Stop(diverged, estimate.value, residual, _residual(state.estimate), lost)
-    return jax.lax.cond(diverged, lambda: state, lambda: new), stop
-
-
-def _astray(estimator: Any, estimate: Estimate, after: Lower, limit: Array) -> dict[str, Array]:
-    several = isinstance(estimator, NamesVariables)
-    return estimator.astray(estimate, after, limit) if several else {}
-
-
-def _residual(estimate: Estimate) -> Array:
-    residual = estimate.evidence.inner_residual
-    return jnp.zeros((), jnp.result_type(float)) if residual is None else residual
-
-
-def _diverged(
-    problem: Problem,
-    solver: Any,
-    hyper: PyTree,
-    state: State,
-    before: Lower,
-    estimate: Estimate,
-    after: Lower,
-    data: Data,
-    limit: Array,
-) -> Array:
-    """Non-finite numbers; a gradient ``limit`` times its scale; a sudden tenfold growth; or any
-    growth above the start's gradient where the curvature exceeds what the solver can contract.
-
-    The scale is the larger of two: where the run began, and at the start params with today's
-    ``hyper``, which may have brought the gradient into being (learned targets that start at 0).
-    The growth must exceed both the recent floor of the residual and the gradient that this step
-    began with, so that neither SGD's noise nor a large move of ``hyper`` is mistaken for it. Below
-    a residual of 1e-3 growth does no harm; in the first steps, when the floor is not yet known,
-    only growth above the noise of single examples counts. A residual that stands as it was, because
-    the estimator measures it every so many calls, is not looked into again.
-    """
-    finite = all_finite((estimate.value, estimate.grad, after.params))
-    residual = _residual(estimate)
-    grown = (state.step > 0) & (residual > 1e-3) & (residual > 10 * state.floor)
-    new = residual != _residual(state.estimate)
-    suspect = (new & (grown | (residual > 1))) | ~jnp.isfinite(residual)
-
-    def size(params: PyTree) -> Array:
-        return norm(full_gradient(problem, hyper, params, data))
-
-    def confirm() -> Array:
-        begun, end = size(before.params), size(after.params)
-        scale = jnp.maximum(state.scale, gradient_scale(problem, hyper, state.start, data))
-        known = (state.step >= 3) | (end > scale)
-        sudden = grown & known & (end > 10 * begun)
-        worse = (end > begun) & (residual > 1)
-        unstable = outgrown(problem, solver, hyper, after, data, state.key, worse)
-        return sudden | unstable | (end > limit * scale) | ~jnp.isfinite(end)
-
-    return ~finite | jax.lax.cond(suspect, confirm, lambda: jnp.array(False))
+    old, final = state, bad
+    if isinstance(tx, Retreats):
+        back, hopeful = tx.retreat(state.outer, outer, hyper)
+        again = bad & hopeful & ~first
+        shorter = jax.tree.map(lambda x, y: jnp.where(again, x, y), back, state.outer)
+        old = dataclasses.replace(state, outer=shorter, step=state.step + again)
+        final = bad & ~again
+        nothing = jax.tree.map(
+            lambda x: jnp.where(again, jnp.nan, x), (estimate.value, estimate.grad)
+        )
+        estimate = Estimate(*nothing, estimate.evidence)
+    stop = Stop(final, estimate.value, residual, inner_residual(state.estimate), lost)
+    return jax.lax.cond(bad, lambda: old, lambda: new), stop, estimate
 
 
 def block(
@@ -216,9 +112,11 @@ def block(
     """
     begun = state.work.level
 
-    def row(state: State) -> dict[str, Array]:
-        evidence = state.estimate.evidence
-        values = {"value": state.estimate.value, "grad_norm": norm(state.estimate.grad)}
+    def row(state: State, made: Estimate) -> dict[str, Array]:
+        evidence = made.evidence
+        values = {"value": made.value, "grad_norm": norm(made.grad)}
+        if isinstance(tx, Keeps):
+            values["best"] = tx.best(state.outer, state.hyper, state.estimate.value)[1]
         for name in ("inner_residual", "linear_residual"):
             if (entry := getattr(evidence, name)) is not None:
                 values[name] = entry
@@ -233,10 +131,10 @@ def block(
 
     def advance(carry: Any) -> Any:
         state, _, history, k = carry
-        state, stop = outer_step(
+        state, stop, made = outer_step(
             problem, estimator, tx, data, state, warm_start=warm_start, limit=limit
         )
-        written = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(state))
+        written = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(state, made))
         history, work = jax.tree.map(
             lambda new, old: jnp.where(stop.diverged, old, new),
             (written, observe(adaptive, state.work, state.estimate)),
@@ -245,10 +143,11 @@ def block(
         return dataclasses.replace(state, work=work), stop, history, k + 1
 
     history = jax.tree.map(
-        lambda s: jnp.full((length, *s.shape), _blank(s.dtype), s.dtype), jax.eval_shape(row, state)
+        lambda s: jnp.full((length, *s.shape), _blank(s.dtype), s.dtype),
+        jax.eval_shape(row, state, state.estimate),
     )
-    residual = _residual(state.estimate)
-    lost = jax.tree.map(jnp.zeros_like, _astray(estimator, state.estimate, state.lower, limit))
+    residual = inner_residual(state.estimate)
+    lost = jax.tree.map(jnp.zeros_like, astray(estimator, state.estimate, state.lower, limit))
     stop = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
     state, stop, history, _ = jax.lax.while_loop(
         unfinished, advance, (state, stop, history, jnp.zeros((), jnp.int32))

@@ -18,8 +18,9 @@ from bilevel.curvature import known_limit
 from bilevel.diagnosis import DivergenceWarning, explain, foresee
 from bilevel.estimate import Estimate
 from bilevel.estimators.base import Estimator, check_losses
-from bilevel.outer_loop import Record, State, Stop, begin, block, update
+from bilevel.outer_loop import Record, block, final, proposed
 from bilevel.problem import Data, Problem
+from bilevel.run_state import State, Stop, begin
 from bilevel.transform import as_pytree
 from bilevel.trees import PyTree, is_traced, strong
 
@@ -32,11 +33,13 @@ class Result:
 
     Parameters
     ----------
-    hyper : after the last update (on divergence: the last that was evaluated and good).
-    params : of the lower level.
+    hyper : after the last update (on divergence: the last that was evaluated and good). The rules
+        of :mod:`bilevel.outer` that keep a best point end with that.
+    params : of the lower level, at the last evaluation.
     history : arrays with a leading axis of outer steps: ``value``, ``grad_norm``,
         ``inner_residual``, ``linear_residual``, oracle counts, and what ``record`` adds. Row t
-        belongs to the hyperparameters before update t.
+        belongs to the hyperparameters before update t; where the solver diverged and the rule
+        came back, ``value`` is NaN. ``best``: the value at ``hyper``, were this the last step.
     estimate : the last one.
     state : all that evolves; ``tune(..., state=state)`` goes on bit for bit.
     diverged : ``()`` boolean.
@@ -87,7 +90,8 @@ def tune(
     Parameters
     ----------
     problem, estimator, data : as for :func:`bilevel.hypergradient`.
-    outer : an optax transformation, or :func:`bilevel.transform`, whose numbers never recompile.
+    outer : a rule of :mod:`bilevel.outer`, such as ``bl.outer.Auto()``, which needs no step size;
+        an optax transformation, or :func:`bilevel.transform`, whose numbers never recompile.
     hyper, params : where to start, float pytrees; with ``state`` only their structure counts.
     steps : outer steps to do (further ones, with ``state``).
     key : a JAX random key; with ``state`` its own key is used.
@@ -160,8 +164,8 @@ def tune(
         history = jax.tree.map(lambda *rows: jnp.concatenate(rows), *blocks)
         result = _result(tx, current, stop, history)
         if stop.diverged:
-            proposed = _finish(tx, current, jnp.array(False))
-            text = explain(problem, estimator, current, proposed, stop, data)
+            there = _proposed(tx, current)
+            text = explain(problem, estimator, current, there, stop, data)
             result = dataclasses.replace(result, message=text)
             warnings.warn(text, DivergenceWarning, stacklevel=2)
         if callback is not None:
@@ -202,17 +206,13 @@ def _growing(adaptive: Any, estimator: Any, state: State, traced: bool) -> Adapt
 
 
 def _result(tx: Any, state: State, stop: Stop, history: dict[str, Array]) -> Result:
-    hyper = _finish(tx, state, stop.diverged)
+    hyper = _final(tx, state, stop.diverged)
     return Result(
         hyper, state.lower.params, history, state.estimate, state, stop.diverged, message=None
     )
 
 
-@jax.jit
-def _finish(tx: Any, state: State, diverged: Array) -> PyTree:
-    """The hyperparameters that a run ends with: updated once more unless it diverged."""
-    keep = diverged | (state.step == 0)
-    return jax.lax.cond(keep, lambda: state.hyper, lambda: update(tx, state)[0])
+_final, _proposed = jax.jit(final), jax.jit(proposed)
 
 
 @partial(jax.jit, static_argnames="problem")
