@@ -170,9 +170,9 @@ def block(
         values |= {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
         if record is not None:
             values |= record(state.hyper, state.lower.params, state.estimate)
-        values |= moving.columns(tx, state.estimate.grad, state.outer)
-        values |= early_stopping.columns(stopping, state)
-        return values | columns(adaptive, state.work, state.estimate)
+        moved = moving.as_moved(tx, state.estimate, state.outer)
+        values |= moving.columns(tx, moved) | early_stopping.columns(stopping, state)
+        return values | columns(adaptive, state.work, moved)
 
     def unfinished(carry: Any) -> Array:
         state, stop, _, k = carry
@@ -185,10 +185,11 @@ def block(
             problem, estimator, tx, data, state, warm_start=warm_start, limit=limit
         )
         judged = early_stopping.observe(stopping, state)
+        moved = moving.as_moved(tx, state.estimate, state.outer)
         written = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(judged))
         history, work, best = jax.tree.map(
             lambda new, old: jnp.where(stop.diverged, old, new),
-            (written, observe(adaptive, state.work, state.estimate), judged.best),
+            (written, observe(adaptive, state.work, moved), judged.best),
             (history, state.work, state.best),
         )
         return dataclasses.replace(state, work=work, best=best), stop, history, k + 1

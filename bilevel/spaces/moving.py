@@ -1,12 +1,13 @@
 """The outer rule in free coordinates: it never knows of a constraint."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import optax
 from jax import Array
 
+from bilevel.estimate import Estimate
 from bilevel.spaces.base import Spaces
 from bilevel.trees import PyTree, norm
 
@@ -58,8 +59,17 @@ def move(tx: Any, grad: PyTree, state: PyTree, hyper: PyTree, **extra: Any) -> t
     return optax.apply_updates(hyper, updates), state
 
 
-def columns(tx: Any, grad: PyTree, state: PyTree) -> dict[str, Array]:
-    """What the history says beside the norm in natural units: that which vanishes at an optimum."""
+def as_moved(tx: Any, estimate: Estimate, state: PyTree) -> Estimate:
+    """The estimate as the transformation sees it: gradient and standard error in coordinates."""
     if not isinstance(tx, Coordinates):
-        return {}
-    return {"free_grad_norm": norm(tx.spaces.pull(state.free, grad))}
+        return estimate
+    error = estimate.evidence.standard_error
+    if error is not None:
+        error = tx.spaces.errors(state.free, error)
+    evidence = replace(estimate.evidence, standard_error=error)
+    return Estimate(estimate.value, tx.spaces.pull(state.free, estimate.grad), evidence)
+
+
+def columns(tx: Any, moved: Estimate) -> dict[str, Array]:
+    """What the history says beside the norm in natural units: that which vanishes at an optimum."""
+    return {"free_grad_norm": norm(moved.grad)} if isinstance(tx, Coordinates) else {}
