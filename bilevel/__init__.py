@@ -2,6 +2,7 @@
 
 from bilevel import outer as outer
 from bilevel import single_loop as single_loop
+from bilevel import spaces as spaces
 from bilevel import testing as testing
 from bilevel.adaptive import Adaptive as Adaptive
 from bilevel.check import check as check
@@ -11,6 +12,7 @@ from bilevel.check_report import CheckReport as CheckReport
 from bilevel.cost import Cost as Cost
 from bilevel.cost import estimate_cost as estimate_cost
 from bilevel.diagnosis import DivergenceWarning as DivergenceWarning
+from bilevel.early_stopping import EarlyStopping as EarlyStopping
 from bilevel.estimate import Counts as Counts
 from bilevel.estimate import Estimate as Estimate
 from bilevel.estimate import Evidence as Evidence
@@ -42,8 +44,12 @@ from bilevel.linear import OutputLoss as OutputLoss
 from bilevel.linear import SGDLinear as SGDLinear
 from bilevel.plan import plan as plan
 from bilevel.plan_report import Plan as Plan
+from bilevel.population import population as population
 from bilevel.problem import Data as Data
 from bilevel.problem import Problem as Problem
+from bilevel.restarts import Restarts as Restarts
+from bilevel.restarts import restarts as restarts
+from bilevel.result import Result as Result
 from bilevel.schedules import Decay as Decay
 from bilevel.schedules import InverseTime as InverseTime
 from bilevel.single_loop import DoubleLoop as DoubleLoop
@@ -61,5 +67,4 @@ from bilevel.solvers import Optax as Optax
 from bilevel.solvers import ProximalGradient as ProximalGradient
 from bilevel.solvers import solve as solve
 from bilevel.transform import transform as transform
-from bilevel.tune import Result as Result
 from bilevel.tune import tune as tune

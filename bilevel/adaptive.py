@@ -186,5 +186,5 @@ def climb(
         done = int(state.step) - begun
         rows.append(jax.tree.map(lambda column, n=done: column[:n], history))
         left -= done
-        if left == 0 or stop.diverged:
+        if left == 0 or stop.diverged or not done:  # nothing done: early stopping
             return state, stop, jax.tree.map(lambda *columns: jnp.concatenate(columns), *rows)

@@ -21,6 +21,7 @@ from bilevel.linear import CG
 from bilevel.minimise import minimise
 from bilevel.problem import Data, Problem
 from bilevel.solvers.gradient_descent import GradientDescent
+from bilevel.spaces.perturb import coordinates
 from bilevel.trees import PyTree, axpy, double, norm, size
 
 _MOST_STEPS = 20_000  # gradient steps that the default estimators may take
@@ -51,7 +52,8 @@ def check(
     estimators : name -> estimator. By default Implicit, Reverse and (up to 64 hyperparameters)
         Forward, all on gradient descent with a step size from the measured curvature.
     tol : relative error that still counts as agreement.
-    epsilon : step of the differences, in the units of ``hyper``.
+    epsilon : step of the differences, in the units of ``hyper``; with ``problem.space`` in its free
+        coordinates, and so are the slopes of the report.
     directions : up to so many hyperparameters every coordinate is checked, above so many random
         unit directions.
     seed : of the random directions and of the estimators' minibatches.
@@ -82,9 +84,12 @@ def check(
     with jax.enable_x64(True):
         hyper, params, data = double(hyper), double(params), double(data)
         check_losses(problem, hyper, params, data)
-        along = _directions(size(hyper), directions, seed)
+        problem.require_inside(hyper)
+        hyper = jax.tree.map(jnp.asarray, hyper)
+        free = coordinates(problem.space, hyper)
+        along = _directions(size(free), directions, seed)
         solution = minimise(problem, hyper, params, data).params
-        value, reference, uncertainty = _differences(problem, hyper, solution, data, along, epsilon)
+        value, reference, uncertainty = _differences(problem, free, solution, data, along, epsilon)
         if estimators is None:
             estimators = _defaults(problem, hyper, params, solution, data, seed)
         rows = []
@@ -97,7 +102,8 @@ def check(
                 refusal = f"refused: {error}"
                 rows.append(CheckRow(name, nothing, np.nan, None, None, False, refusal))
                 continue
-            slopes = along @ np.asarray(ravel_pytree(estimate.grad)[0])
+            grad = estimate.grad if not problem.space else problem.space.pull(free, estimate.grad)
+            slopes = along @ np.asarray(ravel_pytree(grad)[0])
             row = judge(name, slopes, estimate.evidence, reference, uncertainty, tol)
             rows.append(replace(row, cost=cost))
         return CheckReport(tuple(rows), value, along, reference, uncertainty)
@@ -111,15 +117,15 @@ def _directions(p: int, most: int, seed: int) -> np.ndarray:
 
 
 def _differences(
-    problem: Problem, hyper: PyTree, solution: PyTree, data: Data, along: Any, epsilon: float
+    problem: Problem, free: PyTree, solution: PyTree, data: Data, along: Any, epsilon: float
 ) -> tuple[float, np.ndarray, float]:
     """``(value, slopes, relative uncertainty)``, every inner solve started at ``solution``."""
-    flat, unravel = ravel_pytree(hyper)
+    flat, unravel = ravel_pytree(free)
     shifts = np.array([1.0, -1.0, 0.5, -0.5]) * epsilon
     moved = flat + (shifts[:, None, None] * along).reshape(-1, flat.size)
 
     def evaluate(point: Any) -> tuple[Any, Any]:
-        there = unravel(point)
+        there = unravel(point) if problem.space is None else problem.space.natural(unravel(point))
         reached = minimise(problem, there, solution, data)
         return problem.outer(reached.params, there, data.outer), reached.decrease
 

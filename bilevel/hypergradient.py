@@ -33,7 +33,8 @@ def hypergradient(
     Parameters
     ----------
     problem, estimator : what is differentiated, and how.
-    hyper, params : float pytrees; the inner solver starts at ``params``.
+    hyper, params : float pytrees; the inner solver starts at ``params``. With ``problem.space``,
+        ``hyper`` and ``estimate.grad`` are in natural units: no chain rule is applied here.
     data : :class:`bilevel.Data`.
     key : a JAX random key; the same key draws the same minibatches.
     state : the :class:`bilevel.Lower` of an earlier call, to go on from there (warm start).
@@ -46,7 +47,7 @@ def hypergradient(
     Raises
     ------
     ValueError : structures that do not match, integer, empty or non-finite ``hyper`` or ``params``,
-        a hyperparameter that the estimator cannot see.
+        a hyperparameter that the estimator cannot see, or outside ``problem.space``.
 
     Examples
     --------
@@ -64,6 +65,7 @@ def hypergradient(
     """
     require_arguments(problem, estimator, data, key)
     messages.require_variables("hyper", hyper)
+    problem.require_inside(hyper)
     hyper = strong(hyper)
     if state is None:
         messages.require_variables("params", params)

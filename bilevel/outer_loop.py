@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel import early_stopping
 from bilevel.adaptive import Adaptive, columns, observe
 from bilevel.divergence import astray, diverged
+from bilevel.early_stopping import EarlyStopping
 from bilevel.estimate import Estimate
 from bilevel.estimators.base import Estimator, fresh
-from bilevel.outer.base import Keeps, Loosens, Retreats, move
+from bilevel.outer.base import Keeps, Loosens, Retreats
+from bilevel.outer.placed import as_moved, columns_of_space, inside, update
 from bilevel.problem import Data, Problem
 from bilevel.run_state import State, Stop, inner_residual
 from bilevel.trees import PyTree, norm
@@ -22,12 +25,12 @@ Record = Callable[[PyTree, PyTree, Estimate], dict[str, Array]]
 
 def proposed(tx: Any, state: State) -> PyTree:
     """The hyperparameters that the last estimate asks to evaluate next."""
-    return move(tx, state.estimate, state.outer, state.hyper)[0]
+    return update(tx, state.estimate, state.outer, state.hyper)[0]
 
 
 def final(tx: Any, state: State, diverged: Array) -> PyTree:
     """Those that a run ends with: the best seen of a rule that keeps it, or one more update's."""
-    if isinstance(tx, Keeps):
+    if isinstance(inside(tx), Keeps):
         best, _ = tx.best(state.outer, state.hyper, state.estimate.value)
         return jax.tree.map(lambda x, y: jnp.where(state.step > 0, x, y), best, state.hyper)
     keep = diverged | (state.step == 0)
@@ -53,9 +56,9 @@ def outer_step(
     hyper, outer = jax.lax.cond(
         first,
         lambda: (state.hyper, state.outer),
-        lambda: move(tx, state.estimate, state.outer, state.hyper),
+        lambda: update(tx, state.estimate, state.outer, state.hyper),
     )
-    if isinstance(tx, Loosens):
+    if isinstance(inside(tx), Loosens):
         estimator = tx.loosen(estimator, outer)
     key = jax.random.fold_in(state.key, state.step)
     lower = state.lower
@@ -78,7 +81,7 @@ def outer_step(
         floor=jnp.maximum(residual, 0.9 * state.floor),
     )
     old, final = state, bad
-    if isinstance(tx, Retreats):
+    if isinstance(inside(tx), Retreats):
         back, hopeful = tx.retreat(state.outer, outer, hyper)
         again = bad & hopeful & ~first
         shorter = jax.tree.map(lambda x, y: jnp.where(again, x, y), back, state.outer)
@@ -105,6 +108,7 @@ def block(
     limit: Array,
     record: Record | None,
     adaptive: Adaptive | None = None,
+    stopping: EarlyStopping | None = None,
 ) -> tuple[State, Stop, dict[str, Array]]:
     """Up to ``count <= length`` outer steps; rows of history that were not reached are NaN.
 
@@ -115,7 +119,7 @@ def block(
     def row(state: State, made: Estimate) -> dict[str, Array]:
         evidence = made.evidence
         values = {"value": made.value, "grad_norm": norm(made.grad)}
-        if isinstance(tx, Keeps):
+        if isinstance(inside(tx), Keeps):
             values["best"] = tx.best(state.outer, state.hyper, state.estimate.value)[1]
         for name in ("inner_residual", "linear_residual"):
             if (entry := getattr(evidence, name)) is not None:
@@ -123,24 +127,29 @@ def block(
         values |= {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
         if record is not None:
             values |= record(state.hyper, state.lower.params, state.estimate)
-        return values | columns(adaptive, state.work, state.estimate)
+        seen = as_moved(tx, made, state.outer)
+        values |= columns_of_space(tx, seen) | early_stopping.columns(stopping, state)
+        return values | columns(adaptive, state.work, seen)
 
     def unfinished(carry: Any) -> Array:
         state, stop, _, k = carry
-        return (k < count) & ~stop.diverged & (state.work.level == begun)
+        ended = stop.diverged | early_stopping.over(stopping, state)
+        return (k < count) & ~ended & (state.work.level == begun)
 
     def advance(carry: Any) -> Any:
         state, _, history, k = carry
         state, stop, made = outer_step(
             problem, estimator, tx, data, state, warm_start=warm_start, limit=limit
         )
-        written = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(state, made))
-        history, work = jax.tree.map(
+        judged = early_stopping.observe(stopping, state)
+        seen = as_moved(tx, state.estimate, state.outer)
+        written = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(judged, made))
+        history, work, best = jax.tree.map(
             lambda new, old: jnp.where(stop.diverged, old, new),
-            (written, observe(adaptive, state.work, state.estimate)),
-            (history, state.work),
+            (written, observe(adaptive, state.work, seen), judged.best),
+            (history, state.work, state.best),
         )
-        return dataclasses.replace(state, work=work), stop, history, k + 1
+        return dataclasses.replace(state, work=work, best=best), stop, history, k + 1
 
     history = jax.tree.map(
         lambda s: jnp.full((length, *s.shape), _blank(s.dtype), s.dtype),

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from bilevel import messages
+from bilevel.spaces.base import Spaces
 from bilevel.trees import PyTree
 
 Loss = Callable[[PyTree, PyTree, PyTree], jax.Array]
@@ -29,6 +30,9 @@ class Problem:
         proximal map ``argmin_u step nonsmooth(u, hyper) + |u - params|^2 / 2``. ``inner`` is then
         the smooth part alone. Used by proximal solvers.
     quadratic : the inner loss is quadratic in ``params``, so that exact formulas apply.
+    space : where ``hyper`` lives: a space of :mod:`bilevel.spaces`, or a tree of them that is a
+        prefix of ``hyper``. Losses, estimators and results are in natural units; ``tune`` moves
+        coordinates in which there is no constraint.
 
     Examples
     --------
@@ -47,15 +51,23 @@ class Problem:
     start: Callable[[PyTree, PyTree], PyTree] | None = None
     prox: Callable[[PyTree, PyTree, Any], PyTree] | None = None
     quadratic: bool = False
+    space: Any = None
 
     def __post_init__(self) -> None:
-        """Refuse a part that cannot be called."""
+        """Refuse a part that cannot be called; make a tree of spaces hashable."""
+        if self.space is not None:
+            object.__setattr__(self, "space", Spaces.of(self.space))
         for name in ("inner", "outer"):
             if not callable(getattr(self, name)):
                 raise TypeError(messages.not_callable(f"Problem.{name}", getattr(self, name)))
         for name in ("start", "prox"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(messages.not_callable(f"Problem.{name}", getattr(self, name)))
+
+    def require_inside(self, hyper: PyTree) -> None:
+        """Raise ``ValueError`` where ``hyper`` is concrete and not inside its space."""
+        if self.space is not None:
+            self.space.require(hyper)
 
 
 @dataclass(frozen=True)

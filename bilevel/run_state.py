@@ -29,6 +29,7 @@ class State:
         included; ``floor``, ``()``, the recent level of the inner residual: the two yardsticks for
         divergence.
     work : :class:`Work`; how much of it the inner level does.
+    best : by early stopping, ``None`` without.
     """
 
     step: Array
@@ -41,6 +42,7 @@ class State:
     scale: Array
     floor: Array
     work: Work
+    best: Any = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,55 +10,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel import messages
+from bilevel import early_stopping, messages
 from bilevel.adaptive import Adaptive, climb, require_adaptive
 from bilevel.arguments import require_arguments
 from bilevel.curvature import known_limit
 from bilevel.diagnosis import DivergenceWarning, explain, foresee
-from bilevel.estimate import Estimate
+from bilevel.early_stopping import EarlyStopping
 from bilevel.estimators.base import Estimator, check_losses
+from bilevel.outer.placed import placed
 from bilevel.outer_loop import Record, block, final, proposed
 from bilevel.problem import Data, Problem
+from bilevel.result import Result
 from bilevel.run_state import State, Stop, begin
 from bilevel.transform import as_pytree
 from bilevel.trees import PyTree, is_traced, strong
 
 _BLOCK = 32  # outer steps per compiled call: one length, so that every run shares one program
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run of :func:`tune` found.
-
-    Parameters
-    ----------
-    hyper : after the last update (on divergence: the last that was evaluated and good). The rules
-        of :mod:`bilevel.outer` that keep a best point end with that.
-    params : of the lower level, at the last evaluation.
-    history : arrays with a leading axis of outer steps: ``value``, ``grad_norm``,
-        ``inner_residual``, ``linear_residual``, oracle counts, and what ``record`` adds. Row t
-        belongs to the hyperparameters before update t; where the solver diverged and the rule
-        came back, ``value`` is NaN. ``best``: the value at ``hyper``, were this the last step.
-    estimate : the last one.
-    state : all that evolves; ``tune(..., state=state)`` goes on bit for bit.
-    diverged : ``()`` boolean.
-    message : ``None``, or why the run stopped early.
-    """
-
-    hyper: PyTree
-    params: PyTree
-    history: dict[str, Array]
-    estimate: Estimate
-    state: State
-    diverged: Array
-    message: str | None = None
-
-
-jax.tree_util.register_dataclass(
-    Result,
-    data_fields=["hyper", "params", "history", "estimate", "state", "diverged"],
-    meta_fields=["message"],
-)
 
 
 def tune(
@@ -77,13 +43,15 @@ def tune(
     limit: float = 100.0,
     record: Record | None = None,
     adaptive: bool | Adaptive = False,
+    stopping: EarlyStopping | None = None,
     callback: Callable[[Result], None] | None = None,
     every: int = _BLOCK,
 ) -> Result:
     """Descend ``h(hyper) = outer(w*(hyper), hyper)`` with any optax transformation.
 
-    Each step estimates value and hypergradient at ``hyper``, then updates ``hyper``. The whole run
-    is compiled. It watches the evidence: when the inner solver diverges (typically because
+    Each step estimates value and hypergradient at ``hyper``, then updates ``hyper``, with
+    ``problem.space`` in its free coordinates (the chain rule is applied here). The whole run is
+    compiled. It watches the evidence: when the inner solver diverges (typically because
     ``hyper`` raised the inner curvature past 2 / step size) it stops, warns with the cause, and
     returns the last good state.
 
@@ -104,6 +72,8 @@ def tune(
         a target (:class:`bilevel.Adaptive` sets it); for estimators that report a standard error.
         ``history`` then has ``work``, the multiple of the estimator's own, and ``signal_to_noise``.
         Each doubling compiles once (not under ``jit`` or ``vmap``).
+    stopping : :class:`bilevel.EarlyStopping`: judge every step on a second validation set, return
+        the best and stop when it is past.
     callback : called with the :class:`Result` so far after every ``every`` steps (not under
         ``jit`` or ``vmap``).
 
@@ -137,23 +107,26 @@ def tune(
     require_arguments(problem, estimator, data, key if state is None else state.key)
     messages.require_positive_int("tune", "steps", steps)
     messages.require_positive_int("tune", "every", every)
-    tx = as_pytree("tune", outer)
-    hyper, params = _variables(hyper, params, state)
+    tx = placed(problem.space, as_pytree("tune", outer))
+    hyper, params = _variables(problem, hyper, params, state)
     if state is not None:
         current = state
+        early_stopping.require_begun(stopping, state)
     else:
         current, known = _begin(problem, estimator, tx, hyper, params, data, key)
+        current = dataclasses.replace(current, best=early_stopping.begin(stopping, hyper, params))
         if known is not None and not is_traced(known) and (text := foresee(*known)):
             warnings.warn(text, DivergenceWarning, stacklevel=2)
     bound = jnp.asarray(limit, current.scale.dtype)
-    traced = is_traced((current, data, estimator, tx))
+    traced = is_traced((current, data, estimator, tx, stopping))
     growing = _growing(adaptive, estimator, current, traced)
     run = partial(
-        _block, problem, tx, data, bound, warm_start=warm_start, record=record, adaptive=growing
-    )
+        _block, problem, tx, data, bound, stopping, warm_start=warm_start, record=record,
+        adaptive=growing,
+    )  # fmt: skip
     if traced:
         current, stop, history = run(estimator, current, jnp.asarray(steps), length=steps)
-        return _result(tx, current, stop, history)
+        return _result(tx, current, stop, history, stopping)
     step, blocks, left = partial(run, length=every), [], steps
     while True:
         before = int(current.step)
@@ -162,24 +135,25 @@ def tune(
         blocks.append(jax.tree.map(lambda rows, n=done: rows[:n], history))
         left -= done
         history = jax.tree.map(lambda *rows: jnp.concatenate(rows), *blocks)
-        result = _result(tx, current, stop, history)
-        if stop.diverged:
-            there = _proposed(tx, current)
-            text = explain(problem, estimator, current, there, stop, data)
-            result = dataclasses.replace(result, message=text)
-            warnings.warn(text, DivergenceWarning, stacklevel=2)
+        result = _result(tx, current, stop, history, stopping)
+        if result.stopped or stop.diverged:
+            result = _explained(problem, estimator, tx, result, stop, data, stopping)
         if callback is not None:
             callback(result)
-        if left == 0 or stop.diverged:
+        if left == 0 or result.message is not None:
             return result
 
 
-def _variables(hyper: PyTree, params: PyTree, state: State | None) -> tuple[PyTree, PyTree]:
-    """Both as arrays; raises unless they are floats, and like those of the state."""
+def _variables(
+    problem: Problem, hyper: PyTree, params: PyTree, state: State | None
+) -> tuple[PyTree, PyTree]:
+    """Both as arrays; raises unless they are floats, inside, and like those of the state."""
     messages.require_variables("hyper", hyper)
     messages.require_variables("params", params)
     hyper, params = strong(hyper), strong(params)
-    if state is not None:
+    if state is None:
+        problem.require_inside(hyper)
+    else:
         messages.require_same("hyper", hyper, "state.hyper", state.hyper)
         messages.require_same("params", params, "state.start", state.start)
     return hyper, params
@@ -205,11 +179,28 @@ def _growing(adaptive: Any, estimator: Any, state: State, traced: bool) -> Adapt
     return adaptive if isinstance(adaptive, Adaptive) else Adaptive()
 
 
-def _result(tx: Any, state: State, stop: Stop, history: dict[str, Array]) -> Result:
-    hyper = _final(tx, state, stop.diverged)
-    return Result(
-        hyper, state.lower.params, history, state.estimate, state, stop.diverged, message=None
-    )
+def _result(
+    tx: Any, state: State, stop: Stop, history: dict[str, Array], stopping: EarlyStopping | None
+) -> Result:
+    if stopping is not None and state.best is not None:
+        hyper, params = state.best.hyper, state.best.params
+        stopped = early_stopping.over(stopping, state)
+    else:
+        hyper, params, stopped = _final(tx, state, stop.diverged), state.lower.params, None
+    return Result(hyper, params, history, state.estimate, state, stop.diverged, stopped)
+
+
+def _explained(
+    problem: Problem, estimator: Estimator, tx: Any, result: Result, stop: Stop, data: Data,
+    stopping: Any,
+) -> Result:  # fmt: skip
+    """With the message that says why the run ended."""
+    state = result.state
+    if not stop.diverged:
+        return dataclasses.replace(result, message=early_stopping.say(stopping, state))
+    text = explain(problem, estimator, state, _proposed(tx, state), stop, data)
+    warnings.warn(text, DivergenceWarning, stacklevel=3)
+    return dataclasses.replace(result, message=text)
 
 
 _final, _proposed = jax.jit(final), jax.jit(proposed)
@@ -237,6 +228,7 @@ def _block(
     tx: Any,
     data: Data,
     limit: Array,
+    stopping: EarlyStopping | None,
     estimator: Estimator,
     state: State,
     count: Array,
@@ -249,4 +241,5 @@ def _block(
     return block(
         problem, estimator, tx, data, state, count,
         length=length, warm_start=warm_start, limit=limit, record=record, adaptive=adaptive,
+        stopping=stopping,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 import bilevel as bl
-from experiments import checkpoint
+from experiments import checkpoint, starting
 from experiments.hydra_compat import instantiate
 from experiments.progress import Display
 from experiments.targets import refuse_unknown
@@ -30,7 +30,8 @@ class Run:
     state, hyper : of the last :class:`bilevel.Result`; the hyperparameters after the last update.
     history, checks : rows so far; distances from the closed form so far.
     watch : the time so far.
-    message : why the run diverged, if it did.
+    message : why the run ended before its steps, if it did; ``stopped`` if early stopping ended it.
+    starts : how the start point was chosen, if from several.
     """
 
     state: Any = None
@@ -39,6 +40,8 @@ class Run:
     watch: Stopwatch = field(default_factory=Stopwatch)
     checks: list[dict[str, float]] = field(default_factory=list)
     message: str | None = None
+    stopped: bool = False
+    starts: dict[str, Any] | None = None
 
     @property
     def done(self) -> int:
@@ -59,9 +62,9 @@ class Job:
     def of(cls, settings: dict[str, Any]) -> "Job":
         """Instantiate task, estimator (with its solver) and outer optimiser."""
         refuse_unknown(settings["solver"], "solver")  # else the estimator's copy is blamed
-        task, estimator, outer = (
-            instantiate(settings[name], name) for name in ("task", "estimator", "outer")
-        )
+        nodes = {name: settings[name] for name in ("task", "estimator", "outer")}
+        nodes["task"] = starting.with_second_part(nodes["task"], settings["early_stopping"])
+        task, estimator, outer = (instantiate(node, name) for name, node in nodes.items())
         return cls(task, estimator, outer, settings)
 
     @property
@@ -76,12 +79,23 @@ class Job:
 
     def tune(self, data: bl.Data, **how: Any) -> bl.Result:
         """:func:`bilevel.tune` on this job."""
-        task, settings = self.task, self.settings
+        task = self.task
         return bl.tune(
             task.problem, self.estimator, self.outer, task.hyper, task.params, data,
-            record=Trajectory(), warm_start=settings["warm_start"], limit=settings["limit"],
-            **({"adaptive": settings["adaptive"]} | how),
+            **(self.how | {"adaptive": self.settings["adaptive"]} | how),
         )  # fmt: skip
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The arguments that one run and several at once have in common."""
+        settings, stopping = self.settings, None
+        if settings["early_stopping"] is not None:
+            patience = settings["early_stopping"]
+            stopping = bl.EarlyStopping(self.task.problem.outer, self.task.second, patience)
+        return {
+            "record": Trajectory(), "warm_start": settings["warm_start"],
+            "limit": settings["limit"], "stopping": stopping,
+        }  # fmt: skip
 
     def template(self) -> Any:
         """Structure, shapes and dtypes of `(state, hyper)`; traced, nothing is computed."""
@@ -97,13 +111,18 @@ class Job:
         about = saved.about
         state, hyper = checkpoint.restore(saved, self.template())
         watch = Stopwatch(about["seconds"], about["compile_seconds"])
-        return Run(state, hyper, saved.history, watch, about["checks"], about["message"])
+        ended = about["message"], about.get("stopped", False), about.get("starts")
+        return Run(state, hyper, saved.history, watch, about["checks"], *ended)
 
     def go(self, run: Run, folder: Path, console: Console) -> None:
         """Advance `run` to the end of its steps, or to where it diverges; `run` is always whole."""
         data = jax.device_put(self.task.data)
         steps, every = self.settings["steps"], self.settings["every"]
         with Display(console, self.settings["progress"], steps, run.done) as display:
+            if not run.done and self.settings["starts"] > 1:
+                with run.watch:
+                    found, run.starts = starting.race(self)
+                self._take(run, found)
             while run.done < steps and run.message is None:
                 # The very first step alone: the check against a closed form belongs to the start.
                 count = min(every, steps - run.done) if run.done else 1
@@ -126,6 +145,7 @@ class Job:
             for name, new in rows.items()
         }
         run.state, run.hyper, run.message = result.state, result.hyper, result.message
+        run.stopped = bool(result.stopped)
         if run.done and (first or run.done >= self.settings["steps"]):
             run.checks += against_exact(self.task, result)
 
@@ -137,6 +157,8 @@ class Job:
             "compile_seconds": run.watch.compiling,
             "checks": run.checks,
             "message": run.message,
+            "stopped": run.stopped,
+            "starts": run.starts,
         }
         path = folder / checkpoint.PLACE
         checkpoint.save(path, (run.state, run.hyper), run.history, about)

@@ -27,19 +27,22 @@ def measured(job: Any, run: Any) -> dict[str, Any]:
     of a resumed run. `counts` are totals over the run.
     """
     history, task, state = run.history, job.task, run.state
+    params = state.lower.params if state.best is None else state.best.params
     rows = len(history.get("value", ()))
     values = history.get("best", history.get("value"))  # a rule may end with an earlier point
     facts: dict[str, Any] = {
         "value_start": float(history["value"][0]) if rows else None,
         "value": float(values[-1]) if rows else None,
         "steps": run.done,
+        "stopped": run.stopped,
+        "starts": run.starts,
         "evidence": _evidence(state.estimate.evidence) if rows else {},
         "counts": {n: int(history[n].sum(dtype=np.int64)) for n in COUNTS if n in history},
         "checks": run.checks,
         "seconds": run.watch.running,
         "compile_seconds": run.watch.compiling,
         "hyper_summary": _floats(task.describe(run.hyper)),
-        "test_metrics": _floats(task.metrics(run.hyper, state.lower.params)),
+        "test_metrics": _floats(task.metrics(run.hyper, params)),
         "baselines": {},
         "notes": dict(task.notes),
     }
@@ -50,13 +53,16 @@ def measured(job: Any, run: Any) -> dict[str, Any]:
 
 
 def status(facts: dict[str, Any], message: str | None) -> tuple[str, str | None]:
-    """`("completed", None)`, or `("diverged", why)`: also where any number is not finite."""
-    if message is not None:
+    """`("completed", None)`, or `("diverged", why)`: also where any number is not finite.
+
+    A run that early stopping has ended is complete, with its message.
+    """
+    if message is not None and not facts["stopped"]:
         return "diverged", message
     numbers = {"value": facts["value"]} | facts["test_metrics"] | facts["hyper_summary"]
     if bad := [name for name, number in numbers.items() if not math.isfinite(number)]:
         return "diverged", f"not finite at the end of the run: {', '.join(bad)}."
-    return "completed", None
+    return "completed", message
 
 
 def versions() -> dict[str, Any]:

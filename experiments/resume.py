@@ -84,11 +84,12 @@ def refuse_other(saved: dict[str, Any], settings: dict[str, Any], folder: Path) 
 def finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The result in `folder` if it is of this run and has all its steps; reads no checkpoint.
 
-    A run that diverged has no further steps.
+    A run that diverged or stopped early has no further steps.
     """
     result = _read(folder / RESULT)
-    asked = {"completed": result.get("steps"), "diverged": result.get("settings", {}).get("steps")}
-    reached = asked.get(result.get("status", ""))
+    asked = result.get("settings", {}).get("steps")
+    completed = asked if result.get("stopped") else result.get("steps")
+    reached = {"completed": completed, "diverged": asked}.get(result.get("status", ""))
     if reached is None or reached < settings["steps"]:
         return None
     refuse_other(result["settings"], settings, folder)

@@ -152,6 +152,8 @@ def _many(
 def _already(result: dict[str, Any]) -> str:
     if result["status"] == "diverged":
         return f"diverged already, after {result['steps']} outer steps: {result['message']}"
+    if result.get("stopped"):
+        return f"finished already: {result['message']}"
     return f"finished already: {result['steps']} outer steps. A larger steps= goes on."
 
 

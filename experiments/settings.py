@@ -11,7 +11,7 @@ from experiments.words import BadInputError, suggest
 
 NODES = ("task", "solver", "estimator", "outer")
 REFERENCE = re.compile(r"\$\{(\w+)\}")
-LEAST = {"steps": 1, "every": 1, "seed": 0}
+LEAST = {"steps": 1, "every": 1, "seed": 0, "starts": 1, "start_steps": 1, "early_stopping": 1}
 CHOICES = {"precision": (None, "float32", "float64"), "progress": ("auto", "plain", "off")}
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 KINDS |= {dict: "named settings", list: "a list"}
@@ -31,6 +31,8 @@ def check(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
             wrong.append(f"{name}: expected one of {names}, got {value!r}")
     if not isinstance(cache := settings["compile_cache"], str | None):
         wrong.append(f"compile_cache: expected a folder or null, got {cache!r}")
+    if (value := settings["early_stopping"]) is not None and not _is_a(value, int):
+        wrong.append(f"early_stopping: expected an integer or null, got {value!r}")
     for name, least in LEAST.items():
         if _is_a(value := settings[name], int) and value < least:
             wrong.append(f"{name}: expected an integer of at least {least}, got {value}")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
+from bilevel.outer.placed import placed
 from bilevel.outer_loop import block, final
 from bilevel.run_state import begin
 from bilevel.transform import as_pytree
@@ -29,6 +30,10 @@ class Stack:
 
     def __init__(self, jobs: list[Job]) -> None:
         first = jobs[0]
+        if first.settings["starts"] > 1 or first.settings["early_stopping"] is not None:
+            raise BadInputError(
+                "vmap: starts and early_stopping belong to single runs. Make a sweep: -m 'seed=...'"
+            )
         leaves, structures = zip(*(jax.tree.flatten(_parts(job)) for job in jobs), strict=True)
         for job, structure, own in zip(jobs, structures, leaves, strict=True):
             alike = structure == structures[0] and job.task.problem == first.task.problem
@@ -91,7 +96,7 @@ def pick(tree: PyTree, i: Any) -> PyTree:
 def _parts(job: Job) -> PyTree:
     """All that a program needs to know of a job, as arrays; the key comes last."""
     task = job.task
-    tx = as_pytree("tune", job.outer)
+    tx = placed(task.problem.space, as_pytree("tune", job.outer))
     limit = jnp.asarray(job.settings["limit"], jnp.result_type(*jax.tree.leaves(task.hyper)))
     return (*strong((job.estimator, tx, task.hyper, task.params, task.data, limit)), job.key)
 

@@ -27,6 +27,8 @@ class Task:
     describe : ``hyper -> {name: value}``, a summary in natural units.
     exact : ``hyper -> (value, grad)`` of the outer loss at the exact inner minimiser, in float64
         whatever JAX's precision; ``None`` where there is no closed form.
+    second : a second batch of validation rows, for early stopping by ``problem.outer``; ``None``
+        where none were set aside.
     notes : facts worth recording with a result, as plain numbers, strings, lists and dicts.
     """
 
@@ -39,4 +41,5 @@ class Task:
     baselines: Callable[[], dict[str, Metrics]]
     describe: Callable[[PyTree], dict[str, float]]
     exact: Callable[[PyTree], tuple[Any, PyTree]] | None = None
+    second: PyTree = None
     notes: Mapping[str, Any] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from tasks.design import Design, prepare
 from tasks.losses import Model, holdout, problem
 from tasks.moments import in_float64
 from tasks.penalty import Groups, Penalty, describe
+from tasks.splits import set_aside
 from tasks.stability import stability
 
 GRID = np.logspace(-4, 2, 13)  # penalties of the mean loss; columns have variance 1
@@ -72,6 +73,7 @@ def logistic(
     folds: int = 5,
     validation: float = 0.3,
     test: float = 0.3,
+    second: float = 0.0,
     start: float = 0.01,
     rows: int | None = None,
     target: str | None = None,
@@ -85,7 +87,7 @@ def logistic(
     data, root, target : as for :func:`tasks.data.load`; labels may be text.
     penalty : as for :meth:`tasks.penalty.Penalty.of`, shared by all classes; or, for more than two
         classes, ``"per_class"`` or ``"per_weight"`` (every column and class its own).
-    outer, degree, clip, folds, validation, test, start, rows, seed : as for
+    outer, degree, clip, folds, validation, test, second, start, rows, seed : as for
         :func:`tasks.ridge.ridge`; parts and folds have their share of each class.
 
     Raises
@@ -108,6 +110,7 @@ def logistic(
     loss = two_classes if len(design.table.classes) == 2 else many_classes
     model = Model(loss, shrinkage)
     inner, held = design.batches(design.y)
+    held, aside = set_aside(held, second, design.folds)
     hyper = jnp.full(shrinkage.strengths.shape, np.log(start), jnp.result_type(float))
     fit = partial(_refit, design, model)
     # The loss curves at most 1/4 along a row and 1 for the intercept, for many classes 1/2.
@@ -122,6 +125,7 @@ def logistic(
         baselines=lambda: _baselines(design, start),
         describe=partial(describe, shrinkage.strengths),
         exact=None,
+        second=None if aside is None else _cast(aside),
         notes=design.notes()
         | stability(_with_intercept(inner), start, bound)
         | {"classes": list(design.table.classes), "penalties": list(shrinkage.strengths.names)},

@@ -23,6 +23,7 @@ from tasks.design import Design, prepare
 from tasks.losses import Model, problem
 from tasks.moments import Moments, in_float64, validation_loss
 from tasks.penalty import Groups, Penalty, describe
+from tasks.splits import set_aside
 from tasks.stability import stability
 
 GRID = np.logspace(-5, 3, 60)  # penalties of the mean loss; columns have variance 1
@@ -53,6 +54,7 @@ def ridge(
     folds: int = 5,
     validation: float = 0.3,
     test: float = 0.3,
+    second: float = 0.0,
     start: float = 0.1,
     rows: int | None = None,
     target: str | None = None,
@@ -71,6 +73,7 @@ def ridge(
     clip : bound on standardised columns before they are multiplied, ``None`` for none; without it
         one far outlier among thousands of rows rules squares, products and stable step sizes.
     validation, test, rows, seed : as for :func:`tasks.splits.split`.
+    second : share of the validation rows to set aside for early stopping; ``"holdout"`` only.
     start : the penalty of every column at the start; 1 is the variance of a column.
 
     Notes
@@ -95,6 +98,7 @@ def ridge(
     )  # fmt: skip
     strengths = Penalty.of(penalty, design.features)
     inner, held = design.batches(_standardised(design))
+    held, aside = set_aside(held, second, design.folds)
     model = Model(squared_error, Shrinkage(strengths), quadratic=True)
     dtype = jnp.result_type(float)
     hyper = jnp.full(strengths.shape, np.log(start), dtype)
@@ -112,6 +116,7 @@ def ridge(
         baselines=lambda: _baselines(design, levels, start),
         describe=partial(describe, strengths),
         exact=in_float64(jax.jit(jax.value_and_grad(_value(levels, strengths)))),
+        second=None if aside is None else cast(aside),
         notes=design.notes() | stability(weighted, start) | {"penalties": list(strengths.names)},
     )
 

@@ -79,6 +79,32 @@ def _some(order: np.ndarray, rows: int, total: int) -> np.ndarray:
     return order[:rows]
 
 
+def set_aside(
+    batch: tuple[np.ndarray, ...], share: float, folds: int | None
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...] | None]:
+    """``(kept, aside)``: every so-manieth validation row, so that each class has its share.
+
+    Raises
+    ------
+    ValueError : folds, in which every row validates once; a share that leaves a part empty.
+    """
+    if share == 0:
+        return batch, None
+    if folds is not None:
+        raise ValueError(
+            "A second validation part for early stopping needs outer=holdout: with folds every row "
+            "validates already, and none is left."
+        )
+    counted = np.floor(np.arange(len(batch[0]) + 1) * share)
+    aside = np.diff(counted) > 0
+    if not 0 < share < 1 or min(aside.sum(), (~aside).sum()) < 2:
+        raise ValueError(
+            f"second={share} of {len(aside)} validation rows must be a share between 0 and 1 that "
+            "leaves both parts at least 2 rows."
+        )
+    return tuple(x[~aside] for x in batch), tuple(x[aside] for x in batch)
+
+
 def deal(y: np.ndarray, folds: int, *, stratify: bool) -> np.ndarray:
     """The fold, ``0 .. folds - 1``, that validates each row, ``[n]``; even, also in each class.
 

@@ -68,7 +68,7 @@ PUBLIC = sorted(
 )
 # Values that a call returns: what they hold is said field by field, no example makes one.
 RETURNED = {"CheckReport", "Cost", "Counts", "DivergenceWarning", "Estimate", "Evidence"}
-RETURNED |= {"Lower", "NoiseReport", "Plan", "Result"}
+RETURNED |= {"Lower", "NoiseReport", "Plan", "Restarts", "Result"}
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -21,7 +21,8 @@ from bilevel.estimators.base import check_read, progress
 from bilevel.messages import require_positive, require_positive_int
 from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
-from bilevel.trees import PyTree, axpy
+from bilevel.spaces.perturb import coordinates, in_natural_units, moved
+from bilevel.trees import PyTree
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Evolution:
     Parameters
     ----------
     solver, steps : the inner solver, which need not be differentiable, and its steps K per call.
-    sigma : size of the perturbation of every entry of ``hyper``.
+    sigma : size of the perturbation of every entry of ``hyper``; with ``problem.space``, of its
+        free coordinates.
     pairs : number of antithetic pairs, at least 2.
 
     Raises
@@ -71,13 +73,15 @@ class Evolution:
         """Run the chain, and the pairs from the same point."""
         check_read("Evolution", problem, self.solver, hyper, lower, data, key)
         before, _ = start(problem, self.solver, hyper, lower, data)
+        free = coordinates(problem.space, hyper)
 
         def play(hyper: PyTree, key: Array) -> tuple[Array, Any]:
             return episode(problem, self.solver, self.steps, hyper, lower, data, key)
 
         def slope(direction: PyTree, key: Array) -> Array:
             def one(sign: Array) -> Array:
-                return play(axpy(sign * self.sigma, direction, hyper), key)[0]
+                at = moved(problem.space, free, sign * self.sigma, direction, hyper)
+                return play(at, key)[0]
 
             up, down = jax.vmap(one)(jnp.array([1, -1]))
             return (up - down) / (2 * self.sigma)
@@ -85,9 +89,11 @@ class Evolution:
         # Step k uses fold_in(key, k), k < steps: what follows must not repeat those keys.
         drawn_by, pairs_by = (jax.random.fold_in(key, self.steps + i) for i in (0, 1))
         signs = dirs.Random(self.pairs)
-        drawn = dirs.draw(signs, hyper, drawn_by)
+        drawn = dirs.draw(signs, free, drawn_by)
         slopes = jax.vmap(slope)(drawn, jax.random.split(pairs_by, self.pairs))
-        grad, error = dirs.assemble(signs, drawn, slopes, hyper)
+        grad, error = in_natural_units(
+            problem.space, free, *dirs.assemble(signs, drawn, slopes, free)
+        )
 
         value, (params, state) = play(hyper, key)
         residual, reference = progress(problem, hyper, before, params, data, lower.reference)

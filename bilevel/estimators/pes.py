@@ -21,6 +21,7 @@ from bilevel.estimators.evolution import episode, require_es
 from bilevel.messages import require_positive_int
 from bilevel.problem import Data, Problem
 from bilevel.solvers.base import Solver, start
+from bilevel.spaces.perturb import coordinates, in_natural_units, moved
 from bilevel.trees import PyTree, axpy
 
 
@@ -46,7 +47,8 @@ class PES:
     Parameters
     ----------
     solver, steps : the inner solver, which need not be differentiable, and its steps K per call.
-    sigma : size of the perturbation of every entry of ``hyper``, in every call.
+    sigma : size of the perturbation of every entry of ``hyper``, in every call; with
+        ``problem.space``, of its free coordinates.
     pairs : number of antithetic pairs, at least 2, all kept in memory with their solver states.
     reset : after so many calls the pairs return to the unperturbed chain and forget; ``None`` is
         never. Where the steps contract, a few times the memory of the chain loses nothing.
@@ -89,7 +91,8 @@ class PES:
         """Move every chain; weigh the differences of the pairs by their accumulated drift."""
         check_read("PES", problem, self.solver, hyper, lower, data, key)
         before, _ = start(problem, self.solver, hyper, lower, data)
-        particles, drift, age = self._remembered(problem, hyper, lower)
+        free = coordinates(problem.space, hyper)
+        particles, drift, age = self._remembered(problem, free, lower)
 
         def play(hyper: PyTree, carry: Any, key: Array) -> tuple[Array, Any]:
             at = Lower(*carry)
@@ -97,7 +100,8 @@ class PES:
 
         def pair(carry: Any, direction: PyTree, key: Array) -> tuple[Array, Any]:
             def one(sign: Array, carry: Any) -> tuple[Array, Any]:
-                return play(axpy(sign * self.sigma, direction, hyper), carry, key)
+                at = moved(problem.space, free, sign * self.sigma, direction, hyper)
+                return play(at, carry, key)
 
             values, carry = jax.vmap(one)(jnp.array([1, -1]), carry)
             return (values[0] - values[1]) / (2 * self.sigma**2), carry
@@ -105,12 +109,14 @@ class PES:
         # Step k uses fold_in(key, k), k < steps: what follows must not repeat those keys.
         drawn_by, pairs_by = (jax.random.fold_in(key, self.steps + i) for i in (0, 1))
         signs = dirs.Random(self.pairs)
-        drawn = dirs.draw(signs, hyper, drawn_by)
+        drawn = dirs.draw(signs, free, drawn_by)
         drift = axpy(self.sigma, drawn, drift)
         weights, particles = jax.vmap(pair)(
             particles, drawn, jax.random.split(pairs_by, self.pairs)
         )
-        grad, error = dirs.assemble(signs, drift, weights, hyper)
+        grad, error = in_natural_units(
+            problem.space, free, *dirs.assemble(signs, drift, weights, free)
+        )
 
         value, (params, state) = play(hyper, (lower.params, lower.solver_state), key)
         residual, reference = progress(problem, hyper, before, params, data, lower.reference)
@@ -123,9 +129,9 @@ class PES:
         """Every chain of every pair at one point."""
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.pairs, 2, *x.shape)), carry)
 
-    def _remembered(self, problem: Problem, hyper: PyTree, lower: Lower) -> Memory:
+    def _remembered(self, problem: Problem, free: PyTree, lower: Lower) -> Memory:
         """The memory to begin with: as it is, or without the past."""
-        none = jax.tree.map(lambda x: jnp.zeros((self.pairs, *x.shape), x.dtype), hyper)
+        none = jax.tree.map(lambda x: jnp.zeros((self.pairs, *x.shape), x.dtype), free)
         empty = Memory(
             self._gather((lower.params, lower.solver_state)), none, jnp.zeros((), jnp.int32)
         )

@@ -12,6 +12,7 @@ from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import check_minimiser, full_gradient, inner_residual
 from bilevel.problem import Data, Problem
 from bilevel.schedules import evaluate, knob
+from bilevel.spaces.perturb import coordinates, in_natural_units, moved
 from bilevel.trees import PyTree, axpy, vdot
 
 
@@ -104,7 +105,8 @@ class PZOBO:
     Parameters
     ----------
     step_size, inner_steps : of the inner steps, K of them.
-    pairs, mu : number of directions, and the size of the perturbation.
+    pairs, mu : number of directions, and the size of the perturbation, with ``problem.space`` in
+        free coordinates.
     """
 
     step_size: Any
@@ -132,17 +134,18 @@ class PZOBO:
         def solve(hyper: PyTree) -> PyTree:
             return _descent(problem, w, hyper, data, rate, self.inner_steps)
 
-        end = solve(hyper)
+        end, free = solve(hyper), coordinates(problem.space, hyper)
         value, (f_w, f_lam) = jax.value_and_grad(problem.outer, (0, 1))(end, hyper, data.outer)
 
         def along(key: Array) -> PyTree:
-            leaves, tree = jax.tree.flatten(hyper)
+            leaves, tree = jax.tree.flatten(free)
             keys = jax.random.split(key, len(leaves))
             pairs = zip(keys, leaves, strict=True)
             u = tree.unflatten([jax.random.normal(k, x.shape, x.dtype) for k, x in pairs])
-            moved = solve(axpy(self.mu, u, hyper))
-            slope = vdot(jax.tree.map(jnp.subtract, moved, end), f_w) / self.mu
-            return jax.tree.map(lambda x: (slope * x).astype(x.dtype), u)
+            beside = solve(moved(problem.space, free, self.mu, u, hyper))
+            slope = vdot(jax.tree.map(jnp.subtract, beside, end), f_w) / self.mu
+            along_u = jax.tree.map(lambda x: (slope * x).astype(x.dtype), u)
+            return in_natural_units(problem.space, free, along_u)[0]
 
         each = jax.vmap(along)(jax.random.split(key, self.pairs))
         grad = jax.tree.map(lambda f, x: f + jnp.mean(x, axis=0), f_lam, each)

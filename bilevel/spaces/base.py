@@ -1,0 +1,204 @@
+"""The contract of a space, and trees of spaces."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevel.messages import where
+from bilevel.trees import PyTree, is_traced
+
+
+class Space(Protocol):
+    """Where one array of hyperparameters lives; static and hashable.
+
+    ``natural`` maps free coordinates, which any outer rule may move, to natural units; ``free``
+    is its inverse. ``natural(admit(x))`` is inside for every finite ``x``, rounding included.
+    """
+
+    def natural(self, free: Array) -> Array:
+        """Natural units; differentiable, with positive slopes wherever it acts entry by entry."""
+        ...
+
+    def free(self, natural: Array) -> Array:
+        """The coordinates of a point inside."""
+        ...
+
+    def admit(self, free: Array) -> Array:
+        """The nearest coordinates that the dtype can tell from an open end, or before a closed."""
+        ...
+
+    def fault(self, natural: Any) -> str | None:
+        """What is wrong with a value, as the end of a sentence; of a tracer only its shape."""
+        ...
+
+    def covector(self, free: Array, grad: Array) -> Array:
+        """A gradient in natural units whose pull-back is ``grad``, in coordinates."""
+        ...
+
+    def sample(self, uniform: Array, free: Array, spread: Any) -> Array:
+        """Coordinates for uniform numbers: all over a bounded space, else ``spread`` around."""
+        ...
+
+
+@runtime_checkable
+class Mixes(Protocol):
+    """A space whose coordinates move several entries, so that their errors add up."""
+
+    def errors(self, free: Array, error: Array) -> Array:
+        """Standard errors of the pull-back, those of the entries being independent."""
+        ...
+
+
+@dataclass(frozen=True)
+class Free:
+    """All real numbers: coordinates are natural units. ``None`` in a tree means the same.
+
+    Examples
+    --------
+    >>> from bilevel.spaces import Free
+    >>> Free().natural(3.0)
+    3.0
+    """
+
+    def natural(self, free: Any) -> Any:
+        """As it is."""
+        return free
+
+    def free(self, natural: Any) -> Any:
+        """As it is."""
+        return natural
+
+    def admit(self, free: Any) -> Any:
+        """As it is."""
+        return free
+
+    def fault(self, natural: Any) -> None:
+        """Nothing."""
+
+    def covector(self, free: Any, grad: Any) -> Any:
+        """As it is."""
+        return grad
+
+    def sample(self, uniform: Array, free: Array, spread: Any) -> Array:
+        """Within ``spread``."""
+        return around(uniform, free, spread)
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """A space for every leaf of ``hyper``, or for all leaves below a node of it.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bilevel.spaces import Log, Spaces
+    >>> spaces = Spaces.of({"penalty": Log(), "shift": None})
+    >>> spaces.free({"penalty": jnp.ones(2), "shift": jnp.array(3.0)})["penalty"]
+    Array([0., 0.], dtype=float32)
+    """
+
+    leaves: tuple[Any, ...]
+    structure: Any
+
+    @classmethod
+    def of(cls, tree: PyTree) -> "Spaces":
+        """From a tree of spaces; ``None`` in it stands for :class:`bilevel.spaces.Free`."""
+        if isinstance(tree, Spaces):
+            return tree
+        leaves, structure = jax.tree.flatten(tree, is_leaf=lambda leaf: leaf is None)
+        leaves = [Free() if leaf is None else leaf for leaf in leaves]
+        for leaf in leaves:
+            if isinstance(leaf, type) or not hasattr(leaf, "natural"):
+                raise TypeError(
+                    f"Problem.space must hold spaces such as bl.spaces.Log(), got {leaf!r}."
+                )
+        return cls(tuple(leaves), structure)
+
+    def __repr__(self) -> str:
+        """As it was given."""
+        return repr(jax.tree.unflatten(self.structure, self.leaves))
+
+    def _map(self, fn: Callable[..., Any], *trees: PyTree) -> PyTree:
+        """``fn(space, *leaves)`` for every leaf."""
+        tree = jax.tree.unflatten(self.structure, self.leaves)
+        return jax.tree.map(lambda s, *parts: jax.tree.map(partial(fn, s), *parts), tree, *trees)
+
+    def natural(self, free: PyTree) -> PyTree:
+        """Natural units, like ``hyper``."""
+        return self._map(lambda space, x: space.natural(x), free)
+
+    def free(self, hyper: PyTree) -> PyTree:
+        """The coordinates of ``hyper``; of tied entries there is only one."""
+        return self._map(lambda space, y: space.free(y), hyper)
+
+    def admit(self, free: PyTree) -> PyTree:
+        """Coordinates whose natural units are inside."""
+        return self._map(lambda space, x: space.admit(x), free)
+
+    def pull(self, free: PyTree, grad: PyTree) -> PyTree:
+        """The chain rule: from a gradient in natural units to one in coordinates."""
+        return jax.vjp(self.natural, free)[1](grad)[0]
+
+    def errors(self, free: PyTree, error: PyTree) -> PyTree:
+        """Standard errors of the pull-back of a gradient with independent errors."""
+
+        def one(space: Any, x: Array, e: Array) -> Array:
+            return (
+                space.errors(x, e)
+                if isinstance(space, Mixes)
+                else jax.vjp(space.natural, x)[1](e)[0]
+            )
+
+        return self._map(one, free, error)
+
+    def covector(self, free: PyTree, grad: PyTree) -> PyTree:
+        """A gradient in natural units whose pull-back is ``grad``."""
+        return self._map(lambda space, x, g: space.covector(x, g), free, grad)
+
+    def sample(self, uniform: PyTree, free: PyTree, spread: Any) -> PyTree:
+        """Coordinates for uniform numbers in ``[0, 1)``, like ``free``."""
+        return self._map(lambda space, u, x: space.sample(u, x, spread), uniform, free)
+
+    def require(self, hyper: PyTree, name: str = "hyper") -> None:
+        """Raise ``ValueError`` with address, value and cure unless every leaf is inside."""
+        try:
+            faults = self._map(lambda space, leaf: space.fault(leaf) or "", hyper)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"Problem.space is {self}, which does not fit {name}, of structure "
+                f"{jax.tree.structure(hyper)}: give a space for each leaf, or one for all leaves "
+                f"below a node. ({error})"
+            ) from error
+        addresses = jax.tree_util.tree_leaves_with_path(hyper)
+        for (path, _), fault in zip(addresses, jax.tree.leaves(faults), strict=True):
+            if fault:
+                raise ValueError(f"{where(name, path)} {fault}")
+
+
+def around(uniform: Array, free: Array, spread: Any) -> Array:
+    """Uniform within ``spread`` of ``free``."""
+    return (free + spread * (2 * uniform - 1)).astype(free.dtype)
+
+
+def held(x: Array, low: Any, high: Any) -> Array:
+    """``clip(x, low, high)`` with the slope of ``x``: for what only rounding puts outside."""
+    return jax.lax.stop_gradient(jnp.clip(x, low, high)) + (x - jax.lax.stop_gradient(x))
+
+
+def outside(value: Any, inside: Callable[[np.ndarray], np.ndarray]) -> str | None:
+    """The first entry of a concrete array that is not inside, as text."""
+    if is_traced(value):
+        return None
+    array = np.asarray(value)
+    bad = ~inside(array)
+    if not bad.any():
+        return None
+    first = tuple(int(i) for i in np.argwhere(np.broadcast_to(bad, array.shape))[0])
+    place = f" at index {list(first)}" if first else ""
+    return f"is {array[first]:.6g}{place}"
