@@ -79,14 +79,25 @@ def begin(flat: Array, memory: int) -> Trust:
     )
 
 
-def cap(trust: Trust) -> Array:
+def cap(start: Array, base: Array) -> Array:
     """Largest change of one coordinate in one step.
 
     The size of the start, 1 at least (hyperparameters are mostly logarithms), and what has been
     travelled already, so that distances of any scale are reached in time.
     """
-    travelled = jnp.max(jnp.abs(trust.base - trust.start))
-    return jnp.maximum(jnp.maximum(1, jnp.max(jnp.abs(trust.start)) / 2), travelled / 8)
+    travelled = jnp.max(jnp.abs(base - start))
+    return jnp.maximum(jnp.maximum(1, jnp.max(jnp.abs(start)) / 2), travelled / 8)
+
+
+def first_step(start: Array, value: Array, slope: Array, d: Array) -> Array:
+    """How much of the descent direction ``d`` to go first, ``()``.
+
+    No coordinate moves by more than half the cap, and no more decrease is expected than all.
+    """
+    largest, fall = jnp.max(jnp.abs(d)), -(d @ slope)
+    times = _FIRST * cap(start, start) / jnp.where(largest > 0, largest, 1)
+    everything = jnp.abs(value) / jnp.where(fall > 0, fall, 1)
+    return jnp.where(everything > 0, jnp.minimum(times, everything), times)
 
 
 def scales(trust: Trust) -> Array:
@@ -133,23 +144,13 @@ def judge(trust: Trust, at: Array, value: Array, slope: Array) -> tuple[Trust, V
         rejections=jnp.where(accepted, 0, trust.rejections + 1),
         refusals=jnp.zeros_like(trust.refusals),
     )
-    reach = _first_radius(judged)
+    d = -(scales(judged) ** 2) * slope
+    reach = first_step(at, value, slope, d) * jnp.linalg.norm(d)
     judged = judged._replace(
         radius=jnp.where(first, reach, judged.radius),
         stride=jnp.where(first, reach / 4, judged.stride),
     )
     return judged, Verdict(accepted, before, jumped)
-
-
-def _first_radius(trust: Trust) -> Array:
-    """No coordinate moves by more than half the cap, and no more decrease than all is expected."""
-    d = scales(trust) ** 2 * trust.slope
-    largest = jnp.max(jnp.abs(d))
-    times = _FIRST * cap(trust) / jnp.where(largest > 0, largest, 1)
-    slope = d @ trust.slope
-    all_of_it = jnp.abs(trust.value) / jnp.where(slope > 0, slope, 1)
-    times = jnp.where(all_of_it > 0, jnp.minimum(times, all_of_it), times)
-    return times * jnp.linalg.norm(d)
 
 
 def propose(trust: Trust) -> tuple[Array, Trust]:
@@ -165,7 +166,7 @@ def propose(trust: Trust) -> tuple[Array, Trust]:
     radius = jnp.minimum(trust.radius, trust.ceiling)
     length, largest = jnp.linalg.norm(d), jnp.max(jnp.abs(d))
     within = radius / jnp.where(length > 0, length, 1)
-    allowed = cap(trust) / jnp.where(largest > 0, largest, 1)
+    allowed = cap(trust.start, trust.base) / jnp.where(largest > 0, largest, 1)
     fraction = jnp.minimum(jnp.where(known, jnp.minimum(within, 1), within), allowed)
     pending = trust._replace(
         pairs=pairs._replace(rho=jnp.where(down, pairs.rho, 0)),
@@ -180,7 +181,7 @@ def shorten(trust: Trust, step: Array) -> tuple[Array, Trust]:
     length, largest = jnp.linalg.norm(step), jnp.max(jnp.abs(step))
     times = jnp.minimum(
         trust.ceiling / jnp.where(length > 0, length, 1),
-        cap(trust) / jnp.where(largest > 0, largest, 1),
+        cap(trust.start, trust.base) / jnp.where(largest > 0, largest, 1),
     )
     after = trust._replace(ceiling=_GROW * trust.ceiling, refusals=jnp.zeros_like(trust.refusals))
     return jnp.minimum(times, 1) * step, after
