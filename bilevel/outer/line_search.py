@@ -1,12 +1,14 @@
 r"""Steepest descent with a line search on the value and an inner tolerance that falls.
 
-    trial    x+ = x - t g
-    accept   h(x+) <= h(x) - t/2 |g|^2 + e_k (|h(x)| + |x+ - x|)      then t <- 2 t
-    reject   back to x, t <- t times the minimum of the parabola, within [1/10, 1/2]
-    e_k      tolerance * decay^k, also the estimator's own tolerances at evaluation k
+    trial    x+ = x - t g,   e = e_k (|h(x)| + |x+ - x|)
+    enough   h(x+) <= h(x) - t/2 |g|^2 + e     go on from x+, t <- 2 t
+    lower    h(x+) <= h(x) + e                 go on from x+, t <- t m, m within [1/2, 1]
+    else                                       back to x,     t <- t m, m within [1/10, 1/2]
 
-Pedregosa, ICML 2016 (HOAG): the errors of value and hypergradient are O(e_k), so the test forgives
-as much. His code goes on from a point that fails the test; here it is left.
+where t m is the minimum of the parabola through both values and the slope at x, and
+e_k = tolerance * decay^k, which is also what the estimator's tolerances are raised to. Pedregosa,
+ICML 2016 (HOAG): the errors of value and hypergradient are O(e_k), so the test forgives as much.
+His step shrinks by 2 and grows by 5 %, and his code never goes back.
 """
 
 from dataclasses import dataclass
@@ -95,18 +97,22 @@ class LineSearch:
     ) -> tuple[PyTree, State]:
         """From the evaluation at ``params`` to the next trial."""
         at, slope, value, back = flatten("LineSearch", updates, params, value)
+        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
+        value, slope = jnp.where(finite, value, jnp.inf), jnp.where(finite, slope, state.slope)
         first = jnp.isinf(state.value)
         known = jnp.where(first, value, state.value)
         length, before = jnp.linalg.norm(at - state.base), state.slope @ (at - state.base)
-        change, size = value - known, jnp.abs(known)
+        change, size = jnp.where(finite, value - known, jnp.inf), jnp.abs(known)
         rounding = 8 * jnp.finfo(at.dtype).eps * size
         slack = self._at(state.seen).astype(at.dtype) * (size + length) + rounding
-        accepted = first | (change <= before / 2 + slack)
+        accepted = finite & (first | (change <= slack))
+        enough = finite & (change <= before / 2 + slack)
 
         begun = first_step(at, value, slope, -slope)
         parabola = -before / (2 * jnp.maximum(change - before, jnp.finfo(at.dtype).tiny))
-        shorter = state.step * jnp.clip(parabola, 0.1, 0.5)
-        step = jnp.where(accepted, jnp.where(first, begun, _GROW * state.step), shorter)
+        least, most = jnp.where(accepted, 0.5, 0.1), jnp.where(accepted, 1.0, 0.5)
+        times = jnp.where(enough, _GROW, jnp.clip(parabola, least, most)).astype(at.dtype)
+        step = jnp.where(first, begun, times * state.step)
         base, slope = jnp.where(accepted, at, state.base), jnp.where(accepted, slope, state.slope)
         largest = jnp.max(jnp.abs(slope))
         allowed = cap(state.start, base) / jnp.where(largest > 0, largest, 1)

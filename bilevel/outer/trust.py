@@ -1,7 +1,7 @@
 r"""A quasi-Newton step within a trust region, cut into what happens between two evaluations.
 
     propose   s = -H g, shortened to |s| <= radius, |s|_inf <= cap
-    judge     accept if h(x + s) <= h(x) + 1e-4 g.s + rounding; grow or shrink the radius
+    judge     accept what is not worse; grow or shrink the radius by decrease over prediction
 
 H is that of L-BFGS (Liu, Nocedal 1989) in variables scaled by ``diag(mean g^2)^(1/8)``: its first
 guess is halfway between the plain gradient and the coordinatewise steps of Adam, since gradients of
@@ -21,7 +21,6 @@ from bilevel.solvers.lbfgs import Pairs, direction, remember
 from bilevel.trees import PyTree
 
 _FIRST = 0.5  # largest change of a coordinate in the first move, in units of the cap
-_DECREASE = 1e-4  # Armijo
 _LITTLE = 0.1  # curvature along a step, relative to its slope, below which it is pretended
 _GOOD, _POOR = 0.5, 0.1  # decrease over the predicted one
 _GROW = 2.0
@@ -109,14 +108,17 @@ def scales(trust: Trust) -> Array:
 
 def judge(trust: Trust, at: Array, value: Array, slope: Array) -> tuple[Trust, Verdict]:
     """What the evaluation at the pending trial ``at`` teaches."""
+    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
+    value, slope = jnp.where(finite, value, jnp.inf), jnp.where(finite, slope, trust.slope)
     first = jnp.isinf(trust.value)
     known = jnp.where(first, value, trust.value)
-    s, change = at - trust.base, value - known
+    s = at - trust.base
+    change = jnp.where(finite, value - known, jnp.inf)
     before, after = trust.slope @ s, slope @ s
     rounding = 8 * jnp.finfo(at.dtype).eps * jnp.abs(known)
-    accepted = first | (change <= _DECREASE * before + rounding)
+    accepted = finite & (first | (change <= rounding))
     low, high = jnp.minimum(before, after), jnp.maximum(before, after)
-    jumped = ~first & ((change < low - rounding) | (change > high + rounding))
+    jumped = finite & ~first & ((change < low - rounding) | (change > high + rounding))
 
     length, squared = jnp.linalg.norm(s), s @ s
     lacking = jnp.maximum(_LITTLE * jnp.abs(before) - (after - before), 0)
@@ -129,7 +131,8 @@ def judge(trust: Trust, at: Array, value: Array, slope: Array) -> tuple[Trust, V
     shorter = length * jnp.clip(minimum, 0.1, 0.5)
     kept = jnp.where(ratio < _POOR, jnp.clip(trust.radius, 0.5 * length, length), trust.radius)
     longer = jnp.where(ratio > _GOOD, jnp.maximum(trust.radius, _GROW * length), kept)
-    power = jnp.where(first, slope**2, _FORGET * trust.power + (1 - _FORGET) * slope**2)
+    mean = _FORGET * trust.power + (1 - _FORGET) * slope**2
+    power = jnp.where(first, slope**2, jnp.where(finite, mean, trust.power))
     judged = Trust(
         base=jnp.where(accepted, at, trust.base),
         value=jnp.where(accepted, value, trust.value),
