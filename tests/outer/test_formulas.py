@@ -14,7 +14,7 @@ from tests.outer.playing import exact, play
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-START = np.array([1.5, -0.7, 0.3])
+START = np.array([0.2, 0.1, 2.0])
 MATRIX = np.array([[3.0, 0.5, 0.2], [0.5, 2.0, -0.3], [0.2, -0.3, 0.5]])
 
 
