@@ -20,7 +20,7 @@ LONGEST = 1.99  # bound of V10's step sizes; the largest curvature is 1
 class Case(NamedTuple):
     """What `tune` needs beside the outer rule, and the value that counts as arrived.
 
-    `bar` is that of the reference answers, `None` for the best that any Adam found.
+    `bar` is that of the reference answers, if there is one; `budget`, the calls of each Adam.
     """
 
     problem: bl.Problem
@@ -49,7 +49,7 @@ def lasso() -> Case:
     start = np.log(np.abs(X[train].T @ y[train]).max() / 300)
     problem = bl.Problem(_squares, _squares, prox=_soft)
     estimator = bl.Implicit(solver, steps=1000)
-    return Case(problem, estimator, start, np.zeros(X.shape[1]), data, 0.306575, 60)
+    return Case(problem, estimator, start, np.zeros(X.shape[1]), data, 0.306575, 40)
 
 
 def _squares(w: Any, log_alpha: Any, batch: Any) -> Any:
@@ -68,7 +68,7 @@ def ijcnn1() -> Case:
     data = bl.Data(inner=(part["X_train"], part["y_train"]), outer=(part["X_test"], part["y_test"]))
     estimator = bl.Implicit(bl.Newton(bl.Dense(), tol=1e-9), steps=12, linear=bl.Dense())
     problem = bl.Problem(_penalised_logistic, _logistic)
-    return Case(problem, estimator, np.full(22, -2.0), np.zeros(22), data, 0.2060, 200)
+    return Case(problem, estimator, np.full(22, -2.0), np.zeros(22), data, 0.2060, 100)
 
 
 def _logistic(w: Any, log_penalty: Any, batch: Any) -> Any:
@@ -112,7 +112,7 @@ def quadratics() -> Case:
 
     made = make(1024, 100)
     start = made.start
-    return Case(PROBLEM, bl.ClosedForm(), start[0], start[1], made.data, None, 400)
+    return Case(PROBLEM, bl.ClosedForm(), start[0], start[1], made.data, None, 100)
 
 
 def schedule() -> Case:
@@ -120,7 +120,7 @@ def schedule() -> Case:
     problem = bl.Problem(_nothing, _expected_loss, quadratic=True)
     data = bl.Data(inner=np.zeros(1), outer=np.arange(1.0, 101.0))
     start = np.full(100, np.log(0.1))
-    return Case(problem, bl.ClosedForm(), start, np.zeros(()), data, 0.0140, 200)
+    return Case(problem, bl.ClosedForm(), start, np.zeros(()), data, 0.0140, 120)
 
 
 def _nothing(w: Any, log_step: Any, batch: Any) -> Any:

@@ -144,9 +144,13 @@ def _search(
 
 
 def _walk(state: State, at: Array, value: Array, slope: Array) -> tuple[Array, State]:
-    """One step of the walk, no longer than what is allowed."""
-    search = state.search
-    step, walk = stride(state.walk, at, value, slope, scales(search))
+    """One step of the walk, no longer than what is allowed; back, and half as far, from nowhere."""
+    search, walk = state.search, state.walk
+    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
+    at, value = jnp.where(finite, at, walk.at), jnp.where(finite, value, walk.level)
+    slope = jnp.where(finite, slope, 0)
+    walk = walk._replace(farthest=jnp.where(finite, walk.farthest, walk.farthest / 2))
+    step, walk = stride(walk, at, value, slope, scales(search))
     shorter, search = shorten(search, step)
     return at + shorter, state._replace(search=search, walk=walk)
 

@@ -47,7 +47,7 @@ def begin(origin: Array, reach: Any) -> Walk:
 def absorb(walk: Walk, at: Array, value: Array) -> Walk:
     """The averages with one more point; recent ones weigh more."""
     seen = walk.seen + 1
-    share = ((1 + _DECAY) / (seen + _DECAY)).astype(at.dtype)
+    share = (1 + _DECAY) / (seen.astype(at.dtype) + _DECAY)
     level = walk.level + share * (value - walk.level)
     aside = jnp.where(seen > 1, jnp.abs(value - level), 0)
     return walk._replace(

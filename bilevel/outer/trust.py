@@ -1,7 +1,7 @@
 r"""A quasi-Newton step within a trust region, cut into what happens between two evaluations.
 
     propose   s = -H g, shortened to |s| <= radius, |s|_inf <= cap
-    judge     accept if h(x + s) <= h(x) + 1e-4 g.s + rounding; grow or shrink the radius
+    judge     accept what is not worse; grow or shrink the radius by decrease over prediction
 
 H is that of L-BFGS (Liu, Nocedal 1989) in variables scaled by ``diag(mean g^2)^(1/8)``: its first
 guess is halfway between the plain gradient and the coordinatewise steps of Adam, since gradients of
@@ -21,7 +21,6 @@ from bilevel.solvers.lbfgs import Pairs, direction, remember
 from bilevel.trees import PyTree
 
 _FIRST = 0.5  # largest change of a coordinate in the first move, in units of the cap
-_DECREASE = 1e-4  # Armijo
 _LITTLE = 0.1  # curvature along a step, relative to its slope, below which it is pretended
 _GOOD, _POOR = 0.5, 0.1  # decrease over the predicted one
 _GROW = 2.0
@@ -79,14 +78,25 @@ def begin(flat: Array, memory: int) -> Trust:
     )
 
 
-def cap(trust: Trust) -> Array:
+def cap(start: Array, base: Array) -> Array:
     """Largest change of one coordinate in one step.
 
     The size of the start, 1 at least (hyperparameters are mostly logarithms), and what has been
     travelled already, so that distances of any scale are reached in time.
     """
-    travelled = jnp.max(jnp.abs(trust.base - trust.start))
-    return jnp.maximum(jnp.maximum(1, jnp.max(jnp.abs(trust.start)) / 2), travelled / 8)
+    travelled = jnp.max(jnp.abs(base - start))
+    return jnp.maximum(jnp.maximum(1, jnp.max(jnp.abs(start)) / 2), travelled / 8)
+
+
+def first_step(start: Array, value: Array, slope: Array, d: Array) -> Array:
+    """How much of the descent direction ``d`` to go first, ``()``.
+
+    No coordinate moves by more than half the cap, and no more decrease is expected than all.
+    """
+    largest, fall = jnp.max(jnp.abs(d)), -(d @ slope)
+    times = _FIRST * cap(start, start) / jnp.where(largest > 0, largest, 1)
+    everything = jnp.abs(value) / jnp.where(fall > 0, fall, 1)
+    return jnp.where(everything > 0, jnp.minimum(times, everything), times)
 
 
 def scales(trust: Trust) -> Array:
@@ -98,14 +108,17 @@ def scales(trust: Trust) -> Array:
 
 def judge(trust: Trust, at: Array, value: Array, slope: Array) -> tuple[Trust, Verdict]:
     """What the evaluation at the pending trial ``at`` teaches."""
+    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
+    value, slope = jnp.where(finite, value, jnp.inf), jnp.where(finite, slope, trust.slope)
     first = jnp.isinf(trust.value)
     known = jnp.where(first, value, trust.value)
-    s, change = at - trust.base, value - known
+    s = at - trust.base
+    change = jnp.where(finite, value - known, jnp.inf)
     before, after = trust.slope @ s, slope @ s
     rounding = 8 * jnp.finfo(at.dtype).eps * jnp.abs(known)
-    accepted = first | (change <= _DECREASE * before + rounding)
+    accepted = finite & (first | (change <= rounding))
     low, high = jnp.minimum(before, after), jnp.maximum(before, after)
-    jumped = ~first & ((change < low - rounding) | (change > high + rounding))
+    jumped = finite & ~first & ((change < low - rounding) | (change > high + rounding))
 
     length, squared = jnp.linalg.norm(s), s @ s
     lacking = jnp.maximum(_LITTLE * jnp.abs(before) - (after - before), 0)
@@ -118,7 +131,8 @@ def judge(trust: Trust, at: Array, value: Array, slope: Array) -> tuple[Trust, V
     shorter = length * jnp.clip(minimum, 0.1, 0.5)
     kept = jnp.where(ratio < _POOR, jnp.clip(trust.radius, 0.5 * length, length), trust.radius)
     longer = jnp.where(ratio > _GOOD, jnp.maximum(trust.radius, _GROW * length), kept)
-    power = jnp.where(first, slope**2, _FORGET * trust.power + (1 - _FORGET) * slope**2)
+    mean = _FORGET * trust.power + (1 - _FORGET) * slope**2
+    power = jnp.where(first, slope**2, jnp.where(finite, mean, trust.power))
     judged = Trust(
         base=jnp.where(accepted, at, trust.base),
         value=jnp.where(accepted, value, trust.value),
@@ -133,23 +147,13 @@ def judge(trust: Trust, at: Array, value: Array, slope: Array) -> tuple[Trust, V
         rejections=jnp.where(accepted, 0, trust.rejections + 1),
         refusals=jnp.zeros_like(trust.refusals),
     )
-    reach = _first_radius(judged)
+    d = -(scales(judged) ** 2) * slope
+    reach = first_step(at, value, slope, d) * jnp.linalg.norm(d)
     judged = judged._replace(
         radius=jnp.where(first, reach, judged.radius),
         stride=jnp.where(first, reach / 4, judged.stride),
     )
     return judged, Verdict(accepted, before, jumped)
-
-
-def _first_radius(trust: Trust) -> Array:
-    """No coordinate moves by more than half the cap, and no more decrease than all is expected."""
-    d = scales(trust) ** 2 * trust.slope
-    largest = jnp.max(jnp.abs(d))
-    times = _FIRST * cap(trust) / jnp.where(largest > 0, largest, 1)
-    slope = d @ trust.slope
-    all_of_it = jnp.abs(trust.value) / jnp.where(slope > 0, slope, 1)
-    times = jnp.where(all_of_it > 0, jnp.minimum(times, all_of_it), times)
-    return times * jnp.linalg.norm(d)
 
 
 def propose(trust: Trust) -> tuple[Array, Trust]:
@@ -165,7 +169,7 @@ def propose(trust: Trust) -> tuple[Array, Trust]:
     radius = jnp.minimum(trust.radius, trust.ceiling)
     length, largest = jnp.linalg.norm(d), jnp.max(jnp.abs(d))
     within = radius / jnp.where(length > 0, length, 1)
-    allowed = cap(trust) / jnp.where(largest > 0, largest, 1)
+    allowed = cap(trust.start, trust.base) / jnp.where(largest > 0, largest, 1)
     fraction = jnp.minimum(jnp.where(known, jnp.minimum(within, 1), within), allowed)
     pending = trust._replace(
         pairs=pairs._replace(rho=jnp.where(down, pairs.rho, 0)),
@@ -180,7 +184,7 @@ def shorten(trust: Trust, step: Array) -> tuple[Array, Trust]:
     length, largest = jnp.linalg.norm(step), jnp.max(jnp.abs(step))
     times = jnp.minimum(
         trust.ceiling / jnp.where(length > 0, length, 1),
-        cap(trust) / jnp.where(largest > 0, largest, 1),
+        cap(trust.start, trust.base) / jnp.where(largest > 0, largest, 1),
     )
     after = trust._replace(ceiling=_GROW * trust.ceiling, refusals=jnp.zeros_like(trust.refusals))
     return jnp.minimum(times, 1) * step, after
