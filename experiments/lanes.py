@@ -40,9 +40,20 @@ class Lane:
 
 
 def asked(config: "DictConfig") -> bool:
-    """Whether the configuration stands for more than one run."""
+    """Whether the configuration stands for more than one run.
+
+    Raises
+    ------
+    BadInputError : it does, and each over several devices.
+    """
     node = config.get(NODE) or {}
-    return any(value is not None for value in node.values())
+    several = any(value is not None for value in node.values())
+    if several and config["mesh"]["data"] is not None:
+        raise BadInputError(
+            "vmap and mesh: one program holds many runs or one run many devices. Sweep the seeds "
+            "in place of vmap: -m mesh.data=N 'seed=range(8)'"
+        )
+    return several
 
 
 def lanes(config: "DictConfig", launch: Launch) -> list[Lane]:

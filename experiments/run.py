@@ -87,6 +87,8 @@ def task(config: "DictConfig") -> float | None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     facts = _origin(config, launch)
     many = lanes.asked(config)
+    if config["mesh"]["hosts"] and not _first(config, launch):
+        return _follow(config, launch, facts)
     again = f"the same command and hydra.run.dir={launch.folder}" if many else ""
     with held(launch.folder), _recorded(launch.folder, facts, console, again):
         do = _many if many else _one
@@ -165,6 +167,32 @@ def _many(
         return {"status": "diverged", "message": message}
     value = sum(result["value"] for result in results) / len(results)
     return {"status": "completed", "value": value}
+
+
+def _first(config: "DictConfig", launch: Launch) -> bool:
+    """Join the other processes; whether this one writes the files."""
+    prepare(config, launch)
+    workers.limit(launch.launcher)
+    from experiments.mesh import join
+
+    return join()
+
+
+def _follow(config: "DictConfig", launch: Launch, facts: dict[str, Any]) -> float | None:
+    """Take part in the run that the first process makes, and write nothing that stays."""
+    import io
+    import tempfile
+
+    from rich.console import Console
+
+    settings = prepare(config, launch) | {"baselines": False, "plot": False}
+    if result := finished(launch.folder, settings):
+        return result["value"]
+    from experiments.session import perform
+
+    with tempfile.TemporaryDirectory() as into:
+        quiet = Console(file=io.StringIO())
+        return perform(settings, launch.folder, facts, quiet, Path(into))["value"]
 
 
 def _already(result: dict[str, Any]) -> str:
