@@ -118,19 +118,8 @@ def block(
     begun = state.work.level
 
     def row(state: State, made: Estimate) -> dict[str, Array]:
-        evidence = made.evidence
-        values = {"value": made.value, "grad_norm": norm(made.grad)}
-        if isinstance(inside(tx), Keeps):
-            values["best"] = tx.best(state.outer, state.hyper, state.estimate.value)[1]
-        for name in ("inner_residual", "linear_residual"):
-            if (entry := getattr(evidence, name)) is not None:
-                values[name] = entry
-        values |= {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
-        if record is not None:
-            values |= record(state.hyper, state.lower.params, state.estimate)
-        seen = as_moved(tx, made, state.outer)
-        values |= columns_of_space(tx, seen) | early_stopping.columns(stopping, state)
-        return values | columns(adaptive, state.work, seen)
+        values = _row(tx, record, state, made) | early_stopping.columns(stopping, state)
+        return values | columns(adaptive, state.work, as_moved(tx, made, state.outer))
 
     def unfinished(carry: Any) -> Array:
         state, stop, _, k = carry
@@ -163,6 +152,21 @@ def block(
         unfinished, advance, (state, stop, history, jnp.zeros((), jnp.int32))
     )
     return state, stop, history
+
+
+def _row(tx: Any, record: Record | None, state: State, made: Estimate) -> dict[str, Array]:
+    """What the history says of a step whose estimate is ``made``."""
+    evidence = made.evidence
+    values = {"value": made.value, "grad_norm": norm(made.grad)}
+    if isinstance(inside(tx), Keeps):
+        values["best"] = tx.best(state.outer, state.hyper, state.estimate.value)[1]
+    for name in ("inner_residual", "linear_residual"):
+        if (entry := getattr(evidence, name)) is not None:
+            values[name] = entry
+    values |= {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
+    if record is not None:
+        values |= record(state.hyper, state.lower.params, state.estimate)
+    return values | columns_of_space(tx, as_moved(tx, made, state.outer))
 
 
 def _blank(dtype: Any) -> Any:

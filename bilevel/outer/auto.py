@@ -16,10 +16,10 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.messages import require_positive_int
-from bilevel.outer.base import flatten
+from bilevel.outer.base import flat_admit, flatten
 from bilevel.outer.dog import Walk, absorb, stride
 from bilevel.outer.dog import begin as begin_walk
-from bilevel.outer.trust import Trust, best, judge, propose, retreat, scales, shorten
+from bilevel.outer.trust import Admit, Trust, best, judge, propose, retreat, scales, shorten
 from bilevel.outer.trust import begin as begin_search
 from bilevel.trees import PyTree, norm
 
@@ -93,6 +93,7 @@ class Auto:
         *,
         value: Any = None,
         standard_error: PyTree = None,
+        admit: Any = None,
         **_: Any,
     ) -> tuple[PyTree, State]:
         """From the evaluation at ``params`` to the next trial or step."""
@@ -101,7 +102,7 @@ class Auto:
         following, state = jax.lax.cond(
             state.noisy,
             lambda: _walk(state, at, value, slope),
-            lambda: _search(state, at, value, slope, loud),
+            lambda: _search(state, at, value, slope, loud, flat_admit(admit, back)),
         )
         return back(following - at), state
 
@@ -129,7 +130,7 @@ jax.tree_util.register_dataclass(Auto, data_fields=[], meta_fields=["memory"])
 
 
 def _search(
-    state: State, at: Array, value: Array, slope: Array, loud: Array
+    state: State, at: Array, value: Array, slope: Array, loud: Array, admit: Admit | None
 ) -> tuple[Array, State]:
     """Judge the trial; propose another, or begin to walk from the best accepted point."""
     search, verdict = judge(state.search, at, value, slope)
@@ -138,7 +139,7 @@ def _search(
     noisy = (suspicion >= _ENOUGH) | (search.rejections >= _STUCK)
     begun = State(search, begin_walk(search.base, search.stride), jnp.array(True), suspicion)
     walked = _walk(begun, search.base, search.value, search.slope)
-    following, pending = propose(search)
+    following, pending = propose(search, admit)
     searched = following, State(pending, state.walk, jnp.array(False), suspicion)
     return jax.tree.map(lambda a, b: jnp.where(noisy, a, b), walked, searched)
 

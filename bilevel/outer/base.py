@@ -49,20 +49,23 @@ class Loosens(Protocol):
         ...
 
 
-def move(tx: Any, estimate: Estimate, state: PyTree, hyper: PyTree) -> tuple[PyTree, PyTree]:
+def move(
+    tx: Any, estimate: Estimate, state: PyTree, hyper: PyTree, admit: Any = None
+) -> tuple[PyTree, PyTree]:
     """``(hyper, state)`` after the update that an estimate asks for.
 
-    Every optax transformation is offered ``value``; one that names ``standard_error`` gets it too.
+    Every optax transformation is offered ``value``; one that names ``standard_error`` gets it too,
+    and one that names ``admit`` the map onto what a space admits, ``None`` for no space.
 
     Raises
     ------
     TypeError : a transformation that must evaluate by itself, such as ``optax.lbfgs()``.
     """
-    extra: dict[str, Any] = {"value": estimate.value}
-    if "standard_error" in inspect.signature(tx.update).parameters:
-        extra["standard_error"] = estimate.evidence.standard_error
+    offered = {"standard_error": estimate.evidence.standard_error, "admit": admit}
+    names = inspect.signature(tx.update).parameters
+    extra: dict[str, Any] = {name: offered[name] for name in offered if name in names}
     try:
-        updates, state = tx.update(estimate.grad, state, hyper, **extra)
+        updates, state = tx.update(estimate.grad, state, hyper, value=estimate.value, **extra)
     except TypeError as error:
         if "value_fn" not in str(error):
             raise
@@ -90,3 +93,8 @@ def flatten(owner: str, grad: PyTree, hyper: PyTree, value: Any) -> tuple[Array,
     at, back = ravel_pytree(hyper)
     slope = ravel_pytree(grad)[0].astype(at.dtype)
     return at, slope, jnp.asarray(value).astype(at.dtype), back
+
+
+def flat_admit(admit: Any, back: Any) -> Any:
+    """What a space admits, as a map of flat arrays; ``None`` for no space."""
+    return None if admit is None else lambda flat: ravel_pytree(admit(back(flat)))[0]

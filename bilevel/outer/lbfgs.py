@@ -13,7 +13,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.messages import require_positive_int
-from bilevel.outer.base import flatten
+from bilevel.outer.base import flat_admit, flatten
 from bilevel.outer.trust import Trust, begin, best, judge, propose, retreat
 from bilevel.trees import PyTree
 
@@ -63,12 +63,19 @@ class LBFGS:
         return begin(ravel_pytree(params)[0], self.memory)
 
     def update(
-        self, updates: PyTree, state: Trust, params: PyTree = None, *, value: Any = None, **_: Any
+        self,
+        updates: PyTree,
+        state: Trust,
+        params: PyTree = None,
+        *,
+        value: Any = None,
+        admit: Any = None,
+        **_: Any,
     ) -> tuple[PyTree, Trust]:
         """From the evaluation at ``params`` to the next trial."""
         at, slope, value, back = flatten("LBFGS", updates, params, value)
         trust, _verdict = judge(state, at, value, slope)
-        following, trust = propose(trust)
+        following, trust = propose(trust, flat_admit(admit, back))
         return back(following - at), trust
 
     def best(self, state: Trust, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:

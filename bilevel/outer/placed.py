@@ -38,7 +38,7 @@ class Coordinates:
     def moved(self, estimate: Estimate, state: Placed) -> tuple[PyTree, Placed]:
         """``(hyper, state)`` after an update by an estimate in natural units."""
         seen = as_moved(self, estimate, state)
-        free, outer = move(self.tx, seen, state.outer, state.free)
+        free, outer = move(self.tx, seen, state.outer, state.free, self.spaces.admit)
         free = self.spaces.admit(free)
         return self.spaces.natural(free), Placed(free, outer)
 

@@ -39,7 +39,7 @@ class Polyak:
     >>> rule, x = bl.outer.Polyak(), jnp.array(0.5)
     >>> step, _ = rule.update(2 * x, rule.init(x), x, value=x**2)
     >>> step  # half way to the minimum of x^2
-    Array(-0.25, dtype=float32, weak_type=True)
+    Array(-0.25, dtype=float32)
     """
 
     lower: Any = 0.0

@@ -10,6 +10,7 @@ too (Nocedal, Wright, "Numerical Optimization", section 6.2). Where an accepted 
 negative curvature, a little is pretended, so that the radius alone bounds the next step.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,8 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel.solvers.lbfgs import Pairs, direction, remember
 from bilevel.trees import PyTree
+
+Admit = Callable[[Array], Array]  # onto what a space admits
 
 _FIRST = 0.5  # largest change of a coordinate in the first move, in units of the cap
 _LITTLE = 0.1  # curvature along a step, relative to its slope, below which it is pretended
@@ -156,27 +159,56 @@ def judge(trust: Trust, at: Array, value: Array, slope: Array) -> tuple[Trust, V
     return judged, Verdict(accepted, before, jumped)
 
 
-def propose(trust: Trust) -> tuple[Array, Trust]:
-    """The next trial point, ``[p]``, and the state with the trial pending."""
-    unit = scales(trust)
-    pairs, gradient = trust.pairs, unit * trust.slope
+def propose(trust: Trust, admit: Admit | None = None) -> tuple[Array, Trust]:
+    """The next trial point, ``[p]``, and the state with the trial pending.
+
+    ``admit`` projects onto a box. Coordinates that rest on an end, the slope pressing, stay there;
+    those that the step would take across one stop at it; the others move as if they were alone
+    (Bertsekas, SIAM J. Control Optim. 1982: a projected step descends only with such an H).
+    """
+    if admit is None:
+        return _within(trust, jnp.ones(trust.base.shape, bool))
+    base, slope = trust.base, trust.slope
+    little = jnp.sqrt(jnp.finfo(base.dtype).eps) * jnp.maximum(1, jnp.abs(base))
+    alone = (admit(base - little * jnp.sign(slope)) != base) | (slope == 0)
+    first, _ = _within(trust, alone)
+    ends = admit(first)
+    alone = alone & (ends == first)
+    second, pending = _within(trust, alone)
+    stopped = (ends != first) & (slope * (ends - base) < 0)
+    return admit(jnp.where(stopped, ends, second)), pending
+
+
+def _within(trust: Trust, alone: Array) -> tuple[Array, Trust]:
+    """The trial that moves these coordinates only, ``[p]`` boolean."""
+    unit, slope = scales(trust), jnp.where(alone, trust.slope, 0)
+    pairs = _restricted(trust.pairs, alone)
     scaled = pairs._replace(s=pairs.s / unit, y=pairs.y * unit)
-    d = unit * direction(scaled, gradient)
-    steepest = -unit * gradient
-    down = d @ trust.slope < 0
+    d = jnp.where(alone, unit * direction(scaled, unit * slope), 0)
+    down = d @ slope < 0
     known = jnp.any(pairs.rho > 0) & down
-    d = jnp.where(known, d, steepest)
+    d = jnp.where(known, d, -(unit**2) * slope)
     radius = jnp.minimum(trust.radius, trust.ceiling)
     length, largest = jnp.linalg.norm(d), jnp.max(jnp.abs(d))
     within = radius / jnp.where(length > 0, length, 1)
     allowed = cap(trust.start, trust.base) / jnp.where(largest > 0, largest, 1)
     fraction = jnp.minimum(jnp.where(known, jnp.minimum(within, 1), within), allowed)
+    forget = ~down & jnp.all(alone)
     pending = trust._replace(
-        pairs=pairs._replace(rho=jnp.where(down, pairs.rho, 0)),
+        pairs=trust.pairs._replace(rho=jnp.where(forget, 0, trust.pairs.rho)),
         ceiling=_GROW * trust.ceiling,
         fraction=jnp.where(known, fraction, 1),
     )
     return trust.base + fraction * d, pending
+
+
+def _restricted(pairs: Pairs, alone: Array) -> Pairs:
+    """Curvature among some of the coordinates; pairs that show none there are left out."""
+    s, y = jnp.where(alone, pairs.s, 0), jnp.where(alone, pairs.y, 0)
+    curvature = jnp.sum(s * y, -1)
+    good = (pairs.rho > 0) & (curvature > jnp.finfo(s.dtype).eps * jnp.sum(y * y, -1))
+    rho = jnp.where(good, 1 / jnp.where(good, curvature, 1), 0)
+    return pairs._replace(s=s, y=y, rho=jnp.where(jnp.all(alone), pairs.rho, rho))
 
 
 def shorten(trust: Trust, step: Array) -> tuple[Array, Trust]:

@@ -29,7 +29,7 @@ sys.exit(main())
 """
 QUICK = [
     "task=tiny", "solver.batch_size=5", "estimator.steps=20", "plot=false", "progress=off",
-    "every=1", "baselines=false", "outer.learning_rate=0.005",
+    "every=1", "baselines=false", "outer=adam", "outer.learning_rate=0.005",
 ]  # fmt: skip
 # `versions` holds the commit, which may change while a test runs.
 CLOCKS = {"seconds", "compile_seconds", "process", "versions"}
