@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.resume import ENDED_AS, RESULT, flat
+from experiments.resume import ENDED_AS, flat
 from experiments.sweep_data import read
-from experiments.words import BadInputError
+from experiments.words import BadInputError, suggest
 
 Run = dict[str, Any]
 _BATCH = 1000  # metrics that MLflow takes at once
@@ -25,10 +25,12 @@ def export(folder: Path, results: list[Run], to: str) -> str:
 
     Raises
     ------
-    BadInputError : its package is not installed.
+    BadInputError : there is no such exporter, or its package is not installed.
     """
-    ended = [result for result in results if result["status"] in ENDED_AS]
-    return {"tensorboard": _tensorboard, "mlflow": _mlflow}[to](folder, ended)
+    known = {"tensorboard": _tensorboard, "mlflow": _mlflow}
+    if to not in known:
+        raise BadInputError(f"--to: there is no exporter {to!r}. {suggest(to, known)}")
+    return known[to](folder, [result for result in results if result["status"] in ENDED_AS])
 
 
 def _tensorboard(folder: Path, results: list[Run]) -> str:
@@ -44,27 +46,30 @@ def _tensorboard(folder: Path, results: list[Run]) -> str:
 
 
 def _mlflow(folder: Path, results: list[Run]) -> str:
-    mlflow = _package("mlflow", "mlflow")
+    mlflow, *_ = (_package(name, "mlflow") for name in ("mlflow", "sqlalchemy", "alembic"))
     store = f"sqlite:///{folder.resolve() / 'mlflow.db'}"
     client = mlflow.MlflowClient(tracking_uri=store)
     title = folder.resolve().name
     found = client.get_experiment_by_name(title)
     where = (folder / "mlflow").resolve().as_uri()
     own = found.experiment_id if found else client.create_experiment(title, artifact_location=where)
+    while old := client.search_runs([own], filter_string=f"tags.`{_TAG}` LIKE '%'"):
+        for run in old:  # a page of them
+            client.delete_run(run.info.run_id)
     for result in results:
         name = _name(folder, result)
-        for old in client.search_runs([own], filter_string=f"tags.`{_TAG}` = '{name}'"):
-            client.delete_run(old.info.run_id)
-        run = client.create_run(own, run_name=name, tags={_TAG: name}).info.run_id
+        tags = {_TAG: name, "command": str(result.get("command"))}
+        run = client.create_run(own, run_name=name, tags=tags).info.run_id
         _log(mlflow.entities, client, run, result)
-        client.log_artifact(run, str(result["folder"] / RESULT))
         client.set_terminated(run, "FINISHED" if result["status"] == "completed" else "FAILED")
     return f"mlflow ui --backend-store-uri {store}"
 
 
 def _log(entities: Any, client: Any, run: str, result: Run) -> None:
     """Settings, the numbers at the end, and those of every step; each call takes so many."""
-    params = [entities.Param(name, str(value)) for name, value in _settings(result).items()]
+    params = [
+        entities.Param(_allowed(name), str(value)) for name, value in _settings(result).items()
+    ]
     for start in range(0, len(params), 100):
         client.log_batch(run, params=params[start : start + 100])
     last = result["steps"]
@@ -82,7 +87,7 @@ def _package(name: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise BadInputError(
-            f'--to {extra}: {name} is not installed. pip install -e ".[{extra}]"'
+            f'--to {extra}: {name} is not installed. pip install -e ".[run,{extra}]"'
         ) from error
 
 
@@ -109,10 +114,9 @@ def _history(result: Run) -> Iterator[tuple[str, int, float]]:
     """`(column, step, number)`, without what is not finite."""
     for name, column in read(result["folder"]).items():
         if name != "step":
-            steps = ((name, k, float(x)) for k, x in enumerate(column) if math.isfinite(x))
-            yield from steps
+            yield from ((name, k, float(x)) for k, x in enumerate(column) if math.isfinite(x))
 
 
 def _allowed(name: str) -> str:
-    """MLflow takes letters, digits and some signs in the name of a metric."""
+    """MLflow takes letters, digits and some signs in a name."""
     return "".join(c if c.isalnum() or c in "_-. :/" else "_" for c in name)

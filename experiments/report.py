@@ -5,7 +5,7 @@ Runs that differ in nothing but the seed are one row: mean of the headline test 
 pyarrow), report.md, pictures (report-*.png), and report.html, one page with interactive charts that
 needs no network.
 
-Exit status: 0, or 1 where there is no result, a damaged one, or no package to export with.
+Exit status: 0, or 1 where there is no result, a damaged one, or nothing to export with.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run, a sweep, or anything above them")
     parser.add_argument("--no-page", action="store_true", help="no report.html, no pictures")
-    parser.add_argument("--to", choices=("tensorboard", "mlflow"), help="export the runs too")
+    parser.add_argument("--to", metavar="NAME", help="export too: tensorboard or mlflow")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="again and again")
     given = parser.parse_args(arguments)
     while True:

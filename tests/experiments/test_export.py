@@ -3,6 +3,7 @@
 import struct
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path
 
 
+PACKAGES = [("tensorboard", "tensorboardX"), ("mlflow", "mlflow"), ("mlflow", "alembic")]
 VALUES = np.linspace(1, 0.5, 4)  # the outer value of run a
 
 
@@ -42,9 +44,12 @@ def test_tensorboard_holds_the_history(sweep: Path, capsys: pytest.CaptureFixtur
     assert [values[k] for k in range(4)] == pytest.approx(VALUES)
 
 
+@pytest.mark.slow  # ten seconds to lay out MLflow's tables
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_holds_settings_numbers_and_history(sweep: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    pytest.importorskip("alembic")
     for _ in range(2):
         assert report.main([str(sweep), "--no-page", "--to", "mlflow"]) == 0
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{sweep / 'mlflow.db'}")
@@ -54,13 +59,14 @@ def test_mlflow_holds_settings_numbers_and_history(sweep: Path) -> None:
     best = found["a-0"]
     assert (best.info.status, found["b-0"].info.status) == ("FINISHED", "FAILED")
     assert best.data.params["solver.step_size"] == "0.1"
+    assert best.data.tags["command"] == "run --seed 0 <"
     assert best.data.metrics["final mse"] == 0.5
     history = client.get_metric_history(best.info.run_id, "value")
     assert [entry.value for entry in history] == pytest.approx(VALUES)
     assert [entry.step for entry in history] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("to", "package"), [("tensorboard", "tensorboardX"), ("mlflow", "mlflow")])
+@pytest.mark.parametrize(("to", "package"), PACKAGES)
 def test_missing_package_is_named_with_its_extra(
     sweep: Path,
     to: str,
@@ -68,7 +74,17 @@ def test_missing_package_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
+    for name in ("mlflow", "sqlalchemy", "alembic"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, package, None)
     assert report.main([str(sweep), "--no-page", "--to", to]) == 1
-    expected = f'--to {to}: {package} is not installed. pip install -e ".[{to}]"'
+    expected = f'--to {to}: {package} is not installed. pip install -e ".[run,{to}]"'
     assert expected in capsys.readouterr().err
+
+
+def test_unknown_exporter_is_answered_with_the_known(
+    sweep: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert report.main([str(sweep), "--no-page", "--to", "tensorbord"]) == 1
+    message = "--to: there is no exporter 'tensorbord'. Did you mean 'tensorboard'? "
+    assert f"{message}Available: mlflow, tensorboard." in capsys.readouterr().err
