@@ -146,3 +146,11 @@ def test_distance_from_the_closed_form() -> None:
     assert check["grad_error"] == pytest.approx(length / np.linalg.norm(grad), rel=1e-5)
     angle = np.arctan2(length, np.linalg.norm(grad))
     assert check["cosine"] == pytest.approx(np.cos(angle), rel=1e-5)
+
+
+def test_a_trial_taken_back_is_no_nan() -> None:
+    """An outer rule may try a point where the inner solver diverges, and return from it."""
+    history = {"value": np.array([0.5, 0.25, np.nan]), "grad_norm": np.array([1.0, 0.1, np.nan])}
+    text = progress.numbers(history)
+    assert "nan" not in text
+    assert text.endswith("taken back, a smaller step is tried, best value 0.25")

@@ -1,4 +1,4 @@
-"""The rules of `bl.outer` in a space: the run with the map written into the losses; a closed box."""
+"""The rules of `bl.outer` in a space: as with the map written into the losses."""
 
 from typing import Any
 
