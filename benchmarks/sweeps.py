@@ -79,10 +79,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--launcher", help="joblib: workers, and the script beside them")
+    parser.add_argument("--only", nargs="+", metavar="WAY", help="of: alone, basic, …")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, line in ways(given.seeds, given.steps, given.launcher, folder).items():
+            if given.only and name not in given.only:
+                continue
             begun, used = time.perf_counter(), _processor()
             done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
             seconds, used = time.perf_counter() - begun, _processor() - used
