@@ -1,6 +1,7 @@
 """Checks of a composed configuration before JAX is imported: each value against its default."""
 
 import re
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,7 +58,7 @@ def defaults(choices: dict[str, str], sources: list[Path]) -> dict[str, Any]:
 def _read(name: str, sources: list[Path]) -> dict[str, Any]:
     for source in sources:
         if (path := source / f"{name}.yaml").is_file():
-            leaf = _leaf(path, path.stat().st_mtime_ns)
+            leaf = deepcopy(_leaf(path, path.stat().st_mtime_ns))  # the caller's own
             return {key: leaf[key] for key in leaf if key not in ("defaults", "hydra")}
     return {}
 
