@@ -3,9 +3,11 @@
     python -m benchmarks.sweeps --seeds 32 [--launcher joblib] [--steps 20]
 
 Each way is a fresh process with an empty cache of compiled programs, so that all pay for
-compilation. Wall-clock and processor seconds are compared, start-up included; the latter say more
-on a machine that is shared. `alone` is one run in a process of its own, `hand-written` a script for
-joblib of a few lines around `bilevel.tune`, with the same settings, that writes nothing.
+compilation; `warm` alone finds what `alone` has compiled. Wall-clock and processor seconds are
+compared, start-up included; the latter say more on a machine that is shared. `alone` is one run in
+a process of its own, `hand-written` a script for joblib of a few lines around `bilevel.tune`, with
+the same settings, that checks and writes nothing. Overhead is what there is beside the compiled
+loop: start-up, tracing and compilation, composing, writing.
 """
 
 import argparse
@@ -46,13 +48,14 @@ def ways(seeds: int, steps: int, launcher: str | None, folder: Path) -> dict[str
     """Name -> command line."""
     command = [sys.executable, "-m", "experiments.run", *FIXED, f"steps={steps}"]
     many = f"seed=range({seeds})"
-    runs = {name: str(folder / name / "runs") for name in ("alone", "vmap", "basic")}
+    runs = {name: str(folder / name / "runs") for name in ("alone", "warm", "vmap", "basic")}
 
     def cached(name: str) -> list[str]:
         return [*command, f"compile_cache={folder / name / 'cache'}"]
 
     found = {
         "alone": [*cached("alone"), f"hydra.run.dir={runs['alone']}"],
+        "warm": [*cached("alone"), f"hydra.run.dir={runs['warm']}"],
         "vmap": [*cached("vmap"), f"vmap.seeds={seeds}", f"hydra.run.dir={runs['vmap']}"],
         "basic": [*cached("basic"), many, f"hydra.sweep.dir={runs['basic']}", "-m"],
     }  # fmt: skip
@@ -76,10 +79,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--launcher", help="joblib: workers, and the script beside them")
+    parser.add_argument("--only", nargs="+", metavar="WAY", help="of: alone, basic, …")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, line in ways(given.seeds, given.steps, given.launcher, folder).items():
+            if given.only and name not in given.only:
+                continue
             begun, used = time.perf_counter(), _processor()
             done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
             seconds, used = time.perf_counter() - begun, _processor() - used
@@ -88,12 +94,15 @@ def main() -> None:
             runs = [json.loads(p.read_text()) for p in (folder / name).rglob("result.json")]
             inside = sum(run["seconds"] for run in runs), sum(r["compile_seconds"] for r in runs)
             count = len(runs) or given.seeds
-            print(
-                f"{name:13} {count:4} runs: {seconds:.1f} s, processor {used:.1f} s, "
-                f"{used / count:.2f} s a run; of all runs together, "
-                f"running {inside[0]:.1f} s, compiling {inside[1]:.1f} s",
-                flush=True,
+            text = (
+                f"{name:13} {count:4} runs: {seconds:.1f} s, {60 * count / seconds:.0f} a minute; "
             )
+            text += f"processor {used:.1f} s, {used / count:.2f} s a run"
+            if runs:
+                overhead = (used - inside[0]) / count
+                text += f", of it overhead {overhead:.2f} s; all loops {inside[0]:.1f} s, "
+                text += f"compiling them {inside[1]:.1f} s"
+            print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Runs that differ in nothing but the seed are one row: mean of the headline test 
 pyarrow), report.md, pictures (report-*.png), and report.html, one page with interactive charts that
 needs no network.
 
-Exit status: 0, or 1 where there is no result or a damaged one.
+Exit status: 0, or 1 where there is no result, a damaged one, or nothing to export with.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.export import export
 from experiments.files import write_whole
 from experiments.resume import read_result
 from experiments.table import RULE, cells, rows, shown
@@ -28,10 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run, a sweep, or anything above them")
     parser.add_argument("--no-page", action="store_true", help="no report.html, no pictures")
+    parser.add_argument("--to", metavar="NAME", help="export too: tensorboard or mlflow")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="again and again")
     given = parser.parse_args(arguments)
     while True:
-        status = _once(given.folder, page=not given.no_page, again=given.watch)
+        status = _once(given.folder, page=not given.no_page, again=given.watch, to=given.to)
         if given.watch is None:
             return status
         try:
@@ -40,9 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
             return status
 
 
-def _once(folder: Path, *, page: bool, again: float | None) -> int:
+def _once(folder: Path, *, page: bool, again: float | None, to: str | None) -> int:
     try:
-        found = rows(read(folder))
+        results = read(folder)
+        found = rows(results)
+        exported = export(folder, results, to) if to else None
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -63,6 +67,8 @@ def _once(folder: Path, *, page: bool, again: float | None) -> int:
     names = [*written, *_parquet(folder, table)]
     print(markdown)
     print(f"written: {', '.join(str(folder / name) for name in names)}")
+    if exported:
+        print(f"to look at the runs: {exported}")
     return 0
 
 

@@ -1,7 +1,9 @@
 """Checks of a composed configuration before JAX is imported: each value against its default."""
 
 import re
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +58,16 @@ def defaults(choices: dict[str, str], sources: list[Path]) -> dict[str, Any]:
 def _read(name: str, sources: list[Path]) -> dict[str, Any]:
     for source in sources:
         if (path := source / f"{name}.yaml").is_file():
-            leaf = read_yaml(path)
+            leaf = deepcopy(_leaf(path, path.stat().st_mtime_ns))  # the caller's own
             return {key: leaf[key] for key in leaf if key not in ("defaults", "hydra")}
     return {}
+
+
+@cache
+def _leaf(path: Path, changed: int) -> dict[str, Any]:
+    """Read once, unless it was `changed` since: the jobs of a sweep ask for the same files."""
+    del changed
+    return read_yaml(path)
 
 
 @dataclass(frozen=True)
