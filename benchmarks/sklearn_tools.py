@@ -100,6 +100,9 @@ def tools(classify: bool) -> dict[str, Callable]:
         many = {"max_iter": 1000, "scoring": scoring, "use_legacy_attributes": False}
         return {
             "LogisticRegressionCV": LogisticRegressionCV(cv=cv, l1_ratios=(0,), **many).fit,
+            "LogisticRegressionCV, tol 1e-8": LogisticRegressionCV(
+                cv=cv, l1_ratios=(0,), tol=1e-8, **{**many, "max_iter": 10**5}
+            ).fit,
             "GridSearchCV (10)": GridSearchCV(logistic(1.0), grid, cv=cv, scoring=scoring).fit,
             "Optuna (100)": searched(logistic, cv, scoring),
             "Hypergrad, one": HypergradLogisticRegression(cv=cv).fit,

@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.metrics.pairwise import rbf_kernel
@@ -91,7 +90,6 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         own[1 : d + 1] = 1 + columns
         bounds = np.tile(np.log(2 * width) + np.array([-12.0, 9.0]), (1 + length, 1))
         bounds[0] = -23.0, 9.0
-        guarded = self._guarded(columns, len(train))
 
         def outer_of(without: int | None) -> Outer:
             return Outer(
@@ -99,8 +97,7 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
             )
 
         both = [first] if columns.max() == 0 else [first, own]
-        with jax.enable_x64(True):
-            found = tuned(outer_of, grid, both, self._bounded(bounds, guarded))
+        found = tuned(outer_of, grid, both, self._search(bounds, columns, len(train)))
         self._report(found, own[: d + 1], lambda log: log[0])
         gamma = np.exp(found.theta[1 : d + 1]) / 2
         self.gamma_ = float(gamma[0]) if columns.max() == 0 else gamma

@@ -2,15 +2,12 @@
 
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
-from scipy import sparse
-from sklearn.base import RegressorMixin
 
 from bilevel.sklearn.descent import Outer
 from bilevel.sklearn.folds import problem
 from bilevel.sklearn.lasso_loss import elastic_net_loss, lasso_loss
-from bilevel.sklearn.linear import HypergradEstimator
+from bilevel.sklearn.linear import LinearRegressor, in_float64
 from bilevel.sklearn.moments import Moments, atoms, moments
 from bilevel.sklearn.padding import rounded
 from bilevel.sklearn.penalties import columns_of, stages
@@ -19,7 +16,7 @@ from bilevel.sklearn.tuning import tuned
 RATIOS = (0.1, 0.5, 0.9, 0.99)  # of the l1 part, on the grid of the elastic net
 
 
-class HypergradLasso(RegressorMixin, HypergradEstimator):
+class HypergradLasso(LinearRegressor):
     r"""Lasso; its penalties minimise the cross-validated squared error.
 
     ``min_w 1/(2 n) sum_i (y_i - x_i . w - b)^2 + sum_j alpha_j |w_j|``, n the total weight of the
@@ -48,29 +45,6 @@ class HypergradLasso(RegressorMixin, HypergradEstimator):
 
     _objective = staticmethod(lasso_loss)
 
-    def __init__(
-        self,
-        penalty="global",
-        *,
-        alphas=None,
-        fit_intercept=True,
-        cv=None,
-        guard=True,
-        max_iter=30,
-        tol=1e-4,
-        n_jobs=None,
-        random_state=None,
-    ):
-        self.penalty = penalty
-        self.alphas = alphas
-        self.fit_intercept = fit_intercept
-        self.cv = cv
-        self.guard = guard
-        self.max_iter = max_iter
-        self.tol = tol
-        self.n_jobs = n_jobs
-        self.random_state = random_state
-
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.
 
@@ -86,7 +60,7 @@ class HypergradLasso(RegressorMixin, HypergradEstimator):
         ValueError : bad data or parameters, in the words of scikit-learn.
         """
         X, y, weight = self._validated(X, y, sample_weight, accept_sparse="csr", y_numeric=True)
-        rows = X.astype(np.float64) if sparse.issparse(X) else np.asarray(X, np.float64)
+        rows = in_float64(X)
         targets = np.asarray(y, np.float64)[:, None]
         columns, d = columns_of(self.penalty, X.shape[1]), X.shape[1]
         train, held = self._splits(X, y, groups)
@@ -104,23 +78,14 @@ class HypergradLasso(RegressorMixin, HypergradEstimator):
 
         largest = float(np.max(np.abs(problem_of(None).cross[-1]))) or 1.0
         grid, both = self._grid(largest), self._stages(columns, length)
-        guarded = self._guarded(columns, len(train))
         grid = np.repeat(grid, length, axis=1)
         bounds = np.tile(np.log(largest) + np.array([-14.0, 3.0]), (grid.shape[1], 1))
-        search = self._bounded(bounds, guarded)
-        with jax.enable_x64(True):
-            found = tuned(outer_of, grid, both, search)
+        found = tuned(outer_of, grid, both, self._search(bounds, columns, len(train)))
         coef = found.evaluation.params[-1, :d]
-        intercept = np.zeros(1)
-        if self.fit_intercept:
-            intercept = (weight @ targets - np.asarray(weight @ rows) @ coef) / weight.sum()
+        intercept = self._intercept(rows, targets, weight, coef)
         self._set_linear(coef.T, intercept, True, X.dtype)
         self._set_penalties(found, columns, length)
         return self
-
-    def predict(self, X):
-        """``X @ coef_ + intercept_``, in the dtype of the training data."""
-        return self._linear(X)
 
     def _grid(self, largest: float) -> np.ndarray:
         """Logarithms of the penalties to try, ``[G, kinds]``."""

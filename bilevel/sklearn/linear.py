@@ -5,7 +5,8 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.base import BaseEstimator
+from scipy import sparse
+from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -32,16 +33,29 @@ class HypergradEstimator(BaseEstimator):
         "random_state": ["random_state"],
     }
     _classifier = False
-    # Set by the constructors of the estimators, which scikit-learn reads, each on its own.
-    penalty: Any
-    alphas: Any
-    fit_intercept: bool
-    cv: Any
-    guard: bool
-    max_iter: int
-    tol: float
-    n_jobs: int | None
-    random_state: Any
+
+    def __init__(
+        self,
+        penalty="global",
+        *,
+        alphas=None,
+        fit_intercept=True,
+        cv=None,
+        guard=True,
+        max_iter=30,
+        tol=1e-4,
+        n_jobs=None,
+        random_state=None,
+    ):
+        self.penalty = penalty
+        self.alphas = alphas
+        self.fit_intercept = fit_intercept
+        self.cv = cv
+        self.guard = guard
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_jobs = n_jobs
+        self.random_state = random_state
 
     def _validated(self, X: Any, y: Any, sample_weight: Any, **options: Any) -> Any:
         """``X, y, weights`` as scikit-learn's own estimators take them."""
@@ -58,15 +72,8 @@ class HypergradEstimator(BaseEstimator):
             self.cv, X, y, groups, classifier=self._classifier, random_state=self.random_state
         )
 
-    def _search(
-        self, scale: float, length: int, columns: np.ndarray, folds: int, lowest: float = -10
-    ) -> Search:
-        """Penalties between ``scale`` times ``10**lowest`` and 1e8."""
-        bounds = np.log(scale) + np.log(10.0) * np.array([lowest, 8.0])
-        bounds = np.tile(bounds, (length, 1))
-        return self._bounded(bounds, self._guarded(columns, folds))
-
-    def _bounded(self, bounds: np.ndarray, guarded: int) -> Search:
+    def _search(self, bounds: np.ndarray, columns: np.ndarray, folds: int) -> Search:
+        guarded = self._guarded(columns, folds)
         return Search(bounds, self.max_iter, self.tol, self.n_jobs, guarded)
 
     def _guarded(self, columns: np.ndarray, folds: int) -> int:
@@ -113,3 +120,22 @@ class HypergradEstimator(BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False)
         return safe_sparse_dot(X, self.coef_.T, dense_output=True) + self.intercept_
+
+
+class LinearRegressor(RegressorMixin, HypergradEstimator):
+    """Base of the linear models for squared errors."""
+
+    def _intercept(self, rows: Any, targets: np.ndarray, weight: np.ndarray, coef: Any) -> Any:
+        """That of ``coef [d, T]``, by the weighted means; 0 where there is none."""
+        if not self.fit_intercept:
+            return np.zeros(targets.shape[1])
+        return (weight @ targets - np.asarray(weight @ rows) @ coef) / weight.sum()
+
+    def predict(self, X):
+        """``X @ coef_.T + intercept_``, in the dtype of the training data."""
+        return self._linear(X)
+
+
+def in_float64(X: Any) -> Any:
+    """Rows, dense or sparse."""
+    return X.astype(np.float64) if sparse.issparse(X) else np.asarray(X, np.float64)

@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin
@@ -13,7 +12,7 @@ from bilevel.sklearn.descent import Outer
 from bilevel.sklearn.folds import problem
 from bilevel.sklearn.glm import cold, logistic_loss, multinomial_loss
 from bilevel.sklearn.linear import HypergradEstimator
-from bilevel.sklearn.penalties import columns_of, log_grid, stages
+from bilevel.sklearn.penalties import columns_of, log_bounds, log_grid, stages
 from bilevel.sklearn.rows import mean_square_sum, rows, with_folds
 from bilevel.sklearn.tuning import tuned
 
@@ -63,29 +62,6 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
     }
     _classifier = True
 
-    def __init__(
-        self,
-        penalty="global",
-        *,
-        alphas=None,
-        fit_intercept=True,
-        cv=None,
-        guard=True,
-        max_iter=30,
-        tol=1e-4,
-        n_jobs=None,
-        random_state=None,
-    ):
-        self.penalty = penalty
-        self.alphas = alphas
-        self.fit_intercept = fit_intercept
-        self.cv = cv
-        self.guard = guard
-        self.max_iter = max_iter
-        self.tol = tol
-        self.n_jobs = n_jobs
-        self.random_state = random_state
-
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.
 
@@ -120,14 +96,13 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         grid = np.tile(
             log_grid(self.alphas, scale, np.logspace(*EXPONENTS), 5, LOWEST)[:, None], length
         )
-        search = self._search(scale, length, entries, len(train), LOWEST)
+        search = self._search(log_bounds(scale, length, LOWEST), entries, len(train))
 
         def outer_of(without: int | None) -> Outer:
             batch = with_folds(base, problem(train, held, weight, without), weight)
             return Outer(objective, batch, cold(batch))
 
-        with jax.enable_x64(True):
-            found = tuned(outer_of, grid, stages(entries, length), search)
+        found = tuned(outer_of, grid, stages(entries, length), search)
         params = found.evaluation.params
         coef = params[-1, : X.shape[1]]
         intercept = params[-1, -1] - centre @ coef

@@ -37,6 +37,11 @@ def stages(groups: np.ndarray, length: int) -> list[np.ndarray]:
     return [np.zeros(length, int)] if groups.max() == 0 else [np.zeros(length, int), padded]
 
 
+def log_bounds(scale: float, length: int, lowest: float = -10) -> np.ndarray:
+    """``[length, 2]``: every penalty between ``10**lowest`` and 1e8 times ``scale``."""
+    return np.tile(np.log(scale) + np.log(10.0) * np.array([lowest, 8.0]), (length, 1))
+
+
 def log_grid(alphas: Any, scale: float, usual: Any, about: int, lowest: float = -7) -> np.ndarray:
     """Logarithms of the penalties to try, largest first.
 

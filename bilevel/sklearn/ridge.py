@@ -5,20 +5,18 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
-from scipy import sparse
-from sklearn.base import MultiOutputMixin, RegressorMixin
+from sklearn.base import MultiOutputMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
 
 from bilevel.sklearn.criteria import Whole, gcv_loss, loo_loss, sure_loss
 from bilevel.sklearn.descent import Outer
 from bilevel.sklearn.folds import problem
-from bilevel.sklearn.linear import HypergradEstimator
+from bilevel.sklearn.linear import LinearRegressor, in_float64
 from bilevel.sklearn.moments import atoms, moments
 from bilevel.sklearn.padding import pad, rounded
-from bilevel.sklearn.penalties import columns_of, log_grid, stages
+from bilevel.sklearn.penalties import columns_of, log_bounds, log_grid, stages
 from bilevel.sklearn.ridge_loss import ridge_loss
 from bilevel.sklearn.rows import mean_square_sum
 from bilevel.sklearn.tuning import tuned
@@ -27,7 +25,7 @@ CRITERIA = {"loo": loo_loss, "gcv": gcv_loss, "sure": sure_loss}
 ALPHAS = (0.1, 1.0, 10.0)  # those of RidgeCV
 
 
-class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
+class HypergradRidge(MultiOutputMixin, LinearRegressor):
     r"""Ridge regression; its penalties minimise the cross-validated squared error.
 
     ``min_w sum_i s_i (y_i - x_i . w - b)^2 + sum_j alpha_j w_j^2``
@@ -71,7 +69,7 @@ class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
     """
 
     _parameter_constraints: ClassVar[dict[str, list]] = {
-        **HypergradEstimator._parameter_constraints,
+        **LinearRegressor._parameter_constraints,
         "cv": ["cv_object", StrOptions(set(CRITERIA))],
         "noise_variance": [Interval(Real, 0, None, closed="neither"), None],
     }
@@ -90,16 +88,11 @@ class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
         n_jobs=None,
         random_state=None,
     ):
-        self.penalty = penalty
-        self.alphas = alphas
-        self.fit_intercept = fit_intercept
-        self.cv = cv
+        super().__init__(
+            penalty, alphas=alphas, fit_intercept=fit_intercept, cv=cv, guard=guard,
+            max_iter=max_iter, tol=tol, n_jobs=n_jobs, random_state=random_state,
+        )  # fmt: skip
         self.noise_variance = noise_variance
-        self.guard = guard
-        self.max_iter = max_iter
-        self.tol = tol
-        self.n_jobs = n_jobs
-        self.random_state = random_state
 
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.
@@ -122,7 +115,7 @@ class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
         )  # fmt: skip
         columns = columns_of(self.penalty, X.shape[1])
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
-        rows = X.astype(np.float64) if sparse.issparse(X) else np.asarray(X, np.float64)
+        rows = in_float64(X)
         rotation = None
         if columns.max() == 0 and X.shape[1] > X.shape[0]:
             rotation = Rotation.of(rows, weight, self.fit_intercept)
@@ -132,21 +125,19 @@ class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
         grid = np.tile(log_grid(self.alphas, scale, ALPHAS, 13)[:, None], length)
         if by_rows:
             outer_of = self._criterion(rows, targets, weight)
-            search = self._search(scale, length, columns, 0)
+            folds = 0
         else:
             train, held = self._splits(X, y, groups)
             parts = atoms(rows, targets, weight, train, held, self.fit_intercept)
-            search = self._search(scale, length, columns, len(train))
+            folds = len(train)
 
             def outer_of(without: int | None) -> Outer:
                 return Outer(ridge_loss, moments(parts, problem(train, held, weight, without))[0])
 
-        with jax.enable_x64(True):
-            found = tuned(outer_of, grid, stages(columns, length), search)
+        search = self._search(log_bounds(scale, length), columns, folds)
+        found = tuned(outer_of, grid, stages(columns, length), search)
         coef = found.evaluation.params[-1, : rows.shape[1], : targets.shape[1]]
-        intercept = np.zeros(targets.shape[1])
-        if self.fit_intercept:
-            intercept = (weight @ targets - np.asarray(weight @ rows) @ coef) / weight.sum()
+        intercept = self._intercept(rows, targets, weight, coef)
         if rotation is not None:
             coef = rotation.back(coef)
             intercept = intercept - rotation.centre @ coef
@@ -168,10 +159,6 @@ class HypergradRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
         data = Whole(X, y, weight, flag, noise)
         objective = CRITERIA[str(self.cv)]
         return lambda _: Outer(objective, data)
-
-    def predict(self, X):
-        """``X @ coef_.T + intercept_``, in the dtype of the training data."""
-        return self._linear(X)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -59,7 +59,7 @@ def tuned(
     stages: list[np.ndarray],
     search: Search,
 ) -> Found:
-    """Tune ``theta`` for ``outer_of(None)``.
+    """Tune ``theta`` for ``outer_of(None)``, in float64.
 
     Parameters
     ----------
@@ -68,6 +68,16 @@ def tuned(
     stages : the free entry that each entry of ``theta`` uses, ``[q]``, of one stage after the
         other; each descends from where the one before ended, the last under the guard.
     """
+    with jax.enable_x64(True):
+        return _tuned(outer_of, grid, stages, search)
+
+
+def _tuned(
+    outer_of: Callable[[int | None], Outer],
+    grid: np.ndarray,
+    stages: list[np.ndarray],
+    search: Search,
+) -> Found:
     outer = outer_of(None)
     values = np.array([float(outer(theta).value) for theta in grid])
     values = np.where(np.isfinite(values), values, np.inf)
