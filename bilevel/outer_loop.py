@@ -15,6 +15,7 @@ from bilevel.adaptive import Adaptive, Work, columns, observe
 from bilevel.curvature import outgrown
 from bilevel.estimate import Estimate, Lower
 from bilevel.estimators.base import Estimator, NamesVariables, fresh, full_gradient
+from bilevel.lazily import only_if
 from bilevel.problem import Data, Problem, examples
 from bilevel.trees import PyTree, all_finite, norm, zeros_like
 
@@ -194,7 +195,7 @@ def _diverged(
         unstable = outgrown(problem, solver, hyper, after, data, state.key, worse)
         return sudden | unstable | (end > limit * scale) | ~jnp.isfinite(end)
 
-    return ~finite | jax.lax.cond(suspect, confirm, lambda: jnp.array(False))
+    return ~finite | only_if(suspect, confirm, jnp.array(False))
 
 
 def block(
@@ -213,9 +214,9 @@ def block(
 ) -> tuple[State, Stop, dict[str, Array]]:
     """Up to ``count <= length`` outer steps; rows of history that were not reached are NaN.
 
-    If ``adaptive``, it also ends where the inner work is to grow, which is the caller's to do. Where
-    a step diverged, those before it are done again: to keep each state until its successor has been
-    judged would copy it at every step, tables of minibatch gradients included.
+    If ``adaptive``, it also ends where the inner work is to grow, which is the caller's to do.
+    Where a step diverged, those before it are done again: to keep each state until its successor
+    has been judged would copy it at every step, tables of minibatch gradients included.
     """
     begun, keys = state, _keys(state, length)
 

@@ -3,15 +3,16 @@
 python -m benchmarks.benchopt.run CHECKOUT "SABA[step_size=0.1]" --data simulated --seconds 20
 
 One process per solver. Nothing of the checkout is changed: our solver files are found beside this
-one, `libsvmdata` and `mnist.pkl` are stood in for by local files (`--files`), dispatch waits for the
-result, and the clock counts CPU seconds of this process. Rows of value, seconds, oracle calls go to
-`--out`, appended, one JSON object a run.
+one, `libsvmdata` and `mnist.pkl` are stood in for by local files (`--files`), dispatch waits for
+the result, and the clock counts CPU seconds of this process. Rows of value, seconds, oracle calls
+go to `--out`, appended, one JSON object a run.
 """
 
 import argparse
 import json
 import os
 import re
+import runpy
 import sys
 import time
 import types
@@ -66,7 +67,7 @@ def stand_in(files):
 
 
 def value_function(files):
-    """``h`` of ijcnn1 by Newton's method in float64; the benchmark's own stops at 1e-3 in float32."""
+    """``h`` of ijcnn1, float64; the benchmark's own solver stops at 1e-3 in float32."""
     z = np.load(files / "ijcnn1.npz")
     X, y, F, z = (z[key].astype(float) for key in ("X_train", "y_train", "X_test", "y_test"))
 
@@ -121,40 +122,50 @@ def _number(text):
         return text
 
 
-def main() -> None:
-    """Load the checkout, run, write."""
-    args = arguments()
+def prepare(checkout, data, files):
+    """The benchmark, its objective with the data set in it, and what it hands to solvers."""
     flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.chdir(args.checkout)
-    sys.path[:0] = [str(args.checkout.resolve())]
-    stand_in(args.files)
+    files = files.resolve() if files else None
+    os.chdir(checkout)
+    sys.path[:0] = [str(checkout)]
+    stand_in(files)
     import jax
     from benchopt.benchmark import Benchmark
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    benchmark = Benchmark(args.checkout)
+    benchmark = Benchmark(checkout)
     import benchmark_utils  # of the checkout, as benchopt has found it
 
     benchmark_utils.__path__.append(str(HERE / "benchmark_utils"))
-    name, settings = pieces(args.solver)
-    if name in OURS:
-        import runpy
-
-        cls = runpy.run_path(str(HERE / "solvers" / f"{OURS[name]}.py"))["Solver"]
-    else:
-        cls = {solver.name: solver for solver in benchmark.get_solvers()}[name]
-    data_name, data_settings = pieces(args.data)
-    dataset = {d.name: d for d in benchmark.get_datasets()}[data_name].get_instance(**data_settings)
+    name, settings = pieces(data)
+    dataset = {d.name: d for d in benchmark.get_datasets()}[name].get_instance(**settings)
     objective = benchmark.get_benchmark_objective().get_instance()
     objective.set_data(**dataset.get_data())
-    given = objective.get_objective()
-    solver = cls.get_instance(**settings)
+    return benchmark, objective, objective.get_objective()
+
+
+def ours(name):
+    """Our solver class."""
+    return runpy.run_path(str(HERE / "solvers" / f"{OURS[name]}.py"))["Solver"]
+
+
+def theirs(benchmark, name):
+    """The benchmark's."""
+    return {solver.name: solver for solver in benchmark.get_solvers()}[name]
+
+
+def main() -> None:
+    """Load the checkout, run, write."""
+    args = arguments()
+    benchmark, objective, given = prepare(args.checkout.resolve(), args.data, args.files)
+    name, settings = pieces(args.solver)
+    solver = (ours(name) if name in OURS else theirs(benchmark, name)).get_instance(**settings)
     clock = time.perf_counter if args.wall else time.process_time
     begun = clock()
     solver.set_objective(**given)
-    exact = value_function(args.files) if data_name == "ijcnn1" else None
+    exact = value_function(args.files) if pieces(args.data)[0] == "ijcnn1" else None
     row = _follow(solver, objective, clock, args.seconds, args.points, exact)
     n, m = given["n_inner_samples"], given["n_outer_samples"]
     if hasattr(solver, "trail"):
@@ -166,7 +177,8 @@ def main() -> None:
     row["setup"] = row.pop("began") - begun
     with args.out.open("a") as file:
         file.write(json.dumps(row) + "\n")
-    print(args.solver, args.data, row["seconds"][-1], *row.get("value", row.get("h"))[:: max(len(row["at"]) - 1, 1)])
+    values = row.get("h", row.get("value"))
+    print(args.solver, args.data, f"{row['seconds'][-1]:.1f} s", values[0], "->", values[-1])
 
 
 def _follow(solver, objective, clock, seconds, points, exact):

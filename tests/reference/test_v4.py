@@ -1,8 +1,8 @@
 """V4: ijcnn1, one log-penalty per feature; the value function solved by Newton's method in numpy.
 
 Inner: mean logistic loss on the 49 990 training rows + sum exp(lam) w^2 / 2; outer: mean logistic
-loss on the 91 701 test rows. The fast test takes 4 000 random rows of each: the file has a period of
-ten rows, and its order is no shuffle.
+loss on the 91 701 test rows. The fast test takes 4 000 random rows of each: the file has a period
+of ten rows, and its order is no shuffle.
 """
 
 from pathlib import Path

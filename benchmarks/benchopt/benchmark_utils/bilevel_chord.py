@@ -4,8 +4,8 @@ r"""Implicit differentiation with one Cholesky factor of the inner Hessian, kept
     M = H at some earlier point
 
 The factor is formed anew where a step leaves more than a tenth of the gradient. A quadratic inner
-loss needs one factor for the whole run, a smooth one a few. With more params than a factor is worth,
-conjugate gradients take its place, to a tenth each time. An estimator by the library's contract.
+loss needs one factor for the whole run, a smooth one a few. With more params than a factor is
+worth, conjugate gradients take its place. An estimator by the library's contract.
 """
 
 from dataclasses import dataclass
@@ -128,7 +128,9 @@ class Chord:
             wrong, refine, (v * (not self.dense), hv + b, cross, memory, jnp.zeros((), jnp.int32))
         )
         grad = jax.tree.map(jnp.add, direct, cross)
-        counts = Counts.of(gradients=1 + k + losses / 2, hvps=2 * (j + (not self.dense)) + memory[2])
+        counts = Counts.of(
+            gradients=1 + k + losses / 2, hvps=2 * (j + (not self.dense)) + memory[2]
+        )
         evidence = Evidence(size(g) / reference, size(r) / size(b), counts=counts)
         state = {"factor": memory[0], "stale": memory[1], "v": v}
         return Estimate(value, grad, evidence), Lower(unravel(w), (), state, reference)

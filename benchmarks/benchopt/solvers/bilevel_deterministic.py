@@ -14,7 +14,7 @@ import bilevel as bl
 DENSE = 1000  # inner variables up to which the Hessian is factorised
 
 
-class Enough(Exception):
+class EnoughError(Exception):
     """The benchmark wants no more."""
 
 
@@ -49,7 +49,12 @@ class Solver(BaseSolver):
     def call(self, hyper, state):
         """Value, hypergradient, lower level."""
         return bl.hypergradient(
-            self.problem, self.estimator, hyper, self.start[1], self.data, jax.random.key(0),
+            self.problem,
+            self.estimator,
+            hyper,
+            self.start[1],
+            self.data,
+            jax.random.key(0),
             state=state,
         )
 
@@ -70,19 +75,23 @@ class Solver(BaseSolver):
             self.outer_var, self.inner_var = x.astype(np.float32), state.params
             trail.append(calls)
             if not callback():
-                raise Enough
+                raise EnoughError
 
         try:
             if not callback():
-                raise Enough
+                raise EnoughError
             for _ in range(20):
                 options = {"maxiter": 100_000, "maxfun": 100_000, "ftol": 0, "gtol": 0}
                 found = minimize(
-                    value_and_gradient, x, jac=True, method="L-BFGS-B", callback=accepted,
+                    value_and_gradient,
+                    x,
+                    jac=True,
+                    method="L-BFGS-B",
+                    callback=accepted,
                     options=options,
                 )
                 x = found.x
-        except Enough:
+        except EnoughError:
             pass
         self.trail = trail
 

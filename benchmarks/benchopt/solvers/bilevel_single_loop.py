@@ -1,24 +1,21 @@
 """A preset of `bilevel.single_loop` inside benchmark_bilevel."""
 
+import jax
+from benchmark_utils import constants
+from benchmark_utils.bilevel_problem import as_problem
 from benchopt import BaseSolver
 from benchopt.stopping_criterion import SufficientProgressCriterion
 
-import jax
-
 import bilevel as bl
-from benchmark_utils import constants
-from benchmark_utils.bilevel_problem import as_problem
 from bilevel.single_loop import preset
-
-OWN = {"period": "period", "growth": "growth", "eta": "eta"}
 
 
 class Solver(BaseSolver):
     """One of `bilevel`'s single-loop presets, with the benchmark's own names of settings."""
 
     name = "bilevel_single_loop"
-    requirements = ["jax", "pip::bilevel"]
-    parameters = {
+    requirements = ["jax", "pip::bilevel"]  # noqa: RUF012 - the format of benchopt
+    parameters = {  # noqa: RUF012
         "method": ["saba"],
         "step_size": [0.1],
         "outer_ratio": [1.0],
