@@ -75,8 +75,8 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
                 name = "bilevel, its SABA"
             style = {"lw": 2.5, "color": "k"} if name == "bilevel" else {"lw": 1.2}
             seconds, calls, values = zip(*points(row), strict=True)
-            for line, x in enumerate((seconds, calls)):
-                axes[line, column].plot(x, values, label=name, **style)
+            axes[0, column].plot(seconds, values, label=name, **style)
+            axes[1, column].plot(calls[1:], values[1:], label=name, **style)  # the axis has no 0
         axes[0, column].set_title(f"{data}: {NAMES[data]}", fontsize=10)
         axes[0, column].set_xlabel("CPU seconds")
         axes[1, column].set_xlabel("oracle calls (minibatches of 64)")
