@@ -79,7 +79,14 @@ class Display:
 
 
 def numbers(history: dict[str, Any]) -> str:
-    """Value, hypergradient norm and residuals of the last row, in one line."""
+    """Value, hypergradient norm and residuals of the last row, in one line.
+
+    A row without a finite value, of a run that goes on, is a trial that the outer rule has taken back.
+    """
+    if not math.isfinite(float(history["value"][-1])):
+        finite = [float(value) for value in history["value"] if math.isfinite(float(value))]
+        best = f", best value {min(finite):.4g}" if finite else ""
+        return f"the inner solver diverged: taken back, a smaller step is tried{best}"
     labels = {
         "value": "value",
         "grad_norm": "|hypergradient|",

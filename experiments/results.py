@@ -15,9 +15,8 @@ import numpy as np
 
 from experiments.files import write_whole
 from experiments.hydra_compat import CONF
+from experiments.table import COUNTS
 from experiments.trajectory import columns
-
-COUNTS = ("gradients", "hvps", "jvps", "vjps")
 
 
 def measured(job: Any, run: Any) -> dict[str, Any]:
