@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel.curvature import outgrown
 from bilevel.estimate import Estimate, Lower
 from bilevel.estimators.base import NamesVariables, full_gradient
+from bilevel.lazily import only_if
 from bilevel.problem import Data, Problem
 from bilevel.run_state import State, gradient_scale, inner_residual
 from bilevel.trees import PyTree, all_finite, norm
@@ -60,4 +60,4 @@ def diverged(
         unstable = outgrown(problem, solver, hyper, after, data, state.key, worse)
         return sudden | unstable | (end > limit * scale) | ~jnp.isfinite(end)
 
-    return ~finite | jax.lax.cond(suspect, confirm, lambda: jnp.array(False))
+    return ~finite | only_if(suspect, confirm, jnp.array(False))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,11 +44,12 @@ def outer_step(
     tx: Any,
     data: Data,
     state: State,
+    key: Array,
     *,
     warm_start: bool,
     limit: Array,
 ) -> tuple[State, Stop, Estimate]:
-    """Update ``hyper``, estimate there; the state only advances if the solver did not diverge.
+    """Update ``hyper``, estimate there; the state advances even if the solver diverged.
 
     If it did, and the rule knows how to come back, the state is the old one with a shorter update
     to follow. The estimate is the one made, without value and gradient if it was refused so.
@@ -60,7 +62,6 @@ def outer_step(
     )
     if isinstance(inside(tx), Loosens):
         estimator = tx.loosen(estimator, outer)
-    key = jax.random.fold_in(state.key, state.step)
     lower = state.lower
     if not warm_start:
         cold = fresh(problem, estimator, hyper, state.start, data, key)
@@ -81,19 +82,19 @@ def outer_step(
         lower=after,
         floor=jnp.maximum(residual, 0.9 * state.floor),
     )
-    old, final = state, bad
+    stop = Stop(bad, estimate.value, residual, inner_residual(state.estimate), lost)
     if isinstance(inside(tx), Retreats):
         back, hopeful = tx.retreat(state.outer, outer, hyper)
         again = bad & hopeful & ~first
         shorter = jax.tree.map(lambda x, y: jnp.where(again, x, y), back, state.outer)
         old = dataclasses.replace(state, outer=shorter, step=state.step + again)
-        final = bad & ~again
+        new = jax.lax.cond(bad, lambda: old, lambda: new)
+        stop = dataclasses.replace(stop, diverged=bad & ~again)
         nothing = jax.tree.map(
             lambda x: jnp.where(again, jnp.nan, x), (estimate.value, estimate.grad)
         )
         estimate = Estimate(*nothing, estimate.evidence)
-    stop = Stop(final, estimate.value, residual, inner_residual(state.estimate), lost)
-    return jax.lax.cond(bad, lambda: old, lambda: new), stop, estimate
+    return new, stop, estimate
 
 
 def block(
@@ -114,44 +115,53 @@ def block(
     """Up to ``count <= length`` outer steps; rows of history that were not reached are NaN.
 
     If ``adaptive``, it also ends where the inner work is to grow, which is the caller's to do.
+    Where a step diverged, those before it are done again: to keep each state until its successor
+    has been judged would copy it at every step, tables of minibatch gradients included.
     """
-    begun = state.work.level
+    begun, keys = state, _keys(state, length)
 
     def row(state: State, made: Estimate) -> dict[str, Array]:
         values = _row(tx, record, state, made) | early_stopping.columns(stopping, state)
         return values | columns(adaptive, state.work, as_moved(tx, made, state.outer))
 
     def unfinished(carry: Any) -> Array:
-        state, stop, _, k = carry
+        state, stop, _, k, count = carry
         ended = stop.diverged | early_stopping.over(stopping, state)
-        return (k < count) & ~ended & (state.work.level == begun)
+        return (k < count) & ~ended & (state.work.level == begun.work.level)
 
     def advance(carry: Any) -> Any:
-        state, _, history, k = carry
+        state, _, history, k, count = carry
         state, stop, made = outer_step(
-            problem, estimator, tx, data, state, warm_start=warm_start, limit=limit
+            problem, estimator, tx, data, state, keys[k], warm_start=warm_start, limit=limit
         )
-        judged = early_stopping.observe(stopping, state)
-        seen = as_moved(tx, state.estimate, state.outer)
-        written = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(judged, made))
-        history, work, best = jax.tree.map(
-            lambda new, old: jnp.where(stop.diverged, old, new),
-            (written, observe(adaptive, state.work, seen), judged.best),
-            (history, state.work, state.best),
-        )
-        return dataclasses.replace(state, work=work, best=best), stop, history, k + 1
+        state = early_stopping.observe(stopping, state)
+        history = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(state, made))
+        work = observe(adaptive, state.work, as_moved(tx, state.estimate, state.outer))
+        return dataclasses.replace(state, work=work), stop, history, k + 1, count
 
-    history = jax.tree.map(
+    def attempt(carry: Any) -> Any:
+        _, _, first, _, count = carry
+        state, stop, history, k, _ = jax.lax.while_loop(
+            unfinished, advance, (begun, going, blank, jnp.zeros((), jnp.int32), count)
+        )
+        first = jax.tree.map(partial(jnp.where, first.diverged), first, stop)
+        return state, history, first, stop.diverged, k - 1
+
+    blank = jax.tree.map(
         lambda s: jnp.full((length, *s.shape), _blank(s.dtype), s.dtype),
         jax.eval_shape(row, state, state.estimate),
     )
     residual = inner_residual(state.estimate)
     lost = jax.tree.map(jnp.zeros_like, astray(estimator, state.estimate, state.lower, limit))
-    stop = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
-    state, stop, history, _ = jax.lax.while_loop(
-        unfinished, advance, (state, stop, history, jnp.zeros((), jnp.int32))
-    )
+    going = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
+    carry = (state, blank, going, jnp.array(True), jnp.asarray(count, jnp.int32))
+    state, history, stop, _, _ = jax.lax.while_loop(lambda carry: carry[3], attempt, carry)
     return state, stop, history
+
+
+def _keys(state: State, length: int) -> Array:
+    """Those of the next steps, all at once: one by one they cost more than a small step does."""
+    return jax.vmap(partial(jax.random.fold_in, state.key))(state.step + jnp.arange(length))
 
 
 def _row(tx: Any, record: Record | None, state: State, made: Estimate) -> dict[str, Array]:

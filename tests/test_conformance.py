@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 import bilevel as bl
+from bilevel import single_loop
 from bilevel.testing import CONFORMANCE, conformance, logistic, mlp, ridge
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +58,16 @@ def independent(solver: Any) -> Any:
     return replace(solver, sampling="iid") if isinstance(solver, bl.SGD) else solver
 
 
+def whole(make: Any, **settings: Any) -> Callable[[Any, int], Any]:
+    """Takes the solver's step size, on all data."""
+
+    def factory(solver: Any, k: int) -> Any:
+        mu = {"mu": 1e-4 if jnp.result_type(float) == "float64" else 0.02} if settings else {}
+        return make(solver.step_size, inner_steps=k, **settings, **mu)
+
+    return factory
+
+
 def stochastic(make: Any, counts: tuple[str, ...]) -> Callable[[Any, int], Any]:
     """Takes the solver's step size and minibatches; ``counts``: the fields that are ``k``."""
 
@@ -72,6 +83,17 @@ def the_same(data: bl.Data, key: Any) -> bl.Data:
     return data
 
 
+# Their direction is no hypergradient but that of a penalty: nothing here converges to the oracle.
+PENALISED = (
+    conformance.equals_dense_oracle,
+    conformance.equals_finite_differences,
+    conformance.converges_at_its_rate,
+    conformance.reports_evidence,
+    conformance.takes_one_step_but_not_none,
+)
+# On all data the key reaches no minibatch, and the value does not depend on it.
+NO_MINIBATCH = (conformance.repeats_with_its_key,)
+
 # A new estimator gets its row here, under its class's name.
 TABLE = {
     "Forward": Row(bl.Forward),
@@ -79,11 +101,14 @@ TABLE = {
     "Reverse": Row(bl.Reverse),
     # Deterministic where the minimiser is enough: no key reaches it.
     "Auto": Row(lambda solver, k: bl.Auto(1e-12, solver, k), (conformance.repeats_with_its_key,)),
+    "BOME": Row(whole(single_loop.BOME), PENALISED + NO_MINIBATCH, ("ridge",)),
     "ClosedForm": Row(lambda solver, k: bl.ClosedForm(), NO_SOLVER, ("ridge",)),
     "Evolution": Row(differences(bl.Evolution)),
     "DoubleLoop": Row(stochastic(bl.DoubleLoop, ("inner_steps",))),
+    "F2SA": Row(stochastic(single_loop.F2SA, ("inner_steps",)), PENALISED, ("ridge",)),
     "OneStep": Row(lambda solver, k: bl.OneStep(solver, k, last=min(k, 20))),
     "PES": Row(differences(bl.PES)),
+    "PZOBO": Row(whole(single_loop.PZOBO, pairs=32), NO_MINIBATCH),
     "Penalty": Row(bl.Penalty),
     # A few steps bring the network nowhere near a minimum, which the theory is about.
     "Predicted": Row(
@@ -145,4 +170,5 @@ def test_every_exported_estimator_has_a_row() -> None:
         step = getattr(thing, "step", None)
         return inspect.isclass(thing) and step and "lower" in inspect.signature(step).parameters
 
-    assert {name for name in vars(bl) if is_estimator(getattr(bl, name))} == set(TABLE)
+    exported = vars(single_loop) | vars(bl)
+    assert {name for name, thing in exported.items() if is_estimator(thing)} == set(TABLE)

@@ -20,6 +20,7 @@ from jax import Array
 from bilevel import messages
 from bilevel.estimate import Counts, Estimate, Evidence, Lower
 from bilevel.estimators.base import check_minimiser
+from bilevel.lazily import only_if
 from bilevel.problem import Data, Problem
 from bilevel.single_loop.common import Stochastic
 from bilevel.single_loop.moving import move
@@ -177,7 +178,7 @@ class SingleLoop(Stochastic):
         full = None
         if not all(flag is False for flag in due.values()):
             wanted = jnp.any(jnp.stack([jnp.asarray(flag) for flag in due.values()]))
-            full = jax.lax.cond(wanted, lambda: at(here, whole=True), lambda: zeros_like(now))
+            full = only_if(wanted, lambda: at(here, whole=True), zeros_like(now))
             calls = calls + sizes[0] * (wanted + full.products)
 
         def begun(at_once: Any, point: Point) -> Point:

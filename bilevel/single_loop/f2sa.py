@@ -10,6 +10,7 @@ from jax import Array
 
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import full_gradient, inner_residual
+from bilevel.lazily import only_if
 from bilevel.problem import Data, Problem
 from bilevel.schedules import Decay, evaluate
 from bilevel.single_loop.batches import Batches
@@ -111,9 +112,7 @@ class F2SA:
             return inner_residual(problem, hyper, lower.params, gradient, data, lower.reference)
 
         due = count % self.check_every == 0
-        residual, reference = jax.lax.cond(
-            due, measure, lambda: (memory["residual"], lower.reference)
-        )
+        residual, reference = only_if(due, measure, (memory["residual"], lower.reference))
         added = memory["added"] + evaluate(self.growth, count, hyper)
         counts = Counts.of(gradients=2 * self.inner_steps + 2 + due * batches.count(data.inner))
         memory = {

@@ -13,6 +13,7 @@ from jax import Array
 
 from bilevel.estimate import Estimate, Lower
 from bilevel.estimators.base import inner_residual
+from bilevel.lazily import only_if
 from bilevel.problem import Data, Problem
 from bilevel.single_loop.oracles import Point
 from bilevel.trees import PyTree, all_finite, norm
@@ -102,7 +103,7 @@ def observe(
         return new, reference
 
     measured = suspect | (calls % every == 0) | (calls & (calls - 1) == 0)
-    watch, reference = jax.lax.cond(measured, measure, lambda: (watch, lower.reference))
+    watch, reference = only_if(measured, measure, (watch, lower.reference))
     return watch, reference, measured
 
 

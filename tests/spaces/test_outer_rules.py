@@ -1,4 +1,4 @@
-"""The rules of `bl.outer` in a space: as with the map written into the losses."""
+"""The rules of `bl.outer` in a space: as with the map written into the losses; a closed box."""
 
 from typing import Any
 
@@ -82,7 +82,14 @@ def test_tune_moves_coordinates() -> None:
         space=Log(high=1e3),
     )
     data = bl.Data(inner=np.array([2.0]), outer=np.array([1.5]))
-    arguments = problem, bl.ClosedForm(), bl.outer.LineSearch(), np.array(50.0), np.array(0.0), data
+    arguments = (
+        problem,
+        bl.ClosedForm(),
+        bl.outer.LineSearch(0.0),
+        np.array(50.0),
+        np.array(0.0),
+        data,
+    )
     result = bl.tune(*arguments, steps=32, key=jax.random.key(0))
     np.testing.assert_allclose(result.hyper, 1 / 3, rtol=1e-3)  # w* = 2 / (1 + h) = 1.5
     assert result.history["best"][-1] == np.nanmin(result.history["value"])
