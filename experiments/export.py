@@ -57,7 +57,9 @@ def _mlflow(folder: Path, results: list[Run]) -> str:
             client.delete_run(old.info.run_id)
         run = client.create_run(own, run_name=name, tags={_TAG: name}).info.run_id
         _log(mlflow.entities, client, run, result)
-        client.log_artifact(run, str(result["folder"] / RESULT))
+        # Under another name: a report of the folder looks for every result.json below it.
+        text = (result["folder"] / RESULT).read_text(encoding="utf-8")
+        client.log_text(run, text, "run.json")
         client.set_terminated(run, "FINISHED" if result["status"] == "completed" else "FAILED")
     return f"mlflow ui --backend-store-uri {store}"
 
