@@ -1,6 +1,7 @@
 """What many seeds cost: one run after the other, worker processes, and one compiled program.
 
     python -m benchmarks.sweeps --seeds 32 [--launcher joblib] [--steps 20]
+    python -m benchmarks.sweeps --seeds 200 --steps 10 --launcher joblib --only joblib,hand-written
 
 Each way is a fresh process with an empty cache of compiled programs, so that all pay for
 compilation. Wall-clock and processor seconds are compared, start-up included; the latter say more
@@ -75,11 +76,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--only", help="of these ways, separated by commas")
     parser.add_argument("--launcher", help="joblib: workers, and the script beside them")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for name, line in ways(given.seeds, given.steps, given.launcher, folder).items():
+        known = ways(given.seeds, given.steps, given.launcher, folder)
+        chosen = given.only.split(",") if given.only else list(known)
+        for name, line in ((name, known[name]) for name in chosen):
             begun, used = time.perf_counter(), _processor()
             done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
             seconds, used = time.perf_counter() - begun, _processor() - used
