@@ -43,9 +43,11 @@ print(len(joblib.Parallel(n_jobs=jobs)(joblib.delayed(one)(seed, steps) for seed
 """
 
 
-def ways(seeds: int, steps: int, launcher: str | None, folder: Path) -> dict[str, list[str]]:
+def ways(
+    task: str, seeds: int, steps: int, launcher: str | None, folder: Path
+) -> dict[str, list[str]]:
     """Name -> command line."""
-    command = [sys.executable, "-m", "experiments.run", *FIXED, f"steps={steps}"]
+    command = [sys.executable, "-m", "experiments.run", f"task={task}", *FIXED, f"steps={steps}"]
     many = f"seed=range({seeds})"
     runs = {name: str(folder / name / "runs") for name in ("alone", "vmap", "basic")}
 
@@ -76,12 +78,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--task", default="ridge", help="of ours; the script's is ridge")
     parser.add_argument("--only", help="of these ways, separated by commas")
     parser.add_argument("--launcher", help="joblib: workers, and the script beside them")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        known = ways(given.seeds, given.steps, given.launcher, folder)
+        known = ways(given.task, given.seeds, given.steps, given.launcher, folder)
         chosen = given.only.split(",") if given.only else list(known)
         for name, line in ((name, known[name]) for name in chosen):
             begun, used = time.perf_counter(), _processor()
