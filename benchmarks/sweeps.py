@@ -1,6 +1,7 @@
 """What many seeds cost: one run after the other, worker processes, and one compiled program.
 
     python -m benchmarks.sweeps --seeds 32 [--launcher joblib] [--steps 20]
+    python -m benchmarks.sweeps --seeds 200 --steps 10 --launcher joblib --only joblib,hand-written
 
 Each way is a fresh process with an empty cache of compiled programs, so that all pay for
 compilation; `warm` alone finds what `alone` has compiled. Wall-clock and processor seconds are
@@ -44,9 +45,11 @@ print(len(joblib.Parallel(n_jobs=jobs)(joblib.delayed(one)(seed, steps) for seed
 """
 
 
-def ways(seeds: int, steps: int, launcher: str | None, folder: Path) -> dict[str, list[str]]:
+def ways(
+    task: str, seeds: int, steps: int, launcher: str | None, folder: Path
+) -> dict[str, list[str]]:
     """Name -> command line."""
-    command = [sys.executable, "-m", "experiments.run", *FIXED, f"steps={steps}"]
+    command = [sys.executable, "-m", "experiments.run", f"task={task}", *FIXED, f"steps={steps}"]
     many = f"seed=range({seeds})"
     runs = {name: str(folder / name / "runs") for name in ("alone", "warm", "vmap", "basic")}
 
@@ -78,14 +81,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--task", default="ridge", help="of ours; the script's is ridge")
+    parser.add_argument("--only", help="of these ways, separated by commas")
     parser.add_argument("--launcher", help="joblib: workers, and the script beside them")
-    parser.add_argument("--only", nargs="+", metavar="WAY", help="of: alone, basic, …")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for name, line in ways(given.seeds, given.steps, given.launcher, folder).items():
-            if given.only and name not in given.only:
-                continue
+        known = ways(given.task, given.seeds, given.steps, given.launcher, folder)
+        chosen = given.only.split(",") if given.only else list(known)
+        for name, line in ((name, known[name]) for name in chosen):
             begun, used = time.perf_counter(), _processor()
             done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
             seconds, used = time.perf_counter() - begun, _processor() - used

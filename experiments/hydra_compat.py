@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments import listing
+from experiments.checked_once import checked_once
 from experiments.files import write_whole
 from experiments.targets import ALLOWED, locate, refuse_unknown
 from experiments.words import BadInputError, suggest
@@ -81,7 +82,7 @@ def launch(task: Callable[[DictConfig], Any]) -> None:
     guard: dict[str, Any] = {} if _LEGACY else {"execution_whitelist": [*_WHITELIST, "logging.*"]}
     entry = hydra.main(config_path=str(CONF), config_name="config", **_VERSION, **guard)(task)
     try:
-        with _raising():
+        with _raising(), checked_once():
             entry()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # it raises all three
         raise BadInputError(explain(error)) from error

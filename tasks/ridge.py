@@ -10,6 +10,7 @@ intercept to fit.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,10 +116,15 @@ def ridge(
         metrics=lambda hyper, _: _refit(design, strengths, hyper),
         baselines=lambda: _baselines(design, levels, start),
         describe=partial(describe, strengths),
-        exact=in_float64(jax.jit(jax.value_and_grad(_value(levels, strengths)))),
+        exact=partial(in_float64(partial(_exact, strengths)), levels),
         second=None if aside is None else cast(aside),
         notes=design.notes() | stability(weighted, start) | {"penalties": list(strengths.names)},
     )
+
+
+@partial(jax.jit, static_argnums=0)  # here, that tasks of the same shapes compile it once
+def _exact(strengths: Penalty, levels: tuple[Moments, Moments], hyper: Array) -> Any:
+    return jax.value_and_grad(_value(levels, strengths))(hyper)
 
 
 def _value(levels: tuple[Moments, Moments], strengths: Penalty) -> Callable[[Array], Array]:

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from experiments import charts, report, results, sweep_data, table
+from experiments.page import page as make
 
 
 def run(folder: Path, label: str, seed: int, score: float, **changes: Any) -> None:
@@ -85,6 +86,9 @@ def test_page_holds_table_and_pictures_and_needs_no_network(sweep: Path) -> None
     assert table.RULE.split(":")[0] in text
     assert table.RULE in (sweep / "report.md").read_text()
     assert "--seed 0 &lt;" in text  # the command of the best row
+    found = table.rows(report.read(sweep))
+    assert 'id="again"' not in text
+    assert 'data-seconds="30.0" checked' in make("t", table.cells(found), found, 30.0)
 
 
 def test_charts_hold_what_the_runs_recorded(sweep: Path) -> None:

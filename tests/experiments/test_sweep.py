@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import report, table
+from experiments.checked_once import one_of_each
 from tests.experiments.conftest import Command
 
 
@@ -60,6 +61,19 @@ def test_one_bad_job_stops_no_other(command: Command, tmp_path: Path) -> None:
     assert report.main([str(folder), "--no-page"]) == 0
     verdicts = [line[-1] for line in table.cells(table.rows(report.read(folder)))[1:]]
     assert verdicts == ["best", "1 diverged", "1 failed"]
+
+
+def test_misspelt_name_is_found_before_the_first_job(command: Command, tmp_path: Path) -> None:
+    """Of jobs that differ in values only, one is composed beforehand; of each leaf one."""
+    jobs = [[f"seed={k}", f"task={task}", "x=${y}"] for task in ("a", "b") for k in range(3)]
+    assert one_of_each(jobs, {"task"}) == [jobs[0], jobs[3]]
+    assert one_of_each([["x=${y}"], ["x=${z}"]], {"task"}) == [["x=${y}"], ["x=${z}"]]
+    assert len(one_of_each([["+task@a=b"], ["+task@a=c"], ["hydra/launcher=d"]], {"task"})) == 3
+    folder = tmp_path / "sweep"
+    outcome = command("-m", f"hydra.sweep.dir={folder}", "seed=0,1", "solver=sgd,sdg")
+    assert outcome.status == 1
+    assert "solver=sdg: there is no such solver. Did you mean 'sgd'?" in outcome.err
+    assert not list(folder.rglob("result.json"))
 
 
 def test_resume_is_for_one_run(command: Command, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import bilevel as bl
 from tasks.base import Task
 from tasks.design import Design, prepare
 from tasks.ridge import GRID, ridge
+from tests.compiling import compilations
 
 SETTINGS: dict[str, Any] = dict(
     clip=None, validation=0.3, test=0.3, rows=None, target=None, root=None
@@ -179,6 +180,17 @@ def test_equal_problems_share_their_compilation() -> None:
     assert hash(a.problem) == hash(b.problem)
     assert a.problem != ridge("diabetes", "per_input", "kfold").problem
     assert a.problem.quadratic
+
+
+def test_closed_form_of_another_seed_compiles_nothing() -> None:
+    """Else that is most of what a run of a sweep costs."""
+    a, b = (ridge("diabetes", "by_degree", "kfold", seed=seed) for seed in (0, 1))
+    assert a.exact is not None
+    assert b.exact is not None
+    a.exact(a.hyper)
+    with compilations() as count:
+        b.exact(b.hyper)
+        assert int(count) == 0
 
 
 def test_metrics_are_those_of_a_refit_on_development_rows() -> None:

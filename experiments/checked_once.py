@@ -1,0 +1,45 @@
+"""Hydra's sweeper composes every job before the first one begins, and again when it begins.
+
+The first time finds misspelt names. For that one job of each kind will do: jobs that differ in
+values only are legal together, so 200 seeds are composed once, not 200 times, before work starts.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hydra.plugins.sweeper import Sweeper
+
+Job = Sequence[str]
+
+
+def one_of_each(batch: Sequence[Job], groups: set[str]) -> list[Job]:
+    """The first job of each kind; the leaf of a group is part of the kind, a value is not."""
+    kinds: dict[tuple[str, ...], Job] = {}
+    for job in batch:
+        kinds.setdefault(tuple(_kind(override, groups) for override in job), job)
+    return list(kinds.values())
+
+
+def _kind(override: str, groups: set[str]) -> str:
+    name, _, value = override.partition("=")
+    key = name.lstrip("+~").partition("@")[0]
+    plain = "/" not in name and key not in groups
+    # What is no plain word or number may hold a reference: each is looked at.
+    return name if plain and not set(value) & set("${}[]'\"") else override
+
+
+@contextmanager
+def checked_once() -> Iterator[None]:
+    """While a sweep is being made."""
+    whole = Sweeper.validate_batch_is_legal
+
+    def validate(self: Any, batch: Sequence[Job]) -> None:
+        groups = set(self.hydra_context.config_loader.list_groups(""))
+        whole(self, one_of_each(batch, groups))
+
+    Sweeper.validate_batch_is_legal = validate
+    try:
+        yield
+    finally:
+        Sweeper.validate_batch_is_legal = whole
