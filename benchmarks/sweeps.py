@@ -82,13 +82,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--task", default="ridge", help="of ours; the script's is ridge")
-    parser.add_argument("--only", help="of these ways, separated by commas")
+    parser.add_argument("--only", help="of these ways, separated by commas: alone, basic, …")
     parser.add_argument("--launcher", help="joblib: workers, and the script beside them")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         known = ways(given.task, given.seeds, given.steps, given.launcher, folder)
         chosen = given.only.split(",") if given.only else list(known)
+        if unknown := set(chosen) - set(known):
+            parser.error(
+                f"--only: there is no way {', '.join(unknown)}; there are: {', '.join(known)}"
+            )
         for name, line in ((name, known[name]) for name in chosen):
             begun, used = time.perf_counter(), _processor()
             done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)

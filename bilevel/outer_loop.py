@@ -90,10 +90,10 @@ def outer_step(
         old = dataclasses.replace(state, outer=shorter, step=state.step + again)
         new = jax.lax.cond(bad, lambda: old, lambda: new)
         stop = dataclasses.replace(stop, diverged=bad & ~again)
-        nothing = jax.tree.map(
+        value, grad = jax.tree.map(
             lambda x: jnp.where(again, jnp.nan, x), (estimate.value, estimate.grad)
         )
-        estimate = Estimate(*nothing, estimate.evidence)
+        estimate = Estimate(value, grad, estimate.evidence)
     return new, stop, estimate
 
 

@@ -57,5 +57,8 @@ def command(
         return Outcome(status, captured.out, captured.err)
 
     before = signal.getsignal(signal.SIGTERM)
+    # A shell ignores it in what it starts in the background, these tests perhaps.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield run
+    signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, before)
