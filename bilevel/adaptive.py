@@ -26,6 +26,7 @@ from bilevel.estimators.evolution import Evolution
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
 from bilevel.messages import require_positive
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree, dtype, vdot
 
 
@@ -98,7 +99,7 @@ class Work:
 
 
 for _node in (Adaptive, Work):
-    jax.tree_util.register_dataclass(_node)
+    register_node(_node)
 
 
 def observe(adaptive: Adaptive | None, work: Work, estimate: Estimate) -> Work:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel import messages
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree, dtype
 
 
@@ -64,9 +65,7 @@ class EarlyStopping:
                 messages.require_finite("EarlyStopping.data", path, leaf)
 
 
-jax.tree_util.register_dataclass(
-    EarlyStopping, data_fields=["data", "patience", "least"], meta_fields=["loss"]
-)
+register_node(EarlyStopping, data_fields=["data", "patience", "least"], meta_fields=["loss"])
 
 
 class Best(NamedTuple):

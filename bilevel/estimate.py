@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree, dtype
 
 
@@ -78,7 +78,7 @@ class Lower:
 
 
 for _node in (Evidence, Estimate, Lower):
-    jax.tree_util.register_dataclass(_node)
+    register_node(_node)
 
 
 def begin(params: PyTree, solver_state: PyTree, memory: PyTree = None) -> Lower:

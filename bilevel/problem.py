@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from bilevel import messages
+from bilevel.nodes import register_node
 from bilevel.spaces.base import Spaces
 from bilevel.trees import PyTree
 
@@ -116,7 +117,7 @@ class Data:
             _check_level(level, getattr(self, level))
 
 
-jax.tree_util.register_dataclass(Data, data_fields=["inner", "outer"], meta_fields=[])
+register_node(Data, data_fields=["inner", "outer"], meta_fields=[])
 
 
 def _check_level(level: str, tree: PyTree) -> None:

@@ -14,6 +14,7 @@ from bilevel.diagnosis import DivergenceWarning
 from bilevel.early_stopping import EarlyStopping
 from bilevel.estimators.base import Estimator
 from bilevel.hypergradient import hypergradient
+from bilevel.nodes import register_node
 from bilevel.outer_loop import Record
 from bilevel.problem import Data, Problem
 from bilevel.result import Result
@@ -46,7 +47,7 @@ class Restarts:
     message: str | None = None
 
 
-jax.tree_util.register_dataclass(
+register_node(
     Restarts,
     data_fields=["best", "index", "values", "runs", "chosen", "scouted"],
     meta_fields=["message"],

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import jax
 from jax import Array
 
 from bilevel.estimate import Estimate
+from bilevel.nodes import register_node
 from bilevel.run_state import State
 from bilevel.trees import PyTree
 
@@ -41,7 +41,7 @@ class Result:
     message: str | None = None
 
 
-jax.tree_util.register_dataclass(
+register_node(
     Result,
     data_fields=["hyper", "params", "history", "estimate", "state", "diverged", "stopped"],
     meta_fields=["message"],

@@ -10,6 +10,7 @@ from jax import Array
 from bilevel.adaptive import Work
 from bilevel.estimate import Estimate, Lower
 from bilevel.estimators.base import Estimator, fresh, of_one_call
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem, examples
 from bilevel.trees import PyTree, norm, zeros_like
 
@@ -60,7 +61,7 @@ class Stop:
 
 
 for _node in (State, Stop):
-    jax.tree_util.register_dataclass(_node)
+    register_node(_node)
 
 
 def begin(

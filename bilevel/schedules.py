@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.messages import require_positive
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree
 
 
@@ -77,8 +78,8 @@ class Decay:
         return self.start / (count + 1) ** self.power
 
 
-jax.tree_util.register_dataclass(InverseTime)
-jax.tree_util.register_dataclass(Decay)
+register_node(InverseTime)
+register_node(Decay)
 
 
 def knob(owner: str, name: str, value: Any) -> Any:

@@ -8,6 +8,7 @@ import jax
 import optax
 from jax import Array
 
+from bilevel.nodes import register_node
 from bilevel.schedules import Knob, as_knob
 from bilevel.trees import PyTree
 
@@ -41,7 +42,7 @@ class Transform:
         return Transform(self.factory, settings)
 
 
-jax.tree_util.register_dataclass(Transform, data_fields=["settings"], meta_fields=["factory"])
+register_node(Transform, data_fields=["settings"], meta_fields=["factory"])
 
 
 def transform(factory: Callable[..., optax.GradientTransformation], **settings: Any) -> Transform:

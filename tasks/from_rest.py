@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 import bilevel as bl
+from bilevel.nodes import register_node
 from bilevel.problem import Loss
 from bilevel.trees import is_inexact
 
@@ -51,4 +52,4 @@ class FromRest:
         return self.solver.max_curvature(hyper, state)
 
 
-jax.tree_util.register_dataclass(FromRest, data_fields=["solver"], meta_fields=[])
+register_node(FromRest, data_fields=["solver"], meta_fields=[])

@@ -18,6 +18,7 @@ from jax import Array
 
 import bilevel as bl
 from bilevel.estimate import Lower, begin
+from bilevel.nodes import register_node
 from bilevel.problem import inner_loss
 from bilevel.solvers.base import Solver
 from bilevel.trees import zeros_like
@@ -74,7 +75,7 @@ class LookAhead:
         return bl.Estimate(value, grad, evidence), after
 
 
-jax.tree_util.register_dataclass(LookAhead, data_fields=["solver"], meta_fields=["from_zero"])
+register_node(LookAhead, data_fields=["solver"], meta_fields=["from_zero"])
 
 
 def positive_part(total: float = 1.0) -> optax.GradientTransformation:

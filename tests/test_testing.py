@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import bilevel as bl
+from bilevel.nodes import register_node
 from bilevel.testing import Case, conformance, dense_hypergradient, dense_solution, logistic, ridge
 
 
@@ -97,7 +98,7 @@ class Flawed:
         return "Flawed()" if self.flaw == "repr" else f"Flawed({self.solver}, {self.steps})"
 
 
-jax.tree_util.register_dataclass(Flawed, ["solver"], ["steps", "flaw"])
+register_node(Flawed, ["solver"], ["steps", "flaw"])
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.reverse import Reverse
 from bilevel.linear import CG
 from bilevel.messages import require_positive_int, require_tolerance
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.solvers.base import Solver
 from bilevel.solvers.newton import Newton
@@ -164,4 +165,4 @@ class Auto:
         return jax.tree.map(lambda new, old: jnp.where(carried, old, new), begun, lower)
 
 
-jax.tree_util.register_dataclass(Auto, data_fields=["tolerance", "solver"], meta_fields=["steps"])
+register_node(Auto, data_fields=["tolerance", "solver"], meta_fields=["steps"])

@@ -19,6 +19,7 @@ from jax.scipy.linalg import cho_solve
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import check_minimiser, progress
 from bilevel.linear import relative_residual
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.trees import PyTree
 
@@ -97,7 +98,7 @@ class ClosedForm:
         return estimate, Lower(params, lower.solver_state, None, reference)
 
 
-jax.tree_util.register_dataclass(ClosedForm)
+register_node(ClosedForm)
 
 
 def _check(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:

@@ -19,6 +19,7 @@ from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.base import check_read, progress
 from bilevel.messages import require_positive, require_positive_int
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
@@ -102,9 +103,7 @@ class Evolution:
         return Estimate(value, grad, evidence), Lower(params, state, None, reference)
 
 
-jax.tree_util.register_dataclass(
-    Evolution, data_fields=["solver", "sigma"], meta_fields=["steps", "pairs"]
-)
+register_node(Evolution, data_fields=["solver", "sigma"], meta_fields=["steps", "pairs"])
 
 
 def require_es(owner: str, steps: Any, sigma: Any, pairs: Any) -> None:

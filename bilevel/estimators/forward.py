@@ -19,6 +19,7 @@ from bilevel.estimators import directions as dirs
 from bilevel.estimators.base import check_unrolled, progress
 from bilevel.estimators.recursion import averaged_run, chain, contract
 from bilevel.messages import require_positive_int
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.solvers.base import Solver, start
 from bilevel.trees import PyTree, vdot
@@ -158,7 +159,7 @@ class Forward:
         )
 
 
-jax.tree_util.register_dataclass(
+register_node(
     Forward,
     data_fields=["solver", "directions"],
     meta_fields=["steps", "start", "average", "cross", "chunk"],

@@ -21,6 +21,7 @@ from bilevel.estimators.adjoint import System, adjoint_system, first_order_bias,
 from bilevel.estimators.base import check_minimiser, full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver
 from bilevel.messages import require_positive, require_positive_int
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
 from bilevel.trees import PyTree, axpy, zeros_like
@@ -129,7 +130,7 @@ class Implicit:
         return mean, carry[1]
 
 
-jax.tree_util.register_dataclass(
+register_node(
     Implicit,
     data_fields=["solver", "linear", "damping"],
     meta_fields=["steps", "average", "bias"],

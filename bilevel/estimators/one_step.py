@@ -19,6 +19,7 @@ from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import check_unrolled, progress
 from bilevel.estimators.reverse import Reverse
 from bilevel.messages import require_positive_int
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
 from bilevel.trees import PyTree, norm, partition, zeros_like
@@ -114,7 +115,7 @@ class OneStep:
         return Estimate(value, grad, evidence), Lower(params, state, None, reference)
 
 
-jax.tree_util.register_dataclass(OneStep, data_fields=["solver"], meta_fields=["steps", "last"])
+register_node(OneStep, data_fields=["solver"], meta_fields=["steps", "last"])
 
 
 def _tail(near: PyTree, far: PyTree, new: Array, old: Array) -> PyTree:

@@ -17,6 +17,7 @@ from jax import Array
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import check_minimiser, progress
 from bilevel.messages import require_positive, require_positive_int
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.solvers.base import Solver, run, start
 from bilevel.trees import PyTree
@@ -115,4 +116,4 @@ class Penalty:
         return Estimate(value, grad, evidence), Lower(params, state, memory, reference)
 
 
-jax.tree_util.register_dataclass(Penalty, data_fields=["solver", "gamma"], meta_fields=["steps"])
+register_node(Penalty, data_fields=["solver", "gamma"], meta_fields=["steps"])

@@ -19,6 +19,7 @@ from bilevel.estimators import directions as dirs
 from bilevel.estimators.base import check_read, progress
 from bilevel.estimators.evolution import episode, require_es
 from bilevel.messages import require_positive_int
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.solvers.base import Solver, start
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
@@ -142,6 +143,4 @@ class PES:
         return jax.lax.cond(lower.memory.age >= self.reset, lambda: empty, lambda: lower.memory)
 
 
-jax.tree_util.register_dataclass(
-    PES, data_fields=["solver", "sigma"], meta_fields=["steps", "pairs", "reset"]
-)
+register_node(PES, data_fields=["solver", "sigma"], meta_fields=["steps", "pairs", "reset"])

@@ -13,7 +13,6 @@ Annals of Statistics 2020.
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
@@ -24,6 +23,7 @@ from bilevel.estimators.base import Estimator
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.reverse import Reverse
+from bilevel.nodes import register_node
 from bilevel.noise import influence, prediction, rules
 from bilevel.problem import Data, Problem
 from bilevel.schedules import InverseTime, Knob
@@ -140,7 +140,7 @@ class Predicted:
         return Theory(_like(hyper, deviation), None, counts)
 
 
-jax.tree_util.register_dataclass(Predicted)
+register_node(Predicted)
 
 
 def _dense(

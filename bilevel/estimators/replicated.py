@@ -15,6 +15,7 @@ from jax import Array
 from bilevel.estimate import Counts, Estimate, Evidence, Lower
 from bilevel.estimators.base import Estimator
 from bilevel.messages import require_positive, require_positive_int
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.trees import PyTree, vdot
 
@@ -115,4 +116,4 @@ class Replicated:
         return jnp.where(signal > 0, wanted, jnp.where(noise > 0, jnp.inf, 0))
 
 
-jax.tree_util.register_dataclass(Replicated, data_fields=["estimator"], meta_fields=["n"])
+register_node(Replicated, data_fields=["estimator"], meta_fields=["n"])

@@ -20,6 +20,7 @@ from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import check_unrolled, progress
 from bilevel.messages import require_positive_int
 from bilevel.mixed import mixed_mode
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Loss, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
 from bilevel.trees import PyTree, nbytes
@@ -156,6 +157,6 @@ class Reverse:
         return loop[1:]
 
 
-jax.tree_util.register_dataclass(
+register_node(
     Reverse, data_fields=["solver"], meta_fields=["steps", "truncate", "memory", "budget"]
 )

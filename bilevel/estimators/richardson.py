@@ -17,6 +17,7 @@ from jax import Array
 
 from bilevel.estimate import Counts, Estimate, Evidence, Lower
 from bilevel.estimators.base import Estimator
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.schedules import InverseTime, Knob
 from bilevel.trees import PyTree, dtype
@@ -94,7 +95,7 @@ class Richardson:
         return Estimate(value, grad, evidence), lower
 
 
-jax.tree_util.register_dataclass(Richardson)
+register_node(Richardson)
 
 
 def _require_step_size(estimator: Any) -> None:

@@ -18,6 +18,7 @@ from jax import Array
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import Estimator, progress
 from bilevel.messages import require_positive_int
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem, examples
 from bilevel.solvers.sampling import take
 from bilevel.trees import PyTree, strong, zeros_like
@@ -151,9 +152,7 @@ class Sampled:
         return task
 
 
-jax.tree_util.register_dataclass(
-    Sampled, data_fields=["estimator"], meta_fields=["tasks", "draw", "chunk"]
-)
+register_node(Sampled, data_fields=["estimator"], meta_fields=["tasks", "draw", "chunk"])
 
 
 def _map(fn: Any, size: int) -> Any:

@@ -20,6 +20,7 @@ from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.base import check_unrolled, progress
 from bilevel.messages import require_positive_int
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, start
 from bilevel.trees import PyTree, axpy, norm, partition, vdot, zeros_like
@@ -126,7 +127,7 @@ class UORO:
         return _absorb(none, signs, pull(signs)[0])
 
 
-jax.tree_util.register_dataclass(UORO, data_fields=["solver"], meta_fields=["steps"])
+register_node(UORO, data_fields=["solver"], meta_fields=["steps"])
 
 
 def _signs(like: list, key: Array) -> list:

@@ -9,6 +9,7 @@ from jax import Array
 
 from bilevel.linear.base import Matvec, Solution, attainable, relative_residual, warm_start
 from bilevel.messages import require_positive, require_positive_int
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree, axpy, norm, vdot
 
 
@@ -72,7 +73,7 @@ class BiCGSTAB:
         return Solution(x, relative_residual(hessian, b, x), first + 2 * k + 1)
 
 
-jax.tree_util.register_dataclass(BiCGSTAB, data_fields=["tol"], meta_fields=["max_steps"])
+register_node(BiCGSTAB, data_fields=["tol"], meta_fields=["max_steps"])
 
 
 def _ratio(above: Array, below: Array) -> Array:

@@ -9,6 +9,7 @@ from jax import Array
 
 from bilevel.linear.base import Matvec, Solution, attainable, relative_residual, warm_start
 from bilevel.messages import require_positive, require_positive_int
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree, axpy, vdot
 
 
@@ -70,4 +71,4 @@ class CG:
         return Solution(x, relative_residual(hessian, b, x), first + k + 1)
 
 
-jax.tree_util.register_dataclass(CG, data_fields=["tol"], meta_fields=["max_steps"])
+register_node(CG, data_fields=["tol"], meta_fields=["max_steps"])

@@ -11,6 +11,7 @@ from jax.scipy.linalg import cho_solve
 from bilevel.linear.base import Matvec, Solution, as_operator, relative_residual
 from bilevel.linear.power import largest_eigenvalue
 from bilevel.messages import require_positive_int
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree, basis, is_traced, size
 
 _POWER_STEPS = 50
@@ -82,7 +83,7 @@ class Dense:
         return Solution(x, residual, jnp.asarray(n + 1, jnp.int32), condition)
 
 
-jax.tree_util.register_dataclass(Dense, data_fields=[], meta_fields=["max_size"])
+register_node(Dense, data_fields=[], meta_fields=["max_size"])
 
 
 def _matrix(hessian: Matvec, b: PyTree) -> Array:

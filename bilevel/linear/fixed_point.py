@@ -10,6 +10,7 @@ from jax import Array
 from bilevel.linear.base import Matvec, Solution, attainable, relative_residual, warm_start
 from bilevel.linear.power import require_step_size, stable_step
 from bilevel.messages import require_positive, require_positive_int
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree, axpy, norm
 
 
@@ -72,6 +73,4 @@ class FixedPoint:
         return Solution(x, relative_residual(hessian, b, x), first + k + 1 + used)
 
 
-jax.tree_util.register_dataclass(
-    FixedPoint, data_fields=["tol", "step_size"], meta_fields=["max_steps"]
-)
+register_node(FixedPoint, data_fields=["tol", "step_size"], meta_fields=["max_steps"])

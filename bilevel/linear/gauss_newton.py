@@ -16,6 +16,7 @@ from jax import Array
 
 from bilevel.linear.base import LinearSolver, Matvec, Solution, as_operator, relative_residual
 from bilevel.linear.cg import CG
+from bilevel.nodes import register_node
 from bilevel.problem import Loss
 from bilevel.trees import PyTree, axpy
 
@@ -102,4 +103,4 @@ class GaussNewton:
         return Solution(solved.x, residual, solved.matvecs + 1, solved.condition)
 
 
-jax.tree_util.register_dataclass(GaussNewton)
+register_node(GaussNewton)

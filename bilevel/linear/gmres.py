@@ -16,6 +16,7 @@ from bilevel.linear.base import (
     warm_start,
 )
 from bilevel.messages import require_positive, require_positive_int
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree, axpy, norm
 
 
@@ -76,7 +77,7 @@ class GMRES:
         return Solution(x, relative_norm(r, b), first + k)
 
 
-jax.tree_util.register_dataclass(GMRES, data_fields=["tol"], meta_fields=["max_steps", "restart"])
+register_node(GMRES, data_fields=["tol"], meta_fields=["max_steps", "restart"])
 
 
 class _Arnoldi(NamedTuple):

@@ -16,6 +16,7 @@ from bilevel.linear.base import (
     warm_start,
 )
 from bilevel.messages import require_positive, require_positive_int
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree, axpy, dtype, norm, vdot, zeros_like
 
 
@@ -65,7 +66,7 @@ class MINRES:
         return Solution(end.x, relative_residual(hessian, b, end.x), first + end.k + 1)
 
 
-jax.tree_util.register_dataclass(MINRES, data_fields=["tol"], meta_fields=["max_steps"])
+register_node(MINRES, data_fields=["tol"], meta_fields=["max_steps"])
 
 
 class _Carry(NamedTuple):

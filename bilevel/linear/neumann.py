@@ -9,6 +9,7 @@ from jax import Array
 from bilevel.linear.base import Matvec, Solution, relative_residual
 from bilevel.linear.power import require_step_size, stable_step
 from bilevel.messages import require_positive_int
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree, axpy
 
 
@@ -61,4 +62,4 @@ class Neumann:
         return Solution(x, relative_residual(hessian, b, x), self.terms + used)
 
 
-jax.tree_util.register_dataclass(Neumann, data_fields=["step_size"], meta_fields=["terms"])
+register_node(Neumann, data_fields=["step_size"], meta_fields=["terms"])

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel.linear.base import Matvec, Solution, as_operator, relative_residual
 from bilevel.messages import require_positive_int
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree, size
 
 _SKETCHES = ("columns", "gaussian")
@@ -79,7 +80,7 @@ class Nystrom:
         return Solution(x, relative_residual(hessian, b, x), jnp.asarray(rank + 1, jnp.int32))
 
 
-jax.tree_util.register_dataclass(Nystrom, data_fields=[], meta_fields=["rank", "sketch"])
+register_node(Nystrom, data_fields=[], meta_fields=["rank", "sketch"])
 
 
 def _low_rank(test: Array, images: Array) -> tuple[Array, Array]:

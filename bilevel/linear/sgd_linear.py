@@ -9,6 +9,7 @@ from jax import Array
 
 from bilevel.linear.base import Matvec, Solution, as_operator, relative_residual
 from bilevel.messages import require_positive_int
+from bilevel.nodes import register_node
 from bilevel.schedules import Knob, evaluate, knob
 from bilevel.trees import PyTree, axpy
 
@@ -80,6 +81,4 @@ class SGDLinear:
         return Solution(x, relative_residual(hessian, b, x), counted)
 
 
-jax.tree_util.register_dataclass(
-    SGDLinear, data_fields=["step_size"], meta_fields=["steps", "batch_size", "average"]
-)
+register_node(SGDLinear, data_fields=["step_size"], meta_fields=["steps", "batch_size", "average"])

@@ -14,10 +14,10 @@ structured processes of this package are tested against it.
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.nodes import register_node
 from bilevel.noise.rows import require_shape
 from bilevel.noise.rules import Rule, outer
 from bilevel.trees import is_traced
@@ -136,7 +136,7 @@ class Affine:
         return jnp.concatenate([jnp.concatenate([linear, shift], 2), bottom], 1)
 
 
-jax.tree_util.register_dataclass(Affine, ["matrices", "offsets", "factor"], [])
+register_node(Affine, ["matrices", "offsets", "factor"], [])
 
 
 def _resting(rule: Rule, z: Array) -> Array:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.nodes import register_node
 from bilevel.noise.affine import Moments
 from bilevel.noise.least_squares import LeastSquares, advance
 from bilevel.noise.rules import Rule
@@ -97,7 +97,7 @@ class Compressed:
         return full.at[columns, rows].set(upper)
 
 
-jax.tree_util.register_dataclass(
+register_node(
     Compressed,
     ["curvature", "quadratic", "linear", "constant", "solution", "factor"],
     [],

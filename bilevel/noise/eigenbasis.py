@@ -12,10 +12,10 @@ form, by Sherman and Morrison (Ziyin, Liu, Mori, Ueda, arXiv:2102.05375, Theorem
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.nodes import register_node
 from bilevel.noise import checks
 from bilevel.noise.least_squares import LeastSquares
 from bilevel.noise.rules import Rule
@@ -100,4 +100,4 @@ class Diagonal:
         return jnp.sum(h * P) * h + h**2 * P if self.gaussian else 0.0
 
 
-jax.tree_util.register_dataclass(Diagonal, ["curvature", "noise", "factor"], ["gaussian"])
+register_node(Diagonal, ["curvature", "noise", "factor"], ["gaussian"])

@@ -19,10 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.nodes import register_node
 from bilevel.noise.affine import Moments
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.feedback import Multiplicative
@@ -110,7 +110,7 @@ class LeastSquares:
         return rest._replace(second=solve(self.step(rest, rule).second))
 
 
-jax.tree_util.register_dataclass(LeastSquares, ["rows", "residuals", "solution", "factor"], [])
+register_node(LeastSquares, ["rows", "residuals", "solution", "factor"], [])
 
 
 def advance(process: Multiplicative, moments: Moments, rule: Rule, noise: Array) -> Moments:

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.nodes import register_node
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.rows import Rows, require_shape, solve_normal
 from bilevel.noise.rules import Rule, outer, push, spread, transposed
@@ -201,7 +202,7 @@ class Ridge:
         return self.rows.weighted(weights) - product - jnp.outer(rho, sigma)
 
 
-jax.tree_util.register_dataclass(
+register_node(
     Ridge,
     [
         "rows",

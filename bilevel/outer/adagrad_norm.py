@@ -9,11 +9,11 @@ Ward, Wu, Bottou, ICML 2019; the outer step of tuning-free bilevel methods, Yang
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel.messages import require_positive
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree, axpy, dtype, vdot, zeros_like
 
 
@@ -61,4 +61,4 @@ class AdaGradNorm:
         return axpy(-step, updates, zeros_like(updates)), state
 
 
-jax.tree_util.register_dataclass(AdaGradNorm, data_fields=["scale"], meta_fields=[])
+register_node(AdaGradNorm, data_fields=["scale"], meta_fields=[])

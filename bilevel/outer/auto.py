@@ -16,6 +16,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.messages import require_positive_int
+from bilevel.nodes import register_node
 from bilevel.outer.base import flat_admit, flatten
 from bilevel.outer.dog import Walk, absorb, stride
 from bilevel.outer.dog import begin as begin_walk
@@ -126,7 +127,7 @@ class Auto:
         return before._replace(search=search), hopeful
 
 
-jax.tree_util.register_dataclass(Auto, data_fields=[], meta_fields=["memory"])
+register_node(Auto, data_fields=[], meta_fields=["memory"])
 
 
 def _search(

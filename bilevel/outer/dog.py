@@ -9,12 +9,12 @@ Noise does not harm it: the steps shrink like 1 / sqrt(steps) and the value is n
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.messages import require_positive
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree
 
 _DECAY = 8  # of the average, which then spans about a ninth of the run
@@ -125,4 +125,4 @@ class DoG:
         return back(walk.average), walk.level.astype(jnp.result_type(value))
 
 
-jax.tree_util.register_dataclass(DoG, data_fields=["first"], meta_fields=[])
+register_node(DoG, data_fields=["first"], meta_fields=[])

@@ -7,12 +7,12 @@ and 7.
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.messages import require_positive_int
+from bilevel.nodes import register_node
 from bilevel.outer.base import flat_admit, flatten
 from bilevel.outer.trust import Trust, begin, best, judge, propose, retreat
 from bilevel.trees import PyTree
@@ -87,4 +87,4 @@ class LBFGS:
         return retreat(before, jnp.linalg.norm(ravel_pytree(hyper)[0] - after.base))
 
 
-jax.tree_util.register_dataclass(LBFGS, data_fields=[], meta_fields=["memory"])
+register_node(LBFGS, data_fields=[], meta_fields=["memory"])

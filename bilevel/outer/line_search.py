@@ -14,12 +14,12 @@ His step shrinks by 2 and grows by 5 %, and his code never goes back.
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.messages import require_positive, require_tolerance
+from bilevel.nodes import register_node
 from bilevel.outer.base import flatten
 from bilevel.outer.tolerance import loosened
 from bilevel.outer.trust import cap, first_step
@@ -149,4 +149,4 @@ class LineSearch:
         return jnp.asarray(self.tolerance) * jnp.asarray(self.decay) ** seen
 
 
-jax.tree_util.register_dataclass(LineSearch, data_fields=["tolerance", "decay"], meta_fields=[])
+register_node(LineSearch, data_fields=["tolerance", "decay"], meta_fields=[])

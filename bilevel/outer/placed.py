@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import jax
 from jax import Array
 
 from bilevel.estimate import Estimate
+from bilevel.nodes import register_node
 from bilevel.outer.base import move
 from bilevel.spaces.base import Spaces
 from bilevel.trees import PyTree, norm
@@ -59,7 +59,7 @@ class Coordinates:
         return self.tx.loosen(estimator, state.outer)
 
 
-jax.tree_util.register_dataclass(Coordinates, data_fields=["tx"], meta_fields=["spaces"])
+register_node(Coordinates, data_fields=["tx"], meta_fields=["spaces"])
 
 
 def placed(spaces: Spaces | None, tx: Any) -> Any:

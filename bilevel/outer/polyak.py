@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.messages import require_positive
+from bilevel.nodes import register_node
 from bilevel.trees import PyTree, axpy, vdot, zeros_like
 
 
@@ -71,6 +72,4 @@ class Polyak:
         return axpy(-step, updates, zeros_like(updates)), state
 
 
-jax.tree_util.register_dataclass(
-    Polyak, data_fields=["lower", "scaling", "longest"], meta_fields=[]
-)
+register_node(Polyak, data_fields=["lower", "scaling", "longest"], meta_fields=[])

@@ -19,6 +19,7 @@ from jax import Array
 from bilevel import messages
 from bilevel.estimate import Counts, Estimate, Evidence, Lower
 from bilevel.estimators.base import check_minimiser
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.single_loop.common import Stochastic
 from bilevel.single_loop.moving import move
@@ -227,7 +228,7 @@ class DoubleLoop(Stochastic):
         return *moved, jnp.asarray(steps, jnp.int32)
 
 
-jax.tree_util.register_dataclass(
+register_node(
     DoubleLoop,
     data_fields=["step_size", "v", "lam", "adjoint_step"],
     meta_fields=[

@@ -21,6 +21,7 @@ from bilevel import messages
 from bilevel.estimate import Counts, Estimate, Evidence, Lower
 from bilevel.estimators.base import check_minimiser
 from bilevel.lazily import only_if
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.single_loop.common import Stochastic
 from bilevel.single_loop.moving import move
@@ -244,11 +245,8 @@ class SingleLoop(Stochastic):
         return (one, two), (inner_state, outer_state), jax.random.uniform(key(2)), at
 
 
-jax.tree_util.register_dataclass(
-    SingleLoop,
-    data_fields=["step_size", "w", "v", "lam", "adjoint_step"],
-    meta_fields=["batch_size", "sampling", "steps", "check_every"],
-)
+_leaves = ["step_size", "w", "v", "lam", "adjoint_step"]
+register_node(SingleLoop, _leaves, ["batch_size", "sampling", "steps", "check_every"])
 
 
 def _key(key: Array, move: Any, part: int) -> Array:

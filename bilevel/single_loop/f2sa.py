@@ -11,6 +11,7 @@ from jax import Array
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import full_gradient, inner_residual
 from bilevel.lazily import only_if
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.schedules import Decay, evaluate
 from bilevel.single_loop.batches import Batches
@@ -123,7 +124,7 @@ class F2SA:
         return estimate, Lower(w, (inner, outer), memory, reference)
 
 
-jax.tree_util.register_dataclass(
+register_node(
     F2SA,
     data_fields=["step_size", "free_step", "gamma", "growth"],
     meta_fields=["batch_size", "inner_steps", "sampling", "check_every"],

@@ -10,6 +10,7 @@ from jax import Array
 from bilevel import messages
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
 from bilevel.estimators.base import check_minimiser, full_gradient, inner_residual
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.schedules import evaluate, knob
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
@@ -162,4 +163,4 @@ for _method, _leaves, _static in (
     (BOME, ["step_size", "eta"], ["inner_steps"]),
     (PZOBO, ["step_size", "mu"], ["inner_steps", "pairs"]),
 ):
-    jax.tree_util.register_dataclass(_method, data_fields=_leaves, meta_fields=_static)
+    register_node(_method, data_fields=_leaves, meta_fields=_static)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.messages import require_positive, require_positive_int
+from bilevel.nodes import register_node
 from bilevel.problem import Problem
 from bilevel.trees import PyTree, axpy
 
@@ -136,7 +137,7 @@ class SHIA:
 
 
 for _series in (HIA, SHIA):
-    jax.tree_util.register_dataclass(_series, data_fields=["step_size"], meta_fields=["steps"])
+    register_node(_series, data_fields=["step_size"], meta_fields=["steps"])
 Series = HIA | SHIA
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.nodes import register_node
 from bilevel.schedules import evaluate, knob
 from bilevel.trees import PyTree, zeros_like
 
@@ -143,7 +144,7 @@ class STORM(Recursive):
 
 
 for _rule, _leaves in ((SGD, []), (Momentum, ["weight"]), (STORM, ["weight"])):
-    jax.tree_util.register_dataclass(_rule, data_fields=_leaves, meta_fields=[])
+    register_node(_rule, data_fields=_leaves, meta_fields=[])
 
 
 def _normalise_weight(rule: Any) -> None:

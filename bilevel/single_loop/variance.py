@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bilevel.messages import require_positive, require_positive_int
+from bilevel.nodes import register_node
 from bilevel.single_loop.rules import Memoryless, Recursive, Sample
 from bilevel.trees import PyTree, zeros_like
 
@@ -136,7 +137,7 @@ for _rule, _leaves, _static in (
     (SARAH, [], ["period"]),
     (PAGE, ["probability"], []),
 ):
-    jax.tree_util.register_dataclass(_rule, data_fields=_leaves, meta_fields=_static)
+    register_node(_rule, data_fields=_leaves, meta_fields=_static)
 
 
 def _check_period(rule: Any) -> None:

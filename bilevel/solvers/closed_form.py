@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from bilevel.nodes import register_node
 from bilevel.problem import Loss, Problem
 from bilevel.trees import PyTree, axpy, basis
 
@@ -72,7 +73,7 @@ class Direct:
         return axpy(-1, direction, params), state
 
 
-jax.tree_util.register_dataclass(Direct)
+register_node(Direct)
 
 
 def factorise(loss: Loss, params: PyTree, hyper: PyTree, data: PyTree) -> Array:

@@ -11,6 +11,7 @@ from jax import Array
 from jax.experimental.buffer_callback import buffer_callback
 
 from bilevel import messages
+from bilevel.nodes import register_node
 from bilevel.problem import Loss, Problem
 from bilevel.trees import PyTree
 
@@ -107,7 +108,7 @@ class External:
         return found
 
 
-jax.tree_util.register_dataclass(External, data_fields=[], meta_fields=["fn"])
+register_node(External, data_fields=[], meta_fields=["fn"])
 
 
 def _shapes(tree: PyTree) -> PyTree:

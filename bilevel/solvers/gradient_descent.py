@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.nodes import register_node
 from bilevel.problem import Loss
 from bilevel.schedules import evaluate, knob
 from bilevel.trees import PyTree, descend, largest
@@ -56,4 +57,4 @@ class GradientDescent:
         return 2 / largest(evaluate(self.step_size, state, hyper))
 
 
-jax.tree_util.register_dataclass(GradientDescent)
+register_node(GradientDescent)

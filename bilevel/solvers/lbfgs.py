@@ -13,6 +13,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.messages import require_positive_int, require_tolerance
+from bilevel.nodes import register_node
 from bilevel.problem import Loss
 from bilevel.trees import PyTree
 
@@ -188,7 +189,7 @@ class LBFGS:
         return jnp.where(success, w + search.t * d, w), moved
 
 
-jax.tree_util.register_dataclass(LBFGS, data_fields=["tol"], meta_fields=["memory"])
+register_node(LBFGS, data_fields=["tol"], meta_fields=["memory"])
 
 
 def direction(pairs: Pairs, gradient: Array) -> Array:

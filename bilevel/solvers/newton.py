@@ -15,6 +15,7 @@ from jax import Array
 
 from bilevel.linear import CG, LinearSolver
 from bilevel.messages import require_tolerance
+from bilevel.nodes import register_node
 from bilevel.problem import Loss
 from bilevel.trees import PyTree, axpy, dtype, norm, vdot, zeros_like
 
@@ -111,7 +112,7 @@ class Newton:
         return norm(gradient), move
 
 
-jax.tree_util.register_dataclass(Newton, data_fields=["linear", "tol"], meta_fields=[])
+register_node(Newton, data_fields=["linear", "tol"], meta_fields=[])
 
 
 def backtrack(

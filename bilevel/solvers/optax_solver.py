@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from bilevel.nodes import register_node
 from bilevel.problem import Loss
 from bilevel.solvers.lbfgs import NO_DERIVATIVE
 from bilevel.solvers.sampling import Sampler
@@ -82,4 +83,4 @@ class Optax:
         return optax.apply_updates(params, updates), (count + 1, inner, sampler)
 
 
-jax.tree_util.register_dataclass(Optax, data_fields=["tx"], meta_fields=["batch_size", "sampling"])
+register_node(Optax, data_fields=["tx"], meta_fields=["batch_size", "sampling"])

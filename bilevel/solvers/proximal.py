@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.nodes import register_node
 from bilevel.problem import Composite, Loss, Problem
 from bilevel.schedules import evaluate, knob
 from bilevel.trees import PyTree, axpy, dtype, vdot
@@ -131,8 +132,8 @@ class FISTA:
         return 4 / (3 * evaluate(self.step_size, state[0], hyper))
 
 
-jax.tree_util.register_dataclass(ProximalGradient)
-jax.tree_util.register_dataclass(FISTA, data_fields=["step_size"], meta_fields=["restart"])
+register_node(ProximalGradient)
+register_node(FISTA, data_fields=["step_size"], meta_fields=["restart"])
 
 
 def forward_backward(loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, size: Any) -> PyTree:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.nodes import register_node
 from bilevel.problem import Loss, Problem, examples
 from bilevel.schedules import evaluate, knob
 from bilevel.solvers.proximal import proximal
@@ -104,9 +105,7 @@ class SAGA:
         return 2 / evaluate(self.step_size, state[0], hyper)
 
 
-jax.tree_util.register_dataclass(
-    SAGA, data_fields=["step_size"], meta_fields=["batch_size", "sampling"]
-)
+register_node(SAGA, data_fields=["step_size"], meta_fields=["batch_size", "sampling"])
 
 
 def distinct(rows: Array) -> Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.nodes import register_node
 from bilevel.problem import Loss
 from bilevel.schedules import evaluate, knob
 from bilevel.solvers.sampling import Sampler
@@ -91,7 +92,7 @@ class SGD:
         return 2 * (1 + momentum) / (shrunk * step_size)
 
 
-jax.tree_util.register_dataclass(
+register_node(
     SGD,
     data_fields=["step_size", "momentum"],
     meta_fields=["batch_size", "nesterov", "sampling"],

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.messages import require_positive_int
+from bilevel.nodes import register_node
 from bilevel.problem import Loss, Problem, examples
 from bilevel.schedules import evaluate, knob
 from bilevel.solvers.proximal import proximal
@@ -111,6 +112,4 @@ class SVRG:
         return 2 / evaluate(self.step_size, state[0], hyper)
 
 
-jax.tree_util.register_dataclass(
-    SVRG, data_fields=["step_size"], meta_fields=["batch_size", "period", "sampling"]
-)
+register_node(SVRG, data_fields=["step_size"], meta_fields=["batch_size", "period", "sampling"])

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
+from bilevel.nodes import register_node
 from bilevel.solvers.proximal import forward_backward
 from bilevel.solvers.sampling import Sampler
 from experiments.studies import seed_problems as problems
@@ -20,7 +21,7 @@ from experiments.studies import seed_problems as problems
 BATCH, LAM1 = 8, 0.1
 
 
-@jax.tree_util.register_dataclass
+@register_node
 @dataclass(frozen=True)
 class ProximalSGD:
     """A solver of one's own: minibatch SGD, then the proximal map."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import bilevel as bl
+from bilevel.nodes import register_node
 from bilevel.testing import Case, logistic, mlp, ridge
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -95,7 +96,7 @@ class Comparing:
         return "it only compares losses"
 
 
-jax.tree_util.register_dataclass(Comparing)
+register_node(Comparing)
 
 
 def test_needs_no_derivative_of_the_solver() -> None:

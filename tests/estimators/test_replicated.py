@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import bilevel as bl
+from bilevel.nodes import register_node
 from bilevel.testing import Case, logistic, ridge
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -99,7 +100,7 @@ class Told:
         return bl.Estimate(x, x * hyper, evidence), lower
 
 
-jax.tree_util.register_dataclass(Told)
+register_node(Told)
 
 
 def test_passes_the_evidence_on() -> None:

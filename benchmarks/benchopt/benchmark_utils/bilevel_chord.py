@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel import CG
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.solvers.newton import backtrack
 
@@ -63,7 +64,7 @@ class Chord:
         return Estimate(value, grad, evidence), Lower(unravel(w), (), state, reference)
 
 
-jax.tree_util.register_dataclass(Chord, data_fields=["tol"], meta_fields=["dense"])
+register_node(Chord, data_fields=["tol"], meta_fields=["dense"])
 
 
 class _Inner(NamedTuple):
