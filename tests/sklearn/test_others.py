@@ -29,7 +29,7 @@ from bilevel.sklearn.cleaner import Examples, logistic_trust
 from bilevel.sklearn.folds import problem, splits
 from bilevel.sklearn.glm import cold
 from bilevel.sklearn.kernel_loss import kernel_loss
-from bilevel.sklearn.lasso_loss import elastic_net_loss
+from bilevel.sklearn.lasso_loss import elastic_net_loss, fitted
 from bilevel.sklearn.moments import atoms, moments
 from bilevel.sklearn.rows import rows, with_folds
 from tests.sklearn.derivatives import differences
@@ -64,6 +64,24 @@ def test_lasso_and_elastic_net_fits():
     net = HypergradElasticNet().fit(X, Y)
     other = ElasticNet(net.alpha_, l1_ratio=net.l1_ratio_, tol=1e-12, max_iter=10**5).fit(X, Y)
     np.testing.assert_allclose(net.coef_, other.coef_, atol=1e-7)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.05, 0.005])
+def test_lasso_is_scikit_learns_where_columns_are_correlated(alpha):
+    """The first twelve have correlations of 0.98; two are the same, so the minimiser is not one."""
+    rng = np.random.default_rng(4)
+    base = rng.normal(size=(50, 1)) + 0.15 * rng.normal(size=(50, 12))
+    A = np.hstack([base, base[:, :1], rng.normal(size=(50, 6))])
+    y = base[:, 0] - base[:, 1] + A[:, 14] + rng.normal(size=50)
+    other = Lasso(alpha, tol=1e-12, max_iter=10**6, fit_intercept=False).fit(A, y)
+    l1, l2 = np.full((2, 19), [[alpha], [0.0]])
+    cross = A.T @ y / 50
+    with jax.enable_x64(True):
+        w = np.asarray(jax.jit(fitted)(A.T @ A / 50, cross, l1, l2, np.zeros(19)))
+    np.testing.assert_allclose(A @ w, A @ other.coef_, atol=1e-6)
+    slope = cross - A.T @ (A @ w) / 50
+    np.testing.assert_allclose(slope[w != 0], alpha * np.sign(w[w != 0]), atol=1e-7)
+    assert np.max(np.abs(slope)) <= alpha + 1e-7
 
 
 def test_lasso_never_above_lasso_cv_on_the_same_folds():
