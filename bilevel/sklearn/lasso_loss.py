@@ -22,6 +22,7 @@ from bilevel.sklearn.moments import Moments
 
 _ROUNDS = 1000  # at most
 _SMALL = 1e-8  # change of the fit, in units of its gradient's scale, at which rounds end
+_NEAR = 1e-10  # curvature of the proximal term, in units of the largest
 
 
 def lasso_loss(theta: Array, moments: Moments, lower: Any) -> Evaluation:
@@ -104,8 +105,10 @@ def minimised_on_support(gram: Array, b: Array, l1: Array, l2: Array, w: Array) 
 
     The way to the minimiser without constraint is gone up to the first change of sign, until there
     is none: the objective falls all the way (feature-sign search, Lee et al., NeurIPS 2006).
-    Where columns depend on each other there is no unique minimiser, and ``w`` is returned.
+    Where columns depend on each other the minimiser is the one next to ``w``: a proximal step, so
+    short of the minimiser by next to nothing elsewhere.
     """
+    near = _NEAR * jnp.max(jnp.diagonal(gram) + l2)
 
     def objective(w: Array) -> Array:
         return w @ (gram @ w + l2 * w) / 2 - b @ w + l1 @ jnp.abs(w)
@@ -113,8 +116,8 @@ def minimised_on_support(gram: Array, b: Array, l1: Array, l2: Array, w: Array) 
     def advance(carry: Any) -> Any:
         w, _ = carry
         support, sign = (w != 0).astype(b.dtype), jnp.sign(w)
-        factor, _ = _on_support(gram, l2, support)
-        free = support * cho_solve(factor, support * (b - l1 * sign))
+        factor, _ = _on_support(gram, l2 + near, support)
+        free = support * cho_solve(factor, support * (b - l1 * sign + near * w))
         crossing = free * sign < 0
         reach = jnp.where(crossing, w / jnp.where(crossing, w - free, 1), jnp.inf)
         first = jnp.minimum(jnp.min(reach), 1)
