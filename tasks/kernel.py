@@ -116,7 +116,7 @@ def kernel_ridge(
     cast = partial(jax.tree.map, lambda x: jnp.asarray(x, dtype)[None])
     batches = (X, y), (X_held, y_held, X)
     hyper = _hyper(X.shape[1], start, noise)
-    value = in_float64(jax.jit(lambda hyper: _value(batches, hyper)))
+    value = partial(in_float64(_value), batches)
     names = [f"length-scale of {name}" for name in design.features.names] + ["noise"]
     return Task(
         name=f"kernel ridge {data}",
@@ -127,7 +127,7 @@ def kernel_ridge(
         metrics=lambda hyper, _: _metrics(design, value, hyper),
         baselines=lambda: _baselines(design, value, hyper),
         describe=lambda hyper: _describe(names, hyper),
-        exact=in_float64(jax.jit(jax.value_and_grad(lambda hyper: _value(batches, hyper)))),
+        exact=partial(in_float64(_exact), batches),
         notes=design.notes() | {"penalties": names},
     )
 
@@ -141,10 +141,19 @@ def _solve(X: Array, y: Array, hyper: PyTree) -> Array:
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(K, lower=True), y)
 
 
+@jax.jit  # here, that tasks of the same shapes compile it once
 def _value(batches: tuple, hyper: PyTree) -> Array:
-    """Outer loss at the inner minimiser, in the precision of ``hyper``."""
-    (X, y), held = jax.tree.map(jnp.asarray, batches)
+    """Outer loss at the inner minimiser."""
+    (X, y), held = batches
     return Score()(_solve(X, y, hyper), hyper, tuple(leaf[None] for leaf in held))
+
+
+_exact = jax.jit(jax.value_and_grad(_value, argnums=1))
+
+
+@jax.jit
+def _predict(hyper: PyTree, X: Array, y: Array, X_test: Array) -> Array:
+    return kernel(X_test, X, hyper) @ _solve(X, y, hyper)
 
 
 def _unit(design: Design) -> float:
@@ -156,13 +165,7 @@ def _metrics(design: Design, value: Callable, hyper: PyTree) -> Metrics:
     """Of the fit with these length-scales on all development rows."""
     X, y = design.development
     mean = y.mean()
-
-    @in_float64
-    @jax.jit
-    def predict(hyper: PyTree, X: Array, y: Array, X_test: Array) -> Array:
-        return kernel(X_test, X, hyper) @ _solve(X, y, hyper)
-
-    fitted = predict(hyper, X, y - mean, design.test[0]) + mean
+    fitted = in_float64(_predict)(hyper, X, y - mean, design.test[0]) + mean
     return _score(fitted, design) | {"validation_mse": 2 * float(value(hyper)) * _unit(design)}
 
 
