@@ -28,14 +28,19 @@ from tasks.losses import Model, holdout
 from tasks.splits import Split, split
 
 PENALTIES = ("global", "per_feature", "per_class", "per_weight")
-GRID = np.logspace(-6, -1, 6)  # penalties of the mean loss
+GRID = np.logspace(-6, -1, 11)  # penalties of the mean loss
 one_thread = threadpool_limits.wrap(limits=1)
 
 
 def many_classes(params: PyTree, X: tuple[Array, Array], y: Array) -> Array:
-    """Minus the log-likelihood of each row, ``[n]``; a row has K columns and values, ``[n, K]``."""
+    """Minus the log-likelihood of each row, ``[n]``; a row has K columns and values, ``[n, K]``.
+
+    The last class has no intercept: with one for each, a shift of all would change nothing, and
+    the Hessian of the inner loss would be singular.
+    """
     index, value = X
-    scores = jnp.einsum("nk,nkc->nc", value, params["weights"][index]) + params["intercept"]
+    scores = jnp.einsum("nk,nkc->nc", value, params["weights"][index])
+    scores += jnp.append(params["intercept"], 0)
     return -jnp.take_along_axis(jax.nn.log_softmax(scores), y[:, None], axis=-1)[:, 0]
 
 
@@ -163,7 +168,7 @@ def multinomial(
         problem=PROBLEM,
         data=bl.Data(inner=batch(parts.train), outer=batch(parts.validation)),
         hyper=jnp.full(shapes[penalty], np.log(start), dtype),
-        params={"weights": jnp.zeros((d, C), dtype), "intercept": jnp.zeros(C, dtype)},
+        params={"weights": jnp.zeros((d, C), dtype), "intercept": jnp.zeros(C - 1, dtype)},
         metrics=lambda hyper, _: one_thread(_refit)(design, hyper),
         baselines=lambda: one_thread(_baselines)(design, start),
         describe=lambda hyper: _describe(names, hyper),

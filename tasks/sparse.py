@@ -75,7 +75,7 @@ def read(data: str, root: str | None = None) -> Table:
 
 
 def _csr(arrays: dict[str, np.ndarray], name: str, path: Path) -> sp.csr_matrix:
-    if missing := [part for part in PARTS if f"{name}_{part}" not in arrays]:
+    if missing := [f"{name}_{part}" for part in PARTS if f"{name}_{part}" not in arrays]:
         raise ValueError(
             f"{path} holds {', '.join(arrays)}: expected the CSR arrays {name}_data, "
             f"{name}_indices, {name}_indptr and {name}_shape ({', '.join(missing)} are missing)."
@@ -138,7 +138,14 @@ def weighted(X: sp.csr_matrix, train: np.ndarray, how: str) -> sp.csr_matrix:
 
 
 def largest(X: sp.csr_matrix, width: int | None) -> tuple[sp.csr_matrix, int, float]:
-    """Each row's ``width`` largest entries, the width, and what share of all squares is kept."""
+    """Each row's ``width`` largest entries, the width, and what share of all squares is kept.
+
+    Raises
+    ------
+    ValueError : a width below 1.
+    """
+    if width is not None and width < 1:
+        raise ValueError(f"width={width} must be a positive number of entries, or null for all.")
     longest = int(np.diff(X.indptr).max())
     if width is None or width >= longest:
         return X, longest, 1.0
