@@ -30,6 +30,7 @@ import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
 from tasks.design import Design, prepare, standardised
 from tasks.moments import in_float64
+from tasks.pictures import bars
 
 FLOOR = 1e-4  # least noise: float32 can factorise no less
 SCALES, NOISES = np.logspace(-0.5, 1.5, 13), np.logspace(-3, 0.5, 8)  # of the isotropic grid
@@ -129,6 +130,7 @@ def kernel_ridge(
         describe=lambda hyper: _describe(names, hyper),
         exact=partial(in_float64(_exact), batches),
         notes=design.notes() | {"penalties": names},
+        picture=partial(_picture, design.features.names, start),
     )
 
 
@@ -206,3 +208,10 @@ def _baselines(design: Design, value: Callable, start: PyTree) -> dict[str, Metr
 def _describe(names: list[str], hyper: PyTree) -> dict[str, float]:
     values = np.exp(np.append(np.asarray(hyper["length_scales"], float), float(hyper["noise"])))
     return dict(zip(names, values.tolist(), strict=True))
+
+
+def _picture(names: tuple[str, ...], start: float, figure: Any, hyper: PyTree, params: Any) -> None:
+    """How far apart two rows may be in each column and still be alike."""
+    del params
+    scales = np.exp(np.asarray(hyper["length_scales"], float))
+    bars(figure, names, scales, "length-scale in standard deviations of its column", start)

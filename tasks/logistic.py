@@ -27,6 +27,7 @@ from tasks.design import Design, prepare
 from tasks.losses import Model, holdout, problem
 from tasks.moments import in_float64
 from tasks.penalty import Groups, Penalty, describe
+from tasks.pictures import penalties
 from tasks.splits import set_aside
 from tasks.stability import stability
 
@@ -129,6 +130,7 @@ def logistic(
         notes=design.notes()
         | stability(_with_intercept(inner), start, bound)
         | {"classes": list(design.table.classes), "penalties": list(shrinkage.strengths.names)},
+        picture=partial(penalties, shrinkage.strengths.names, start),
     )
 
 

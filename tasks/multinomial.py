@@ -9,6 +9,7 @@ rows x columns is ever made.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ import bilevel as bl
 from tasks import sparse
 from tasks.base import Metrics, PyTree, Task
 from tasks.losses import Model, holdout
+from tasks.pictures import penalties
 from tasks.splits import Split, split
 
 PENALTIES = ("global", "per_feature", "per_class", "per_weight")
@@ -184,6 +186,7 @@ def multinomial(
             "penalties": names,
             "remarks": list(table.notes),
         },
+        picture=partial(penalties, names, start) if names else None,
     )
 
 
