@@ -90,9 +90,9 @@ def load(
     """
     if data.startswith(openml.PREFIX):
         _no_target(data, target)
-        return _checked(openml.read(data), kind)
+        return checked(openml.read(data), kind)
     if Path(data).suffix in files.SUFFIXES or "/" in data or "\\" in data:
-        return _checked(files.read(Path(data), target), kind)
+        return checked(files.read(Path(data), target), kind)
     _no_target(data, target)
     if (own := (BUNDLED | SHARED).get(data, kind)) != kind:
         raise ValueError(f"{data!r} is a {own} set, but {kind} was asked for: {_names(kind)}.")
@@ -101,10 +101,10 @@ def load(
         names = [str(name) for name in bunch.feature_names]
         labels = np.asarray(bunch.target_names)[bunch.target] if "target_names" in bunch else None
         y = bunch.target if labels is None else labels
-        return _checked(files.Raw(bunch.data, y, names, f"scikit-learn {data}"), kind)
+        return checked(files.Raw(bunch.data, y, names, f"scikit-learn {data}"), kind)
     folder = Path(root) if root is not None else ROOT
     if data in SHARED and (path := folder / f"{data}.npz").is_file():
-        return _checked(replace(files.read(path), source=path.name), kind)
+        return checked(replace(files.read(path), source=path.name), kind)
     raise ValueError(_unknown(data, folder, kind))
 
 
@@ -141,7 +141,7 @@ def _unknown(data: str, folder: Path, kind: Kind) -> str:
     )
 
 
-def _checked(raw: files.Raw, kind: Kind) -> Table:
+def checked(raw: files.Raw, kind: Kind) -> Table:
     """The table of what a reader found, or a sentence on why nothing can be learned from it."""
     if kind == "regression":
         y, classes = files.numbers(raw.y, raw.target, raw.source, raw.row), ()

@@ -104,17 +104,23 @@ def distillation(
         metrics=lambda hyper, _: judge.score(hyper["images"], hyper.get("labels", T)),
         baselines=lambda: judge.baselines(per_class, T, seed),
         describe=lambda hyper: {"root mean square pixel": float(np.std(hyper["images"]))},
-        exact=in_float64(jax.jit(jax.value_and_grad(partial(_value, judge, T)))),
+        exact=partial(in_float64(_exact), (penalty, T, judge.X, judge.T)),
         notes=parts.notes() | {"synthetic_rows": len(classes)},
         picture=partial(_picture, judge, S),
     )
 
 
-def _value(judge: "_Judge", T: np.ndarray, hyper: PyTree) -> Array:
-    """Outer loss at the exact inner minimiser."""
-    S, T = hyper["images"], hyper.get("labels", jnp.asarray(T))
-    A = jnp.linalg.solve(S @ S.T + judge.penalty * jnp.eye(len(S)), T)
-    return squared_error(A, hyper, (judge.X, judge.T))
+@jax.jit  # here, that tasks of the same shapes compile it once
+def _exact(known: tuple[Array, ...], hyper: PyTree) -> Any:
+    """Outer loss at the exact inner minimiser, and its gradient."""
+    penalty, T, *rows = known
+
+    def value(hyper: PyTree) -> Array:
+        S = hyper["images"]
+        system = S @ S.T + penalty * jnp.eye(len(S))
+        return squared_error(jnp.linalg.solve(system, hyper.get("labels", T)), hyper, rows)
+
+    return jax.value_and_grad(value)(hyper)
 
 
 class _Judge:

@@ -30,6 +30,7 @@ import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
 from tasks.design import Design, prepare, standardised
 from tasks.moments import in_float64
+from tasks.pictures import bars
 
 FLOOR = 1e-4  # least noise: float32 can factorise no less
 SCALES, NOISES = np.logspace(-0.5, 1.5, 13), np.logspace(-3, 0.5, 8)  # of the isotropic grid
@@ -116,7 +117,7 @@ def kernel_ridge(
     cast = partial(jax.tree.map, lambda x: jnp.asarray(x, dtype)[None])
     batches = (X, y), (X_held, y_held, X)
     hyper = _hyper(X.shape[1], start, noise)
-    value = in_float64(jax.jit(lambda hyper: _value(batches, hyper)))
+    value = partial(in_float64(_value), batches)
     names = [f"length-scale of {name}" for name in design.features.names] + ["noise"]
     return Task(
         name=f"kernel ridge {data}",
@@ -127,8 +128,9 @@ def kernel_ridge(
         metrics=lambda hyper, _: _metrics(design, value, hyper),
         baselines=lambda: _baselines(design, value, hyper),
         describe=lambda hyper: _describe(names, hyper),
-        exact=in_float64(jax.jit(jax.value_and_grad(lambda hyper: _value(batches, hyper)))),
+        exact=partial(in_float64(_exact), batches),
         notes=design.notes() | {"penalties": names},
+        picture=partial(_picture, design.features.names, start),
     )
 
 
@@ -141,10 +143,19 @@ def _solve(X: Array, y: Array, hyper: PyTree) -> Array:
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(K, lower=True), y)
 
 
+@jax.jit  # here, that tasks of the same shapes compile it once
 def _value(batches: tuple, hyper: PyTree) -> Array:
-    """Outer loss at the inner minimiser, in the precision of ``hyper``."""
-    (X, y), held = jax.tree.map(jnp.asarray, batches)
+    """Outer loss at the inner minimiser."""
+    (X, y), held = batches
     return Score()(_solve(X, y, hyper), hyper, tuple(leaf[None] for leaf in held))
+
+
+_exact = jax.jit(jax.value_and_grad(_value, argnums=1))
+
+
+@jax.jit
+def _predict(hyper: PyTree, X: Array, y: Array, X_test: Array) -> Array:
+    return kernel(X_test, X, hyper) @ _solve(X, y, hyper)
 
 
 def _unit(design: Design) -> float:
@@ -156,13 +167,7 @@ def _metrics(design: Design, value: Callable, hyper: PyTree) -> Metrics:
     """Of the fit with these length-scales on all development rows."""
     X, y = design.development
     mean = y.mean()
-
-    @in_float64
-    @jax.jit
-    def predict(hyper: PyTree, X: Array, y: Array, X_test: Array) -> Array:
-        return kernel(X_test, X, hyper) @ _solve(X, y, hyper)
-
-    fitted = predict(hyper, X, y - mean, design.test[0]) + mean
+    fitted = in_float64(_predict)(hyper, X, y - mean, design.test[0]) + mean
     return _score(fitted, design) | {"validation_mse": 2 * float(value(hyper)) * _unit(design)}
 
 
@@ -203,3 +208,10 @@ def _baselines(design: Design, value: Callable, start: PyTree) -> dict[str, Metr
 def _describe(names: list[str], hyper: PyTree) -> dict[str, float]:
     values = np.exp(np.append(np.asarray(hyper["length_scales"], float), float(hyper["noise"])))
     return dict(zip(names, values.tolist(), strict=True))
+
+
+def _picture(names: tuple[str, ...], start: float, figure: Any, hyper: PyTree, params: Any) -> None:
+    """How far apart two rows may be in each column and still be alike."""
+    del params
+    scales = np.exp(np.asarray(hyper["length_scales"], float))
+    bars(figure, names, scales, "length-scale in standard deviations of its column", start)

@@ -27,6 +27,7 @@ from tasks.data import BUNDLED, SHARED
 from tasks.design import Design, prepare, standardised
 from tasks.losses import Model, problem
 from tasks.penalty import Groups, Penalty, describe
+from tasks.pictures import bars
 from tasks.prox import GroupThreshold, SoftThreshold, Squares
 from tasks.ridge import squared_error
 from tasks.sparse_fit import Exact
@@ -104,6 +105,7 @@ def lasso(
         describe=lambda hyper: _describe(exact, design, hyper),
         exact=partial(exact.value_and_grad, pairs),
         notes=design.notes() | stability(weighted, 0.0) | {"penalties": names},
+        picture=partial(_picture, design, exact),
     )
 
 
@@ -188,6 +190,15 @@ def _developed(design: Design, exact: Exact, hyper: PyTree) -> tuple[np.ndarray,
     X, y = design.development
     centre, mean, unit = X.mean(0), y.mean(), y.std()
     return exact.fit(X - centre, (y - mean) / unit, hyper) * unit, centre, mean
+
+
+def _picture(design: Design, exact: Exact, figure: Any, hyper: PyTree, params: Any) -> None:
+    """The columns that the fit on all development rows keeps."""
+    del params
+    w, _, _ = _developed(design, exact, hyper)
+    kept = np.flatnonzero(w)
+    names = [design.features.names[j] for j in kept]
+    bars(figure, names, w[kept], f"coefficients of the {len(kept)} of {len(w)} columns kept", None)
 
 
 def _refit(design: Design, exact: Exact, hyper: PyTree) -> Metrics:

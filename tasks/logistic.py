@@ -27,6 +27,7 @@ from tasks.design import Design, prepare
 from tasks.losses import Model, holdout, problem
 from tasks.moments import in_float64
 from tasks.penalty import Groups, Penalty, describe
+from tasks.pictures import penalties
 from tasks.splits import set_aside
 from tasks.stability import stability
 
@@ -129,6 +130,7 @@ def logistic(
         notes=design.notes()
         | stability(_with_intercept(inner), start, bound)
         | {"classes": list(design.table.classes), "penalties": list(shrinkage.strengths.names)},
+        picture=partial(penalties, shrinkage.strengths.names, start),
     )
 
 
@@ -172,21 +174,27 @@ def _with_intercept(batch: tuple) -> np.ndarray:
 @one_thread
 def _refit(design: Design, model: Model, hyper: Array) -> Metrics:
     """Test metrics of the fit with these penalties on all development rows, in float64."""
-    inner = holdout(model).inner
     batch = design.development
 
     def fit(hyper: Array) -> PyTree:
-        start, unravel = ravel_pytree(_zeros(design, None))
-        loss = jax.jit(jax.value_and_grad(lambda flat: inner(unravel(flat), hyper, batch)))
+        like = _zeros(design, None)
+        start, unravel = ravel_pytree(like)
         limits = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 0, "gtol": 1e-7}
         found = minimize(
-            lambda flat: tuple(map(np.asarray, loss(flat))), np.asarray(start), jac=True,
-            method="L-BFGS-B", options=limits,
+            lambda flat: tuple(map(np.asarray, _loss(model, flat, like, hyper, batch))),
+            np.asarray(start), jac=True, method="L-BFGS-B", options=limits,
         )  # fmt: skip
         return unravel(jnp.asarray(found.x))
 
     params = in_float64(fit)(hyper)
     return _score(design.test[0] @ params["weights"] + params["intercept"], design)
+
+
+@partial(jax.jit, static_argnums=0)  # here, that tasks of the same shapes compile it once
+def _loss(model: Model, flat: Array, like: PyTree, hyper: Array, batch: tuple) -> Any:
+    """The inner loss at the parameters ``flat``, shaped ``like``, and its slope."""
+    unravel = ravel_pytree(like)[1]
+    return jax.value_and_grad(lambda flat: holdout(model).inner(unravel(flat), hyper, batch))(flat)
 
 
 def _score(scores: np.ndarray, design: Design) -> Metrics:

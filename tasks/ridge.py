@@ -24,6 +24,7 @@ from tasks.design import Design, prepare, standardised
 from tasks.losses import Model, problem
 from tasks.moments import Moments, in_float64, validation_loss
 from tasks.penalty import Groups, Penalty, describe
+from tasks.pictures import penalties
 from tasks.splits import set_aside
 from tasks.stability import stability
 
@@ -119,6 +120,7 @@ def ridge(
         exact=partial(in_float64(partial(_exact, strengths)), levels),
         second=None if aside is None else cast(aside),
         notes=design.notes() | stability(weighted, start) | {"penalties": list(strengths.names)},
+        picture=partial(penalties, strengths.names, start),
     )
 
 

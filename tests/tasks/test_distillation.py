@@ -11,6 +11,7 @@ from sklearn.linear_model import Ridge
 import bilevel as bl
 from tasks.distillation import distillation
 from tasks.images import images
+from tests.compiling import compilations
 from tests.tasks.experiment import run_experiment
 
 PENALTY = 1e-2
@@ -71,6 +72,17 @@ def test_metrics_and_baselines_are_those_of_scikit_learn() -> None:
     assert baselines["class means"] == scores(ridge(means, few))
     drawn = [row["train_loss"] for name, row in baselines.items() if name.startswith("real")]
     assert drawn[1] <= drawn[0]
+
+
+def test_equal_problems_share_their_compilation() -> None:
+    a, b = (distillation(train=200, seed=seed) for seed in (0, 1))
+    assert a.problem == b.problem
+    assert a.exact is not None
+    assert b.exact is not None
+    a.exact(a.hyper)
+    with compilations() as count:
+        b.exact(b.hyper)
+        assert int(count) == 0
 
 
 def test_a_batch_of_synthetic_rows_is_unbiased(x64) -> None:

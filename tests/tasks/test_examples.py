@@ -13,13 +13,16 @@ from tasks import (
     from_rest,
     images,
     imbalance,
+    kernel,
+    lasso,
     logistic,
+    multinomial,
     networks,
     ridge,
 )
 
 MODULES = [augmentation, cleaning, data, decays, distillation, from_rest, images]
-MODULES += [imbalance, logistic, networks, ridge]
+MODULES += [imbalance, kernel, lasso, logistic, multinomial, networks, ridge]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)

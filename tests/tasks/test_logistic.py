@@ -14,6 +14,7 @@ import bilevel as bl
 from tasks.base import Task
 from tasks.design import Design, prepare
 from tasks.logistic import GRID, logistic
+from tests.compiling import compilations
 
 SETTINGS: dict[str, Any] = dict(degree=1, clip=None, folds=3, validation=0.3, test=0.3, rows=None)
 SETTINGS |= dict(target=None, root=None, seed=1)
@@ -199,3 +200,12 @@ def test_bad_settings_are_refused() -> None:
         logistic(start=-1)
     with pytest.raises(ValueError, match=r"'diabetes' is a regression set, but classification"):
         logistic("diabetes")
+
+
+def test_equal_problems_share_their_compilation() -> None:
+    a, b = (logistic("wine", "per_class", "holdout", seed=seed) for seed in (1, 2))
+    assert a.problem == b.problem
+    a.metrics(a.hyper, None)
+    with compilations() as count:
+        b.metrics(b.hyper, None)
+        assert int(count) == 0

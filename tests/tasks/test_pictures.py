@@ -1,0 +1,61 @@
+"""Bars are as long as what was found, and carry its names."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from tasks.base import Task
+from tasks.kernel import kernel_ridge
+from tasks.lasso import lasso
+from tasks.logistic import logistic
+from tasks.multinomial import multinomial
+from tasks.pictures import MOST
+from tasks.ridge import ridge
+
+
+def drawn(task: Task, hyper: Any) -> tuple[list[str], list[float], str]:
+    """Names, ends of the bars, and the title."""
+    assert task.picture is not None
+    figure = Figure()
+    task.picture(figure, hyper, task.params)
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    return names, [bar.get_x() + bar.get_width() for bar in axes.patches], axes.get_title()
+
+
+def test_penalties_and_length_scales_are_those_found() -> None:
+    rng = np.random.default_rng(0)
+    tasks = {
+        "penalties": [
+            ridge("diabetes", "per_feature", degree=1),
+            logistic("wine", "per_class", "holdout"),
+            multinomial("digits", "per_class", rows=300),
+        ],
+        "column_names": [kernel_ridge("diabetes")],
+    }
+    for key, made in ((key, made) for key, group in tasks.items() for made in group):
+        found = rng.normal(size=len(made.notes[key]))
+        whole = {"length_scales": found, "noise": 0.0} if key == "column_names" else found
+        names, ends, title = drawn(made, whole)
+        assert names == list(made.notes[key])
+        assert ends == pytest.approx(np.exp(found))
+        assert not title
+
+
+def test_of_many_the_farthest_from_the_start_are_shown() -> None:
+    made = ridge("diabetes", "per_feature")
+    away = np.arange(64) - 31.5  # of the start in logarithms, on both sides
+    names, ends, title = drawn(made, np.log(0.1) + away / 9)
+    assert title == f"{MOST} of 64, those that are farthest from the line"
+    np.testing.assert_allclose(ends, 0.1 * np.exp(away[np.abs(away) > 16.9] / 9))
+    assert names == [made.notes["penalties"][i] for i in (*range(15), *range(49, 64))]
+
+
+def test_coefficients_are_those_of_the_columns_kept() -> None:
+    made = lasso("diabetes", degree=1)
+    names, ends, _ = drawn(made, np.log(0.1))
+    assert len(names) == made.describe(np.log(0.1))["columns kept"]
+    assert {"bmi", "s5"} <= set(names)
+    assert ends[names.index("bmi")] > 0 > ends[names.index("s3")]
