@@ -35,7 +35,7 @@ from bilevel.sklearn import (
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 REGRESSION = ("diabetes", "uci_energy", "uci_yacht", "uci_kin8nm", "uci_power")
 REGRESSION += ("california_housing", "ames_housing", "sparse truth")
-CLASSIFICATION = ("breast_cancer", "wine")
+CLASSIFICATION = ("breast_cancer", "wine", "digits", "ijcnn1")
 GRID = np.logspace(-4, 5, 60)
 
 
@@ -49,6 +49,8 @@ def table(name: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] 
     if not (SHARED / f"{name}.npz").exists():
         return None
     found = np.load(SHARED / f"{name}.npz")
+    if name == "ijcnn1":
+        return found["X_train"], found["y_train"]
     y = found["y"]
     return found["X_num" if name == "ames_housing" else "X"], np.log(y) if y.min() > 1e3 else y
 
