@@ -1,4 +1,4 @@
-"""Lasso tasks against scikit-learn's Lasso and ElasticNet, optimality conditions, differences."""
+"""Lasso tasks against scikit-learn's Lasso and ElasticNet, dense solves, differences."""
 
 from functools import cache
 from typing import Any
@@ -11,36 +11,12 @@ from sklearn.linear_model import ElasticNet, ElasticNetCV, Lasso, LassoCV
 
 import bilevel as bl
 from tasks.base import Task
-from tasks.design import Design, prepare
 from tasks.lasso import lasso
 from tasks.sparse_fit import external
+from tests.tasks.lasso_cases import KINDS, at, design, folds, make
 
-SETTINGS: dict[str, Any] = dict(
-    degree=2, clip=None, validation=0.3, test=0.3, rows=None, target=None, root=None
-)
-GROUPS = {"body": ["age*", "sex", "bmi*", "bp*"], "blood": ["s?", "s?^2"], "rest": ["*"]}
 SCIKIT: dict[str, Any] = dict(fit_intercept=False, tol=1e-13, max_iter=100_000)
-KINDS = [
-    ("lasso", "global"),
-    ("lasso", "per_feature"),
-    ("elastic_net", "global"),
-    ("elastic_net", "by_degree"),
-    ("group_lasso", "global"),
-    ("group_lasso", "per_group"),
-]
-
-
-def make(kind: str, penalty: str = "global", outer: str = "holdout", seed: int = 1) -> Task:
-    groups = GROUPS if kind == "group_lasso" else None
-    return lasso("diabetes", kind, penalty, outer, groups=groups, folds=3, seed=seed)
-
-
 task = cache(make)
-
-
-@cache
-def design(outer: str = "holdout") -> Design:
-    return prepare("diabetes", "regression", outer, folds=3, seed=1, **SETTINGS)
 
 
 def random_hyper(made: Task) -> Any:
@@ -52,18 +28,6 @@ def random_hyper(made: Task) -> Any:
 
 def moved(hyper: Any, way: Any, size: float) -> Any:
     return jax.tree.map(lambda h, w: np.asarray(h) + size * w, hyper, way)
-
-
-def folds(outer: str) -> list[tuple]:
-    """Training and validation rows of each fold, picked by index, in units of the target."""
-    made, pairs = design(outer), []
-    X, y, train = (np.atleast_2d(a.T).T for a in (made.X, made.y, made.train))
-    unit = made.y[made.train].std()
-    for f in range(train.shape[1]):
-        columns, used = made.X if outer == "holdout" else X[:, f], train[:, f]
-        target = (y[:, f] - y[used, f].mean()) / unit
-        pairs.append((columns[used], target[used], columns[~used], target[~used]))
-    return pairs
 
 
 def strengths(hyper: Any, d: int) -> tuple[np.ndarray, np.ndarray]:
@@ -119,64 +83,6 @@ def test_exact_value_and_slope_are_those_of_scikit_learn(kind, penalty, outer) -
     slope = (value(moved(hyper, way, step)) - value(moved(hyper, way, -step))) / (2 * step)
     along = sum(map(np.sum, jax.tree.leaves(jax.tree.map(np.multiply, grad, way))))
     assert along == pytest.approx(slope, rel=1e-5)
-
-
-def test_group_lasso_meets_the_optimality_conditions(x64) -> None:
-    """They suffice, the loss is convex: a kept group balances, a dropped one pulls less."""
-    made = make("group_lasso", "per_group")
-    assert made.exact is not None
-    ((X, y, Z, t),) = folds("holdout")
-    of = np.array([list(GROUPS).index(group_of(name)) for name in design().features.names])
-    largest = np.log(largest_slope(X, y, of))
-    hyper = largest + np.log([0.2, 0.4, 0.95])
-    estimate, state = at(made, hyper)
-    w, value, grad = map(np.asarray, (state.params, estimate.value, estimate.grad))
-    slopes, kept = X.T @ (X @ w - y) / len(y), []
-    for g, pull in enumerate(np.exp(hyper) * np.sqrt(np.bincount(of))):
-        size = np.linalg.norm(w[of == g])
-        kept.append(bool(size))
-        if size:
-            np.testing.assert_allclose(-slopes[of == g], pull * w[of == g] / size, atol=1e-9)
-        else:
-            assert np.linalg.norm(slopes[of == g]) <= pull
-    assert any(kept)
-    assert not all(kept), "a case in which no group is dropped tests little"
-    assert value == pytest.approx(np.mean((Z @ w - t) ** 2) / 2, rel=1e-9)
-    exact, slope = made.exact(hyper)
-    assert exact == pytest.approx(value, rel=1e-9)
-    np.testing.assert_allclose(grad, slope, rtol=1e-6, atol=1e-10)
-    way, step = np.array([1.0, -2.0, 0.5]), 1e-5
-    up, down = (made.exact(hyper + s * way)[0] for s in (step, -step))
-    assert np.sum(slope * way) == pytest.approx((up - down) / (2 * step), rel=1e-5)
-    # One penalty for all groups is as many that are equal.
-    one = task("group_lasso", "global").exact
-    assert one is not None
-    (value, slope), (total, slopes) = one(largest - 1), made.exact(np.full(3, largest - 1))
-    assert (value, slope) == pytest.approx((total, np.sum(slopes)))
-
-
-def at(made: Task, hyper: Any) -> tuple[bl.Estimate, Any]:
-    """FISTA run to its end, and the implicit hypergradient there."""
-    X = np.asarray(made.data.inner[0])
-    solver = bl.FISTA(0.9 / np.linalg.eigvalsh(X.T @ X / len(X))[-1])
-    return bl.hypergradient(
-        made.problem, bl.Implicit(solver, steps=3000), hyper, made.params, made.data,
-        jax.random.key(0),
-    )  # fmt: skip
-
-
-def group_of(name: str) -> str:
-    blood = name.removesuffix("^2") in ("s1", "s2", "s3", "s4", "s5", "s6")
-    body = " " not in name and not blood
-    # The pattern age* also takes the products that begin with it.
-    body |= name.startswith(("age", "bmi", "bp"))
-    return "body" if body else "blood" if blood else "rest"
-
-
-def largest_slope(X: np.ndarray, y: np.ndarray, of: np.ndarray) -> float:
-    """The least penalty that keeps no group."""
-    slopes = X.T @ y / len(y)
-    return max(np.linalg.norm(slopes[of == g]) / np.sqrt(np.sum(of == g)) for g in range(3))
 
 
 @pytest.mark.parametrize("kind", ["lasso", "elastic_net"])
@@ -287,9 +193,3 @@ def test_bad_settings_are_refused() -> None:
         lasso(kind="ridge")
     with pytest.raises(ValueError, match="start=1 must lie between 0 and 1"):
         lasso(start=1)
-    with pytest.raises(ValueError, match="groups belong to kind='group_lasso', not to 'lasso'"):
-        lasso(groups=GROUPS)
-    with pytest.raises(ValueError, match="kind='group_lasso' needs groups="):
-        lasso(kind="group_lasso")
-    with pytest.raises(ValueError, match=r"penalty='global' or 'per_group'; got .*'per_feature'"):
-        lasso(kind="group_lasso", penalty="per_feature", groups=GROUPS)
