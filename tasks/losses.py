@@ -19,12 +19,12 @@ class Model:
 
     Parameters
     ----------
-    examples : ``(params, X [n, d], y [n]) -> [n]``, the loss of each row.
+    examples : ``(params, X [n, d], y [n]) -> [n]``, the loss of each row; X may be a tuple.
     penalty : ``(params, hyper) -> ()``.
     quadratic : both are quadratic in ``params``.
     """
 
-    examples: Callable[[PyTree, Array, Array], Array]
+    examples: Callable[[PyTree, Any, Array], Array]
     penalty: Callable[[PyTree, PyTree], Array]
     quadratic: bool = False
 

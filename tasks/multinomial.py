@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse as sp
 from jax import Array
 from scipy.optimize import minimize
 from scipy.special import log_softmax
@@ -59,7 +58,7 @@ PROBLEM = holdout(Model(many_classes, shrinkage))
 class _Design:
     """Sparse columns in common units, and which rows train and validate; ``y`` of all rows."""
 
-    X: sp.csr_matrix
+    X: sparse.CSR
     y: np.ndarray
     parts: Split
     classes: tuple[str, ...]
@@ -69,10 +68,10 @@ class _Design:
     ) -> np.ndarray:
         """Weights, with the intercepts as the last row, ``[d + 1, C]``, in float64."""
         X, d, C = self.X[rows], self.X.shape[1], len(self.classes)
-        target = sp.csr_matrix((np.ones(len(rows)), (np.arange(len(rows)), self.y[rows])))
+        target = sparse.csr((np.ones(len(rows)), (np.arange(len(rows)), self.y[rows])))
         target = target.toarray()  # [n, C]
         s = np.broadcast_to(np.exp(np.asarray(hyper, float)), (d, C))
-        XT = sp.csr_matrix(X.T)
+        XT = sparse.csr(X.T)
 
         def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
             w = flat.reshape(d + 1, C)
@@ -148,12 +147,12 @@ def multinomial(
         raise ValueError(f"start={start!r} must be a positive penalty.")
     table = sparse.read(data, root)
     parts = split(table, validation=validation, test=test, seed=seed, rows=rows)
-    counts = sp.csr_matrix(table.X)
+    counts = sparse.csr(table.X)
     # A fact of the set, not of the seed, so that all seeds are one program.
     own = () if table.test_rows is None else table.test_rows
     offered = np.setdiff1d(np.arange(len(table.y)), own)
-    used = sparse.common(sp.csr_matrix(counts[offered]), min_rows)
-    X = sparse.weighted(sp.csr_matrix(counts[:, used]), parts.train, weighting)
+    used = sparse.common(sparse.csr(counts[offered]), min_rows)
+    X = sparse.weighted(sparse.csr(counts[:, used]), parts.train, weighting)
     X, width, kept = sparse.largest(X, width)
     design = _Design(X, table.y, parts, table.classes)
     d, C = X.shape[1], len(table.classes)
@@ -161,7 +160,7 @@ def multinomial(
     dtype = jnp.result_type(float)
 
     def batch(chosen: np.ndarray) -> Any:
-        padded = sparse.Rows.of(sp.csr_matrix(X[chosen]), width)
+        padded = sparse.Rows.of(sparse.csr(X[chosen]), width)
         return (padded.index, jnp.asarray(padded.value, dtype)), jnp.asarray(table.y[chosen])
 
     names = {"global": ["all"], "per_class": list(table.classes)}.get(penalty, [])

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -12,6 +13,12 @@ from tasks.data import BUNDLED, ROOT, SHARED, Table, checked, load
 COUNTS = {"newsgroups20": "newsgroups20_counts.npz"}
 PARTS = ("data", "indices", "indptr", "shape")
 WEIGHTINGS = ("tfidf", "scale")
+CSR = Any  # scipy's own class, of whose attributes a type checker knows too little
+
+
+def csr(*arrays: Any, **settings: Any) -> CSR:
+    """``scipy.sparse.csr_matrix``."""
+    return sp.csr_matrix(*arrays, **settings)
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Rows:
     value: np.ndarray
 
     @classmethod
-    def of(cls, X: sp.csr_matrix, width: int) -> "Rows":
+    def of(cls, X: CSR, width: int) -> "Rows":
         """Of a matrix of at most ``width`` entries a row; what pads has the value 0."""
         lengths = np.diff(X.indptr)
         place = np.arange(width) < lengths[:, None]
@@ -50,7 +57,7 @@ def read(data: str, root: str | None = None) -> Table:
     if path is None:
         table = load(data, root, kind="classification")
         return Table(
-            sp.csr_matrix(table.X), table.y, table.feature_names, table.classes, table.source,
+            csr(table.X), table.y, table.feature_names, table.classes, table.source,
             table.test_rows, table.notes,
         )  # fmt: skip
     if not path.is_file():
@@ -63,18 +70,18 @@ def read(data: str, root: str | None = None) -> Table:
     two = "X_train_data" in arrays
     X = [_csr(arrays, part, path) for part in (("X_train", "X_test") if two else ("X",))]
     y = np.concatenate([arrays["y_train"], arrays["y_test"]]) if two else arrays.get("y")
-    whole = sp.csr_matrix(sp.vstack(X))
+    whole = csr(sp.vstack(X))
     if y is None or len(y) != whole.shape[0]:
         raise ValueError(f"{path}: expected one label in y for each of {whole.shape[0]} rows.")
     if "target_names" in arrays:
         y = arrays["target_names"][y]
     test_rows = np.arange(X[0].shape[0], whole.shape[0]) if two else None
     names = [str(j) for j in range(whole.shape[1])]
-    raw = files.Raw(whole, y, names, path.name, test_rows=test_rows)  # pyright: ignore
+    raw = files.Raw(whole, y, names, path.name, test_rows=test_rows)
     return checked(raw, "classification")
 
 
-def _csr(arrays: dict[str, np.ndarray], name: str, path: Path) -> sp.csr_matrix:
+def _csr(arrays: dict[str, np.ndarray], name: str, path: Path) -> CSR:
     if missing := [f"{name}_{part}" for part in PARTS if f"{name}_{part}" not in arrays]:
         raise ValueError(
             f"{path} holds {', '.join(arrays)}: expected the CSR arrays {name}_data, "
@@ -82,7 +89,7 @@ def _csr(arrays: dict[str, np.ndarray], name: str, path: Path) -> sp.csr_matrix:
         )
     values, indices, pointers, shape = (arrays[f"{name}_{part}"] for part in PARTS)
     try:
-        X = sp.csr_matrix((values.astype(float), indices, pointers), shape=tuple(shape))
+        X = csr((values.astype(float), indices, pointers), shape=tuple(shape))
         X.check_format()
     except ValueError as error:
         raise ValueError(f"{path}: {name} is no CSR matrix: {error}.") from error
@@ -92,7 +99,7 @@ def _csr(arrays: dict[str, np.ndarray], name: str, path: Path) -> sp.csr_matrix:
     return X
 
 
-def common(X: sp.csr_matrix, least: int) -> np.ndarray:
+def common(X: CSR, least: int) -> np.ndarray:
     """The columns that at least ``least`` rows use.
 
     Raises
@@ -105,7 +112,7 @@ def common(X: sp.csr_matrix, least: int) -> np.ndarray:
     return kept
 
 
-def weighted(X: sp.csr_matrix, train: np.ndarray, how: str) -> sp.csr_matrix:
+def weighted(X: CSR, train: np.ndarray, how: str) -> CSR:
     """Entries in the units that a penalty is to be fair in, by what the ``train`` rows say.
 
     ``"tfidf"``, for counts: ``(1 + log count) (1 + log (1 + n) / (1 + rows with the column))``,
@@ -129,15 +136,15 @@ def weighted(X: sp.csr_matrix, train: np.ndarray, how: str) -> sp.csr_matrix:
         used = np.bincount(X[train].indices, minlength=X.shape[1])
         factors = 1 + np.log((1 + len(train)) / (1 + used))
         X.data = 1 + np.log(X.data)
-    X = sp.csr_matrix(X @ sp.diags(factors))
+    X = csr(X @ sp.diags(factors))
     if how == "tfidf":
         lengths = np.sqrt(np.asarray(X.multiply(X).sum(1)).ravel())
-        X = sp.csr_matrix(sp.diags(1 / np.where(lengths > 0, lengths, 1)) @ X)
+        X = csr(sp.diags(1 / np.where(lengths > 0, lengths, 1)) @ X)
     X.sort_indices()
     return X
 
 
-def largest(X: sp.csr_matrix, width: int | None) -> tuple[sp.csr_matrix, int, float]:
+def largest(X: CSR, width: int | None) -> tuple[CSR, int, float]:
     """Each row's ``width`` largest entries, the width, and what share of all squares is kept.
 
     Raises
@@ -154,5 +161,5 @@ def largest(X: sp.csr_matrix, width: int | None) -> tuple[sp.csr_matrix, int, fl
     rank = np.empty(len(order), int)
     rank[order] = np.arange(len(order)) - X.indptr[rows[order]]
     keep = rank < width
-    less = sp.csr_matrix((X.data[keep], (rows[keep], X.indices[keep])), shape=X.shape)
+    less = csr((X.data[keep], (rows[keep], X.indices[keep])), shape=X.shape)
     return less, width, float(np.sum(less.data**2) / np.sum(X.data**2))
