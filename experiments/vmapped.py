@@ -102,8 +102,18 @@ def _go(
                 jax.block_until_ready(state)
             _take(stack, jobs, group, state, np.asarray(stop.diverged), rows, count)
             _save(group, lanes, folder)
-            shown = {name: np.nanmean(rows[alive], axis=0) for name, rows in group.history.items()}
-            display.update(int(group.done.max()), shown)
+            display.update(int(group.done.max()), shown(group.history, alive))
+
+
+def shown(history: dict[str, np.ndarray], alive: list[int]) -> dict[str, np.ndarray]:
+    """Means over the runs that go on, without trials that were taken back: they have no value."""
+    fine = np.isfinite(history["value"][alive])
+    with np.errstate(invalid="ignore"):  # all were taken back: NaN
+        return {
+            name: np.sum(rows[alive], axis=0, where=fine) / fine.sum(axis=0)
+            for name, rows in history.items()
+            if rows.ndim == fine.ndim
+        }
 
 
 def _take(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import checkpoint, report
+from experiments.vmapped import shown
 from tests.compiling import compilations
 from tests.experiments.conftest import Command
 
@@ -97,6 +98,13 @@ def test_seeds_and_settings_give_the_table_of_a_sweep(command: Command, tmp_path
     assert again.out.count("finished already") == 2
     assert again.out.count("diverged already") == 2
     assert together < 150
+
+
+def test_a_trial_taken_back_is_no_part_of_the_mean() -> None:
+    value = np.array([[1.0, 2.0, np.nan], [3.0, np.nan, np.nan], [9.0, 9.0, 9.0]])
+    history = {"value": value, "inner_residual": np.where(np.isnan(value), np.inf, value)}
+    for means in shown(history | {"hyper": np.zeros((3, 3, 2))}, [0, 1]).values():
+        np.testing.assert_array_equal(means, [2.0, 2.0, np.nan])
 
 
 def test_stopped_group_goes_on(command: Command, tmp_path: Path, monkeypatch: Any) -> None:
