@@ -25,6 +25,7 @@ from bilevel.estimators.directions import Random
 from bilevel.estimators.evolution import Evolution
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
+from bilevel.history import joined
 from bilevel.messages import require_positive
 from bilevel.nodes import register_node
 from bilevel.trees import PyTree, dtype, vdot
@@ -175,9 +176,7 @@ def require_adaptive(estimator: Any, standard_error: PyTree) -> None:
 Piece = Callable[[Estimator, Any, Array], tuple[Any, Any, dict[str, Array]]]
 
 
-def climb(
-    piece: Piece, estimator: Estimator, state: Any, count: int
-) -> tuple[Any, Any, dict[str, Array]]:
+def climb(piece: Piece, estimator: Estimator, state: Any, count: int) -> tuple[Any, Any, PyTree]:
     """``count`` outer steps by compiled pieces, of which each ends early where its work grows."""
     rows, left = [], count
     while True:
@@ -185,7 +184,7 @@ def climb(
         here = grown(estimator, 2 ** int(state.work.level))
         state, stop, history = piece(here, state, jnp.asarray(left))
         done = int(state.step) - begun
-        rows.append(jax.tree.map(lambda column, n=done: column[:n], history))
+        rows.append(jax.tree.map(lambda column, n=done: column[:n], jax.device_get(history)))
         left -= done
         if left == 0 or stop.diverged or not done:  # nothing done: early stopping
-            return state, stop, jax.tree.map(lambda *columns: jnp.concatenate(columns), *rows)
+            return state, stop, joined(rows)

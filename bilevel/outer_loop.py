@@ -15,6 +15,7 @@ from bilevel.divergence import astray, diverged
 from bilevel.early_stopping import EarlyStopping
 from bilevel.estimate import Estimate
 from bilevel.estimators.base import Estimator, fresh, of_one_call, solver_of
+from bilevel.history import blank, columns_of, written
 from bilevel.outer.base import Keeps, Loosens, Retreats
 from bilevel.outer.placed import as_moved, columns_of_space, inside, update
 from bilevel.problem import Data, Problem
@@ -135,28 +136,26 @@ def block(
             problem, estimator, tx, data, state, keys[k], warm_start=warm_start, limit=limit
         )
         state = early_stopping.observe(stopping, state)
-        history = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(state, made))
+        history = written(history, k, row(state, made))
         work = observe(adaptive, state.work, as_moved(tx, state.estimate, state.outer))
         return dataclasses.replace(state, work=work), stop, history, k + 1, count
 
     def attempt(carry: Any) -> Any:
         _, _, first, _, count = carry
         state, stop, history, k, _ = jax.lax.while_loop(
-            unfinished, advance, (begun, going, blank, jnp.zeros((), jnp.int32), count)
+            unfinished, advance, (begun, going, empty, jnp.zeros((), jnp.int32), count)
         )
         first = jax.tree.map(partial(jnp.where, first.diverged), first, stop)
         return state, history, first, stop.diverged, k - 1
 
-    blank = jax.tree.map(
-        lambda s: jnp.full((length, *s.shape), _blank(s.dtype), s.dtype),
-        jax.eval_shape(row, state, state.estimate),
-    )
+    like = jax.eval_shape(row, state, state.estimate)
+    empty = blank(like, length)
     residual = inner_residual(state.estimate)
     lost = jax.tree.map(jnp.zeros_like, astray(estimator, state.estimate, state.lower, limit))
     going = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
-    carry = (state, blank, going, jnp.array(True), jnp.asarray(count, jnp.int32))
+    carry = (state, empty, going, jnp.array(True), jnp.asarray(count, jnp.int32))
     state, history, stop, _, _ = jax.lax.while_loop(lambda carry: carry[3], attempt, carry)
-    return state, stop, history
+    return state, stop, columns_of(history, like)
 
 
 def _keys(state: State, length: int) -> Array:
@@ -177,7 +176,3 @@ def _row(tx: Any, record: Record | None, state: State, made: Estimate) -> dict[s
     if record is not None:
         values |= record(state.hyper, state.lower.params, state.estimate)
     return values | columns_of_space(tx, as_moved(tx, made, state.outer))
-
-
-def _blank(dtype: Any) -> Any:
-    return jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0

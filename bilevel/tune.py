@@ -15,8 +15,9 @@ from bilevel.adaptive import Adaptive, climb, require_adaptive
 from bilevel.arguments import require_arguments
 from bilevel.curvature import known_limit
 from bilevel.diagnosis import DivergenceWarning, explain, foresee
-from bilevel.early_stopping import EarlyStopping
+from bilevel.early_stopping import EarlyStopping, over
 from bilevel.estimators.base import Estimator, check_losses, of_one_call, solver_of
+from bilevel.history import joined
 from bilevel.outer.placed import placed
 from bilevel.outer_loop import Record, block, final, proposed
 from bilevel.problem import Data, Problem
@@ -130,12 +131,13 @@ def tune(
     step, blocks, left = partial(run, length=every), [], steps
     while True:
         before = int(current.step)
-        current, stop, history = climb(step, estimator, current, min(every, left))
-        done = int(current.step) - before
-        blocks.append(jax.tree.map(lambda rows, n=done: rows[:n], history))
-        left -= done
-        history = jax.tree.map(lambda *rows: jnp.concatenate(rows), *blocks)
-        result = _result(tx, current, stop, history, stopping)
+        current, stop, rows = climb(step, estimator, current, min(every, left))
+        left -= int(current.step) - before
+        blocks.append(rows)
+        if left and callback is None and not (stop.diverged or over(stopping, current)):
+            continue
+        blocks = [joined(blocks)]
+        result = _result(tx, current, stop, jax.tree.map(jnp.asarray, blocks[0]), stopping)
         if result.stopped or stop.diverged:
             result = _explained(problem, estimator, tx, result, stop, data, stopping)
         if callback is not None:
@@ -184,7 +186,7 @@ def _result(
 ) -> Result:
     if stopping is not None and state.best is not None:
         hyper, params = state.best.hyper, state.best.params
-        stopped = early_stopping.over(stopping, state)
+        stopped = over(stopping, state)
     else:
         hyper, params, stopped = _final(tx, state, stop.diverged), state.lower.params, None
     return Result(hyper, params, history, state.estimate, state, stop.diverged, stopped)

@@ -46,15 +46,17 @@ def main() -> None:
     parser.add_argument("--files", type=Path)
     parser.add_argument("--iterations", type=int, default=64)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="ours: moves per call, counted as iterations")
     args = parser.parse_args()
     benchmark, _, given = prepare(args.checkout.resolve(), args.data, args.files)
     for method in args.methods:
         settings: dict[str, Any] = {"eval_freq": args.iterations, "step_size": 0.01}
         if method in ("srba", "vrbo"):
             settings["period_frac"] = 0.5
+        moves = {"steps": args.steps, "eval_freq": args.iterations // (args.steps or 1)}
         pair = (
             theirs(benchmark, NAMES[method]).get_instance(**settings),
-            ours("bilevel_single_loop").get_instance(method=method, **settings),
+            ours("bilevel_single_loop").get_instance(method=method, **settings | moves),
         )
         for solver in pair:
             solver.set_objective(**given)

@@ -61,7 +61,7 @@ class Stochastic:
         return self.step_size, self.step_size if self.adjoint_step is None else self.adjoint_step
 
     def _every(self, data: Data) -> int:
-        return self.check_every or max(128, 10 * self._counts(data)[0])
+        return self.check_every or max(128, 10 * max(self._counts(data)))
 
     def init(self, params: PyTree, data: Data) -> Lower:
         """Start point, samplers, states of the two steps; all else begins at zero."""

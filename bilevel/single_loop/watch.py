@@ -24,26 +24,38 @@ _FOLLOW = 1.05  # growth per step of D_lambda and of the value that is never tak
 
 
 class Watch(NamedTuple):
-    """Residuals as last measured, the scales of the first steps, and growth; each ``()``.
+    """What was measured last, ``[4]``, and the scales of the first steps, ``[4]``, with growth.
 
-    ``rhs`` is the largest ``|grad_w f|`` measured, ``adjoint`` the adjoint's residual over it,
-    ``growth`` the smaller of the growth of ``|D_lambda|`` and of the outer value.
+    Vectors rather than numbers: a small step costs XLA as much as it has separate numbers.
+
+    ``measured``: the two residuals; ``rhs``, the largest ``|grad_w f|`` seen; the adjoint's
+    residual over that. ``scale``: of ``|D_w|, |D_v|, |D_lambda|`` and of the outer value.
+    ``growth``, ``()``: the smaller of the growth of ``|D_lambda|`` and of the outer value.
     """
 
-    residual: Array
-    linear: Array
-    rhs: Array
-    adjoint: Array
+    measured: Array
+    scale: Array
     growth: Array
-    w: Array
-    v: Array
-    lam: Array
-    value: Array
 
     @classmethod
     def zeros(cls, dtype: Any) -> "Watch":
         """Before the first step."""
-        return cls(*(jnp.zeros((), dtype) for _ in cls._fields))
+        return cls(jnp.zeros(4, dtype), jnp.zeros(4, dtype), jnp.zeros((), dtype))
+
+    @property
+    def residual(self) -> Array:
+        """That of the params."""
+        return self.measured[0]
+
+    @property
+    def linear(self) -> Array:
+        """That of the adjoint's system."""
+        return self.measured[1]
+
+    @property
+    def adjoint(self) -> Array:
+        """The adjoint's residual over the largest right-hand side."""
+        return self.measured[3]
 
 
 def observe(
@@ -58,31 +70,17 @@ def observe(
     every: int,
 ) -> tuple[Watch, Array, Array]:
     """``(watch, reference, measured)`` after a call that moved ``lower`` to ``end``."""
-    dtype = watch.residual.dtype
-    sizes = Point(*(norm(x).astype(dtype) for x in directions))
-    size = jnp.abs(value).astype(dtype)
+    dtype, old = watch.scale.dtype, watch.scale
+    seen = jnp.stack([*(norm(x).astype(dtype) for x in directions), jnp.abs(value).astype(dtype)])
     settling = calls < _SETTLE
-    growth = jnp.minimum(_ratio(sizes.lam, watch.lam), _ratio(size, watch.value))
-    suspect = (sizes.w > _SUSPECT * watch.w) | (sizes.v > _SUSPECT * watch.v)
-    suspect = suspect & ~settling
-    learn = settling | suspect
+    growth = jnp.min(_ratio(seen, old)[2:])
+    suspect = jnp.any((seen > _SUSPECT * old)[:2]) & ~settling
+    # D_w and D_v: the largest, learned at first and when suspect; the others may grow a little
+    most = jnp.where(settling | (old == 0), seen, jnp.minimum(seen, _FOLLOW * old))
+    largest = jnp.where(settling | suspect, seen, old)
+    scale = jnp.maximum(old, jnp.where(jnp.arange(4) < 2, largest, most))
 
-    def raised(scale: Array, seen: Array, when: Array) -> Array:
-        return jnp.where(when, jnp.maximum(scale, seen), scale)
-
-    def followed(scale: Array, seen: Array) -> Array:
-        most = jnp.where(settling | (scale == 0), seen, jnp.minimum(seen, _FOLLOW * scale))
-        return jnp.maximum(scale, most)
-
-    watch = watch._replace(
-        growth=jnp.where(settling, 0, growth),
-        w=raised(watch.w, sizes.w, learn),
-        v=raised(watch.v, sizes.v, learn),
-        lam=followed(watch.lam, sizes.lam),
-        value=followed(watch.value, size),
-    )
-
-    def measure() -> tuple[Watch, Array]:
+    def measure() -> tuple[Array, Array]:
         def gradient(w: PyTree) -> PyTree:
             return jax.grad(problem.inner)(w, end.lam, data.inner)
 
@@ -93,18 +91,13 @@ def observe(
         residual, reference = inner_residual(
             problem, end.lam, lower.params, inner, data, lower.reference
         )
-        most = jnp.maximum(watch.rhs, b)
-        new = watch._replace(
-            residual=residual.astype(dtype),
-            linear=_ratio(left, b),
-            rhs=most,
-            adjoint=jnp.where(most > 0, left / most, 0),
-        )
-        return new, reference
+        most = jnp.maximum(watch.measured[2], b)
+        relative = jnp.where(most > 0, left / most, 0)
+        return jnp.stack([residual.astype(dtype), _ratio(left, b), most, relative]), reference
 
-    measured = suspect | (calls % every == 0) | (calls & (calls - 1) == 0)
-    watch, reference = only_if(measured, measure, (watch, lower.reference))
-    return watch, reference, measured
+    due = suspect | (calls % every == 0) | (calls & (calls - 1) == 0)
+    measured, reference = only_if(due, measure, (watch.measured, lower.reference))
+    return Watch(measured, scale, jnp.where(settling, 0, growth)), reference, due
 
 
 def _ratio(size: Array, scale: Array) -> Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.lazily import only_if
 from bilevel.messages import require_positive_int
 from bilevel.problem import examples
 from bilevel.trees import PyTree
@@ -67,7 +68,10 @@ class Sampler:
         def shuffle() -> Array:
             return jax.random.permutation(_made(key), jnp.arange(n, dtype=jnp.int32))
 
-        following = jax.lax.cond(exhausted, shuffle, lambda: order)
+        following = only_if(exhausted, shuffle, order)
+        if n % b == 0:  # no batch runs on: the old permutation is read no more, and not copied
+            begin = jnp.where(exhausted, 0, position)
+            return jax.lax.dynamic_slice(following, (begin,), (b,)), (following, begin + b)
         slots = position + jnp.arange(b, dtype=jnp.int32)
         rows = jnp.where(
             slots < n, order[jnp.minimum(slots, n - 1)], following[jnp.maximum(slots - n, 0)]

@@ -1,4 +1,4 @@
-"""`bilevel` on all data, with nothing to tune: implicit differentiation inside L-BFGS."""
+"""`bilevel` on all data, with nothing to tune: implicit differentiation and `bl.outer.Auto`."""
 
 import jax
 import numpy as np
@@ -7,25 +7,20 @@ from benchmark_utils.bilevel_chord import Chord
 from benchmark_utils.bilevel_problem import as_problem
 from benchopt import BaseSolver
 from benchopt.stopping_criterion import SufficientProgressCriterion
-from scipy.optimize import minimize
 
 import bilevel as bl
 
 DENSE = 1000  # inner variables up to which the Hessian is factorised
 
 
-class EnoughError(Exception):
-    """The benchmark wants no more."""
-
-
 class Solver(BaseSolver):
-    """Hypergradients by `bilevel`, the outer step by SciPy's L-BFGS-B: no number to choose.
+    """Hypergradients and the outer step by `bilevel`: no number to choose.
 
     ``trail`` keeps the full passes over both levels' data, callback by callback.
     """
 
     name = "bilevel"
-    requirements = ["jax", "pip::bilevel", "scipy"]  # noqa: RUF012 - the benchmark's format
+    requirements = ["jax", "pip::bilevel"]  # noqa: RUF012 - the benchmark's format
     parameters = {}  # noqa: RUF012
     stopping_criterion = SufficientProgressCriterion(
         patience=constants.PATIENCE, strategy="callback"
@@ -44,56 +39,35 @@ class Solver(BaseSolver):
         self.start = start["outer_var0"], start["inner_var0"]
         small = self.start[1].size <= DENSE
         self.estimator = Chord() if small else Chord(tol=1e-2, dense=False)
-        self.call(self.start[0], None)
+        self.advance(None)
 
-    def call(self, hyper, state):
-        """Value, hypergradient, lower level."""
-        return bl.hypergradient(
+    def advance(self, state):
+        """One evaluation more."""
+        return bl.tune(
             self.problem,
             self.estimator,
-            hyper,
-            self.start[1],
+            bl.outer.Auto(),
+            *self.start,
             self.data,
-            jax.random.key(0),
+            steps=1,
+            every=1,
             state=state,
+            key=jax.random.key(0),
         )
 
     def run(self, callback):
-        """L-BFGS-B, begun again where the rounding of float32 ends its line search."""
+        """Evaluate; the result is the point with the lowest value so far, and its params."""
         self.outer_var, self.inner_var = self.start
-        state, trail, calls = None, [0.0], 0.0
-        x = np.asarray(self.outer_var, float)
-
-        def value_and_gradient(x):
-            nonlocal state, calls
-            estimate, state = self.call(x.astype(np.float32), state)
-            counts = estimate.evidence.counts
-            calls += float(self.passes @ [counts.gradients, counts.hvps, 1])
-            return float(estimate.value), np.asarray(estimate.grad, float)
-
-        def accepted(x):
-            self.outer_var, self.inner_var = x.astype(np.float32), state.params
-            trail.append(calls)
-            if not callback():
-                raise EnoughError
-
-        try:
-            if not callback():
-                raise EnoughError
-            for _ in range(20):
-                options = {"maxiter": 100_000, "maxfun": 100_000, "ftol": 0, "gtol": 0}
-                found = minimize(
-                    value_and_gradient,
-                    x,
-                    jac=True,
-                    method="L-BFGS-B",
-                    callback=accepted,
-                    options=options,
-                )
-                x = found.x
-        except EnoughError:
-            pass
-        self.trail = trail
+        state, lowest, self.trail = None, np.inf, [0.0]
+        while callback():
+            result = self.advance(state)
+            state, seen = result.state, {k: float(v[0]) for k, v in result.history.items()}
+            self.trail.append(self.trail[-1] + self.passes @ [seen["gradients"], seen["hvps"], 1])
+            if seen["value"] < lowest:
+                lowest = seen["value"]
+                self.outer_var, self.inner_var = state.hyper, state.lower.params
+            if result.diverged:
+                break
 
     def get_result(self):
         """The two variables."""

@@ -22,6 +22,7 @@ class Solver(BaseSolver):
         "batch_size": [64],
         "period_frac": [None],
         "delta_lmbda": [None],
+        "steps": [None],
         "eval_freq": [128],
         "random_state": [1],
     }
@@ -44,6 +45,8 @@ class Solver(BaseSolver):
             more["period"] = int((n + m) * self.period_frac / self.batch_size)
         if self.delta_lmbda is not None:
             more["growth"] = bl.Decay(self.delta_lmbda, 1 / 7)
+        if self.steps is not None:  # moves of params and adjoint per move of the hyperparameters
+            more["steps"] = self.steps
         self.estimator, self.outer = preset(
             self.method, self.step_size, self.outer_ratio, batch_size=1, sampling="epoch", **more
         )
