@@ -26,7 +26,8 @@ def candidates(case: Case) -> dict:
     }
     theirs = ["sgd", "forward", "reverse", "reverse_checkpointed", "implicit"]
     if case.name == "ridge":
-        theirs.append("forward_ridge")
+        theirs += ["forward_ridge", "gram_cholesky"]
+        ours["ClosedForm"] = bl.ClosedForm()
 
     def our(estimator):
         return lambda: bl.hypergradient(
@@ -53,6 +54,7 @@ BASE = {
     "Reverse full": "hand reverse",
     "Reverse checkpoint": "hand reverse",
     "Implicit": "hand implicit",
+    "ClosedForm": "hand gram_cholesky",
 }
 
 

@@ -1,5 +1,6 @@
 """Bilevel hyperparameter optimisation: hypergradients that come with evidence."""
 
+from bilevel import outer as outer
 from bilevel import single_loop as single_loop
 from bilevel import spaces as spaces
 from bilevel import testing as testing

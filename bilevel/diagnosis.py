@@ -12,8 +12,8 @@ from bilevel.estimators.base import (
     of_one_call,
     solver_of,
 )
-from bilevel.outer_loop import State, Stop
 from bilevel.problem import Data, Problem
+from bilevel.run_state import State, Stop
 from bilevel.trees import PyTree
 
 

@@ -8,33 +8,23 @@ from jax import Array
 
 from bilevel.curvature import outgrown
 from bilevel.estimate import Estimate, Lower
-from bilevel.estimators.base import full_gradient
-from bilevel.problem import Data, Problem, examples
+from bilevel.estimators.base import NamesVariables, full_gradient
+from bilevel.problem import Data, Problem
+from bilevel.run_state import State, gradient_scale, inner_residual
 from bilevel.trees import PyTree, all_finite, norm
 
 
-def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Array:
-    """Largest of the inner gradient's norm and that of up to 16 single examples; ``()``."""
-    some = min(examples(data.inner), 16)
-
-    def size(batch: PyTree) -> Array:
-        return norm(jax.grad(problem.inner)(params, hyper, batch))
-
-    singles = jax.tree.map(lambda leaf: leaf[:some, None], data.inner)
-    return jnp.maximum(size(data.inner), jnp.max(jax.vmap(size)(singles)))
+def astray(estimator: Any, estimate: Estimate, after: Lower, limit: Array) -> dict[str, Array]:
+    """Each variable of an estimator that moves several, and whether it has left all bounds."""
+    several = isinstance(estimator, NamesVariables)
+    return estimator.astray(estimate, after, limit) if several else {}
 
 
-def residual_of(estimate: Estimate) -> Array:
-    """The inner residual, 0 where there is none; ``()``."""
-    residual = estimate.evidence.inner_residual
-    return jnp.zeros((), jnp.result_type(float)) if residual is None else residual
-
-
-def has_diverged(
+def diverged(
     problem: Problem,
     solver: Any,
     hyper: PyTree,
-    state: Any,
+    state: State,
     before: Lower,
     estimate: Estimate,
     after: Lower,
@@ -53,9 +43,9 @@ def has_diverged(
     the estimator measures it every so many calls, is not looked into again.
     """
     finite = all_finite((estimate.value, estimate.grad, after.params))
-    residual = residual_of(estimate)
+    residual = inner_residual(estimate)
     grown = (state.step > 0) & (residual > 1e-3) & (residual > 10 * state.floor)
-    new = residual != residual_of(state.estimate)
+    new = residual != inner_residual(state.estimate)
     suspect = (new & (grown | (residual > 1))) | ~jnp.isfinite(residual)
 
     def size(params: PyTree) -> Array:

@@ -29,8 +29,8 @@ def leading_axes(level: str, lengths: dict[str, int]) -> str:
 
 
 def require_finite(name: str, path: Any, leaf: Any) -> None:
-    """Raise if a concrete leaf holds NaN or infinity; tracers pass."""
-    if is_traced(leaf) or not is_inexact(leaf):
+    """Raise if a concrete leaf holds NaN or infinity; tracers and other processes' rows pass."""
+    if is_traced(leaf) or not is_inexact(leaf) or not getattr(leaf, "is_fully_addressable", True):
         return
     bad = ~np.isfinite(np.asarray(leaf))
     if bad.any():

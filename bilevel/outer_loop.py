@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,90 +9,32 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel import early_stopping
-from bilevel.adaptive import Adaptive, Work, columns, observe
-from bilevel.divergence import gradient_scale, has_diverged, residual_of
+from bilevel.adaptive import Adaptive, columns, observe
+from bilevel.divergence import astray, diverged
 from bilevel.early_stopping import EarlyStopping
-from bilevel.estimate import Estimate, Lower
-from bilevel.estimators.base import Estimator, NamesVariables, fresh, of_one_call, solver_of
+from bilevel.estimate import Estimate
+from bilevel.estimators.base import Estimator, fresh, of_one_call, solver_of
+from bilevel.outer.base import Keeps, Loosens, Retreats
+from bilevel.outer.placed import as_moved, columns_of_space, inside, update
 from bilevel.problem import Data, Problem
-from bilevel.spaces import moving
-from bilevel.trees import PyTree, norm, zeros_like
+from bilevel.run_state import State, Stop, inner_residual
+from bilevel.trees import PyTree, norm
 
 Record = Callable[[PyTree, PyTree, Estimate], dict[str, Array]]
 
 
-@dataclass(frozen=True)
-class State:
-    """All that evolves in a run: checkpoint this and nothing else.
-
-    Parameters
-    ----------
-    step : ``()`` int32, outer steps done.
-    hyper, estimate : the last hyperparameters that were evaluated, and their estimate; the update
-        that follows from them is made first thing in the next step, so a state is always good.
-    outer : the outer transformation's state; ``lower`` : the lower level; ``key`` : the run's key.
-    start : the start params (a cold start returns to them).
-    scale : ``()``, size of the inner gradient where the run began, noise of single examples
-        included; ``floor``, ``()``, the recent level of the inner residual: the two yardsticks for
-        divergence.
-    work : :class:`Work`; how much of it the inner level does.
-    best : by early stopping, ``None`` without.
-    """
-
-    step: Array
-    hyper: PyTree
-    estimate: Estimate
-    outer: PyTree
-    lower: Lower
-    key: Array
-    start: PyTree
-    scale: Array
-    floor: Array
-    work: Work
-    best: Any = None
+def proposed(tx: Any, state: State) -> PyTree:
+    """The hyperparameters that the last estimate asks to evaluate next."""
+    return update(tx, state.estimate, state.outer, state.hyper)[0]
 
 
-@dataclass(frozen=True)
-class Stop:
-    """Why a block ended early: flag, and the numbers of the step that was refused, all ``()``.
-
-    ``astray`` names the variables of an estimator that moves several, and flags the culprit.
-    """
-
-    diverged: Array
-    value: Array
-    residual: Array
-    previous: Array
-    astray: dict[str, Array]
-
-
-for _node in (State, Stop):
-    jax.tree_util.register_dataclass(_node)
-
-
-def begin(
-    problem: Problem,
-    estimator: Estimator,
-    tx: Any,
-    hyper: PyTree,
-    params: PyTree,
-    data: Data,
-    key: Array,
-) -> State:
-    """The state before the first step."""
-    lower = fresh(problem, estimator, hyper, params, data, key)
-    shapes, _ = jax.eval_shape(lambda x: estimator.step(problem, hyper, x, data, key), lower)
-    step = jnp.zeros((), jnp.int32)
-    scale = gradient_scale(problem, hyper, params, of_one_call(estimator, data, key))
-    estimate = zeros_like(shapes)
-    floor = residual_of(estimate)
-    work = Work.least(hyper)
-    return State(step, hyper, estimate, tx.init(hyper), lower, key, params, scale, floor, work)
-
-
-def update(tx: Any, state: State) -> tuple[PyTree, PyTree]:
-    """``(hyper, outer state)`` after the update that the last estimate asks for."""
-    return moving.move(tx, state.estimate.grad, state.outer, state.hyper)
+def final(tx: Any, state: State, diverged: Array) -> PyTree:
+    """Those that a run ends with: the best seen of a rule that keeps it, or one more update's."""
+    if isinstance(inside(tx), Keeps):
+        best, _ = tx.best(state.outer, state.hyper, state.estimate.value)
+        return jax.tree.map(lambda x, y: jnp.where(state.step > 0, x, y), best, state.hyper)
+    keep = diverged | (state.step == 0)
+    return jax.lax.cond(keep, lambda: state.hyper, lambda: proposed(tx, state))
 
 
 def outer_step(
@@ -105,11 +46,20 @@ def outer_step(
     *,
     warm_start: bool,
     limit: Array,
-) -> tuple[State, Stop]:
-    """Update ``hyper``, estimate there; the state only advances if the solver did not diverge."""
+) -> tuple[State, Stop, Estimate]:
+    """Update ``hyper``, estimate there; the state only advances if the solver did not diverge.
+
+    If it did, and the rule knows how to come back, the state is the old one with a shorter update
+    to follow. The estimate is the one made, without value and gradient if it was refused so.
+    """
+    first = state.step == 0
     hyper, outer = jax.lax.cond(
-        state.step == 0, lambda: (state.hyper, state.outer), lambda: update(tx, state)
+        first,
+        lambda: (state.hyper, state.outer),
+        lambda: update(tx, state.estimate, state.outer, state.hyper),
     )
+    if isinstance(inside(tx), Loosens):
+        estimator = tx.loosen(estimator, outer)
     key = jax.random.fold_in(state.key, state.step)
     lower = state.lower
     if not warm_start:
@@ -118,10 +68,10 @@ def outer_step(
     estimate, after = estimator.step(problem, hyper, lower, data, key)
     seen = of_one_call(estimator, data, key)
     solver = solver_of(estimator, problem, hyper, after.params, seen)
-    diverged = has_diverged(problem, solver, hyper, state, lower, estimate, after, seen, limit)
-    lost = _astray(estimator, estimate, after, limit)
-    diverged = jnp.any(jnp.stack([diverged, *lost.values()]))
-    residual = residual_of(estimate)
+    lost = astray(estimator, estimate, after, limit)
+    bad = diverged(problem, solver, hyper, state, lower, estimate, after, seen, limit)
+    bad = jnp.any(jnp.stack([bad, *lost.values()]))
+    residual = inner_residual(estimate)
     new = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -131,13 +81,19 @@ def outer_step(
         lower=after,
         floor=jnp.maximum(residual, 0.9 * state.floor),
     )
-    stop = Stop(diverged, estimate.value, residual, residual_of(state.estimate), lost)
-    return jax.lax.cond(diverged, lambda: state, lambda: new), stop
-
-
-def _astray(estimator: Any, estimate: Estimate, after: Lower, limit: Array) -> dict[str, Array]:
-    several = isinstance(estimator, NamesVariables)
-    return estimator.astray(estimate, after, limit) if several else {}
+    old, final = state, bad
+    if isinstance(inside(tx), Retreats):
+        back, hopeful = tx.retreat(state.outer, outer, hyper)
+        again = bad & hopeful & ~first
+        shorter = jax.tree.map(lambda x, y: jnp.where(again, x, y), back, state.outer)
+        old = dataclasses.replace(state, outer=shorter, step=state.step + again)
+        final = bad & ~again
+        nothing = jax.tree.map(
+            lambda x: jnp.where(again, jnp.nan, x), (estimate.value, estimate.grad)
+        )
+        estimate = Estimate(*nothing, estimate.evidence)
+    stop = Stop(final, estimate.value, residual, inner_residual(state.estimate), lost)
+    return jax.lax.cond(bad, lambda: old, lambda: new), stop, estimate
 
 
 def block(
@@ -161,18 +117,9 @@ def block(
     """
     begun = state.work.level
 
-    def row(state: State) -> dict[str, Array]:
-        evidence = state.estimate.evidence
-        values = {"value": state.estimate.value, "grad_norm": norm(state.estimate.grad)}
-        for name in ("inner_residual", "linear_residual"):
-            if (entry := getattr(evidence, name)) is not None:
-                values[name] = entry
-        values |= {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
-        if record is not None:
-            values |= record(state.hyper, state.lower.params, state.estimate)
-        values |= moving.columns(tx, state.estimate.grad, state.outer)
-        values |= early_stopping.columns(stopping, state)
-        return values | columns(adaptive, state.work, state.estimate)
+    def row(state: State, made: Estimate) -> dict[str, Array]:
+        values = _row(tx, record, state, made) | early_stopping.columns(stopping, state)
+        return values | columns(adaptive, state.work, as_moved(tx, made, state.outer))
 
     def unfinished(carry: Any) -> Array:
         state, stop, _, k = carry
@@ -181,28 +128,45 @@ def block(
 
     def advance(carry: Any) -> Any:
         state, _, history, k = carry
-        state, stop = outer_step(
+        state, stop, made = outer_step(
             problem, estimator, tx, data, state, warm_start=warm_start, limit=limit
         )
         judged = early_stopping.observe(stopping, state)
-        written = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(judged))
+        seen = as_moved(tx, state.estimate, state.outer)
+        written = jax.tree.map(lambda rows, x: rows.at[k].set(x), history, row(judged, made))
         history, work, best = jax.tree.map(
             lambda new, old: jnp.where(stop.diverged, old, new),
-            (written, observe(adaptive, state.work, state.estimate), judged.best),
+            (written, observe(adaptive, state.work, seen), judged.best),
             (history, state.work, state.best),
         )
         return dataclasses.replace(state, work=work, best=best), stop, history, k + 1
 
     history = jax.tree.map(
-        lambda s: jnp.full((length, *s.shape), _blank(s.dtype), s.dtype), jax.eval_shape(row, state)
+        lambda s: jnp.full((length, *s.shape), _blank(s.dtype), s.dtype),
+        jax.eval_shape(row, state, state.estimate),
     )
-    residual = residual_of(state.estimate)
-    lost = jax.tree.map(jnp.zeros_like, _astray(estimator, state.estimate, state.lower, limit))
+    residual = inner_residual(state.estimate)
+    lost = jax.tree.map(jnp.zeros_like, astray(estimator, state.estimate, state.lower, limit))
     stop = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
     state, stop, history, _ = jax.lax.while_loop(
         unfinished, advance, (state, stop, history, jnp.zeros((), jnp.int32))
     )
     return state, stop, history
+
+
+def _row(tx: Any, record: Record | None, state: State, made: Estimate) -> dict[str, Array]:
+    """What the history says of a step whose estimate is ``made``."""
+    evidence = made.evidence
+    values = {"value": made.value, "grad_norm": norm(made.grad)}
+    if isinstance(inside(tx), Keeps):
+        values["best"] = tx.best(state.outer, state.hyper, state.estimate.value)[1]
+    for name in ("inner_residual", "linear_residual"):
+        if (entry := getattr(evidence, name)) is not None:
+            values[name] = entry
+    values |= {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
+    if record is not None:
+        values |= record(state.hyper, state.lower.params, state.estimate)
+    return values | columns_of_space(tx, as_moved(tx, made, state.outer))
 
 
 def _blank(dtype: Any) -> Any:

@@ -6,7 +6,7 @@ import jax
 from jax import Array
 
 from bilevel.estimate import Estimate
-from bilevel.outer_loop import State
+from bilevel.run_state import State
 from bilevel.trees import PyTree
 
 
@@ -17,11 +17,13 @@ class Result:
     Parameters
     ----------
     hyper : after the last update (on divergence: the last that was evaluated and good; with early
-        stopping: the best), in natural units.
-    params : of the lower level.
+        stopping: the best), in natural units. The rules of :mod:`bilevel.outer` that keep a best
+        point end with that.
+    params : of the lower level, at the last evaluation (with early stopping: at the best).
     history : arrays with a leading axis of outer steps: ``value``, ``grad_norm``,
         ``inner_residual``, ``linear_residual``, oracle counts, and what ``record`` adds. Row t
-        belongs to the hyperparameters before update t.
+        belongs to the hyperparameters before update t; where the solver diverged and the rule
+        came back, ``value`` is NaN. ``best``: the value at ``hyper``, were this the last step.
     estimate : the last one.
     state : all that evolves; ``tune(..., state=state)`` goes on bit for bit.
     diverged : ``()`` boolean.

@@ -17,10 +17,11 @@ from bilevel.curvature import known_limit
 from bilevel.diagnosis import DivergenceWarning, explain, foresee
 from bilevel.early_stopping import EarlyStopping
 from bilevel.estimators.base import Estimator, check_losses, of_one_call, solver_of
-from bilevel.outer_loop import Record, State, Stop, begin, block, update
+from bilevel.outer.placed import placed
+from bilevel.outer_loop import Record, block, final, proposed
 from bilevel.problem import Data, Problem
 from bilevel.result import Result
-from bilevel.spaces.moving import placed
+from bilevel.run_state import State, Stop, begin
 from bilevel.transform import as_pytree
 from bilevel.trees import PyTree, is_traced, strong
 
@@ -57,7 +58,8 @@ def tune(
     Parameters
     ----------
     problem, estimator, data : as for :func:`bilevel.hypergradient`.
-    outer : an optax transformation, or :func:`bilevel.transform`, whose numbers never recompile.
+    outer : a rule of :mod:`bilevel.outer`, such as ``bl.outer.Auto()``, which needs no step size;
+        an optax transformation, or :func:`bilevel.transform`, whose numbers never recompile.
     hyper, params : where to start, float pytrees; with ``state`` only their structure counts.
     steps : outer steps to do (further ones, with ``state``).
     key : a JAX random key; with ``state`` its own key is used.
@@ -184,7 +186,7 @@ def _result(
         hyper, params = state.best.hyper, state.best.params
         stopped = early_stopping.over(stopping, state)
     else:
-        hyper, params, stopped = _finish(tx, state, stop.diverged), state.lower.params, None
+        hyper, params, stopped = _final(tx, state, stop.diverged), state.lower.params, None
     return Result(hyper, params, history, state.estimate, state, stop.diverged, stopped)
 
 
@@ -196,17 +198,12 @@ def _explained(
     state = result.state
     if not stop.diverged:
         return dataclasses.replace(result, message=early_stopping.say(stopping, state))
-    proposed = _finish(tx, state, jnp.array(False))
-    text = explain(problem, estimator, state, proposed, stop, data)
+    text = explain(problem, estimator, state, _proposed(tx, state), stop, data)
     warnings.warn(text, DivergenceWarning, stacklevel=3)
     return dataclasses.replace(result, message=text)
 
 
-@jax.jit
-def _finish(tx: Any, state: State, diverged: Array) -> PyTree:
-    """The hyperparameters that a run ends with: updated once more unless it diverged."""
-    keep = diverged | (state.step == 0)
-    return jax.lax.cond(keep, lambda: state.hyper, lambda: update(tx, state)[0])
+_final, _proposed = jax.jit(final), jax.jit(proposed)
 
 
 @partial(jax.jit, static_argnames="problem")

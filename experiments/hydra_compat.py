@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from experiments import listing
 from experiments.files import write_whole
 from experiments.targets import ALLOWED, locate, refuse_unknown
 from experiments.words import BadInputError, suggest
@@ -29,7 +31,7 @@ _WHITELIST = [f"{prefix}*" for prefix in ALLOWED]
 
 
 def register_resolvers() -> None:
-    """Make `${half:N}`, `${if_run:FOLDER,THEN,OTHERWISE}` and `${folder_name:TEXT}` known."""
+    """`${half:N}`, `${if_run:FOLDER,THEN,OTHERWISE}`, `${folder_name:TEXT}` and `${nouns:}`."""
 
     def half(number: Any) -> Any:
         """What is no integer is passed on, to be refused where it was given."""
@@ -39,8 +41,12 @@ def register_resolvers() -> None:
         """A run that goes on writes where it wrote before."""
         return then if folder and (Path(str(folder)) / ".hydra").is_dir() else otherwise
 
+    def nouns() -> str:
+        """What `--help` lists; it fills in names after a dollar sign."""
+        return listing.listing(listing.sources(sys.argv[1:])).replace("$", "$$")
+
     register = OmegaConf.register_new_resolver if _LEGACY else _new_register()
-    for function in (half, if_run, folder_name):
+    for function in (half, if_run, folder_name, nouns):
         register(function.__name__, function, replace=True)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 import bilevel as bl
 from experiments import checkpoint, starting
+from experiments import mesh as meshes
 from experiments.hydra_compat import instantiate
 from experiments.progress import Display
 from experiments.targets import refuse_unknown
@@ -64,13 +65,21 @@ class Job:
         refuse_unknown(settings["solver"], "solver")  # else the estimator's copy is blamed
         nodes = {name: settings[name] for name in ("task", "estimator", "outer")}
         nodes["task"] = starting.with_second_part(nodes["task"], settings["early_stopping"])
-        task, estimator, outer = (instantiate(node, name) for name, node in nodes.items())
-        return cls(task, estimator, outer, settings)
+        mesh = meshes.devices(settings["mesh"]["data"])
+        # Rows that are to be spread are made in the host's memory: no device need hold them all.
+        with jax.default_device(mesh and jax.local_devices(backend="cpu")[0]):
+            task, estimator, outer = (instantiate(node, name) for name, node in nodes.items())
+        return cls(meshes.spread(task, mesh) if mesh else task, estimator, outer, settings)
 
     @property
     def key(self) -> jax.Array:
         """The run's random key."""
         return jax.random.fold_in(jax.random.key(self.settings["seed"]), RUN)
+
+    @property
+    def spread(self) -> bool:
+        """Whether the rows lie on several devices."""
+        return self.settings["mesh"]["data"] is not None
 
     @property
     def labels(self) -> list[str]:
@@ -116,7 +125,9 @@ class Job:
 
     def go(self, run: Run, folder: Path, console: Console) -> None:
         """Advance `run` to the end of its steps, or to where it diverges; `run` is always whole."""
-        data = jax.device_put(self.task.data)
+        data = self.task.data
+        if not self.spread:
+            data = jax.device_put(data)
         steps, every = self.settings["steps"], self.settings["every"]
         with Display(console, self.settings["progress"], steps, run.done) as display:
             if not run.done and self.settings["starts"] > 1:
@@ -138,6 +149,8 @@ class Job:
 
     def _take(self, run: Run, result: bl.Result) -> None:
         """Add what another block of steps has given."""
+        if self.spread:
+            result = meshes.fetched(result)
         first = not run.done
         rows = {name: np.asarray(column) for name, column in result.history.items()}
         run.history = {

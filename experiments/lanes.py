@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.hydra_compat import Launch, changed, folder_name, plain, write_yaml
-from experiments.resume import flat
+from experiments.resume import flat, repeat
 from experiments.settings import check, defaults
 from experiments.space import canonical
 from experiments.words import BadInputError
@@ -23,13 +23,14 @@ class Lane:
 
     Parameters
     ----------
-    settings, overrides : its own, without `vmap`.
+    settings, overrides, command : its own, without `vmap`.
     folder : where its files go: the folder that a sweep over the same values would give it.
     config : composed, to be saved beside them.
     """
 
     settings: dict[str, Any]
     overrides: list[str]
+    command: str
     folder: Path
     config: "DictConfig"
 
@@ -39,9 +40,20 @@ class Lane:
 
 
 def asked(config: "DictConfig") -> bool:
-    """Whether the configuration stands for more than one run."""
+    """Whether the configuration stands for more than one run.
+
+    Raises
+    ------
+    BadInputError : it does, and each over several devices.
+    """
     node = config.get(NODE) or {}
-    return any(value is not None for value in node.values())
+    several = any(value is not None for value in node.values())
+    if several and config["mesh"]["data"] is not None:
+        raise BadInputError(
+            "vmap and mesh: one program holds many runs or one run many devices. Sweep the seeds "
+            "in place of vmap: -m mesh.data=N 'seed=range(8)'"
+        )
+    return several
 
 
 def lanes(config: "DictConfig", launch: Launch) -> list[Lane]:
@@ -64,7 +76,8 @@ def lanes(config: "DictConfig", launch: Launch) -> list[Lane]:
         overrides = given + [f"{name}={value}" for name, value in changes.items()]
         named = sorted(o for o in overrides if _name(o) not in launch.unnamed)
         folder = launch.folder / folder_name(",".join(named))
-        found.append(Lane(settings, overrides, folder, alone))
+        again = repeat(overrides, launch.sources, sweep=False)
+        found.append(Lane(settings, overrides, again, folder, alone))
     return found
 
 

@@ -1,72 +1,67 @@
-"""The report as one HTML page: pictures and script are in it, nothing is fetched."""
+"""The report as one HTML page: numbers, style and script are in it, nothing is fetched."""
 
-import base64
+import json
 import math
 from html import escape
+from pathlib import Path
 from typing import Any
 
-from experiments.sweep_plots import pictures
-from experiments.table import Row, shown
+from experiments.charts import charts, spread_of
+from experiments.table import RULE, Row, shown
 
 # The policy makes a browser refuse whatever is not in the page itself.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 100rem; }
-body { padding: 0 1rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; }
-th { cursor: pointer; user-select: none; white-space: nowrap; background: #f4f4f4; }
-th[aria-sort=ascending]::after { content: " ▲"; } th[aria-sort=descending]::after { content: " ▼"; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-tr.best { background: #eaf6ea; } .scroll { overflow-x: auto; }
-img { max-width: 100%; } figure { margin: 2rem 0; } figcaption { font-weight: 600; }
-pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; white-space: pre-wrap; }
-"""
-_SCRIPT = """
-for (const head of document.querySelectorAll("th")) head.addEventListener("click", () => {
-  const body = head.closest("table").tBodies[0], place = head.cellIndex;
-  const up = head.getAttribute("aria-sort") !== "ascending";
-  for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", up ? "ascending" : "descending");
-  const key = row => row.cells[place].dataset.value ?? row.cells[place].textContent;
-  const order = (a, b) => {
-    const x = key(a), y = key(b), numbers = [Number(x), Number(y)];
-    if (x === "" || y === "") return (x === "") - (y === "");
-    const less = numbers.some(Number.isNaN) ? x.localeCompare(y) : numbers[0] - numbers[1];
-    return up ? less : -less;
-  };
-  body.append(...[...body.rows].sort(order));
-});
-"""
+_HERE = Path(__file__).parent
 
 
-def page(title: str, table: list[list[Any]], found: list[Row]) -> str:
-    """Table, pictures, and what did not complete."""
-    images = "".join(
-        f"<figure><figcaption>{escape(caption)}</figcaption>"
-        f'<img alt="{escape(caption)}" src="data:image/png;base64,'
-        f'{base64.b64encode(png).decode()}"></figure>'
-        for caption, png in pictures(found)
-    )
+def page(title: str, table: list[list[Any]], found: list[Row], again: float | None = None) -> str:
+    """Winners, table, charts, and what did not complete; `again`: reload after so many seconds."""
+    # A script ends at `</`, wherever that stands.
+    numbers = json.dumps(charts(found), separators=(",", ":"), allow_nan=False)
+    reload = "" if again is None else (
+        f'<p><label><input type="checkbox" id="again" data-seconds="{again}" checked> read again '
+        f"every {again:g} s, while the sweep is running</label></p>"
+    )  # fmt: skip
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
+<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
+<style>{(_HERE / "page.css").read_text(encoding="utf-8")}</style></head><body>
 <h1>{escape(title)}</h1>
-<p>One row per combination, mean over seeds. Less of the metric is better. <i>95 %</i>: half the
-width of Student's interval. <i>difference</i>: paired with the best row over common seeds, with its
-own interval (<i>d 95 %</i>); <i>as good</i> where that interval reaches 0. Intervals are not
-corrected for the number of rows. Click a heading to sort.</p>
+{reload}{_winners(found)}
+<h2>All of them</h2>
+<p>One row per combination, mean over seeds. <i>95 %</i>: half the width of Student's interval.
+<i>difference</i>: paired with the best row over common seeds, with its own interval
+(<i>d 95 %</i>). <i>MiB</i>: the largest memory of a process. Click a heading to sort.</p>
+<p><label>show rows with <input type="search" id="filter"></label></p>
 <div class="scroll">{_table(table)}</div>
-{images}
+<h2>Charts</h2>
+<p>Point at a line for its numbers, draw a frame to see more of it, click a name to hide it.</p>
+<noscript>The charts need JavaScript.</noscript>
+<div id="plots"></div>
 {_failures(found)}
-<script>{_SCRIPT}</script></body></html>
+<script type="application/json" id="charts">{numbers.replace("<", chr(92) + "u003c")}</script>
+<script>{(_HERE / "page.js").read_text(encoding="utf-8")}</script></body></html>
 """
+
+
+def _winners(found: list[Row]) -> str:
+    """For each task the best row, and how to make one of its runs again."""
+    best = {row.task: row for row in reversed(found) if row.scores}
+    texts = []
+    for task, row in sorted(best.items()):
+        commands = [run["command"] for run in row.runs if run.get("command")]
+        texts += [
+            f"<h2>Best for {escape(task)}: {escape(row.label)}</h2>",
+            f"<p>{escape(row.metric)} {spread_of(row)} over {len(row.scores)} seeds.</p>",
+            *(f"<pre>{escape(command)}</pre>" for command in commands[:1]),
+        ]
+    return f"{''.join(texts)}<p>{escape(RULE)}</p>"
 
 
 def _table(table: list[list[Any]]) -> str:
     header, *lines = table
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    head = "".join(f'<th tabindex="0">{escape(name)}</th>' for name in header)
     rows = []
     for line in lines:
         best = ' class="best"' if str(line[-1]).startswith("best") else ""

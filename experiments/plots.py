@@ -27,6 +27,9 @@ def curves(path: Path, history: dict[str, np.ndarray], labels: list[str], title:
     grad.plot(steps, history["grad_norm"])
     grad.set(title="hypergradient", ylabel="norm")
     _log(grad, history["grad_norm"])
+    if "standard_error" in history:
+        grad.plot(steps, history["standard_error"], label="its standard error")
+        grad.legend()
     for name in ("inner_residual", "linear_residual"):
         if name in history:
             residual.plot(steps, history[name], label=name.replace("_", " "))

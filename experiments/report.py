@@ -2,7 +2,8 @@
 
 Runs that differ in nothing but the seed are one row: mean of the headline test metric with its
 95 % interval over seeds, the cost, and the winner. Written as report.csv, report.parquet (with
-pyarrow), report.md, and report.html, one page with plots that needs no network.
+pyarrow), report.md, pictures (report-*.png), and report.html, one page with interactive charts that
+needs no network.
 
 Exit status: 0, or 1 where there is no result or a damaged one.
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 from experiments.files import write_whole
 from experiments.resume import read_result
-from experiments.table import cells, rows, shown
+from experiments.table import RULE, cells, rows, shown
 from experiments.words import BadInputError
 
 
@@ -26,11 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table of the folder in `arguments`, and write it there in every form."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run, a sweep, or anything above them")
-    parser.add_argument("--no-page", action="store_true", help="no report.html, so no plots")
+    parser.add_argument("--no-page", action="store_true", help="no report.html, no pictures")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="again and again")
     given = parser.parse_args(arguments)
     while True:
-        status = _once(given.folder, page=not given.no_page)
+        status = _once(given.folder, page=not given.no_page, again=given.watch)
         if given.watch is None:
             return status
         try:
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             return status
 
 
-def _once(folder: Path, *, page: bool) -> int:
+def _once(folder: Path, *, page: bool, again: float | None) -> int:
     try:
         found = rows(read(folder))
     except BadInputError as error:
@@ -49,13 +50,16 @@ def _once(folder: Path, *, page: bool) -> int:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(table)
     markdown = "\n".join(_markdown([[shown(cell) for cell in line] for line in table])) + "\n"
-    written = {"report.csv": text.getvalue(), "report.md": markdown}
+    markdown = f"{markdown}\n{RULE}\n"
+    written = {"report.csv": text.getvalue().encode(), "report.md": markdown.encode()}
     if page:
         from experiments import page as html
+        from experiments.sweep_plots import pictures
 
-        written["report.html"] = html.page(folder.resolve().name, table, found)
+        written["report.html"] = html.page(folder.resolve().name, table, found, again).encode()
+        written |= pictures(found)
     for name, content in written.items():
-        write_whole(folder / name, lambda file, content=content: file.write(content.encode()))
+        write_whole(folder / name, lambda file, content=content: file.write(content))
     names = [*written, *_parquet(folder, table)]
     print(markdown)
     print(f"written: {', '.join(str(folder / name) for name in names)}")

@@ -15,9 +15,8 @@ import numpy as np
 
 from experiments.files import write_whole
 from experiments.hydra_compat import CONF
+from experiments.table import COUNTS
 from experiments.trajectory import columns
-
-COUNTS = ("gradients", "hvps", "jvps", "vjps")
 
 
 def measured(job: Any, run: Any) -> dict[str, Any]:
@@ -29,9 +28,10 @@ def measured(job: Any, run: Any) -> dict[str, Any]:
     history, task, state = run.history, job.task, run.state
     params = state.lower.params if state.best is None else state.best.params
     rows = len(history.get("value", ()))
+    values = history.get("best", history.get("value"))  # a rule may end with an earlier point
     facts: dict[str, Any] = {
         "value_start": float(history["value"][0]) if rows else None,
-        "value": float(history["value"][-1]) if rows else None,
+        "value": float(values[-1]) if rows else None,
         "steps": run.done,
         "stopped": run.stopped,
         "starts": run.starts,

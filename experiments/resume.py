@@ -2,11 +2,12 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 from experiments.files import set_aside
-from experiments.hydra_compat import read_run
+from experiments.hydra_compat import CONF, read_run
 from experiments.words import BadInputError, DamagedError
 
 # What may differ from the saved settings when a run goes on; the rest decides its numbers.
@@ -38,7 +39,7 @@ def saved_settings(settings: dict[str, Any], overrides: list[str]) -> dict[str, 
             f"resume={folder}: this folder holds many runs. Give the command that began them "
             f"again, with hydra.run.dir={folder}: it does only what is missing."
         )
-    for name in (override.split("=")[0].lstrip("+~") for override in overrides):
+    for name in map(_name, overrides):
         if name not in FREE:
             raise BadInputError(
                 f"{name}: a run goes on with its saved settings. Beside resume= only "
@@ -63,6 +64,34 @@ def command(folder: Path) -> str:
     simple = re.fullmatch(r"[\w./+-]+", str(folder))
     resume = f"resume={folder}" if simple else f"'resume=\"{folder}\"'"
     return f"python -m experiments.run {resume}"
+
+
+def repeat(overrides: list[str], sources: list[Path], *, sweep: bool) -> str:
+    """What to type to make the same run anew, in a folder of its own.
+
+    `sources` are the folders of leaves; a configuration that sweeps by itself makes one run of it
+    with `hydra.mode=RUN`.
+    """
+    own = [part for folder in sources if folder != CONF for part in ("--config-dir", str(folder))]
+    mode = ["hydra.mode=RUN"] if sweep else []
+    return shlex.join(["python", "-m", "experiments.run", *own, *overrides, *mode])
+
+
+def origin(folder: Path, further: list[str]) -> dict[str, Any]:
+    """`choices` and `overrides` of the run in `folder`, with `further` overrides when it goes on.
+
+    Nothing where the result is lost.
+    """
+    if not (begun := _read(folder / RESULT)):
+        return {}
+    further = [override for override in further if _name(override) != "resume"]
+    again = {_name(override) for override in further}
+    kept = [override for override in begun["overrides"] if _name(override) not in again]
+    return {"choices": begun["choices"], "overrides": kept + further}
+
+
+def _name(override: str) -> str:
+    return override.split("=")[0].lstrip("+~")
 
 
 def refuse_other(saved: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:

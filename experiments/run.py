@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import hydra_compat, lanes, workers
+from experiments import completion, hydra_compat, lanes, listing, workers
 from experiments.files import write_json
 from experiments.hydra_compat import Launch
 from experiments.lock import BusyError, held
-from experiments.resume import RESULT, command, finished, saved_settings
+from experiments.resume import RESULT, command, finished, origin, repeat, saved_settings
 from experiments.settings import check, defaults
 from experiments.words import BadInputError
 
@@ -46,7 +46,12 @@ def main() -> int:
     if threading.current_thread() is threading.main_thread():
         # A scheduler's SIGTERM leaves a resumable run, as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    arguments = sys.argv[1:]
     try:
+        for other in (listing, completion):
+            if other.asked(arguments):
+                print(other.answer(arguments))
+                return OK
         hydra_compat.launch(task)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -80,8 +85,10 @@ def task(config: "DictConfig") -> float | None:
 
     launch = Launch.current()
     console = Console(width=None if sys.stdout.isatty() else 100)
-    facts: dict[str, Any] = {"choices": launch.choices, "overrides": launch.overrides}
+    facts = _origin(config, launch)
     many = lanes.asked(config)
+    if config["mesh"]["hosts"] and not _first(config, launch):
+        return _follow(config, launch, facts)
     again = f"the same command and hydra.run.dir={launch.folder}" if many else ""
     with held(launch.folder), _recorded(launch.folder, facts, console, again):
         do = _many if many else _one
@@ -89,6 +96,16 @@ def task(config: "DictConfig") -> float | None:
     if result["status"] == "diverged":
         raise DivergedError(result["message"])
     return result["value"]
+
+
+def _origin(config: "DictConfig", launch: Launch) -> dict[str, Any]:
+    """What was asked for, and the command that does so again."""
+    facts: dict[str, Any] = {"choices": launch.choices, "overrides": launch.overrides}
+    if config["resume"] is not None:
+        if not (begun := origin(Path(str(config["resume"])), launch.overrides)):
+            return facts | {"command": None}
+        facts |= begun
+    return facts | {"command": repeat(facts["overrides"], launch.sources, sweep=launch.sweep)}
 
 
 @contextmanager
@@ -150,6 +167,32 @@ def _many(
         return {"status": "diverged", "message": message}
     value = sum(result["value"] for result in results) / len(results)
     return {"status": "completed", "value": value}
+
+
+def _first(config: "DictConfig", launch: Launch) -> bool:
+    """Join the other processes; whether this one writes the files."""
+    prepare(config, launch)
+    workers.limit(launch.launcher)
+    from experiments.mesh import join
+
+    return join()
+
+
+def _follow(config: "DictConfig", launch: Launch, facts: dict[str, Any]) -> float | None:
+    """Take part in the run that the first process makes, and write nothing that stays."""
+    import io
+    import tempfile
+
+    from rich.console import Console
+
+    settings = prepare(config, launch) | {"baselines": False, "plot": False}
+    if result := finished(launch.folder, settings):
+        return result["value"]
+    from experiments.session import perform
+
+    with tempfile.TemporaryDirectory() as into:
+        quiet = Console(file=io.StringIO())
+        return perform(settings, launch.folder, facts, quiet, Path(into))["value"]
 
 
 def _already(result: dict[str, Any]) -> str:

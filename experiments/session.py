@@ -17,18 +17,23 @@ from experiments.workers import about
 
 
 def perform(
-    settings: dict[str, Any], folder: Path, facts: dict[str, Any], console: Console
+    settings: dict[str, Any],
+    folder: Path,
+    facts: dict[str, Any],
+    console: Console,
+    into: Path | None = None,
 ) -> dict[str, Any]:
     """Run, from the checkpoint in `folder` if there is one; returns what `result.json` holds.
 
     `facts` is what is known beforehand, and part of the result. A result with the status
-    `running` is written at once.
+    `running` is written at once. Files go to `folder`, or to another one, `into`.
     """
     with configured(settings):
         job = Job.of(settings)
         facts |= {"task": job.task.name, "seed": settings["seed"], "settings": settings}
         facts |= {"versions": results.versions()}
         run = _begin(job, folder, console)
+        folder = into or folder
         write_json(folder / RESULT, facts | {"status": "running"})
         try:
             job.go(run, folder, console)

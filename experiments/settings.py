@@ -33,6 +33,11 @@ def check(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
         wrong.append(f"compile_cache: expected a folder or null, got {cache!r}")
     if (value := settings["early_stopping"]) is not None and not _is_a(value, int):
         wrong.append(f"early_stopping: expected an integer or null, got {value!r}")
+    devices, hosts = settings["mesh"]["data"], settings["mesh"]["hosts"]
+    if devices is not None and not (_is_a(devices, int) and devices > 0):
+        wrong.append(f"mesh.data: expected an integer of at least 1 or null, got {devices!r}")
+    if hosts not in (None, False) and devices is None:
+        wrong.append("mesh.hosts: all of their devices take part; say how many, mesh.data=N")
     for name, least in LEAST.items():
         if _is_a(value := settings[name], int) and value < least:
             wrong.append(f"{name}: expected an integer of at least {least}, got {value}")

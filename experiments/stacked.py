@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
-from bilevel.outer_loop import begin, block, update
-from bilevel.spaces.moving import placed
+from bilevel.outer.placed import placed
+from bilevel.outer_loop import block, final
+from bilevel.run_state import begin
 from bilevel.transform import as_pytree
 from bilevel.trees import strong
 from experiments.job import Job
@@ -63,9 +64,7 @@ class Stack:
             )  # fmt: skip
 
         def last(numbers: list[Any], state: Any, diverged: Any) -> Any:
-            keep = diverged | (state.step == 0)
-            updated = update(structure.unflatten(numbers)[1], state)[0]
-            return jax.tree.map(lambda old, new: jnp.where(keep, old, new), state.hyper, updated)
+            return final(structure.unflatten(numbers)[1], state, diverged)
 
         self.begin: Callable[..., Any] = jax.jit(jax.vmap(start, in_axes=(axes,)))
         self.block: Callable[..., Any] = jax.jit(jax.vmap(advance, in_axes=(axes, 0, None)))

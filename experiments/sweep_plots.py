@@ -1,32 +1,28 @@
-"""Pictures of a sweep: one line or bar per row of its table, over seeds."""
+"""Pictures of a sweep as PNG files: one line or bar per row of its table, over seeds."""
 
 import io
 import math
-from pathlib import Path
+import re
 from typing import Any
 
-import numpy as np
-
+from experiments import sweep_data as data
 from experiments.table import Row, interval
 
-_ROWS = 12  # of a task that are drawn; the best come first
-History = dict[str, np.ndarray]
+_UNSAFE = re.compile(r"[^\w.-]+")  # in the name of a file
 
 
-def pictures(found: list[Row]) -> list[tuple[str, bytes]]:
-    """`(caption, png)` for each task: scores, then curves; of rows with a completed run."""
-    images = []
-    for task in dict.fromkeys(row.task for row in found):
-        some = [row for row in found if row.task == task and row.scores][:_ROWS]
-        if some:
-            metric = some[0].metric
-            images.append((f"{task}: {metric}, mean and 95 % interval over seeds", scores(some)))
-            images += [(f"{task}: mean over seeds", curves(some))]
-            images += [
-                (f"{task}: {metric} against {name}", slices(name, points, metric))
-                for name, points in numeric(some).items()
-            ]
-    return images
+def pictures(found: list[Row]) -> dict[str, bytes]:
+    """File name -> PNG: for each task scores, curves, trajectories of the best row, and slices."""
+    images = {}
+    for task, some in data.by_task(found).items():
+        images[f"{task}-scores"] = scores(some)
+        spreads = [data.over_seeds(data.histories(row)) for row in some]
+        if any(spreads):
+            images[f"{task}-curves"] = curves(some, spreads)
+            images[f"{task}-trajectories"] = trajectories(some[0], spreads[0])
+        for name, points in data.numeric(some).items():
+            images[f"{task}-{name}"] = slices(name, points, some[0].metric)
+    return {f"report-{_UNSAFE.sub('_', name)}.png": png for name, png in images.items()}
 
 
 def scores(found: list[Row]) -> bytes:
@@ -41,56 +37,47 @@ def scores(found: list[Row]) -> bytes:
         axes.errorbar(row.mean, place, xerr=error, fmt="D", color="tab:blue", capsize=4)
     axes.set_yticks(range(len(found)), [_short(row.label) for row in found])
     axes.invert_yaxis()
-    axes.set_xlabel(f"{found[0].metric} (less is better)")
+    axes.set_xlabel(f"{found[0].metric} (less is better), mean and 95 % interval over seeds")
     axes.grid(alpha=0.3)
     return _png(figure)
 
 
-def curves(found: list[Row]) -> bytes:
+def curves(found: list[Row], spreads: list[dict[str, Any]]) -> bytes:
     """Outer value against steps, oracle calls and seconds; and what the evidence says."""
     from matplotlib import colormaps
 
     figure = _figure(10, 7.5)
     panels = figure.subplots(2, 2)
-    for axes in panels.flat:
+    evidence = next((e for e in ("standard_error", "inner_residual") if e in spreads[0]), None)
+    shown = [(data.STEP, "value"), (data.CALLS, "value"), (data.SECONDS, "value")]
+    for axes, (x, y) in zip(panels.flat, [*shown, (data.STEP, evidence)], strict=True):
         axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
-    for row in found:
-        if not (history := _mean([read(run["folder"]) for run in row.runs if _ended(run)])):
-            continue
-        n = len(history["value"])
-        calls = sum(history[c] for c in ("gradients", "hvps", "jvps", "vjps") if c in history)
-        seconds = row.seconds * np.arange(1, n + 1) / n
-        label = _short(row.label)
-        panels[0, 0].plot(np.arange(n), history["value"], label=label)
-        panels[0, 1].plot(np.cumsum(calls), history["value"])
-        panels[1, 0].plot(seconds, history["value"])
-        if "inner_residual" in history:
-            panels[1, 1].plot(np.arange(n), history["inner_residual"])
-    names = ("outer step", "oracle calls", "seconds (in proportion to steps)", "outer step")
-    for axes, name in zip(panels.flat, names, strict=True):
-        axes.set(xlabel=name, ylabel="outer value")
+        for row, spread in zip(found, spreads, strict=True):
+            if y in spread:
+                label = _short(row.label) if axes is panels[0, 0] else None
+                (line,) = axes.plot(spread[x][0], spread[y][0], label=label)
+                axes.fill_between(spread[x][0], *spread[y][1:], alpha=0.1, color=line.get_color())
+        axes.set(xlabel=x, ylabel=data.CURVES.get(y or "", "no evidence"))
         axes.grid(alpha=0.3)
-    panels[1, 1].set(ylabel="inner residual (evidence)")
     if panels[1, 1].lines:
         panels[1, 1].set_yscale("log", nonpositive="mask")
+    figure.suptitle("mean over seeds; shaded from the least to the largest")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return _png(figure)
 
 
-def numeric(found: list[Row]) -> dict[str, list[tuple[float, float, float, str]]]:
-    """Settings that took several numbers: `(number, mean, half width, the rest of the label)`."""
-    slices: dict[str, list[tuple[float, float, float, str]]] = {}
-    for row in found:
-        changes = dict(part.split("=", 1) for part in row.label.split() if "=" in part)
-        for name, text in changes.items():
-            try:
-                number = float(text)
-            except ValueError:
-                continue
-            rest = " ".join(f"{k}={v}" for k, v in changes.items() if k != name)
-            half = interval(list(row.scores.values()))
-            slices.setdefault(name, []).append((number, row.mean, half, rest))
-    return {n: p for n, p in slices.items() if len({point[0] for point in p}) > 1}
+def trajectories(row: Row, spread: dict[str, Any]) -> bytes:
+    """Every hyperparameter over the outer steps, mean over seeds."""
+    figure = _figure(9, 4.5)
+    axes = figure.subplots()
+    lines = [name for name in spread if name.startswith(data.HYPER)]
+    for name in lines:
+        axes.plot(spread[data.STEP][0], spread[name][0], label=name.removeprefix(data.HYPER))
+    axes.set(xlabel=data.STEP, ylabel="hyperparameter", title=f"best row: {_short(row.label)}")
+    axes.grid(alpha=0.3)
+    if 0 < len(lines) <= 24:
+        figure.legend(loc="outside right center", fontsize=8)
+    return _png(figure)
 
 
 def slices(name: str, points: list[tuple[float, float, float, str]], metric: str) -> bytes:
@@ -101,41 +88,13 @@ def slices(name: str, points: list[tuple[float, float, float, str]], metric: str
         x, y, half, _ = zip(*sorted(p for p in points if p[3] == rest), strict=True)
         error = [0.0 if math.isnan(h) else h for h in half]
         axes.errorbar(x, y, yerr=error, marker="o", capsize=3, label=_short(rest) or None)
-    numbers = [point[0] for point in points]
-    if min(numbers) > 0 and max(numbers) / min(numbers) > 20:
+    if data.wide([point[0] for point in points]):
         axes.set_xscale("log")
     axes.set(xlabel=name, ylabel=metric)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=8)
     return _png(figure)
-
-
-def read(folder: Path) -> History:
-    """The history of a run; empty where it has none."""
-    import pandas
-
-    if (path := folder / "history.parquet").is_file():
-        table = pandas.read_parquet(path)
-    elif (path := folder / "history.csv").is_file():
-        table = pandas.read_csv(path)
-    else:
-        return {}
-    return {str(name): np.asarray(table[name], float) for name in table}
-
-
-def _mean(histories: list[History]) -> History:
-    """Over runs, as far as the shortest goes."""
-    histories = [history for history in histories if history]
-    if not histories:
-        return {}
-    n = min(len(history["value"]) for history in histories)
-    names = set.intersection(*(set(history) for history in histories))
-    return {name: np.mean([h[name][:n] for h in histories], axis=0) for name in names}
-
-
-def _ended(run: dict[str, Any]) -> bool:
-    return run["status"] == "completed" and "folder" in run
 
 
 def _short(label: str, longest: int = 60) -> str:

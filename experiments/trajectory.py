@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from bilevel.trees import norm
+
 EACH = 64  # up to so many hyperparameters are recorded one by one, of more the quantiles
 QUANTILES = {"minimum": 0.0, "quartile 1": 0.25, "median": 0.5, "quartile 3": 0.75, "maximum": 1.0}
 COLUMN = "hyper"
@@ -22,12 +24,14 @@ class Trajectory:
     """
 
     def __call__(self, hyper: Any, params: Any, estimate: Any) -> dict[str, jax.Array]:
-        """One row, as long as :func:`names`."""
-        del params, estimate
+        """One row, as long as :func:`names`; the norms of standard error and bias where known."""
+        del params
         flat, _ = ravel_pytree(hyper)
         if flat.size > EACH:
             flat = jnp.quantile(flat, jnp.array(list(QUANTILES.values()), flat.dtype))
-        return {COLUMN: flat}
+        known = {name: getattr(estimate.evidence, name) for name in ("standard_error", "bias")}
+        norms = {name: norm(error) for name, error in known.items() if error is not None}
+        return {COLUMN: flat} | norms
 
 
 def names(hyper: Any, known: Sequence[str] = ()) -> list[str]:

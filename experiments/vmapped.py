@@ -160,8 +160,8 @@ def _conclude(
     for i, (lane, job, result) in enumerate(zip(lanes, jobs, found, strict=True)):
         history = {name: rows[i, : group.done[i]] for name, rows in group.history.items()}
         run = Run(result.state, result.hyper, history, watch, group.checks[i], group.messages[i])
-        own = {"overrides": lane.overrides, "task": job.task.name, "versions": versions}
-        own |= {"seed": lane.settings["seed"], "settings": lane.settings}
+        own = {"overrides": lane.overrides, "command": lane.command, "task": job.task.name}
+        own |= {"versions": versions, "seed": lane.settings["seed"], "settings": lane.settings}
         with held(lane.folder):
             if not finished(lane.folder, lane.settings):
                 lane.save_config()

@@ -1,5 +1,6 @@
 """check_noise: agreement is seen, and disagreement is reported with the way to look."""
 
+import functools
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 CASE = logistic(seed=0)
 
 
+@functools.cache
 def report(step_size: float, steps: int, **how: Any) -> bl.NoiseReport:
     estimator = bl.Reverse(bl.SGD(step_size, batch_size=2), steps)
     parts = (CASE.problem, estimator, CASE.hyper, CASE.params, CASE.data, jax.random.key(0))

@@ -67,7 +67,7 @@ def test_leaf_composes_and_makes_what_it_names(leaf: Path, request: pytest.Fixtu
     elif group == "outer":
         hyper = {"a": jnp.ones(2)}
         state = made.init(hyper)
-        step = jax.jit(lambda tx, state: tx.update(hyper, state, hyper))
+        step = jax.jit(lambda tx, state: tx.update(hyper, state, hyper, value=1.0))
         updates, _ = step(made, state)
         assert jnp.all(updates["a"] < 0)
         assert all(isinstance(leaf, float) for leaf in jax.tree.leaves(made))

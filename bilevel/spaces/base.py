@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,15 @@ class Space(Protocol):
 
     def sample(self, uniform: Array, free: Array, spread: Any) -> Array:
         """Coordinates for uniform numbers: all over a bounded space, else ``spread`` around."""
+        ...
+
+
+@runtime_checkable
+class Mixes(Protocol):
+    """A space whose coordinates move several entries, so that their errors add up."""
+
+    def errors(self, free: Array, error: Array) -> Array:
+        """Standard errors of the pull-back, those of the entries being independent."""
         ...
 
 
@@ -135,6 +144,18 @@ class Spaces:
     def pull(self, free: PyTree, grad: PyTree) -> PyTree:
         """The chain rule: from a gradient in natural units to one in coordinates."""
         return jax.vjp(self.natural, free)[1](grad)[0]
+
+    def errors(self, free: PyTree, error: PyTree) -> PyTree:
+        """Standard errors of the pull-back of a gradient with independent errors."""
+
+        def one(space: Any, x: Array, e: Array) -> Array:
+            return (
+                space.errors(x, e)
+                if isinstance(space, Mixes)
+                else jax.vjp(space.natural, x)[1](e)[0]
+            )
+
+        return self._map(one, free, error)
 
     def covector(self, free: PyTree, grad: PyTree) -> PyTree:
         """A gradient in natural units whose pull-back is ``grad``."""

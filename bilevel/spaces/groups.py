@@ -61,6 +61,12 @@ class Simplex:
         """Divided by the weights: the pull-back is ``weights * (g - weights . g)``."""
         return grad / self.natural(free)
 
+    def errors(self, free: Array, error: Array) -> Array:
+        """By the Jacobian, ``w_i (1 if i = j else 0) - w_i w_j``."""
+        w = self.natural(free)
+        every = jnp.sum((w * error) ** 2, axis=-1, keepdims=True)
+        return w * jnp.sqrt((1 - 2 * w) * error**2 + every)
+
     def sample(self, uniform: Array, free: Array, spread: Any) -> Array:
         """Uniform on the simplex, by exponential variables."""
         least = jnp.finfo(free.dtype).eps
@@ -134,6 +140,11 @@ class Tied:
         """Shared out evenly within each group."""
         sizes = np.bincount(self.groups)
         return (self.space.covector(free, grad) / sizes)[..., np.asarray(self.groups)]
+
+    def errors(self, free: Array, error: Array) -> Array:
+        """Of the sums within the groups, for a space that acts entry by entry."""
+        squares = jnp.zeros(free.shape, free.dtype).at[..., np.asarray(self.groups)].add(error**2)
+        return jax.vjp(self.space.natural, free)[1](jnp.sqrt(squares))[0]
 
     def sample(self, uniform: Array, free: Array, spread: Any) -> Array:
         """That of the groups' space."""

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
+import bilevel as bl
 from experiments import plots, progress, summary, trajectory, verify
 from experiments.timing import Stopwatch, covered
 from tests.experiments import tiny
@@ -97,11 +98,14 @@ def test_reason_of_a_divergence_is_the_last_word() -> None:
     assert stream.getvalue().rstrip().endswith("diverged: why [it] did")
 
 
+NOTHING = bl.Estimate(0.0, None, bl.Evidence())  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("size", [1, 5, 40, 100])
 def test_picture_of_any_number_of_hyperparameters(tmp_path: Path, size: int) -> None:
     rng = np.random.default_rng(size)
     hyper = jnp.asarray(rng.normal(size=size))
-    rows = np.stack([trajectory.Trajectory()(hyper + t, None, None)["hyper"] for t in range(4)])
+    rows = np.stack([trajectory.Trajectory()(hyper + t, None, NOTHING)["hyper"] for t in range(4)])
     history = {"value": np.ones(4), "grad_norm": np.zeros(4), "inner_residual": np.ones(4)}
     plots.curves(tmp_path / "c.png", history | {"hyper": rows}, trajectory.names(hyper), "title")
     picture = imread(tmp_path / "c.png")
@@ -115,16 +119,16 @@ def test_trajectory_names_every_entry_or_gives_quantiles() -> None:
     assert trajectory.names(few) == ["['a'][0]", "['a'][1]", "['b']"]
     assert trajectory.names(few, ["x", "y", "z"]) == ["x", "y", "z"]
     assert trajectory.names(few, ["too", "few"])[0] == "['a'][0]"
-    assert record(few, None, None)["hyper"].tolist() == [0, 1, 3]
+    assert record(few, None, NOTHING)["hyper"].tolist() == [0, 1, 3]
     many = jnp.arange(101.0)
     assert trajectory.names(many) == list(trajectory.QUANTILES)
-    assert record(many, None, None)["hyper"].tolist() == [0, 25, 50, 75, 100]
+    assert record(many, None, NOTHING)["hyper"].tolist() == [0, 25, 50, 75, 100]
+    known = bl.Evidence(standard_error={"a": jnp.array([3.0]), "b": jnp.array(4.0)})
+    assert record(few, None, bl.Estimate(jnp.array(0.0), few, known))["standard_error"] == 5
     assert record == trajectory.Trajectory()  # so that a second run compiles nothing
 
 
 def test_distance_from_the_closed_form() -> None:
-    import bilevel as bl
-
     task = tiny.tiny()
     assert task.exact is not None
     value, grad = task.exact(task.hyper)

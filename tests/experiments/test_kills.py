@@ -29,7 +29,7 @@ sys.exit(main())
 """
 QUICK = [
     "task=tiny", "solver.batch_size=5", "estimator.steps=20", "plot=false", "progress=off",
-    "every=1", "baselines=false", "outer.learning_rate=0.005",
+    "every=1", "baselines=false", "outer=adam", "outer.learning_rate=0.005",
 ]  # fmt: skip
 # `versions` holds the commit, which may change while a test runs.
 CLOCKS = {"seconds", "compile_seconds", "process", "versions"}
@@ -142,10 +142,10 @@ def kill_and_compare(whole: Sweep, killed: Sweep, kills: int, longest: float) ->
     assert killed.written() == times
 
 
-def test_sweep_killed_twice_gives_the_same_table(leaves: Path, tmp_path: Path) -> None:
+def test_killed_sweep_gives_the_same_table(leaves: Path, tmp_path: Path) -> None:
     settings = ["seed=0,1", "steps=150"]
     whole, killed = (Sweep(leaves, tmp_path / name, *settings) for name in ("whole", "killed"))
-    kill_and_compare(whole, killed, kills=2, longest=0.5)
+    kill_and_compare(whole, killed, kills=1, longest=0.5)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ WORDS = [
     ("task=tinny", "task=tinny: there is no such task. Did you mean 'tiny'?"),
     ("solver=sdg", "solver=sdg: there is no such solver. Did you mean 'sgd'?"),
     ("estimator=implict", "estimator=implict: there is no such estimator. Did you mean 'implicit'"),
-    ("outer=adm", "outer=adm: there is no such outer. Did you mean 'adam'? Available: adam"),
+    ("outer=adm", "outer=adm: there is no such outer. Did you mean 'adam'? Available: adagrad_norm, adam"),
     ("experiment=nosuch", "experiment=nosuch: there is no such experiment."),
     ("solvr=sgd", "solvr: there is no such setting. Did you mean 'solver'?"),
     ("stepz=3", "stepz: there is no such setting. Did you mean 'steps'?"),

@@ -93,7 +93,7 @@ def test_run_stopped_after_its_last_step_only_concludes(command: Command, tmp_pa
     outcome = command(f"resume={folder}", quick=[])
     assert outcome.status == 0
     again = json.loads((folder / "result.json").read_text())
-    same = result.keys() - {"choices", "overrides", "settings", "process"}
+    same = result.keys() - {"choices", "overrides", "command", "settings", "process"}
     assert {name: again[name] for name in same} == {name: result[name] for name in same}
 
 

@@ -17,7 +17,7 @@ from tests.experiments.test_search import QUICK as SEARCH
 
 HOLDOUT = [
     "task=ridge_holdout", "task.degree=1", "task.penalty=per_feature", "estimator=closed_form",
-    "outer.learning_rate=0.5", "plot=false", "baselines=false", "compile_cache=null", "every=5",
+    "outer=adam", "outer.learning_rate=0.5", "plot=false", "baselines=false", "compile_cache=null", "every=5",
 ]  # fmt: skip
 
 

@@ -100,6 +100,13 @@ def test_row_counts_what_did_not_complete() -> None:
     assert math.isnan(second.mean)
 
 
+def test_mean_over_survivors_wins_nothing() -> None:
+    results = [result("a", 0, 1.0), result("a", 1, 9.0, "diverged")]
+    results += [result("b", 0, 5.0), result("b", 1, 6.0)]
+    results += [result("c", 0, 6.0), result("c", 1, 7.0, "running")]
+    assert verdicts(results) == {"b": "best", "c": "1 running", "a": "1 diverged"}
+
+
 def test_single_run_has_no_interval() -> None:
     (row,) = table.cells(table.rows([result("a", 0, 1.0)]))[1:]
     assert row[1] == "-"

@@ -70,9 +70,12 @@ def test_maps_and_chain_rule() -> None:
         grad = jax.tree.map(jnp.multiply, weights, natural)  # of sum(weights natural^2) / 2
         pulled = spaces.pull(free, grad)
         again = spaces.pull(free, spaces.covector(free, pulled))
-        return free, spaces.natural(free), pulled, again
+        jacobians = {
+            name: jax.jacfwd(space.natural)(free[name]) for name, (space, _, _) in LEAVES.items()
+        }
+        return free, spaces.natural(free), pulled, again, spaces.errors(free, weights), jacobians
 
-    for name, (free, natural, pulled, again) in _by_leaf(*all_of_it(points)):
+    for name, (free, natural, pulled, again, errors, jacobian) in _by_leaf(*all_of_it(points)):
         by_hand, weight = LEAVES[name][2], weights[name]
 
         def value(x: np.ndarray, by_hand: Any = by_hand, weight: Any = weight) -> float:
@@ -84,6 +87,8 @@ def test_maps_and_chain_rule() -> None:
         np.testing.assert_allclose(by_hand(free), points[name], rtol=1e-12, err_msg=name)
         np.testing.assert_allclose(pulled, differences, rtol=1e-7, atol=1e-8, err_msg=name)
         np.testing.assert_allclose(again, pulled, rtol=1e-9, atol=1e-12, err_msg=name)
+        spread = np.sqrt(weight**2 @ jacobian**2)
+        np.testing.assert_allclose(errors, spread, rtol=1e-9, err_msg=name)
 
 
 def _by_leaf(*trees: Any) -> Any:

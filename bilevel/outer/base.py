@@ -1,0 +1,100 @@
+"""What an outer rule may say about itself beside optax's ``init`` and ``update``.
+
+:func:`bilevel.tune` evaluates value and hypergradient once per step and calls
+``update(grad, state, hyper, value=..., standard_error=...)``. A rule that searches is therefore a
+machine of states: it remembers the point it came from, and a point that it does not like it leaves
+by the next update. It is a frozen dataclass and a pytree: counts static, floats leaves.
+"""
+
+import inspect
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from bilevel.estimate import Estimate
+from bilevel.trees import PyTree
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """A rule that remembers a best point, which is what a run ends with."""
+
+    def best(self, state: PyTree, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
+        """The better of the point remembered and ``hyper``, where ``value`` was seen; its value."""
+        ...
+
+
+@runtime_checkable
+class Retreats(Protocol):
+    """A rule that comes back from hyperparameters where the inner solver diverges."""
+
+    def retreat(self, before: PyTree, after: PyTree, hyper: PyTree) -> tuple[PyTree, Array]:
+        """The state to propose again with, and whether there is hope, ``()``, boolean.
+
+        ``before`` and ``after`` are the states around the update that proposed ``hyper``. The same
+        estimate is handed to the next update, so that ``before`` with a shorter reach will do.
+        """
+        ...
+
+
+@runtime_checkable
+class Loosens(Protocol):
+    """A rule that needs little accuracy at first and sets the estimator's tolerances."""
+
+    def loosen(self, estimator: Any, state: PyTree) -> Any:
+        """The estimator for the next evaluation: of the same structure, never more accurate."""
+        ...
+
+
+def move(
+    tx: Any, estimate: Estimate, state: PyTree, hyper: PyTree, admit: Any = None
+) -> tuple[PyTree, PyTree]:
+    """``(hyper, state)`` after the update that an estimate asks for.
+
+    Every optax transformation is offered ``value``; one that names ``standard_error`` gets it too,
+    and one that names ``admit`` the map onto what a space admits, ``None`` for no space.
+
+    Raises
+    ------
+    TypeError : a transformation that must evaluate by itself, such as ``optax.lbfgs()``.
+    """
+    offered = {"standard_error": estimate.evidence.standard_error, "admit": admit}
+    names = inspect.signature(tx.update).parameters
+    extra: dict[str, Any] = {name: offered[name] for name in offered if name in names}
+    try:
+        updates, state = tx.update(estimate.grad, state, hyper, value=estimate.value, **extra)
+    except TypeError as error:
+        if "value_fn" not in str(error):
+            raise
+        raise TypeError(
+            "tune evaluates the outer loss once per step, so a transformation that calls value_fn "
+            "by itself cannot be used. Take bl.outer.LBFGS() or bl.outer.LineSearch(), which need "
+            "one evaluation per step."
+        ) from error
+    return optax.apply_updates(hyper, updates), state
+
+
+def flatten(owner: str, grad: PyTree, hyper: PyTree, value: Any) -> tuple[Array, Array, Array, Any]:
+    """``hyper``, ``grad`` and ``value`` as flat arrays of one dtype, and the way back.
+
+    Raises
+    ------
+    ValueError : the value or the hyperparameters are missing.
+    """
+    if value is None or hyper is None:
+        raise ValueError(
+            f"{owner} decides by the outer value: call update(grad, state, hyper, value=value). "
+            "Inside optax.chain only transformations with extra arguments receive it; give the "
+            "rule to tune by itself."
+        )
+    at, back = ravel_pytree(hyper)
+    slope = ravel_pytree(grad)[0].astype(at.dtype)
+    return at, slope, jnp.asarray(value).astype(at.dtype), back
+
+
+def flat_admit(admit: Any, back: Any) -> Any:
+    """What a space admits, as a map of flat arrays; ``None`` for no space."""
+    return None if admit is None else lambda flat: ravel_pytree(admit(back(flat)))[0]

@@ -1,0 +1,152 @@
+r"""Steepest descent with a line search on the value and an inner tolerance that falls.
+
+    trial    x+ = x - t g,   e = e_k (|h(x)| + |x+ - x|)
+    enough   h(x+) <= h(x) - t/2 |g|^2 + e     go on from x+, t <- 2 t
+    lower    h(x+) <= h(x) + e                 go on from x+, t <- t m, m within [1/2, 1]
+    else                                       back to x,     t <- t m, m within [1/10, 1/2]
+
+where t m is the minimum of the parabola through both values and the slope at x, and
+e_k = tolerance * decay^k, which is also what the estimator's tolerances are raised to. Pedregosa,
+ICML 2016 (HOAG): the errors of value and hypergradient are O(e_k), so the test forgives as much.
+His step shrinks by 2 and grows by 5 %, and his code never goes back.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from bilevel.messages import require_positive, require_tolerance
+from bilevel.outer.base import flatten
+from bilevel.outer.tolerance import loosened
+from bilevel.outer.trust import cap, first_step
+from bilevel.trees import PyTree
+
+_GROW = 2.0
+_REFUSALS = 6  # in a row
+
+
+class State(NamedTuple):
+    """``base``, the last accepted point, its ``value`` (infinite before the first) and ``slope``;
+    where the run's ``start`` was; the next ``step``, the ``ceiling`` on it after refusals;
+    evaluations ``seen``; ``refusals`` in a row.
+    """
+
+    base: Array
+    value: Array
+    slope: Array
+    start: Array
+    step: Array
+    ceiling: Array
+    seen: Array
+    refusals: Array
+
+
+@dataclass(frozen=True)
+class LineSearch:
+    """Back-tracking on the outer value, for hypergradients without noise.
+
+    One evaluation per outer step: a trial is accepted, or the next one is shorter. The first move
+    changes no hyperparameter by more than 0.5 (or a quarter of the largest at the start), later
+    ones by no more than the scale of the start and of what has been travelled. A trial where the
+    inner solver diverges is taken back. :class:`bilevel.outer.LBFGS` needs fewer evaluations.
+
+    Values of accepted points never rise by more than the tolerance of that moment allows. A run
+    ends with the last accepted point, or with the last trial where its value is lower.
+
+    Parameters
+    ----------
+    tolerance : relative accuracy of the first evaluation; 0 leaves the estimator as it is, and
+        accepts nothing but decrease.
+    decay : what it is multiplied by at each further evaluation. The estimator's own tolerances
+        (``LBFGS(tol=)``, ``Newton(tol=)``, ``CG(tol=)``, ``Auto(tolerance=)``) are where it ends.
+
+    Raises
+    ------
+    ValueError : a tolerance outside [0, 1), ``decay`` not positive or above 1.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> estimator = bl.Implicit(bl.LBFGS(tol=1e-8), steps=200, linear=bl.CG(tol=1e-8))
+    >>> outer = bl.outer.LineSearch(tolerance=0.01, decay=0.9)  # tune(problem, estimator, outer...
+    """
+
+    tolerance: Any = 0.01
+    decay: Any = 0.9
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that does not fall."""
+        require_tolerance("LineSearch", self.tolerance)
+        require_positive("LineSearch", "decay", self.decay)
+        if isinstance(self.decay, int | float) and self.decay > 1:
+            raise ValueError(f"LineSearch: decay must be at most 1, got {self.decay}.")
+
+    def init(self, params: PyTree) -> State:
+        """Nothing is known yet."""
+        flat = ravel_pytree(params)[0]
+        infinite, zero = jnp.full((), jnp.inf, flat.dtype), jnp.zeros((), flat.dtype)
+        none = jnp.zeros((), jnp.int32)
+        return State(flat, infinite, jnp.zeros_like(flat), flat, zero, infinite, none, none)
+
+    def update(
+        self, updates: PyTree, state: State, params: PyTree = None, *, value: Any = None, **_: Any
+    ) -> tuple[PyTree, State]:
+        """From the evaluation at ``params`` to the next trial."""
+        at, slope, value, back = flatten("LineSearch", updates, params, value)
+        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
+        value, slope = jnp.where(finite, value, jnp.inf), jnp.where(finite, slope, state.slope)
+        first = jnp.isinf(state.value)
+        known = jnp.where(first, value, state.value)
+        length, before = jnp.linalg.norm(at - state.base), state.slope @ (at - state.base)
+        change, size = jnp.where(finite, value - known, jnp.inf), jnp.abs(known)
+        rounding = 8 * jnp.finfo(at.dtype).eps * size
+        slack = self._at(state.seen).astype(at.dtype) * (size + length) + rounding
+        accepted = finite & (first | (change <= slack))
+        enough = finite & (change <= before / 2 + slack)
+
+        begun = first_step(at, value, slope, -slope)
+        parabola = -before / (2 * jnp.maximum(change - before, jnp.finfo(at.dtype).tiny))
+        least, most = jnp.where(accepted, 0.5, 0.1), jnp.where(accepted, 1.0, 0.5)
+        times = jnp.where(enough, _GROW, jnp.clip(parabola, least, most)).astype(at.dtype)
+        step = jnp.where(first, begun, times * state.step)
+        base, slope = jnp.where(accepted, at, state.base), jnp.where(accepted, slope, state.slope)
+        largest = jnp.max(jnp.abs(slope))
+        allowed = cap(state.start, base) / jnp.where(largest > 0, largest, 1)
+        step = jnp.minimum(jnp.minimum(step, allowed), state.ceiling)
+        after = State(
+            base=base,
+            value=jnp.where(accepted, value, state.value),
+            slope=slope,
+            start=state.start,
+            step=step,
+            ceiling=_GROW * state.ceiling,
+            seen=state.seen + 1,
+            refusals=jnp.zeros_like(state.refusals),
+        )
+        return back(base - step * slope - at), after
+
+    def best(self, state: State, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
+        """The last accepted point, or ``hyper`` where that is better; its value."""
+        flat, back = ravel_pytree(hyper)
+        better = value < state.value
+        return back(jnp.where(better, flat, state.base)), jnp.where(better, value, state.value)
+
+    def retreat(self, before: State, after: State, hyper: PyTree) -> tuple[State, Array]:
+        """A quarter of the step that was refused."""
+        again = before._replace(ceiling=after.step / 4, refusals=before.refusals + 1)
+        return again, again.refusals <= _REFUSALS
+
+    def loosen(self, estimator: Any, state: State) -> Any:
+        """The estimator as accurate as the next evaluation needs."""
+        return loosened(estimator, self._at(state.seen))
+
+    def _at(self, seen: Array) -> Array:
+        """The tolerance of evaluation ``seen``."""
+        return jnp.asarray(self.tolerance) * jnp.asarray(self.decay) ** seen
+
+
+jax.tree_util.register_dataclass(LineSearch, data_fields=["tolerance", "decay"], meta_fields=[])
