@@ -74,14 +74,7 @@ def meta(
     >>> jax.tree.map(jnp.shape, task.params)
     {'bias': (1,), 'kernel': (40, 1)}
     """
-    if adapt not in KINDS:
-        raise ValueError(f"adapt={adapt!r} must be one of {', '.join(KINDS)}.")
-    if learn_rates and adapt == "ridge":
-        raise ValueError("learn_rates needs steps, and adapt='ridge' solves for its head at once.")
-    if test_tasks < 2:
-        raise ValueError(f"test_tasks={test_tasks!r} must be at least 2: one has no interval.")
-    if not step_size > 0:
-        raise ValueError(f"step_size={step_size!r} must be a positive number.")
+    _check(adapt, learn_rates, test_tasks, step_size)
     if data == "sinusoid":
         family = sinusoids(
             shots=shots, queries=queries, pool=pool, test_tasks=test_tasks,
@@ -121,6 +114,17 @@ def meta(
         else partial(meta_picture.sinusoids, how, solver, family.test),
         notes=family.notes | {"adapt": adapt, "network": str(widths)},
     )
+
+
+def _check(adapt: str, learn_rates: bool, test_tasks: int, step_size: float) -> None:
+    if adapt not in KINDS:
+        raise ValueError(f"adapt={adapt!r} must be one of {', '.join(KINDS)}.")
+    if learn_rates and adapt == "ridge":
+        raise ValueError("learn_rates needs steps, and adapt='ridge' solves for its head at once.")
+    if test_tasks < 2:
+        raise ValueError(f"test_tasks={test_tasks!r} must be at least 2: one has no interval.")
+    if not step_size > 0:
+        raise ValueError(f"step_size={step_size!r} must be a positive number.")
 
 
 def _describe(hyper: PyTree) -> dict[str, float]:
