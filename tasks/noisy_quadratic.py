@@ -13,7 +13,7 @@ from jax import Array
 
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
-from tasks.rates import describe, picture
+from tasks.rates import describe, picture, space
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,18 @@ class Expected:
         return jnp.sum(batch[0] * copies**2) / 2
 
 
-def noisy_quadratic(steps: int, hyper: PyTree) -> Task:
+def noisy_quadratic(hyper: PyTree, largest: float) -> Task:
     """Curvatures 1 / i, noise of variance i / 100 in the gradient's zero, i = 1 .. 100; w = 1."""
-    dtype = jnp.result_type(float)
+    steps, dtype = len(hyper["rate"]), jnp.result_type(float)
     i = jnp.arange(1, 101, dtype=dtype)
     noise = jnp.zeros((steps, steps + 1, 100), dtype)
     noise = noise.at[jnp.arange(steps), jnp.arange(steps) + 1].set(jnp.sqrt(i / 100))
     curvature = 1 / i
-    problem = bl.Problem(NoisyQuadratic(), Expected())
+    problem = bl.Problem(NoisyQuadratic(), Expected(), space=space(hyper, largest))
 
     def measure(hyper: PyTree) -> Metrics:
-        rates = np.exp(np.asarray(hyper["log_rate"], float))
-        pull = hyper.get("logit_momentum", -np.inf)
-        pull = 1 / (1 + np.exp(-float(pull)))
-        return {"expected_loss": expected_loss(rates, pull)}
+        rates, momentum = np.asarray(hyper["rate"], float), float(hyper.get("momentum", 0.0))
+        return {"expected_loss": expected_loss(rates, momentum)}
 
     return Task(
         name="schedule quadratic",

@@ -1,7 +1,7 @@
 r"""The learning rate of every SGD step, and the momentum, tuned for the loss where training ends.
 
     w_{k+1} = w_k - rate_k v_{k+1},   v_{k+1} = momentum v_k + grad loss(w_k; batch_k),   k < T
-    outer(w_T)   of the validation rows;   h = (log rate_k, logit momentum)
+    outer(w_T)   of the validation rows;   h = (rate_1 .. rate_T, momentum)
 
 The solver's own step size and momentum are the hyperparameters: ``solver.step_size`` and
 ``solver.momentum`` are :class:`tasks.rates.Rate` and :class:`tasks.rates.Momentum`. Every outer
@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 import bilevel as bl
@@ -23,7 +22,7 @@ from tasks.base import PyTree, Task
 from tasks.data import Table, load
 from tasks.meta_networks import Dense, Network
 from tasks.noisy_quadratic import noisy_quadratic
-from tasks.rates import describe, picture
+from tasks.rates import describe, picture, space
 from tasks.schedule_judge import Judge
 from tasks.splits import split
 
@@ -45,6 +44,7 @@ def schedule(
     batch_size: int = 32,
     momentum: float | None = 0.5,
     start: float = 0.1,
+    largest: float = 3.0,
     widths: tuple[int, ...] = (32,),
     validation: float = 0.3,
     test: float = 0.3,
@@ -62,6 +62,7 @@ def schedule(
     batch_size : of the baselines' SGD, and of the runs that judge; the solver's must be the same.
     momentum : where it starts; ``None`` for none, neither tuned nor used.
     start : the learning rate of every step at the start.
+    largest : no learning rate exceeds it.
     widths : of the network's hidden layers.
     validation, test, rows, seed, root : as for :func:`tasks.ridge.ridge`.
     runs : trainings that judge a schedule, each from new weights with new minibatches.
@@ -73,29 +74,32 @@ def schedule(
     Examples
     --------
     >>> from tasks.schedule import schedule
-    >>> schedule("quadratic", steps=50, momentum=None).hyper["log_rate"].shape
+    >>> schedule("quadratic", steps=50, momentum=None).hyper["rate"].shape
     (50,)
     """
     for name, number in (("steps", steps), ("batch_size", batch_size), ("start", start)):
         if not number > 0:
             raise ValueError(f"{name}={number!r} must be positive.")
+    if not start < largest:
+        raise ValueError(f"start={start!r} must lie below largest={largest!r}.")
     if momentum is not None and not 0 < momentum < 1:
         raise ValueError(f"momentum={momentum!r} must lie between 0 and 1, or be null for none.")
     if runs < 2:
         raise ValueError(f"runs={runs!r} must be at least 2: one training has no interval.")
     dtype = jnp.result_type(float)
-    hyper = {"log_rate": jnp.full(steps, np.log(start), dtype)}
+    hyper = {"rate": jnp.full(steps, start, dtype)}
     if momentum is not None:
-        hyper["logit_momentum"] = jnp.asarray(np.log(momentum / (1 - momentum)), dtype)
+        hyper["momentum"] = jnp.asarray(momentum, dtype)
     if data == "quadratic":
-        return noisy_quadratic(steps, hyper)
+        return noisy_quadratic(hyper, largest)
     table = load(data, root, kind="classification")
-    return _network(table, hyper, widths, batch_size, validation, test, rows, runs, seed)
+    return _network(table, hyper, largest, widths, batch_size, validation, test, rows, runs, seed)
 
 
 def _network(
     table: Table,
     hyper: PyTree,
+    largest: float,
     widths: tuple[int, ...],
     batch_size: int,
     validation: float,
@@ -114,7 +118,7 @@ def _network(
         for X, y in (train, held, tested)
     ]
     network = Network(Dense(tuple(widths)), train[0].shape[1:], len(table.classes))
-    problem = bl.Problem(Classify(network), Classify(network))
+    problem = bl.Problem(Classify(network), Classify(network), space=space(hyper, largest))
     data = bl.Data(inner=levels[0], outer=levels[1])
     judge = Judge(problem, network, data, levels[2], batch_size, runs, seed)
     return Task(
@@ -127,5 +131,5 @@ def _network(
         baselines=lambda: schedule_baselines.network(judge, hyper),
         describe=describe,
         picture=picture,
-        notes={"steps": len(hyper["log_rate"]), "rows": [len(level[1]) for level in levels]},
+        notes={"steps": len(hyper["rate"]), "rows": [len(level[1]) for level in levels]},
     )

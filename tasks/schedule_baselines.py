@@ -15,15 +15,14 @@ SEGMENTS = 10
 
 def network(judge: Any, hyper: PyTree) -> dict[str, Metrics]:
     """Judged on the test rows; they choose by the validation loss of other runs."""
-    steps = len(hyper["log_rate"])
+    steps = len(hyper["rate"])
     shapes = {
         f"best constant rate (of {RATES.size})": np.ones(steps),
         f"cosine, best peak (of {RATES.size})": (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2,
     }
 
     def with_rates(rates: np.ndarray) -> PyTree:
-        log_rate = np.log(np.maximum(rates, 1e-8))
-        return hyper | {"log_rate": jnp.asarray(log_rate, hyper["log_rate"].dtype)}
+        return hyper | {"rate": jnp.asarray(rates, hyper["rate"].dtype)}
 
     keys = judge.keys(2)
     starts = jax.vmap(judge.network.init)(keys)
@@ -48,15 +47,15 @@ def _greedy(judge: Any, hyper: PyTree, starts: PyTree, keys: Array) -> np.ndarra
 
     What has been trained stays: a short horizon is what makes this cheap, and wrong.
     """
-    lengths = [len(part) for part in np.array_split(np.arange(len(hyper["log_rate"])), SEGMENTS)]
+    lengths = [len(part) for part in np.array_split(np.arange(len(hyper["rate"])), SEGMENTS)]
     outer = jax.jit(jax.vmap(judge.problem.outer, in_axes=(0, None, None)))
     rates: list[float] = []
     for segment, length in enumerate(lengths):
         moved = jax.vmap(lambda key, n=segment: jax.random.fold_in(key, n))(keys)
         best = (np.inf, starts, RATES[0])
         for rate in RATES:
-            constant = jnp.full(length, np.log(rate), hyper["log_rate"].dtype)
-            ends = judge.ends(hyper | {"log_rate": constant}, starts, moved)
+            constant = jnp.full(length, rate, hyper["rate"].dtype)
+            ends = judge.ends(hyper | {"rate": constant}, starts, moved)
             loss = float(jnp.mean(outer(ends, hyper, judge.data.outer)))
             if loss < best[0]:
                 best = (loss, ends, rate)

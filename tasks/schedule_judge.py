@@ -32,7 +32,7 @@ class Judge:
 
     def solver(self, hyper: PyTree) -> bl.SGD:
         """SGD that reads the schedule."""
-        momentum = Momentum() if "logit_momentum" in hyper else None
+        momentum = Momentum() if "momentum" in hyper else None
         return bl.SGD(
             step_size=Rate(), batch_size=self.batch_size, momentum=momentum, sampling="epoch"
         )
@@ -40,7 +40,7 @@ class Judge:
     def ends(self, hyper: PyTree, starts: PyTree, keys: Array) -> PyTree:
         """The weights after training from each of ``starts``."""
         return _train(
-            self.problem, self.solver(hyper), len(hyper["log_rate"]), hyper, starts, self.data, keys
+            self.problem, self.solver(hyper), len(hyper["rate"]), hyper, starts, self.data, keys
         )
 
     def keys(self, stream: int) -> Array:

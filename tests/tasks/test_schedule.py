@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import bilevel as bl
+from bilevel.outer import Auto
 from tasks import noisy_quadratic as known
-from tasks.rates import Momentum, Rate, bounded_adam
+from tasks.rates import Momentum, Rate
 from tasks.schedule import schedule
 
 # V10, measured apart.
@@ -37,15 +39,15 @@ def test_expected_loss_and_its_derivative(momentum: float | None, x64) -> None:
     task = schedule("quadratic", steps=12, momentum=momentum)
     rates = np.random.default_rng(0).uniform(0.1, 1.9, 12)
     estimator = bl.Reverse(quadratic_solver(momentum is not None), steps=12)
-    hyper = task.hyper | {"log_rate": jnp.log(rates)}
+    hyper = task.hyper | {"rate": jnp.asarray(rates)}
     found, _ = bl.hypergradient(task.problem, estimator, hyper, task.params, task.data, KEY)
     assert found.value == pytest.approx(known.expected_loss(rates, momentum or 0.0), rel=1e-12)
     for k in (0, 7, 11):
         high, low = (
-            known.expected_loss(rates * np.exp(s * np.eye(12)[k]), momentum or 0.0)
+            known.expected_loss(rates + s * np.eye(12)[k], momentum or 0.0)
             for s in (1e-5, -1e-5)
         )
-        assert found.grad["log_rate"][k] == pytest.approx((high - low) / 2e-5, rel=1e-6)
+        assert found.grad["rate"][k] == pytest.approx((high - low) / 2e-5, rel=1e-6)
 
 
 def test_moments_are_those_of_simulated_noise() -> None:
@@ -62,19 +64,19 @@ def test_moments_are_those_of_simulated_noise() -> None:
 
 
 @pytest.mark.slow
-def test_v10_the_whole_horizon(x64) -> None:
+@pytest.mark.parametrize("outer", [bl.transform(optax.adam, learning_rate=0.1), Auto()])
+def test_v10_the_whole_horizon(outer, x64) -> None:
     """100 evaluations from .1 on: <= .0140, far below what a horizon of one step finds."""
-    task = schedule("quadratic", momentum=None)
+    task = schedule("quadratic", momentum=None, largest=1.99)
     result = bl.tune(
-        task.problem, bl.Reverse(quadratic_solver(False), steps=100),
-        bl.transform(bounded_adam, learning_rate=0.1, most=1.99), task.hyper, task.params,
-        task.data, steps=100, key=KEY, warm_start=False,
+        task.problem, bl.Reverse(quadratic_solver(False), steps=100), outer, task.hyper,
+        task.params, task.data, steps=100, key=KEY, warm_start=False,
     )  # fmt: skip
-    value = float(result.history["value"][-1])
+    value = float(np.min(result.history["value"]))
+    print(value)
     assert OPTIMUM - 1e-6 <= value <= 0.0140
-    exact = task.metrics(result.state.hyper, None)["expected_loss"]
-    assert value == pytest.approx(exact, rel=1e-10)
-    assert np.max(np.exp(result.hyper["log_rate"])) <= 1.99 * (1 + 1e-12)
+    assert task.metrics(result.hyper, None)["expected_loss"] <= value * (1 + 1e-10)
+    assert np.max(result.hyper["rate"]) <= 1.99
 
 
 def test_hypergradient_of_a_training_is_the_central_difference(x64) -> None:
@@ -89,7 +91,7 @@ def test_hypergradient_of_a_training_is_the_central_difference(x64) -> None:
         return bl.hypergradient(problem, estimator, hyper, task.params, data, KEY)[0]
 
     rng, step = np.random.default_rng(0), 1e-5
-    along = jax.tree.map(lambda h: rng.normal(size=h.shape), task.hyper)
+    along = jax.tree.map(lambda h: 0.1 * rng.normal(size=h.shape), task.hyper)
     high, low = (
         estimate(jax.tree.map(lambda h, d, s=s: h + s * d, task.hyper, along)).value
         for s in (step, -step)
@@ -108,6 +110,8 @@ def test_problems_of_two_seeds_are_equal() -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"steps=0 must be positive"):
         schedule(steps=0)
+    with pytest.raises(ValueError, match=r"start=3.0 must lie below largest=2.0"):
+        schedule(start=3.0, largest=2.0)
     with pytest.raises(ValueError, match=r"momentum=1.0 must lie between 0 and 1"):
         schedule(momentum=1.0)
     with pytest.raises(ValueError, match=r"runs=1 must be at least 2"):
