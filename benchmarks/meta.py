@@ -57,7 +57,7 @@ def main() -> None:
     from tasks.meta import meta
 
     task, key = meta(), jax.random.key(0)
-    network: Any = task.problem.inner.how.network  # pyright: ignore[reportFunctionMemberAccess]
+    network: Any = task.problem.inner.loss.how.network  # pyright: ignore[reportFunctionMemberAccess]
     estimator = bl.Sampled(bl.Reverse(bl.GradientDescent(INNER), steps=1), TASKS)
     outer = bl.transform(optax.adam, learning_rate=OUTER)
     alone = by_hand(network, task.data, args.steps)

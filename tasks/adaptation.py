@@ -75,9 +75,10 @@ class Adaptation:
 
     def problem(self) -> bl.Problem:
         """The inner and the outer loss of one task; batches are ``(X [n, *shape], y)``."""
+        inner = bl.OutputLoss(Outputs(self), Learn(self))
         if self.kind == "ridge":
-            return bl.Problem(Learn(self), Judge(self), quadratic=True)
-        return bl.Problem(Learn(self), Judge(self), start=Begin(self))
+            return bl.Problem(inner, Judge(self), quadratic=True)
+        return bl.Problem(inner, Judge(self), start=Begin(self))
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,23 @@ class Begin:
 
 
 @dataclass(frozen=True)
-class Learn:
-    """The loss on the examples to learn from, with what holds the params back."""
+class Outputs:
+    """What the network says of the examples of a batch."""
 
     how: Adaptation
 
     def __call__(self, params: PyTree, hyper: PyTree, batch: Any) -> Array:
-        X, y = batch
-        outputs = self.how.outputs(params, hyper, X)
+        return self.how.outputs(params, hyper, batch[0])
+
+
+@dataclass(frozen=True)
+class Learn:
+    """The loss of outputs on the examples to learn from, with what holds the params back."""
+
+    how: Adaptation
+
+    def __call__(self, outputs: Array, params: PyTree, hyper: PyTree, batch: Any) -> Array:
+        y = batch[1]
         if self.how.kind == "ridge":
             if self.how.classes:
                 y = jax.nn.one_hot(y, outputs.shape[-1], dtype=outputs.dtype)

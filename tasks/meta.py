@@ -22,7 +22,9 @@ from tasks.base import Metrics, PyTree, Task
 from tasks.families import Family, omniglot, sinusoids
 from tasks.meta_networks import Convolutions, Dense, Network
 
-REPORTED = (1, 6, 11)  # steps of adaptation after which test tasks are judged
+# Steps of adaptation after which test tasks are judged; before any, too: what adaptation adds.
+REPORTED = {"ridge": (1,), "proximal": (10, 0)}
+STEPS = (1, 6, 11, 0)
 
 
 def meta(
@@ -53,7 +55,7 @@ def meta(
         (iMAML) or ``"ridge"`` (hyper-representation).
     shots, queries : examples to learn from and to be judged by; for Omniglot of each class.
     ways : classes of an Omniglot task.
-    step_size : of the steps by which test tasks adapt; where learned rates start.
+    step_size : of the steps by which test tasks adapt (all, head); where learned rates start.
     learn_rates : learn one rate for each adapted parameter too; needs the solver's
         ``step_size=tasks.adaptation.LearnedRates()``.
     strength : of the pull towards the start (proximal).
@@ -96,10 +98,8 @@ def meta(
     params = how.params(hyper)
     if learn_rates:
         hyper["log_rates"] = jax.tree.map(lambda w: jnp.full_like(w, np.log(step_size)), params)
-    rates = LearnedRates() if learn_rates else step_size
-    solver = bl.Direct() if adapt == "ridge" else bl.GradientDescent(step_size=rates)
     measure = partial(_metrics, how, family, step_size)
-    trained = (network, family, step_size, baseline_steps, seed)
+    trained = (network, family, baseline_steps, seed)
     return Task(
         name=f"meta {data}",
         problem=how.problem(),
@@ -111,7 +111,7 @@ def meta(
         describe=_describe,
         picture=None
         if family.classes
-        else partial(meta_picture.sinusoids, how, solver, family.test),
+        else partial(meta_picture.sinusoids, how, _solver(how, step_size, hyper), family.test),
         notes=family.notes | {"adapt": adapt, "network": str(widths)},
     )
 
@@ -119,8 +119,8 @@ def meta(
 def _check(adapt: str, learn_rates: bool, test_tasks: int, step_size: float) -> None:
     if adapt not in KINDS:
         raise ValueError(f"adapt={adapt!r} must be one of {', '.join(KINDS)}.")
-    if learn_rates and adapt == "ridge":
-        raise ValueError("learn_rates needs steps, and adapt='ridge' solves for its head at once.")
+    if learn_rates and adapt not in ("all", "head"):
+        raise ValueError(f"learn_rates needs gradient steps, and adapt={adapt!r} minimises.")
     if test_tasks < 2:
         raise ValueError(f"test_tasks={test_tasks!r} must be at least 2: one has no interval.")
     if not step_size > 0:
@@ -142,17 +142,19 @@ def _describe(hyper: PyTree) -> dict[str, float]:
     return facts
 
 
-def _metrics(how: Adaptation, family: Family, step_size: float, hyper: PyTree) -> Metrics:
-    """Means over the test tasks after each reported number of steps, and half their 95 % intervals.
+def _solver(how: Adaptation, step_size: float, hyper: PyTree) -> Any:
+    """How test tasks adapt: where the params are a minimiser, to the minimum."""
+    if how.kind in ("ridge", "proximal"):
+        return bl.Direct() if how.kind == "ridge" else bl.LBFGS()
+    return bl.GradientDescent(step_size=LearnedRates() if "log_rates" in hyper else step_size)
 
-    Before any step too: what adaptation adds is the ratio to that.
-    """
-    closed = how.kind == "ridge"
-    rates = LearnedRates() if "log_rates" in hyper else step_size
-    solver = bl.Direct() if closed else bl.GradientDescent(step_size=rates)
+
+def _metrics(how: Adaptation, family: Family, step_size: float, hyper: PyTree) -> Metrics:
+    """Means over the test tasks after each reported number of steps, half their 95 % intervals."""
+    solver = _solver(how, step_size, hyper)
     name, metrics, halves = "error" if family.classes else "mse", {}, {}
-    for steps in (1,) if closed else (*REPORTED, 0):
-        at = "" if closed else f"@{steps}"
+    for steps in REPORTED.get(how.kind, STEPS):
+        at = "" if how.kind == "ridge" else f"@{steps}"
         scores = np.asarray(_scores(how, solver, steps, hyper, family.test))
         mean, spread = float(scores.mean()), float(scores.std(ddof=1))
         metrics[name + at] = mean

@@ -25,7 +25,6 @@ def run(
     how: Adaptation,
     network: Network,
     family: Family,
-    step_size: float,
     steps: int,
     seed: int,
 ) -> dict[str, Metrics]:

@@ -168,7 +168,7 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         meta(adapt="everything")
     with pytest.raises(ValueError, match=r"data='cosine' must be sinusoid or omniglot"):
         meta("cosine")
-    with pytest.raises(ValueError, match=r"learn_rates needs steps"):
+    with pytest.raises(ValueError, match=r"learn_rates needs gradient steps"):
         meta(adapt="ridge", learn_rates=True)
     with pytest.raises(ValueError, match=r"there is no .*omniglot_background.npz"):
         meta("omniglot", root=str(tmp_path))
