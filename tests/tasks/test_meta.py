@@ -61,7 +61,8 @@ def test_implicit_maml_of_a_linear_model_is_the_closed_form(x64) -> None:
     H = 2 * X.T @ X / len(y) + strength * np.eye(2)
     w = np.linalg.solve(H, 2 * X.T @ y / len(y) + strength * flat(task.hyper["start"]["head"]))
     expected = strength * np.linalg.solve(H, 2 * Xq.T @ (Xq @ w - yq) / len(yq))
-    implicit = bl.Implicit(bl.GradientDescent(0.03), steps=600, linear=bl.CG(tol=1e-12))
+    linear = bl.GaussNewton(bl.CG(tol=1e-12))  # here the Hessian itself
+    implicit = bl.Implicit(bl.GradientDescent(0.03), steps=600, linear=linear)
     estimate, state = bl.hypergradient(
         task.problem, bl.Sampled(implicit, 2), task.hyper, task.params, task.data, KEY
     )
@@ -123,10 +124,9 @@ def test_maml_is_the_central_difference_of_numpy(x64) -> None:
 
 
 def test_problems_of_two_seeds_are_equal() -> None:
-    for adapt in ("all", "ridge"):
-        one, two = (meta(adapt=adapt, **(SMALL | {"seed": seed})) for seed in (0, 1))
-        assert one.problem == two.problem
-        assert not jnp.array_equal(one.data.inner[0], two.data.inner[0])
+    one, two = (meta(widths=(3,), **(SMALL | {"seed": seed})) for seed in (0, 1))
+    assert one.problem == two.problem
+    assert not np.array_equal(one.data.inner[0], two.data.inner[0])
     assert one.problem != meta(adapt="ridge", widths=(3,), **SMALL).problem
 
 
