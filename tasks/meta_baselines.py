@@ -30,8 +30,8 @@ def run(
 ) -> dict[str, Metrics]:
     """Each baseline's start (or representation), judged in the way of the run itself."""
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    start = jax.jit(network.init)(jax.random.key(seed))
-    plain = how.hyper(jax.random.key(seed))
+    plain = jax.jit(how.hyper)(jax.random.key(seed))
+    start = plain["start"] if "start" in plain else jax.jit(network.init)(jax.random.key(seed))
 
     def judged(weights: PyTree) -> Metrics:
         shared = {"start": weights} if "start" in plain else plain | {"body": weights["body"]}

@@ -25,12 +25,10 @@ def network(judge: Any, hyper: PyTree) -> dict[str, Metrics]:
         return hyper | {"rate": jnp.asarray(rates, hyper["rate"].dtype)}
 
     keys = judge.keys(2)
-    starts = jax.vmap(judge.network.init)(keys)
+    starts = judge.starts(keys)
 
     def validation_loss(rates: np.ndarray) -> float:
-        ends = judge.ends(with_rates(rates), starts, keys)
-        loss = jax.vmap(judge.problem.outer, in_axes=(0, None, None))
-        return float(jnp.mean(jax.jit(loss)(ends, hyper, judge.data.outer)))
+        return judge.losses(judge.ends(with_rates(rates), starts, keys)).mean()
 
     found = {}
     for name, shape in shapes.items():
@@ -48,7 +46,6 @@ def _greedy(judge: Any, hyper: PyTree, starts: PyTree, keys: Array) -> np.ndarra
     What has been trained stays: a short horizon is what makes this cheap, and wrong.
     """
     lengths = [len(part) for part in np.array_split(np.arange(len(hyper["rate"])), SEGMENTS)]
-    outer = jax.jit(jax.vmap(judge.problem.outer, in_axes=(0, None, None)))
     rates: list[float] = []
     for segment, length in enumerate(lengths):
         moved = jax.vmap(lambda key, n=segment: jax.random.fold_in(key, n))(keys)
@@ -56,7 +53,7 @@ def _greedy(judge: Any, hyper: PyTree, starts: PyTree, keys: Array) -> np.ndarra
         for rate in RATES:
             constant = jnp.full(length, rate, hyper["rate"].dtype)
             ends = judge.ends(hyper | {"rate": constant}, starts, moved)
-            loss = float(jnp.mean(outer(ends, hyper, judge.data.outer)))
+            loss = judge.losses(ends).mean()
             if loss < best[0]:
                 best = (loss, ends, rate)
         _, starts, rate = best

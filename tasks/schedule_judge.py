@@ -48,21 +48,32 @@ class Judge:
         key = jax.random.fold_in(jax.random.key(self.seed), stream)
         return jax.random.split(key, self.runs)
 
+    def starts(self, keys: Array) -> PyTree:
+        """New weights, one for each key."""
+        return _starts(self.network, keys)
+
+    def losses(self, ends: PyTree) -> np.ndarray:
+        """Validation loss of each training."""
+        return np.asarray(_scores(self.network, ends, self.data.outer)[1])
+
     def __call__(self, hyper: PyTree) -> Metrics:
         """Mean error rate on the test rows with half its 95 % interval, accuracy, and losses."""
         keys = self.keys(1)
-        starts = jax.vmap(self.network.init)(keys)
-        ends = self.ends(hyper, starts, keys)
+        ends = self.ends(hyper, self.starts(keys), keys)
         errors, losses = (np.asarray(x) for x in _scores(self.network, ends, self.test))
-        _, validation = _scores(self.network, ends, self.data.outer)
         half = 1.96 * float(errors.std(ddof=1)) / self.runs**0.5
         return {
             "test_error": float(errors.mean()),
             "test_accuracy": 1 - float(errors.mean()),
             "test_log_loss": float(losses.mean()),
-            "validation_log_loss": float(validation.mean()),
+            "validation_log_loss": float(self.losses(ends).mean()),
             "±": half,
         }
+
+
+@partial(jax.jit, static_argnames="network")
+def _starts(network: Network, keys: Array) -> PyTree:
+    return jax.vmap(network.init)(keys)
 
 
 @partial(jax.jit, static_argnames=("problem", "steps"))
