@@ -20,7 +20,8 @@ def sinusoids(
     """Four test tasks: their points, the curve behind them, the network after some steps."""
     del params
     x = jnp.linspace(-5.0, 5.0, 200)[:, None]
-    for i, place in enumerate(figure.subplots(1, 4, sharey=True)):
+    places = figure.subplots(1, 4, sharey=True)
+    for i, place in enumerate(places):
         task = jax.tree.map(lambda leaf, i=i: leaf[i], tasks)
         (X, y), (Xq, yq) = jax.tree.map(np.asarray, (task.inner, task.outer))
         order = np.argsort(Xq[:, 0])
@@ -30,7 +31,7 @@ def sinusoids(
             place.plot(x[:, 0], found[:, 0], f"C0{style}", label=f"after {steps} steps")
         place.plot(X[:, 0], y[:, 0], "ko", markersize=4, label="what is shown of it")
         place.set(xlabel="x")
-    place.legend(fontsize="small")
+    places[-1].legend(fontsize="small")
 
 
 @partial(jax.jit, static_argnames=("how", "steps"))
