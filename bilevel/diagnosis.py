@@ -84,6 +84,7 @@ def explain(
 _CURES = {
     "w": "Use a smaller step_size or a larger batch.",
     "v": "Use a smaller adjoint_step, or a smaller step_size of its series, or a larger batch.",
+    "y": "Use a smaller free_step or a larger batch.",
     "lambda": "Use a smaller outer step.",
 }
 

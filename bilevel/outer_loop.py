@@ -11,16 +11,21 @@ from jax import Array
 
 from bilevel import early_stopping
 from bilevel.adaptive import Adaptive, columns, observe
-from bilevel.divergence import astray, diverged
+from bilevel.divergence import astray
 from bilevel.early_stopping import EarlyStopping
-from bilevel.estimate import Estimate
-from bilevel.estimators.base import Estimator, fresh, of_one_call, solver_of
+from bilevel.estimate import Estimate, Lower
+from bilevel.estimators.base import Estimator, NamesVariables
 from bilevel.history import blank, columns_of, written
-from bilevel.outer.base import Keeps, Loosens, Retreats
+from bilevel.outer.base import Keeps, Retreats
 from bilevel.outer.placed import as_moved, columns_of_space, inside, update
+from bilevel.outer_step import advanced, judged
 from bilevel.problem import Data, Problem
 from bilevel.run_state import State, Stop, inner_residual
 from bilevel.trees import PyTree, norm
+
+_STRIDE = 8  # moves between two looks at an estimator that names its variables
+_SETTLE = 4  # but not of the first ones
+_DONE = 3
 
 Record = Callable[[PyTree, PyTree, Estimate], dict[str, Array]]
 
@@ -37,65 +42,6 @@ def final(tx: Any, state: State, diverged: Array) -> PyTree:
         return jax.tree.map(lambda x, y: jnp.where(state.step > 0, x, y), best, state.hyper)
     keep = diverged | (state.step == 0)
     return jax.lax.cond(keep, lambda: state.hyper, lambda: proposed(tx, state))
-
-
-def outer_step(
-    problem: Problem,
-    estimator: Estimator,
-    tx: Any,
-    data: Data,
-    state: State,
-    key: Array,
-    *,
-    warm_start: bool,
-    limit: Array,
-) -> tuple[State, Stop, Estimate]:
-    """Update ``hyper``, estimate there; the state advances even if the solver diverged.
-
-    If it did, and the rule knows how to come back, the state is the old one with a shorter update
-    to follow. The estimate is the one made, without value and gradient if it was refused so.
-    """
-    first = state.step == 0
-    hyper, outer = jax.lax.cond(
-        first,
-        lambda: (state.hyper, state.outer),
-        lambda: update(tx, state.estimate, state.outer, state.hyper),
-    )
-    if isinstance(inside(tx), Loosens):
-        estimator = tx.loosen(estimator, outer)
-    lower = state.lower
-    if not warm_start:
-        cold = fresh(problem, estimator, hyper, state.start, data, key)
-        lower = jax.tree.map(lambda x, y: x.astype(y.dtype), cold, state.lower)
-    estimate, after = estimator.step(problem, hyper, lower, data, key)
-    seen = of_one_call(estimator, data, key)
-    solver = solver_of(estimator, problem, hyper, after.params, seen)
-    lost = astray(estimator, estimate, after, limit)
-    bad = diverged(problem, solver, hyper, state, lower, estimate, after, seen, limit)
-    bad = jnp.any(jnp.stack([bad, *lost.values()]))
-    residual = inner_residual(estimate)
-    new = dataclasses.replace(
-        state,
-        step=state.step + 1,
-        hyper=hyper,
-        estimate=estimate,
-        outer=outer,
-        lower=after,
-        floor=jnp.maximum(residual, 0.9 * state.floor),
-    )
-    stop = Stop(bad, estimate.value, residual, inner_residual(state.estimate), lost)
-    if isinstance(inside(tx), Retreats):
-        back, hopeful = tx.retreat(state.outer, outer, hyper)
-        again = bad & hopeful & ~first
-        shorter = jax.tree.map(lambda x, y: jnp.where(again, x, y), back, state.outer)
-        old = dataclasses.replace(state, outer=shorter, step=state.step + again)
-        new = jax.lax.cond(bad, lambda: old, lambda: new)
-        stop = dataclasses.replace(stop, diverged=bad & ~again)
-        value, grad = jax.tree.map(
-            lambda x: jnp.where(again, jnp.nan, x), (estimate.value, estimate.grad)
-        )
-        estimate = Estimate(value, grad, estimate.evidence)
-    return new, stop, estimate
 
 
 def block(
@@ -117,45 +63,89 @@ def block(
 
     If ``adaptive``, it also ends where the inner work is to grow, which is the caller's to do.
     Where a step diverged, those before it are done again: to keep each state until its successor
-    has been judged would copy it at every step, tables of minibatch gradients included.
+    has been judged would copy it at every step, tables of minibatch gradients included. Where it
+    was one of a stride, the block is done again before, with a judgement on every step.
     """
     begun, keys = state, _keys(state, length)
+    plain = warm_start and stopping is None and adaptive is None
+    strides = (
+        plain and isinstance(estimator, NamesVariables) and not isinstance(inside(tx), Retreats)
+    )
 
     def row(state: State, made: Estimate) -> dict[str, Array]:
         values = _row(tx, record, state, made) | early_stopping.columns(stopping, state)
         return values | columns(adaptive, state.work, as_moved(tx, made, state.outer))
 
     def unfinished(carry: Any) -> Array:
-        state, stop, _, k, count = carry
+        state, stop, _, k, count, _ = carry
         ended = stop.diverged | early_stopping.over(stopping, state)
         return (k < count) & ~ended & (state.work.level == begun.work.level)
 
+    def step(state: State, k: Array) -> tuple[State, Lower]:
+        return advanced(problem, estimator, tx, data, state, keys[k], warm_start)
+
+    def judge(before: State, began: Lower, state: State, k: Array) -> Any:
+        return judged(problem, estimator, tx, data, before, began, state, keys[k], limit)
+
     def advance(carry: Any) -> Any:
-        state, _, history, k, count = carry
-        state, stop, made = outer_step(
-            problem, estimator, tx, data, state, keys[k], warm_start=warm_start, limit=limit
-        )
+        before, _, history, k, count, careful = carry
+        state, began = step(before, k)
+        state, stop, made = judge(before, began, state, k)
         state = early_stopping.observe(stopping, state)
         history = written(history, k, row(state, made))
         work = observe(adaptive, state.work, as_moved(tx, state.estimate, state.outer))
-        return dataclasses.replace(state, work=work), stop, history, k + 1, count
+        return dataclasses.replace(state, work=work), stop, history, k + 1, count, careful
+
+    def stride(carry: Any) -> Any:
+        before, _, history, k, count, careful = carry
+        end = jnp.where(careful, k + 1, jnp.minimum(k + _to_look(before.step), count))
+
+        def move(carry: Any) -> Any:
+            state, history, k = carry
+            state, _ = step(state, k)
+            return state, written(history, k, row(state, state.estimate)), k + 1
+
+        state, history, k = jax.lax.while_loop(
+            lambda carry: carry[2] < end, move, (before, history, k)
+        )
+        looked, stop, _ = judge(before, before.lower, state, k - 1)
+        # A block may end anywhere: a look that it forces leaves no trace, so that a run that is
+        # cut goes on bit for bit.
+        due = (state.step <= _SETTLE) | (state.step % _STRIDE == 0)
+        state = _where(careful | due, looked, state)
+        history = written(history, k - 1, row(state, state.estimate))
+        return state, stop, history, k, count, careful
 
     def attempt(carry: Any) -> Any:
-        _, _, first, _, count = carry
-        state, stop, history, k, _ = jax.lax.while_loop(
-            unfinished, advance, (begun, going, empty, jnp.zeros((), jnp.int32), count)
+        _, _, stop, phase, count = carry
+        begin = (begun, going, empty, jnp.zeros((), jnp.int32), count, phase > 0)
+        state, new, history, k, _, _ = jax.lax.while_loop(
+            unfinished, stride if strides else advance, begin
         )
-        first = jax.tree.map(partial(jnp.where, first.diverged), first, stop)
-        return state, history, first, stop.diverged, k - 1
+        stop = _where(new.diverged, new, stop)
+        count = jnp.where(phase == 0, k, k - 1)
+        return state, history, stop, jnp.where(stop.diverged, phase + 1, _DONE), count
 
     like = jax.eval_shape(row, state, state.estimate)
     empty = blank(like, length)
     residual = inner_residual(state.estimate)
     lost = jax.tree.map(jnp.zeros_like, astray(estimator, state.estimate, state.lower, limit))
     going = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
-    carry = (state, empty, going, jnp.array(True), jnp.asarray(count, jnp.int32))
-    state, history, stop, _, _ = jax.lax.while_loop(lambda carry: carry[3], attempt, carry)
+    # Phases: by strides; if that diverged, step by step up to there; then up to the step before.
+    phase = jnp.asarray(0 if strides else 1, jnp.int32)
+    carry = (state, empty, going, phase, jnp.asarray(count, jnp.int32))
+    state, history, stop, _, _ = jax.lax.while_loop(lambda c: c[3] < _DONE, attempt, carry)
     return state, stop, columns_of(history, like)
+
+
+def _to_look(step: Array) -> Array:
+    """Moves to the next look: after each of the first few, then after every so many."""
+    return jnp.where(step < _SETTLE, 1, _STRIDE - step % _STRIDE)
+
+
+def _where(flag: Array, new: PyTree, old: PyTree) -> PyTree:
+    """``new`` or ``old``; what is the same object in both is not selected between."""
+    return jax.tree.map(lambda x, y: x if x is y else jnp.where(flag, x, y), new, old)
 
 
 def _keys(state: State, length: int) -> Array:

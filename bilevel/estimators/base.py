@@ -35,7 +35,29 @@ class Estimator(Protocol):
 
 @runtime_checkable
 class NamesVariables(Protocol):
-    """An estimator that moves more than the params, and says which variable has diverged."""
+    """An estimator that moves more than the params, and says which variable has diverged.
+
+    Its step is a move and a look at it. Moves are so cheap that a look costs as much: it may come
+    after several of them.
+    """
+
+    def move(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> tuple[Estimate, Lower]:
+        """``step`` without measuring anything; the evidence is that of the last look."""
+        ...
+
+    def look(
+        self,
+        problem: Problem,
+        hyper: PyTree,
+        before: Lower,
+        estimate: Estimate,
+        after: Lower,
+        data: Data,
+    ) -> tuple[Estimate, Lower]:
+        """What ``step`` returns: the evidence measured, where that is due."""
+        ...
 
     def astray(self, estimate: Estimate, after: Lower, limit: Any) -> dict[str, Array]:
         """Each variable's name, and whether it has left all bounds, ``()``, boolean."""

@@ -1,7 +1,7 @@
 """Minibatches of one level: independent draws, or fixed blocks where a table is indexed by them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -62,19 +62,23 @@ class Batches:
         """The next minibatch and the sampler's state."""
         return self._draw(self._sampler(data), data, key, state)
 
+    def ahead(
+        self, data: PyTree, keys: Callable[[Array], Array], state: Any, count: int
+    ) -> tuple[Callable[[Array], Drawn], Any]:
+        """``i -> minibatch i`` of the next ``count``, drawn with ``keys(i)``, and the state."""
+        sampler, items = self._sampler(data)
+        none = jnp.zeros((), jnp.int32)
+        if self.size is None:
+            return lambda i: Drawn(data, none), state
+        rows, state = sampler.ahead(items, keys, state, count)
+        if self.blocks:
+            return lambda i: Drawn(None, rows[i, 0]), state
+        return lambda i: Drawn(jax.tree.map(lambda leaf: take(leaf, rows[i]), data), none), state
+
     def draw_iid(self, data: PyTree, key: Array, count: int) -> Callable[[Array], Drawn]:
         """``i -> minibatch i`` of ``count`` independent ones, drawn with ``fold_in(key, i)``."""
-        _, items = self._sampler(data)
-        blocks = self.blocks and self.size is not None
-        sampler = Sampler(1 if blocks else self.size, "iid")
-        if sampler.batch_size is None:
-            return lambda i: Drawn(data, jnp.zeros((), jnp.int32))
-        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
-        rows = jax.vmap(lambda key: sampler.indices(items, key, ())[0])(keys)
-        if blocks:
-            return lambda i: Drawn(None, rows[i, 0])
-        zero = jnp.zeros((), jnp.int32)
-        return lambda i: Drawn(jax.tree.map(lambda leaf: take(leaf, rows[i]), data), zero)
+        independent = replace(self, sampling="iid")
+        return independent.ahead(data, partial(jax.random.fold_in, key), (), count)[0]
 
     def _sampler(self, data: PyTree) -> tuple[Sampler, PyTree]:
         if not self.blocks or self.size is None:

@@ -1,21 +1,23 @@
-"""What the stochastic estimators share: minibatches of both levels, steps, the watch."""
+"""What the stochastic estimators share: minibatches of both levels, and steps."""
 
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 from bilevel import messages
-from bilevel.estimate import Estimate, Lower, begin
-from bilevel.problem import Data
+from bilevel.estimate import Counts, Lower, begin
+from bilevel.problem import Data, Problem
 from bilevel.schedules import evaluate
 from bilevel.single_loop.batches import Batches
 from bilevel.single_loop.moving import as_rate, begin_rate
-from bilevel.single_loop.watch import astray
+from bilevel.single_loop.watched import Watched, often
 from bilevel.transform import Fixed, Transform
 from bilevel.trees import PyTree
 
 
-class Stochastic:
+class Stochastic(Watched):
     """Fields ``step_size, adjoint_step, batch_size, sampling, check_every`` and their meaning."""
 
     step_size: Any
@@ -61,7 +63,7 @@ class Stochastic:
         return self.step_size, self.step_size if self.adjoint_step is None else self.adjoint_step
 
     def _every(self, data: Data) -> int:
-        return self.check_every or max(128, 10 * max(self._counts(data)))
+        return self.check_every or often(self._counts(data))
 
     def init(self, params: PyTree, data: Data) -> Lower:
         """Start point, samplers, states of the two steps; all else begins at zero."""
@@ -71,9 +73,21 @@ class Stochastic:
         rates = tuple(begin_rate(rate, params) for rate in self._rates())
         return begin(params, (inner.init(data.inner), outer.init(data.outer), rates))
 
-    def astray(self, estimate: Estimate, after: Lower, limit: Any) -> dict[str, Array]:
-        """The variables by name, and whether each has diverged."""
-        return astray(after.memory["watch"], after.memory["v"], estimate, after, limit)
+    def _passes(self, data: Data) -> Counts:
+        passes = self._counts(data)[0]
+        return Counts.of(gradients=passes, hvps=passes)
+
+    def _measure(
+        self, problem: Problem, hyper: PyTree, after: Lower, data: Data
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        """The residual of the adjoint's system against its right-hand side."""
+
+        def gradient(w: PyTree) -> PyTree:
+            return jax.grad(problem.inner)(w, hyper, data.inner)
+
+        inner, product = jax.jvp(gradient, (after.params,), (after.memory["v"],))
+        rhs = jax.grad(problem.outer)(after.params, hyper, data.outer)
+        return inner, jax.tree.map(jnp.add, product, rhs), rhs
 
     def contractible(self, hyper: PyTree, lower: Lower) -> dict[str, Array]:
         """``2 / step`` for params and adjoint; nothing for an optax transformation."""

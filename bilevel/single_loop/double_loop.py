@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel import messages
-from bilevel.estimate import Counts, Estimate, Evidence, Lower
+from bilevel.estimate import Counts, Estimate, Lower
 from bilevel.estimators.base import check_minimiser
 from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
@@ -32,8 +32,8 @@ from bilevel.single_loop.oracles import (
     total,
 )
 from bilevel.single_loop.rules import SGD, STORM, Momentum, Sample
-from bilevel.single_loop.watch import Watch, observe
-from bilevel.trees import PyTree, dtype, zeros_like
+from bilevel.single_loop.watched import sizes
+from bilevel.trees import PyTree, zeros_like
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,13 @@ class DoubleLoop(Stochastic):
     def _zeros(self, hyper: PyTree, params: PyTree) -> dict[str, Any]:
         zero, flat = zeros_like(params), zeros_like(hyper)
         return {
-            "count": jnp.zeros((), jnp.int32),
             "v": zero,
             "previous": Point(zero, zero, flat) if self.lam.looks_back else None,
             "rule": self.lam.init((flat, flat), (1, 1)),
-            "watch": Watch.zeros(dtype(params)),
+            **self._unwatched(params),
         }
 
-    def step(
+    def move(
         self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
     ) -> tuple[Estimate, Lower]:
         """Move the params, then the adjoint, then estimate the hypergradient there."""
@@ -113,7 +112,7 @@ class DoubleLoop(Stochastic):
             memory = self._zeros(hyper, lower.params)
         inner_state, outer_state, (w_state, v_state) = lower.solver_state
         outer = self._levels()[1]
-        count, batches = memory["count"], self._counts(data)[0]
+        count = memory["count"]
         inner_key, outer_key, adjoint_key, cross_key, again_key = jax.random.split(key, 5)
 
         carry = (lower.params, w_state, inner_state)
@@ -131,24 +130,20 @@ class DoubleLoop(Stochastic):
         grad, rule, inner_state, outer_state = self._hypergradient(
             problem, here, memory, samplers, data, cross_key, again_key
         )
-        watch, reference, measured = observe(
-            problem, memory["watch"], lower, here, Point(d_w, d_v, grad), value, data, count,
-            self._every(data),
-        )  # fmt: skip
         counts = Counts.of(
-            gradients=self.inner_steps + batches * measured,
-            hvps=products + (1 if memory["previous"] is None else 2) + batches * measured,
+            gradients=self.inner_steps, hvps=products + (1 if memory["previous"] is None else 2)
         )
         memory = {
-            "count": count + 1,
             "v": v,
             "previous": None if memory["previous"] is None else here,
             "rule": rule,
-            "watch": watch,
+            "count": count + 1,
+            "sizes": sizes(d_w, d_v),
+            "watch": memory["watch"],
         }
         state = (inner_state, outer_state, (w_state, v_state))
-        evidence = Evidence(watch.residual, watch.linear, counts=counts)
-        return Estimate(value, grad, evidence), Lower(w, state, memory, reference)
+        evidence = self._evidence(memory["watch"], counts)
+        return Estimate(value, grad, evidence), Lower(w, state, memory, lower.reference)
 
     def _hypergradient(
         self, problem: Problem, here: Point, memory: Any, samplers: Any, data: Data,
@@ -184,19 +179,23 @@ class DoubleLoop(Stochastic):
         """``(w, rate's state, sampler state, last direction)`` after the inner steps."""
         inner, rate = self._levels()[0], self._rates()[0]
         index = jnp.maximum(count - 1, 0) if self.hyper_first else count
+        w, w_state, sampler = carry
+        keys, steps = partial(jax.random.fold_in, key), self.inner_steps
+        drawn, drawn_to = inner.ahead(data.inner, keys, sampler, steps)
 
         def advance(carry: Any, k: Array) -> tuple[Any, None]:
-            w, w_state, sampler, _ = carry
-            drawn, sampler = inner.draw(data.inner, partial(jax.random.fold_in, key, k), sampler)
-            direction = inner.mean(partial(jax.grad(problem.inner), w, hyper), data.inner, drawn)
+            w, w_state, _ = carry
+            gradient = partial(jax.grad(problem.inner), w, hyper)
+            direction = inner.mean(gradient, data.inner, drawn(k))
             w, w_state = move(rate, w, direction, index, hyper, w_state)
-            return (w, w_state, sampler, direction), None
+            return (w, w_state, direction), None
 
-        begun = (*carry, zeros_like(carry[0]))
-        moved, _ = jax.lax.scan(advance, begun, jnp.arange(self.inner_steps))
+        begun = (w, w_state, zeros_like(w))
+        (w, w_state, direction), _ = jax.lax.scan(advance, begun, jnp.arange(steps))
+        moved = (w, w_state, drawn_to, direction)
         if not self.hyper_first:
             return moved
-        return jax.tree.map(partial(jnp.where, count == 0), begun, moved)
+        return jax.tree.map(partial(jnp.where, count == 0), (*carry, begun[-1]), moved)
 
     def _adjoint(
         self, problem: Problem, point: Point, rhs: PyTree, carry: Any, data: Data, key: Array,
@@ -215,17 +214,20 @@ class DoubleLoop(Stochastic):
             v, products = self.v.solve(product, rhs, key)
             return v, *carry[1:], v, products
 
-        def advance(carry: Any, k: Array) -> tuple[Any, None]:
-            v, v_state, sampler, _ = carry
-            drawn, sampler = inner.draw(data.inner, partial(jax.random.fold_in, key, k), sampler)
-            product = inner.mean(partial(hessian_product, problem, w, hyper, v), data.inner, drawn)
-            direction = jax.tree.map(jnp.add, product, rhs)
-            v, v_state = move(rate, v, direction, count, hyper, v_state)
-            return (v, v_state, sampler, direction), None
-
         steps = self.adjoint_steps or self.inner_steps
-        moved, _ = jax.lax.scan(advance, (*carry, zeros_like(v)), jnp.arange(steps))
-        return *moved, jnp.asarray(steps, jnp.int32)
+        keys = partial(jax.random.fold_in, key)
+        drawn, sampler = inner.ahead(data.inner, keys, carry[2], steps)
+
+        def advance(carry: Any, k: Array) -> tuple[Any, None]:
+            v, v_state, _ = carry
+            hvp = partial(hessian_product, problem, w, hyper, v)
+            direction = jax.tree.map(jnp.add, inner.mean(hvp, data.inner, drawn(k)), rhs)
+            v, v_state = move(rate, v, direction, count, hyper, v_state)
+            return (v, v_state, direction), None
+
+        begun = (v, carry[1], zeros_like(v))
+        (v, v_state, direction), _ = jax.lax.scan(advance, begun, jnp.arange(steps))
+        return v, v_state, sampler, direction, jnp.asarray(steps, jnp.int32)
 
 
 register_node(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel import messages
-from bilevel.estimate import Counts, Estimate, Evidence, Lower
+from bilevel.estimate import Counts, Estimate, Lower
 from bilevel.estimators.base import check_minimiser
 from bilevel.lazily import only_if
 from bilevel.nodes import register_node
@@ -28,7 +28,7 @@ from bilevel.single_loop.moving import move
 from bilevel.single_loop.oracles import Evaluation, Parts, Point, Series, evaluate_at, total
 from bilevel.single_loop.rules import SGD, Sample
 from bilevel.single_loop.variance import SAGA, SVRG
-from bilevel.single_loop.watch import Watch, observe
+from bilevel.single_loop.watched import sizes
 from bilevel.trees import PyTree, dtype, nbytes, zeros_like
 
 
@@ -56,7 +56,7 @@ class SingleLoop(Stochastic):
         its order, the last one smaller if need be: shuffle the data beforehand.
     steps : moves of params and adjoint per call, at fixed hyperparameters.
     check_every : calls between two measurements on all data; ``None``: such that they cost at most
-        a tenth of the oracle calls, 128 at least.
+        a twentieth of the oracle calls, 128 at least.
 
     Raises
     ------
@@ -98,6 +98,9 @@ class SingleLoop(Stochastic):
                 f"SingleLoop: one snapshot serves all SVRG rules, got periods {periods}."
             )
 
+    def _moves(self) -> int:
+        return self.steps
+
     def _rules(self) -> dict[str, Any]:
         rules = {"w": self.w, "v": self.v, "lam": self.lam}
         return {name: SGD() if _is_series(rule) else rule for name, rule in rules.items()}
@@ -112,11 +115,10 @@ class SingleLoop(Stochastic):
         rules = self._rules()
         looked = {rule.looks_back for rule in rules.values()} - {None}
         return {
-            "count": jnp.zeros((), jnp.int32),
             "v": zero,
             "points": {name: Point(zero, zero, flat) for name in sorted(looked)},
             "rules": {n: rules[n].init(p, counts[: len(p)]) for n, p in parts._asdict().items()},
-            "watch": Watch.zeros(dtype(params)),
+            **self._unwatched(params),
         }
 
     def memory_bytes(self, hyper: PyTree, params: PyTree, data: Data) -> int:
@@ -124,7 +126,7 @@ class SingleLoop(Stochastic):
         hyper, params = jax.tree.map(jnp.asarray, (hyper, params))
         return nbytes(jax.eval_shape(lambda: self._zeros(hyper, params, data)))
 
-    def step(
+    def move(
         self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
     ) -> tuple[Estimate, Lower]:
         """Move params and adjoint, return the direction of the hyperparameters."""
@@ -133,7 +135,6 @@ class SingleLoop(Stochastic):
         memory = lower.memory
         if memory is None:
             memory = self._zeros(hyper, lower.params, data)
-        calls = memory["count"] // self.steps
 
         def advance(carry: Any, k: Any) -> Any:
             return self._move(problem, hyper, carry, data, partial(_key, key, k)), None
@@ -145,27 +146,11 @@ class SingleLoop(Stochastic):
             carry, _ = advance(carry, 0)
         else:
             carry, _ = jax.lax.scan(advance, carry, jnp.arange(self.steps))
-        params, state, memory, (directions, value, calls_made) = carry
-
-        batches, _ = self._counts(data)
-        end = Point(params, memory["v"], hyper)
-        watch, reference, measured = observe(
-            problem,
-            memory["watch"],
-            lower,
-            end,
-            directions,
-            value,
-            data,
-            calls,
-            self._every(data),
-        )
-        calls_made = calls_made + batches * measured
-        counts = Counts.of(gradients=calls_made, hvps=calls_made)
-        evidence = Evidence(watch.residual, watch.linear, counts=counts)
-        memory = {**memory, "watch": watch}
-        estimate = Estimate(value, directions.lam, evidence)
-        return estimate, Lower(params, state, memory, reference)
+        params, state, memory, (directions, value, made) = carry
+        memory = {**memory, "sizes": sizes(directions.w, directions.v)}
+        evidence = self._evidence(memory["watch"], Counts.of(gradients=made, hvps=made))
+        after = Lower(params, state, memory, lower.reference)
+        return Estimate(value, directions.lam, evidence), after
 
     def _move(self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Any) -> Any:
         """One move of params and adjoint from ``carry``, and the directions that it took."""
@@ -174,13 +159,7 @@ class SingleLoop(Stochastic):
         here = Point(params, memory["v"], hyper)
         drawn, samplers, coin, at = self._draw(problem, data, samplers, key)
 
-        now = at(here)
         due = {n: rule.due(count, coin, max(sum(sizes) // 2, 1)) for n, rule in rules.items()}
-        full = None
-        if not all(flag is False for flag in due.values()):
-            wanted = jnp.any(jnp.stack([jnp.asarray(flag) for flag in due.values()]))
-            full = only_if(wanted, lambda: at(here, whole=True), zeros_like(now))
-            calls = calls + sizes[0] * (wanted + full.products)
 
         def begun(at_once: Any, point: Point) -> Point:
             return jax.tree.map(partial(jnp.where, at_once), here, point)
@@ -191,7 +170,12 @@ class SingleLoop(Stochastic):
         if "snapshot" in points:
             due_now = next(due[n] for n, rule in rules.items() if isinstance(rule, SVRG))
             points["snapshot"] = begun(due_now, points["snapshot"])
-        past = {name: at(point) for name, point in points.items()}
+        past = at({"now": here, **points})
+        now, full = past.pop("now"), None
+        if not all(flag is False for flag in due.values()):
+            wanted = jnp.any(jnp.stack([jnp.asarray(flag) for flag in due.values()]))
+            full = only_if(wanted, lambda: at({"now": here}, whole=True)["now"], zeros_like(now))
+            calls = calls + sizes[0] * (wanted + full.products)
 
         directions, memories = {}, {}
         slots = tuple((d.block, n) for d, n in zip(drawn, sizes, strict=True))
@@ -232,7 +216,7 @@ class SingleLoop(Stochastic):
         def fresh(i: Array) -> Any:
             return partial(inner.mean, data=data.inner, drawn=drawn(i))
 
-        def at(point: Point, whole: bool = False) -> Evaluation:
+        def at(points: dict[str, Point], whole: bool = False) -> dict[str, Evaluation]:
             if whole:
                 on_inner, on_outer = (lambda fn: fn(data.inner)), (lambda fn: fn(data.outer))
                 means = (on_inner, on_outer, self.v, lambda i: on_inner)
@@ -240,7 +224,7 @@ class SingleLoop(Stochastic):
                 on_inner = partial(inner.mean, data=data.inner, drawn=one)
                 on_outer = partial(outer.mean, data=data.outer, drawn=two)
                 means = (on_inner, on_outer, self.v, fresh)
-            return evaluate_at(problem, point, *means, series_key)
+            return evaluate_at(problem, points, *means, series_key)
 
         return (one, two), (inner_state, outer_state), jax.random.uniform(key(2)), at
 

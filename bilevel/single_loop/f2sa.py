@@ -1,26 +1,27 @@
 """F2SA: a value-function penalty followed by minibatch gradients, first derivatives only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
-from bilevel.estimators.base import full_gradient, inner_residual
-from bilevel.lazily import only_if
+from bilevel.estimators.base import full_gradient
 from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.schedules import Decay, evaluate
 from bilevel.single_loop.batches import Batches
 from bilevel.single_loop.first_order import begun, normalise
+from bilevel.single_loop.watch import Watch
+from bilevel.single_loop.watched import Watched, often, sizes
 from bilevel.trees import PyTree, axpy, zeros_like
 
 
 @dataclass(frozen=True)
-class F2SA:
+class F2SA(Watched):
     r"""Value-function penalty with minibatch gradients and a multiplier that grows.
 
         w <- w - step_size (gamma grad_w g(w) + grad_w f(w)),   y <- y - free_step grad_w g(y)
@@ -48,13 +49,16 @@ class F2SA:
     gamma: Any = 1.0
     growth: Any = Decay(0.1, 1 / 7)
     sampling: str = "iid"
-    check_every: int = 128
+    check_every: int | None = None
+    variables: ClassVar[tuple[str, str]] = ("w (params)", "y (free params)")
+    second: ClassVar[str] = "y"
 
     def __post_init__(self) -> None:
         """Normalise steps and refuse settings out of range."""
         if self.free_step is None:
             object.__setattr__(self, "free_step", self.step_size)
-        normalise(self, ("step_size", "free_step", "growth"), ("inner_steps", "check_every"))
+        counts = ("inner_steps", "check_every")
+        normalise(self, ("step_size", "free_step", "growth"), counts)
         self._batches()
 
     def _batches(self) -> Batches:
@@ -67,61 +71,81 @@ class F2SA:
         batches.check("outer", data.outer)
         return begin(params, (batches.init(data.inner), batches.init(data.outer)))
 
-    def step(
+    def move(
         self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
     ) -> tuple[Estimate, Lower]:
         """Move w and y, then estimate the direction of the hyperparameters on fresh batches."""
         count = begun("F2SA", problem, hyper, lower, data)
         memory = lower.memory
         if memory is None:
-            zero = jnp.zeros((), lower.reference.dtype)
-            memory = {"y": zeros_like(lower.params), "added": zero, "residual": zero}
+            unwatched = self._unwatched(lower.params)
+            memory = {"y": zeros_like(lower.params), "added": 0 * lower.reference, **unwatched}
         y = jax.tree.map(partial(jnp.where, count == 0), lower.params, memory["y"])
         gamma, batches = self.gamma + memory["added"], self._batches()
         alpha, beta = (evaluate(s, count, hyper) for s in (self.step_size, self.free_step))
-        steps_key, outer_key, one, two = jax.random.split(key, 4)
+        keys, steps = jax.random.split(key, 4), self.inner_steps
 
-        def drawn(tree: PyTree, key: Array, state: Any) -> tuple[PyTree, Any]:
-            draw, state = batches.draw(tree, key, state)
-            return draw.batch, state
+        def of_step(k: Array, part: Any) -> Array:
+            return jax.random.split(jax.random.fold_in(keys[0], k), 3)[part]
 
-        def move(carry: Any, k: Array) -> tuple[Any, None]:
-            w, y, inner, outer = carry
-            keys = jax.random.split(jax.random.fold_in(steps_key, k), 3)
-            for_w, inner = drawn(data.inner, keys[0], inner)
-            for_y, inner = drawn(data.inner, keys[1], inner)
-            for_f, outer = drawn(data.outer, keys[2], outer)
+        def inner_key(i: Array) -> Array:
+            return jnp.where(i < 2 * steps, of_step(i // 2, i % 2), keys[i + 2 - 2 * steps])
+
+        def outer_key(k: Array) -> Array:
+            return jnp.where(k < steps, of_step(k, 2), keys[1])
+
+        inner, outer = lower.solver_state
+        for_g, inner = batches.ahead(data.inner, inner_key, inner, 2 * steps + 2)
+        for_f, outer = batches.ahead(data.outer, outer_key, outer, steps + 1)
+
+        def advance(carry: Any, k: Array) -> tuple[Any, None]:
+            w, y, _ = carry
             d_w = axpy(
-                gamma, jax.grad(problem.inner)(w, hyper, for_w),
-                jax.grad(problem.outer)(w, hyper, for_f),
+                gamma, jax.grad(problem.inner)(w, hyper, for_g(2 * k).batch),
+                jax.grad(problem.outer)(w, hyper, for_f(k).batch),
             )  # fmt: skip
-            d_y = jax.grad(problem.inner)(y, hyper, for_y)
-            return (axpy(-alpha, d_w, w), axpy(-beta, d_y, y), inner, outer), None
+            d_y = jax.grad(problem.inner)(y, hyper, for_g(2 * k + 1).batch)
+            return (axpy(-alpha, d_w, w), axpy(-beta, d_y, y), (d_w, d_y)), None
 
-        carry = (lower.params, y, *lower.solver_state)
-        (w, y, inner, outer), _ = jax.lax.scan(move, carry, jnp.arange(self.inner_steps))
-        batch, outer = drawn(data.outer, outer_key, outer)
-        value, direct = jax.value_and_grad(problem.outer, 1)(w, hyper, batch)
-        batch, inner = drawn(data.inner, one, inner)
-        at_w = jax.grad(problem.inner, 1)(w, hyper, batch)
-        batch, inner = drawn(data.inner, two, inner)
-        at_y = jax.grad(problem.inner, 1)(y, hyper, batch)
+        carry = (lower.params, y, zeros_like((y, y)))
+        (w, y, directions), _ = jax.lax.scan(advance, carry, jnp.arange(steps))
+        value, direct = jax.value_and_grad(problem.outer, 1)(w, hyper, for_f(steps).batch)
+        at_w = jax.grad(problem.inner, 1)(w, hyper, for_g(2 * steps).batch)
+        at_y = jax.grad(problem.inner, 1)(y, hyper, for_g(2 * steps + 1).batch)
         grad = axpy(gamma, jax.tree.map(jnp.subtract, at_w, at_y), direct)
 
-        def measure() -> tuple[Array, Array]:
-            gradient = full_gradient(problem, hyper, w, data)
-            return inner_residual(problem, hyper, lower.params, gradient, data, lower.reference)
-
-        due = count % self.check_every == 0
-        residual, reference = only_if(due, measure, (memory["residual"], lower.reference))
         added = memory["added"] + evaluate(self.growth, count, hyper)
-        counts = Counts.of(gradients=2 * self.inner_steps + 2 + due * batches.count(data.inner))
         memory = {
-            "count": count + 1, "y": y, "residual": residual,
-            "added": added.astype(residual.dtype),
+            "count": count + 1, "y": y, "added": added.astype(memory["added"].dtype),
+            "sizes": sizes(*directions), "watch": memory["watch"],
         }  # fmt: skip
-        estimate = Estimate(value, grad, Evidence(residual, counts=counts))
-        return estimate, Lower(w, (inner, outer), memory, reference)
+        evidence = self._evidence(memory["watch"], Counts.of(gradients=2 * steps + 2))
+        return Estimate(value, grad, evidence), Lower(w, (inner, outer), memory, lower.reference)
+
+    def _every(self, data: Data) -> int:
+        return self.check_every or often((self._batches().count(data.inner),))
+
+    def _passes(self, data: Data) -> Counts:
+        return Counts.of(gradients=2 * self._batches().count(data.inner))
+
+    def _measure(
+        self, problem: Problem, hyper: PyTree, after: Lower, data: Data
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        """The inner gradient at y against that at w."""
+        at_w, at_y = (
+            full_gradient(problem, hyper, x, data) for x in (after.params, after.memory["y"])
+        )
+        return at_w, at_y, at_w
+
+    def _evidence(self, watch: Watch, counts: Any = None) -> Evidence:
+        return replace(super()._evidence(watch, counts), linear_residual=None)
+
+    def contractible(self, hyper: PyTree, lower: Lower) -> dict[str, Array]:
+        """``2 / (gamma step_size)`` for w, which a step on ``gamma g + f`` moves; and of y."""
+        memory = lower.memory
+        w, y = (evaluate(s, memory["count"], hyper) for s in (self.step_size, self.free_step))
+        gamma = self.gamma + memory["added"]
+        return dict(zip(self.variables, (2 / (gamma * w), 2 / y), strict=True))
 
 
 register_node(

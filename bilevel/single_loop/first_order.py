@@ -18,12 +18,13 @@ from bilevel.trees import PyTree, axpy, vdot
 
 
 def normalise(owner: Any, rates: tuple[str, ...], counts: tuple[str, ...]) -> None:
-    """Step sizes as knobs, counts positive."""
+    """Step sizes as knobs; counts positive, or ``None`` for those that are chosen later."""
     name = type(owner).__name__
     for field in rates:
         object.__setattr__(owner, field, knob(name, field, getattr(owner, field)))
     for field in counts:
-        messages.require_positive_int(name, field, getattr(owner, field))
+        if (count := getattr(owner, field)) is not None:
+            messages.require_positive_int(name, field, count)
 
 
 def begun(name: str, problem: Problem, hyper: PyTree, lower: Lower, data: Data) -> Array:

@@ -153,29 +153,42 @@ def _scaled(scale: Any, x: PyTree) -> PyTree:
 
 def evaluate_at(
     problem: Problem,
-    point: Point,
+    points: dict[str, Point],
     inner: Mean,
     outer: Mean,
     adjoint: Any = None,
     draw: Callable[[Array], Mean] | None = None,
     key: Any = None,
-) -> Evaluation:
-    """All directions at a point; with a series ``adjoint``, at the ``v`` that it forms there.
+) -> dict[str, Evaluation]:
+    """All directions at some points, on the same minibatches; with a series ``adjoint``, at the
+    ``v`` that it forms there.
 
-    ``draw(i)`` takes the mean over the series' i-th minibatch.
+    ``draw(i)`` takes the mean over the series' i-th minibatch. The series of all points are one:
+    that of the product space.
     """
-    w, v, lam = point
-    value, (rhs, direct) = outer(partial(outer_directions, problem, w, lam))
-    products = jnp.zeros((), jnp.int32)
+    of_outer = {
+        name: outer(partial(outer_directions, problem, w, lam))
+        for name, (w, _, lam) in points.items()
+    }
+    vs, products = {name: point.v for name, point in points.items()}, jnp.zeros((), jnp.int32)
     if isinstance(adjoint, Series) and draw is not None:
 
-        def product(i: Array, x: PyTree) -> PyTree:
-            return draw(i)(partial(hessian_product, problem, w, lam, x))
+        def product(i: Array, x: dict[str, PyTree]) -> dict[str, PyTree]:
+            def hvp(batch: PyTree) -> dict[str, PyTree]:
+                at = partial(hessian_product, problem, batch=batch)
+                return {n: at(w, lam, x[n]) for n, (w, _, lam) in points.items()}
 
-        v, products = adjoint.solve(product, rhs, key)
-    gradient, hv, cross = inner(partial(inner_directions, problem, w, v, lam))
-    parts = Parts((gradient,), (hv, rhs), (cross, direct))
-    return Evaluation(parts, value, v, products)
+            return draw(i)(hvp)
+
+        rhs = {name: gradient for name, (_, (gradient, _)) in of_outer.items()}
+        vs, products = adjoint.solve(product, rhs, key)
+    evaluations = {}
+    for name, (w, _, lam) in points.items():
+        value, (rhs, direct) = of_outer[name]
+        gradient, hv, cross = inner(partial(inner_directions, problem, w, vs[name], lam))
+        parts = Parts((gradient,), (hv, rhs), (cross, direct))
+        evaluations[name] = Evaluation(parts, value, vs[name], products)
+    return evaluations
 
 
 def total(parts: tuple) -> PyTree:

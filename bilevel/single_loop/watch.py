@@ -1,22 +1,19 @@
-"""Whether a run is going astray, and in which variable: cheap every step, exact when it matters.
+"""Whether a run is going astray, and in which variable: cheap at every look, exact when it matters.
 
-Norms of the directions are compared with their largest values in the first steps. Where one has
-grown tenfold, at calls 1, 2, 4, 8, ... and every so many calls, the inner gradient and the residual
-of the adjoint are measured on all data.
+At a look, the sizes of the directions are compared with their largest in the first steps. Where one
+has grown tenfold, and at calls 0, 1, 2, 4, 8, ... up to every so many calls, the inner gradient and
+the residual of the second variable are measured on all data.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel.estimate import Estimate, Lower
-from bilevel.estimators.base import inner_residual
 from bilevel.lazily import only_if
-from bilevel.problem import Data, Problem
-from bilevel.single_loop.oracles import Point
-from bilevel.trees import PyTree, all_finite, norm
+from bilevel.trees import PyTree, all_finite
 
 _SETTLE = 4  # steps in which the scales are learned
 _SUSPECT = 10  # growth that is looked into
@@ -28,19 +25,23 @@ class Watch(NamedTuple):
 
     Vectors rather than numbers: a small step costs XLA as much as it has separate numbers.
 
-    ``measured``: the two residuals; ``rhs``, the largest ``|grad_w f|`` seen; the adjoint's
-    residual over that. ``scale``: of ``|D_w|, |D_v|, |D_lambda|`` and of the outer value.
-    ``growth``, ``()``: the smaller of the growth of ``|D_lambda|`` and of the outer value.
+    ``measured``: the residuals of params and second variable, relative to today's right-hand side;
+    the largest right-hand side seen; the second variable's residual over that. ``scale``: of the
+    sizes of the three directions and of the outer value. ``growth``, ``()``: the smaller of the
+    growth of ``|D_lambda|`` and of the outer value. ``calls``, ``[2]``: at the last look, and when
+    the next measurement is due.
     """
 
     measured: Array
     scale: Array
     growth: Array
+    calls: Array
 
     @classmethod
     def zeros(cls, dtype: Any) -> "Watch":
         """Before the first step."""
-        return cls(jnp.zeros(4, dtype), jnp.zeros(4, dtype), jnp.zeros((), dtype))
+        four, none = jnp.zeros(4, dtype), jnp.zeros((), dtype)
+        return cls(four, four, none, jnp.zeros(2, jnp.int32))
 
     @property
     def residual(self) -> Array:
@@ -48,73 +49,71 @@ class Watch(NamedTuple):
         return self.measured[0]
 
     @property
-    def linear(self) -> Array:
-        """That of the adjoint's system."""
+    def second(self) -> Array:
+        """That of the second variable."""
         return self.measured[1]
-
-    @property
-    def adjoint(self) -> Array:
-        """The adjoint's residual over the largest right-hand side."""
-        return self.measured[3]
 
 
 def observe(
-    problem: Problem,
     watch: Watch,
-    lower: Lower,
-    end: Point,
-    directions: Point,
-    value: Array,
-    data: Data,
+    reference: Array,
+    seen: Array,
     calls: Array,
     every: int,
+    measure: Callable[[], tuple[Array, Array]],
 ) -> tuple[Watch, Array, Array]:
-    """``(watch, reference, measured)`` after a call that moved ``lower`` to ``end``."""
-    dtype, old = watch.scale.dtype, watch.scale
-    seen = jnp.stack([*(norm(x).astype(dtype) for x in directions), jnp.abs(value).astype(dtype)])
+    """``(watch, reference, measured)`` after call number ``calls``.
+
+    ``seen``, ``[4]``: sizes of the three directions and the outer value; ``measure() -> (measured,
+    reference)``.
+    """
+    old, (last, due) = watch.scale, watch.calls
     settling = calls < _SETTLE
     growth = jnp.min(_ratio(seen, old)[2:])
     suspect = jnp.any((seen > _SUSPECT * old)[:2]) & ~settling
-    # D_w and D_v: the largest, learned at first and when suspect; the others may grow a little
-    most = jnp.where(settling | (old == 0), seen, jnp.minimum(seen, _FOLLOW * old))
+    # the first two: the largest, learned at first and when suspect; the others may grow a little
+    follow = jnp.asarray(_FOLLOW, old.dtype) ** (calls - last)
+    most = jnp.where(settling | (old == 0), seen, jnp.minimum(seen, follow * old))
     largest = jnp.where(settling | suspect, seen, old)
     scale = jnp.maximum(old, jnp.where(jnp.arange(4) < 2, largest, most))
-
-    def measure() -> tuple[Array, Array]:
-        def gradient(w: PyTree) -> PyTree:
-            return jax.grad(problem.inner)(w, end.lam, data.inner)
-
-        inner, product = jax.jvp(gradient, (end.w,), (end.v,))
-        rhs = jax.grad(problem.outer)(end.w, end.lam, data.outer)
-        left = norm(jax.tree.map(jnp.add, product, rhs)).astype(dtype)
-        b = norm(rhs).astype(dtype)
-        residual, reference = inner_residual(
-            problem, end.lam, lower.params, inner, data, lower.reference
-        )
-        most = jnp.maximum(watch.measured[2], b)
-        relative = jnp.where(most > 0, left / most, 0)
-        return jnp.stack([residual.astype(dtype), _ratio(left, b), most, relative]), reference
-
-    due = suspect | (calls % every == 0) | (calls & (calls - 1) == 0)
-    measured, reference = only_if(due, measure, (watch.measured, lower.reference))
-    return Watch(measured, scale, jnp.where(settling, 0, growth)), reference, due
+    wanted = suspect | (calls >= due)
+    measured, reference = only_if(wanted, measure, (watch.measured, reference))
+    due = jnp.where(wanted, calls + jnp.clip(calls, 1, every), due)
+    growth = jnp.where(settling, 0, growth)
+    return Watch(measured, scale, growth, jnp.stack([calls, due])), reference, wanted
 
 
 def _ratio(size: Array, scale: Array) -> Array:
     return jnp.where(size == 0, 0, size / scale)
 
 
-def astray(watch: Watch, v: PyTree, estimate: Estimate, after: Lower, limit: Any) -> dict:
+def relative(watch: Watch, residual: Array, left: Array, rhs: Array) -> Array:
+    """``measured``, ``[4]``, of the params' residual, and of what is ``left`` of a right-hand side.
+
+    The right-hand side's largest size is kept: a system that becomes easy is none that diverges.
+    """
+    dtype = watch.scale.dtype
+    left, rhs = left.astype(dtype), rhs.astype(dtype)
+    most = jnp.maximum(watch.measured[2], rhs)
+    share = jnp.where(most > 0, left / most, 0)
+    return jnp.stack([residual.astype(dtype), _ratio(left, rhs), most, share])
+
+
+def astray(
+    names: tuple[str, str], watch: Watch, second: PyTree, estimate: Estimate, after: Lower,
+    limit: Any,
+) -> dict[str, Array]:  # fmt: skip
     """The variables, and whether each has left all bounds; of several the first is named.
 
     ``w`` counts as lost here only when it is not finite: :func:`bilevel.tune` judges it by the
     inner residual.
     """
     w_lost = ~all_finite(after.params)
-    v_lost = ~all_finite(v) | (watch.adjoint > limit)
+    second_lost = ~all_finite(second) | (watch.measured[3] > limit)
     lam_lost = ~all_finite((estimate.grad, estimate.value)) | (watch.growth > limit)
+    first, other = names
     return {
-        "w (params)": w_lost,
-        "v (adjoint)": ~w_lost & v_lost,
-        "lambda (hyper)": ~w_lost & ~v_lost & lam_lost,
+        first: w_lost,
+        other: ~w_lost & second_lost,
+        "lambda (hyper)": ~w_lost & ~second_lost & lam_lost,
     }

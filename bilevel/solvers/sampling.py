@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -77,6 +78,36 @@ class Sampler:
             slots < n, order[jnp.minimum(slots, n - 1)], following[jnp.maximum(slots - n, 0)]
         )
         return rows, (following, jnp.where(exhausted, position + b - n, position + b))
+
+    def ahead(
+        self, data: PyTree, keys: Callable[[Array], Array], state: Any, count: int
+    ) -> tuple[Array, Any]:
+        """Row numbers of the next ``count`` batches, ``[count, batch_size]``, and the new state.
+
+        Those of as many calls of ``indices``, the k-th with ``keys(k)``, at the cost of about one.
+        """
+        n, b = examples(data), self.batch_size
+        steps = jnp.arange(count)
+        if b is None or self.sampling == "iid":
+            return jax.vmap(lambda k: self.indices(data, keys(k), state)[0])(steps), state
+        if count * b > n:  # more than one shuffle may be due
+            rows, state = jax.lax.scan(
+                lambda state, k: self.indices(data, partial(keys, k), state)[::-1], state, steps
+            )[::-1]
+            return rows, state
+        order, position = state
+        whole = (n - position) // b  # batches that what is left of the permutation still fills
+        exhausted = whole < count
+
+        def shuffle() -> Array:
+            return jax.random.permutation(keys(whole), jnp.arange(n, dtype=jnp.int32))
+
+        slots = position + jnp.arange(count * b, dtype=jnp.int32)
+        old = order[jnp.minimum(slots, n - 1)]
+        following = only_if(exhausted, shuffle, order)
+        rows = jnp.where(slots < n, old, following[jnp.maximum(slots - n, 0)])
+        end = position + count * b
+        return rows.reshape(count, b), (following, jnp.where(exhausted, end - n, end))
 
     def draw(self, data: PyTree, key: Array | Lazy, state: Any) -> tuple[PyTree, Any]:
         """The next batch, a tree like ``data`` with leading axis ``batch_size``, and the state."""

@@ -49,6 +49,29 @@ def test_an_epoch_draws_every_example_exactly_once(n: int, size: int, seed: int)
         assert len(np.unique(epochs, axis=0)) == len(epochs)  # shuffled anew: 1 in n! to agree
 
 
+@pytest.mark.parametrize("sampling", ["iid", "epoch"])
+@pytest.mark.parametrize(("n", "size"), SIZES)
+def test_several_batches_at_once_are_those_drawn_one_by_one(
+    n: int, size: int, sampling: str
+) -> None:
+    sampler, data, key = Sampler(size, sampling), jnp.arange(n), jax.random.key(3)
+
+    @partial(jax.jit, static_argnums=1)
+    def both(state: Any, count: int) -> Any:
+        keys = partial(jax.random.fold_in, jax.random.fold_in(key, count))
+        each, after = [], state
+        for k in range(count):
+            rows, after = sampler.indices(data, keys(jnp.asarray(k)), after)
+            each.append(rows)
+        return (jnp.stack(each), after), sampler.ahead(data, keys, state, count)
+
+    state = sampler.init(data)
+    for count in (1, 2, 1, 3, 5, 2, 2):  # with n / size batches an epoch: within, across, several
+        expected, at_once = both(state, count)
+        jax.tree.map(np.testing.assert_array_equal, at_once, expected)
+        state = at_once[1]
+
+
 @pytest.mark.parametrize("seed", [0])
 @pytest.mark.parametrize("sampling", ["iid", "epoch"])
 def test_every_example_is_as_likely_in_every_place(sampling: str, seed: int) -> None:
