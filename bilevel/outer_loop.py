@@ -13,7 +13,7 @@ from bilevel import early_stopping
 from bilevel.adaptive import Adaptive, columns, observe
 from bilevel.divergence import astray
 from bilevel.early_stopping import EarlyStopping
-from bilevel.estimate import Estimate, Lower
+from bilevel.estimate import Counts, Estimate, Evidence, Lower
 from bilevel.estimators.base import Estimator, NamesVariables
 from bilevel.history import blank, columns_of, written
 from bilevel.outer.base import Keeps, Retreats
@@ -23,9 +23,10 @@ from bilevel.problem import Data, Problem
 from bilevel.run_state import State, Stop, inner_residual
 from bilevel.trees import PyTree, norm
 
-_STRIDE = 8  # moves between two looks at an estimator that names its variables
+_STRIDE = 16  # moves between two looks at an estimator that names its variables
 _SETTLE = 4  # but not of the first ones
 _DONE = 3
+_ROW = jnp.uint32  # of rows' numbers: a signed index is first asked whether it is negative
 
 Record = Callable[[PyTree, PyTree, Estimate], dict[str, Array]]
 
@@ -101,13 +102,17 @@ def block(
         end = jnp.where(careful, k + 1, jnp.minimum(k + _to_look(before.step), count))
 
         def move(carry: Any) -> Any:
-            state, history, k = carry
-            state, _ = step(state, k)
-            return state, written(history, k, row(state, state.estimate)), k + 1
+            state, _, history, k = carry
+            made, _ = step(state, k)
+            history = written(history, k, row(made, made.estimate))
+            return _bare(made), jnp.stack(made.estimate.evidence.counts), history, k + 1
 
-        state, history, k = jax.lax.while_loop(
-            lambda carry: carry[2] < end, move, (before, history, k)
+        counts = jnp.stack(before.estimate.evidence.counts)
+        bare, counts, history, k = jax.lax.while_loop(
+            lambda carry: carry[3] < end, move, (_bare(before), counts, history, k)
         )
+        evidence = dataclasses.replace(before.estimate.evidence, counts=Counts(*counts))
+        state = _with_evidence(bare, evidence)
         looked, stop, _ = judge(before, before.lower, state, k - 1)
         # A block may end anywhere: a look that it forces leaves no trace, so that a run that is
         # cut goes on bit for bit.
@@ -118,7 +123,7 @@ def block(
 
     def attempt(carry: Any) -> Any:
         _, _, stop, phase, count = carry
-        begin = (begun, going, empty, jnp.zeros((), jnp.int32), count, phase > 0)
+        begin = (begun, going, empty, jnp.zeros((), _ROW), count, phase > 0)
         state, new, history, k, _, _ = jax.lax.while_loop(
             unfinished, stride if strides else advance, begin
         )
@@ -133,14 +138,24 @@ def block(
     going = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
     # Phases: by strides; if that diverged, step by step up to there; then up to the step before.
     phase = jnp.asarray(0 if strides else 1, jnp.int32)
-    carry = (state, empty, going, phase, jnp.asarray(count, jnp.int32))
+    carry = (state, empty, going, phase, jnp.asarray(count, _ROW))
     state, history, stop, _, _ = jax.lax.while_loop(lambda c: c[3] < _DONE, attempt, carry)
     return state, stop, columns_of(history, like)
 
 
 def _to_look(step: Array) -> Array:
     """Moves to the next look: after each of the first few, then after every so many."""
-    return jnp.where(step < _SETTLE, 1, _STRIDE - step % _STRIDE)
+    return jnp.where(step < _SETTLE, 1, _STRIDE - step % _STRIDE).astype(_ROW)
+
+
+def _bare(state: State) -> State:
+    """Without what no move changes or reads: XLA would copy it at every one."""
+    return _with_evidence(state, Evidence(counts=None))
+
+
+def _with_evidence(state: State, evidence: Evidence) -> State:
+    estimate = dataclasses.replace(state.estimate, evidence=evidence)
+    return dataclasses.replace(state, estimate=estimate)
 
 
 def _where(flag: Array, new: PyTree, old: PyTree) -> PyTree:

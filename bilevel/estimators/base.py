@@ -44,7 +44,7 @@ class NamesVariables(Protocol):
     def move(
         self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
     ) -> tuple[Estimate, Lower]:
-        """``step`` without measuring anything; the evidence is that of the last look."""
+        """``step`` without measuring anything; the evidence, but for counts, is the last look's."""
         ...
 
     def look(

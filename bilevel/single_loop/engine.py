@@ -24,6 +24,7 @@ from bilevel.lazily import only_if
 from bilevel.nodes import register_node
 from bilevel.problem import Data, Problem
 from bilevel.single_loop.common import Stochastic
+from bilevel.single_loop.moving import at as at_count
 from bilevel.single_loop.moving import move
 from bilevel.single_loop.oracles import Evaluation, Parts, Point, Series, evaluate_at, total
 from bilevel.single_loop.rules import SGD, Sample
@@ -192,7 +193,7 @@ class SingleLoop(Stochastic):
         if "previous" in points:
             points["previous"] = here
 
-        w_rate, v_rate = self._rates()
+        w_rate, v_rate = at_count(self._rates(), count, hyper)
         w_state, v_state = rates
         params, w_state = move(w_rate, params, directions["w"], count, hyper, w_state)
         v = now.v

@@ -22,6 +22,15 @@ def begin_rate(rate: Any, x: PyTree) -> PyTree:
     return rate.init(x) if isinstance(rate, Fixed | Transform) else ()
 
 
+def at(rates: tuple[Any, Any], count: Array, hyper: PyTree) -> tuple[Any, Any]:
+    """The two rates of this move; what is one schedule is evaluated once."""
+    one, two = rates
+    if isinstance(one, Fixed | Transform) or one is not two:
+        return rates
+    step = evaluate(one, count, hyper)
+    return step, step
+
+
 def move(
     rate: Any, x: PyTree, direction: PyTree, count: Array, hyper: PyTree, state: PyTree
 ) -> tuple[PyTree, PyTree]:
