@@ -1,8 +1,7 @@
 """Minibatches of one level: independent draws, or fixed blocks where a table is indexed by them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -66,19 +65,27 @@ class Batches:
         self, data: PyTree, keys: Callable[[Array], Array], state: Any, count: int
     ) -> tuple[Callable[[Array], Drawn], Any]:
         """``i -> minibatch i`` of the next ``count``, drawn with ``keys(i)``, and the state."""
-        sampler, items = self._sampler(data)
-        none = jnp.zeros((), jnp.int32)
         if self.size is None:
-            return lambda i: Drawn(data, none), state
+            return self._numbered(data, None), state
+        sampler, items = self._sampler(data)
         rows, state = sampler.ahead(items, keys, state, count)
-        if self.blocks:
-            return lambda i: Drawn(None, rows[i, 0]), state
-        return lambda i: Drawn(jax.tree.map(lambda leaf: take(leaf, rows[i]), data), none), state
+        return self._numbered(data, rows), state
 
     def draw_iid(self, data: PyTree, key: Array, count: int) -> Callable[[Array], Drawn]:
-        """``i -> minibatch i`` of ``count`` independent ones, drawn with ``fold_in(key, i)``."""
-        independent = replace(self, sampling="iid")
-        return independent.ahead(data, partial(jax.random.fold_in, key), (), count)[0]
+        """``i -> minibatch i`` of ``count`` independent ones, drawn with one key."""
+        if self.size is None:
+            return self._numbered(data, None)
+        n, width = (self.count(data), 1) if self.blocks else (examples(data), self.size)
+        return self._numbered(data, jax.random.randint(key, (count, width), 0, n, jnp.int32))
+
+    def _numbered(self, data: PyTree, rows: Any) -> Callable[[Array], Drawn]:
+        """``i -> `` the minibatch of ``rows[i]``; ``None``: all examples."""
+        none = jnp.zeros((), jnp.int32)
+        if rows is None:
+            return lambda i: Drawn(data, none)
+        if self.blocks:
+            return lambda i: Drawn(None, rows[i, 0])
+        return lambda i: Drawn(jax.tree.map(lambda leaf: take(leaf, rows[i]), data), none)
 
     def _sampler(self, data: PyTree) -> tuple[Sampler, PyTree]:
         if not self.blocks or self.size is None:

@@ -5,7 +5,8 @@ r"""Methods with inner loops: params first, then the adjoint there, then the hyp
     grad = C_b^T v + grad_lambda f_c                 by a rule, at the new (w, v)
 
 Keys: a call draws with ``inner, outer, adjoint, cross, again = split(key, 5)``; the k-th inner step
-with ``fold_in(inner, k)``, the k-th adjoint step or factor with ``fold_in(adjoint, k)``.
+with ``fold_in(inner, k)``, the k-th adjoint step with ``fold_in(adjoint, k)``. A series draws all
+its minibatches with ``adjoint`` at once, HIA its length with ``fold_in(adjoint, 1)``.
 """
 
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class DoubleLoop(Stochastic):
         return {
             "v": zero,
             "previous": Point(zero, zero, flat) if self.lam.looks_back else None,
-            "rule": self.lam.init((flat, flat), (1, 1)),
+            "rule": self.lam.init((flat,), ()),
             **self._unwatched(params),
         }
 
@@ -161,7 +162,8 @@ class DoubleLoop(Stochastic):
             if direct is None:
                 at_point = partial(jax.grad(problem.outer, argnums=1), point.w, point.lam)
                 direct = outer.mean(at_point, data.outer, drawn)
-            return inner.mean(partial(cross_product, problem, *point), data.inner, cross), direct
+            indirect = inner.mean(partial(cross_product, problem, *point), data.inner, cross)
+            return (total((indirect, direct)),)
 
         count, past = memory["count"], None
         now = hypergradient(here, direct)

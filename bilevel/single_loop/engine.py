@@ -6,7 +6,8 @@ The directions are those of ``oracles.py``, estimated by the rules of ``rules.py
 Vaiter, Moreau, NeurIPS 2022 (the framework); "plug and play" choices of rules: PnPBO, 2025.
 
 Keys: move k of a call draws with ``fold_in(key, 4 k + j)``, j = 0 the inner minibatch, 1 the outer
-one, 2 the coin, 3 the series.
+one, 2 the coin, 3 the series: all its minibatches at once, and the length of HIA with ``fold_in(.,
+1)`` of that key.
 """
 
 from dataclasses import dataclass
@@ -112,13 +113,13 @@ class SingleLoop(Stochastic):
     def _zeros(self, hyper: PyTree, params: PyTree, data: Data) -> dict[str, Any]:
         counts = self._counts(data)
         zero, flat = zeros_like(params), zeros_like(hyper)
-        parts = Parts((zero,), (zero, zero), (flat, flat))
+        parts = Parts((zero,), (zero, zero), (flat, flat))._asdict()
         rules = self._rules()
         looked = {rule.looks_back for rule in rules.values()} - {None}
         return {
             "v": zero,
             "points": {name: Point(zero, zero, flat) for name in sorted(looked)},
-            "rules": {n: rules[n].init(p, counts[: len(p)]) for n, p in parts._asdict().items()},
+            "rules": {n: rules[n].init(_of_rule(rules[n], p), counts) for n, p in parts.items()},
             **self._unwatched(params),
         }
 
@@ -181,12 +182,12 @@ class SingleLoop(Stochastic):
         directions, memories = {}, {}
         slots = tuple((d.block, n) for d, n in zip(drawn, sizes, strict=True))
         for name, rule in rules.items():
-            then = {n: getattr(e.parts, name) for n, e in past.items()}
-            parts = getattr(now.parts, name)
+            then = {n: _of_rule(rule, getattr(e.parts, name)) for n, e in past.items()}
             sample = Sample(
-                parts, then.get("previous"), then.get("snapshot"),
-                None if full is None else getattr(full.parts, name),
-                due[name], slots[: len(parts)], count, hyper,
+                _of_rule(rule, getattr(now.parts, name)),
+                then.get("previous"), then.get("snapshot"),
+                None if full is None else _of_rule(rule, getattr(full.parts, name)),
+                due[name], slots, count, hyper,
             )  # fmt: skip
             direction, memories[name] = rule.direction(sample, memory["rules"][name])
             directions[name] = total(direction)
@@ -237,6 +238,11 @@ register_node(SingleLoop, _leaves, ["batch_size", "sampling", "steps", "check_ev
 def _key(key: Array, move: Any, part: int) -> Array:
     """Made where it is used, which may be inside a branch: a key costs as much as a small step."""
     return jax.random.fold_in(key, 4 * move + part)
+
+
+def _of_rule(rule: Any, parts: tuple) -> tuple:
+    """The parts of a direction as its rule takes them: one, or one for each level."""
+    return parts if rule.by_level else (total(parts),)
 
 
 def _is_series(rule: Any) -> bool:

@@ -95,7 +95,7 @@ class HIA:
 
     def solve(self, product: Any, rhs: PyTree, key: Array) -> tuple[PyTree, Array]:
         """``(v, number of products)``; ``product(i, x)`` is that of the i-th minibatch."""
-        p = jax.random.randint(key, (), 0, self.steps)
+        p = jax.random.randint(jax.random.fold_in(key, 1), (), 0, self.steps)
 
         def shrink(i: Array, x: PyTree) -> PyTree:
             return axpy(-self.step_size, product(i, x), x)

@@ -4,7 +4,8 @@
     previous  the same minibatch at the point of the step before;  snapshot: at a stored point
     full      the direction on all data at the current point, formed only where a rule is due
 
-A direction is a tuple of parts, one per level that it averages over; rules act part by part.
+A direction is a tuple of parts; rules act part by part. Only a rule with a table per level asks for
+one part per level that the direction averages over (``by_level``); to others it comes as one.
 """
 
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Rule(Protocol):
     """A gradient estimator: what it needs, its memory, and how it combines."""
 
     looks_back: ClassVar[str | None]  # "previous", "snapshot" or None
+    by_level: ClassVar[bool]  # whether the parts of the two levels are kept apart
 
     def due(self, count: Array, coin: Array, period: int) -> Any:
         """Whether this step forms the full direction (``()``, boolean); ``False``: never."""
@@ -54,6 +56,7 @@ class Memoryless:
     """Needs nothing but the minibatch."""
 
     looks_back: ClassVar[str | None] = None
+    by_level: ClassVar[bool] = False
 
     def due(self, count: Array, coin: Array, period: int) -> Any:
         """Never."""

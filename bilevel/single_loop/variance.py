@@ -21,19 +21,21 @@ class SAGA(Memoryless):
     Defazio, Bach, Lacoste-Julien, NeurIPS 2014. Memory: a direction per minibatch of the data.
     """
 
+    by_level: ClassVar[bool] = True
+
     def init(self, parts: tuple, blocks: tuple[int, ...]) -> PyTree:
         """``(table [blocks, *leaf], mean [*leaf])`` for each part."""
 
         def table(part: PyTree, n: int) -> PyTree:
             return jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), leaf.dtype), part)
 
-        pairs = zip(parts, blocks, strict=True)
+        pairs = zip(parts, blocks, strict=False)  # the inner level's alone, or both
         return tuple((table(part, n), zeros_like(part)) for part, n in pairs)
 
     def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
         """The corrected direction; the table takes the new entry."""
         directions, memories = [], []
-        for now, (table, mean), (j, n) in zip(sample.now, memory, sample.slots, strict=True):
+        for now, (table, mean), (j, n) in zip(sample.now, memory, sample.slots, strict=False):
             old = jax.tree.map(partial(_row, j), table)
             change = jax.tree.map(jnp.subtract, now, old)
             directions.append(jax.tree.map(jnp.add, change, mean))

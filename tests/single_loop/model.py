@@ -75,10 +75,11 @@ def rows_outer(key) -> np.ndarray:
 
 def neumann(w, lam, rhs, key, rate, randomised):
     """Ghadimi & Wang's and Ji et al.'s Algorithm 3, with ten steps."""
-    p = int(jax.random.randint(key, (), 0, 10)) if randomised else 10
+    p = int(jax.random.randint(jax.random.fold_in(key, 1), (), 0, 10)) if randomised else 10
+    batches = np.asarray(jax.random.randint(key, (10, B), 0, N, jnp.int32))
     x, terms = rhs, [rhs]
     for i in range(p):
-        x = x - rate * hvp(w, x, lam, rows_inner(jax.random.fold_in(key, i)))
+        x = x - rate * hvp(w, x, lam, batches[i])
         terms.append(x)
     return -10 * rate * x if randomised else -rate * sum(terms)
 

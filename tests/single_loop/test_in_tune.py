@@ -74,7 +74,7 @@ def test_tables_are_stated_before_the_run() -> None:
         return bl.SingleLoop(0.1, 7, rule, rule, rule).memory_bytes(hyper, params, CASE.data)
 
     tables, means = 5 * 10 * 10, 5 * 10
-    points, directions = 3 * 10, 5 * 10
+    points, directions = 3 * 10, 3 * 10
     assert size(SAGA()) - size(SARAH()) == 4 * (tables + means - points - directions)
 
 
