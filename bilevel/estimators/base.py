@@ -37,8 +37,7 @@ class Estimator(Protocol):
 class NamesVariables(Protocol):
     """An estimator that moves more than the params, and says which variable has diverged.
 
-    Its step is a move and a look at it. Moves are so cheap that a look costs as much: it may come
-    after several of them.
+    Its step is a move and a look at it, which costs as much and may serve several moves.
     """
 
     def move(
@@ -48,14 +47,9 @@ class NamesVariables(Protocol):
         ...
 
     def look(
-        self,
-        problem: Problem,
-        hyper: PyTree,
-        before: Lower,
-        estimate: Estimate,
-        after: Lower,
+        self, problem: Problem, hyper: PyTree, before: Lower, estimate: Estimate, after: Lower,
         data: Data,
-    ) -> tuple[Estimate, Lower]:
+    ) -> tuple[Estimate, Lower]:  # fmt: skip
         """What ``step`` returns: the evidence measured, where that is due."""
         ...
 

@@ -109,9 +109,10 @@ class F2SA(Watched):
 
         carry = (lower.params, y, zeros_like((y, y)))
         (w, y, directions), _ = jax.lax.scan(advance, carry, jnp.arange(steps))
-        value, direct = jax.value_and_grad(problem.outer, 1)(w, hyper, for_f(steps).batch)
-        at_w = jax.grad(problem.inner, 1)(w, hyper, for_g(2 * steps).batch)
-        at_y = jax.grad(problem.inner, 1)(y, hyper, for_g(2 * steps + 1).batch)
+        last = jnp.asarray(steps)
+        value, direct = jax.value_and_grad(problem.outer, 1)(w, hyper, for_f(last).batch)
+        at_w = jax.grad(problem.inner, 1)(w, hyper, for_g(2 * last).batch)
+        at_y = jax.grad(problem.inner, 1)(y, hyper, for_g(2 * last + 1).batch)
         grad = axpy(gamma, jax.tree.map(jnp.subtract, at_w, at_y), direct)
 
         added = memory["added"] + evaluate(self.growth, count, hyper)

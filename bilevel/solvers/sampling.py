@@ -91,9 +91,12 @@ class Sampler:
         if b is None or self.sampling == "iid":
             return jax.vmap(lambda k: self.indices(data, keys(k), state)[0])(steps), state
         if count * b > n:  # more than one shuffle may be due
-            rows, state = jax.lax.scan(
-                lambda state, k: self.indices(data, partial(keys, k), state)[::-1], state, steps
-            )[::-1]
+
+            def one(state: Any, k: Array) -> tuple[Any, Array]:
+                rows, state = self.indices(data, partial(keys, k), state)
+                return state, rows
+
+            state, rows = jax.lax.scan(one, state, steps)
             return rows, state
         order, position = state
         whole = (n - position) // b  # batches that what is left of the permutation still fills

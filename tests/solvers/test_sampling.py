@@ -49,8 +49,10 @@ def test_an_epoch_draws_every_example_exactly_once(n: int, size: int, seed: int)
         assert len(np.unique(epochs, axis=0)) == len(epochs)  # shuffled anew: 1 in n! to agree
 
 
-@pytest.mark.parametrize("sampling", ["iid", "epoch"])
-@pytest.mark.parametrize(("n", "size"), SIZES)
+@pytest.mark.parametrize(
+    ("n", "size", "sampling"),
+    [(7, 3, "iid"), (7, 1, "epoch"), (7, 7, "epoch"), (12, 5, "epoch"), (15, 5, "epoch")],
+)
 def test_several_batches_at_once_are_those_drawn_one_by_one(
     n: int, size: int, sampling: str
 ) -> None:
@@ -66,7 +68,7 @@ def test_several_batches_at_once_are_those_drawn_one_by_one(
         return (jnp.stack(each), after), sampler.ahead(data, keys, state, count)
 
     state = sampler.init(data)
-    for count in (1, 2, 1, 3, 5, 2, 2):  # with n / size batches an epoch: within, across, several
+    for count in (2, 5, 2, 2, 2):  # with n / size batches an epoch: within, across, several
         expected, at_once = both(state, count)
         jax.tree.map(np.testing.assert_array_equal, at_once, expected)
         state = at_once[1]
