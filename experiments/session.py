@@ -84,12 +84,17 @@ def conclude(
 
 @contextlib.contextmanager
 def configured(settings: dict[str, Any]) -> Iterator[None]:
-    """Precision for this run, and the folder in which compiled programs are kept."""
+    """Precision for this run, and the folder in which compiled programs are kept.
+
+    Matrix products are those of the dtype: left alone, JAX rounds float32 factors to ten bits on
+    many accelerators, and no residual that is computed in the same way shows it.
+    """
     cache = settings["compile_cache"]
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     precision = settings["precision"]
     wide = bool(jax.config.read("jax_enable_x64")) if precision is None else precision == "float64"
-    with jax.enable_x64(wide):
+    products = jax.config.jax_default_matmul_precision or "highest"
+    with jax.enable_x64(wide), jax.default_matmul_precision(products):
         yield

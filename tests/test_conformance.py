@@ -160,7 +160,7 @@ QUICKLY_SHARDED = ("Forward", "Implicit")
 def test_sharded_over_four_devices_the_numbers_are_the_same(names: Iterable[str]) -> None:
     """In a process of its own: the number of devices is fixed before JAX starts."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
-    environment = os.environ | {"XLA_FLAGS": flags}
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.sharded", *names]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=600)
 

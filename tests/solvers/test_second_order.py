@@ -149,7 +149,8 @@ def test_external_solver_on_large_arrays(way: str) -> None:
     rows = 2000 if way == "_in_place" else 20
     data = np.full((rows, 500), 1 / 3)
     solver = bl.External(lambda w, h, x: x.mean(axis=0) * h)
-    found = jax.jit(getattr(solver, way))(np.zeros(500), 2.0, data)
+    with jax.default_device(jax.devices("cpu")[0]):
+        found = jax.jit(getattr(solver, way))(np.zeros(500), 2.0, data)
     np.testing.assert_allclose(found, 2 / 3, rtol=1e-14)
 
 
@@ -160,10 +161,11 @@ def test_external_solver_must_not_write_into_its_arguments() -> None:
 
     case = ridge(0)
     with pytest.raises(jax.errors.JaxRuntimeError, match="read-only"):
-        bl.solve(
+        found = bl.solve(
             case.problem, bl.External(spoil), case.hyper, case.params, case.data,
             jax.random.key(0), steps=1,
         )  # fmt: skip
+        jax.block_until_ready(found)
 
 
 @pytest.mark.parametrize("make", [bl.LBFGS, lambda tol: bl.Newton(bl.CG(tol=0.1), tol=tol)])
