@@ -28,8 +28,11 @@ def row(k: Any) -> dict[str, Any]:
 def history(count: Any) -> Any:
     """Rows ``0 .. count - 1`` of ``LENGTH``."""
     like = jax.eval_shape(row, 0)
-    rows = jax.lax.fori_loop(0, count, lambda k, rows: written(rows, k, row(k)), blank(like, LENGTH))
-    return columns_of(rows, like)
+
+    def write(k: Any, rows: Any) -> Any:
+        return written(rows, k, row(k))
+
+    return columns_of(jax.lax.fori_loop(0, count, write, blank(like, LENGTH)), like)
 
 
 def stacked(count: int) -> Any:

@@ -1,4 +1,4 @@
-"""`only_if`: the values and tangents of `lax.cond`, and under `vmap` no work that no lane asks for."""
+"""`only_if`: values and tangents of `lax.cond`; under `vmap` no work that no lane asks for."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """Several objectives, and terms in the hyperparameters, are functions: no part of the library.
 
-Ridge with a log penalty for each of two groups of inputs, solved by NumPy; the outer loss weighs two
+Ridge with a log penalty for each of two groups of inputs, solved by NumPy. The outer loss weighs two
 populations, which want different penalties, and a term in the penalties alone:
 
     total(h) = f1(w(h)) + p(h) + weight f2(w(h)),   w(h) = (A + diag(e^h))^-1 b
@@ -19,7 +19,7 @@ import bilevel as bl
 pytestmark = pytest.mark.usefixtures("x64")
 rng = np.random.default_rng(1)
 GROUP = np.array([0, 0, 1, 1, 1])
-TRUTH = rng.normal(size=5) * (GROUP == np.arange(2)[:, None])  # population k follows group k
+TRUTH = rng.normal(size=5) * (np.arange(2)[:, None] == GROUP)  # population k follows group k
 X, V = rng.normal(size=(20, 5)), rng.normal(size=(2, 15, 5))
 Y = X @ TRUTH.sum(0) + rng.normal(size=20)
 T = np.einsum("kni,ki->kn", V, TRUTH) + 0.3 * rng.normal(size=(2, 15))

@@ -1,4 +1,4 @@
-"""Auto, which needs no step size, on V3, V4, V8, V9, V10, V11: the bars, and the best of eight Adams.
+"""Auto, which needs no step size, on V3, V4, V8 to V11: the bars, and the best of eight Adams.
 
 Who arrives when is `benchmarks.outer`'s to say: for each target the Adam that needs the fewest
 calls, a call being one value with its hypergradient, refused trials included.
@@ -50,6 +50,7 @@ def test_v9_at_full_size() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # V4: a thousand calls with an exact solve on 49 990 rows
 @pytest.mark.usefixtures("shared_data")
 @pytest.mark.parametrize(
     ("name", "calls", "start"), [("V4", 100, 0.5216425), ("V8", 400, 0.35212), ("V11", 50, 1.3049)]
