@@ -1,7 +1,7 @@
 """Several objectives, and terms in the hyperparameters, are functions: no part of the library.
 
-Ridge with a log penalty for each of two groups of inputs, solved by NumPy. The outer loss weighs two
-populations, which want different penalties, and a term in the penalties alone:
+Ridge with a log penalty for each of two groups of inputs, solved by NumPy. The outer loss weighs
+two populations, which want different penalties, and a term in the penalties alone:
 
     total(h) = f1(w(h)) + p(h) + weight f2(w(h)),   w(h) = (A + diag(e^h))^-1 b
 """
