@@ -21,8 +21,8 @@ LAMBDA, W = CASE.start
 CHUNK = 32  # outer steps in a block of `tune`
 NAMES = {"w": "w (params)", "v": "v (adjoint)", "lam": "lambda (hyper)"}
 GOOD, BAD = 0.1, 3.0
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("srba", "spaba")]
-PRESETS = ["saba", "amigo", *SLOW]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("amigo", "srba", "spaba")]
+PRESETS = ["saba", *SLOW]
 
 
 def tune(preset: str, steps: int, state: Any = None, **sizes: float) -> tuple[bl.Result, int]:
