@@ -26,8 +26,8 @@ def cond(flag: jax.Array, x: jax.Array) -> Any:
     return jax.lax.cond(flag, fn, otherwise, x)
 
 
-X = jnp.array([0.3, 1.2, -0.7, 2.0])
-FLAGS = jnp.array([True, False, False, True])
+X = np.array([0.3, 1.2, -0.7, 2.0], np.float32)
+FLAGS = np.array([True, False, False, True])
 
 
 def test_values_and_tangents_are_those_of_cond_alone_and_under_vmap() -> None:
