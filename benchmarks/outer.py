@@ -8,7 +8,7 @@ the lowest value after a quarter of the calls, and after all of them.
 
 import argparse
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,29 +39,59 @@ def needed(seen: np.ndarray, target: float) -> int | None:
     return int(np.argmax(seen <= target)) + 1 if seen[-1] <= target else None
 
 
-def rows(name: str, case: Case, rule: str) -> list[str]:
-    """The table's rows of one case."""
+class Target(NamedTuple):
+    """A value to reach: the best Adam's step size and calls, the rule's; None where it does not."""
+
+    label: str
+    value: float
+    size: float | None
+    adam: int | None
+    rule: int | None
+
+    @property
+    def ratio(self) -> float:
+        """The rule's calls over Adam's; infinite where only Adam arrives, 0 where only the rule."""
+        if self.rule is None:
+            return np.inf if self.adam else np.nan
+        return self.rule / self.adam if self.adam else 0.0
+
+
+class Race(NamedTuple):
+    """The rule's `seen`, as `values` gives it, in twice Adam's calls, and the targets."""
+
+    seen: np.ndarray
+    targets: list[Target]
+
+
+def race(case: Case, rule: str = "Auto") -> Race:
+    """A rule without setting, and for each target the Adam that arrives first."""
     adam = {
         size: values(case, bl.transform(optax.adam, learning_rate=size), case.budget)
         for size in STEP_SIZES
     }
-    auto = values(case, getattr(bl.outer, rule)(), 2 * case.budget)
+    ours = values(case, getattr(bl.outer, rule)(), 2 * case.budget)
     targets = [] if case.bar is None else [("bar", case.bar)]
     targets += [
         (f"Adam's best at {calls}", min(seen[calls - 1] for seen in adam.values()))
         for calls in (case.budget // 4, case.budget)
     ]
-    lines = []
+    met = []
     for label, target in targets:
         reached = {size: n for size, seen in adam.items() if (n := needed(seen, target))}
         size = min(reached, key=lambda size: reached[size], default=None)
-        theirs, ours = reached.get(size), needed(auto, target)
-        ratio = f"{ours / theirs:.2f}" if ours and theirs else "-"
-        lines.append(
-            f"| {name} | {label} | {target:.6g} | {size or '-'} | {theirs or '-'} | "
-            f"{ours or 'not in ' + str(len(auto))} | {ratio} |"
-        )
-    return lines
+        theirs = None if size is None else reached[size]
+        met.append(Target(label, target, size, theirs, needed(ours, target)))
+    return Race(ours, met)
+
+
+def rows(name: str, case: Case, rule: str) -> list[str]:
+    """The table's rows of one case."""
+    seen, targets = race(case, rule)
+    return [
+        f"| {name} | {t.label} | {t.value:.6g} | {t.size or '-'} | {t.adam or '-'} | "
+        f"{t.rule or f'not in {len(seen)}'} | {f'{t.ratio:.2f}' if t.adam and t.rule else '-'} |"
+        for t in targets
+    ]
 
 
 def main() -> None:

@@ -106,11 +106,11 @@ def _distilled(a: Any, images: Any, batch: Any) -> Any:
     return jnp.mean(jnp.sum((X @ (images.T @ a) - targets) ** 2, 1)) / 2
 
 
-def quadratics() -> Case:
-    """V9: random quadratics of both levels, 100 variables each."""
+def quadratics(examples: int = 1024, dim: int = 100) -> Case:
+    """V9: random quadratics of both levels, with as many variables each."""
     from tests.single_loop.quadratics import PROBLEM, make
 
-    made = make(1024, 100)
+    made = make(examples, dim)
     start = made.start
     return Case(PROBLEM, bl.ClosedForm(), start[0], start[1], made.data, None, 100)
 

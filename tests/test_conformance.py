@@ -99,8 +99,11 @@ TABLE = {
     "Forward": Row(bl.Forward),
     "Implicit": Row(lambda solver, k: bl.Implicit(solver, k, linear=bl.CG(tol=1e-10))),
     "Reverse": Row(bl.Reverse),
-    # Deterministic where the minimiser is enough: no key reaches it.
-    "Auto": Row(lambda solver, k: bl.Auto(1e-12, solver, k), (conformance.repeats_with_its_key,)),
+    # Where the minimiser is enough it goes there by a solver of its own: no key, nor one step.
+    "Auto": Row(
+        lambda solver, k: bl.Auto(1e-12, solver, k),
+        (conformance.repeats_with_its_key, conformance.takes_one_step_but_not_none),
+    ),
     "BOME": Row(whole(single_loop.BOME), PENALISED + NO_MINIBATCH, ("ridge",)),
     "ClosedForm": Row(lambda solver, k: bl.ClosedForm(), NO_SOLVER, ("ridge",)),
     "Evolution": Row(differences(bl.Evolution)),

@@ -1,4 +1,4 @@
-"""Inside `tune`: divergence has a name, runs go on bit for bit, memory is known beforehand."""
+"""Inside `tune`: noise is no divergence, runs go on bit for bit, memory is known beforehand."""
 
 from typing import Any
 
@@ -21,28 +21,6 @@ SCHEDULE = bl.transform(optax.sgd, learning_rate=0.1)
 def tune(estimator: Any, outer: Any = SCHEDULE, steps: int = 64, **more: Any) -> bl.Result:
     key = None if "state" in more else jax.random.key(0)
     return bl.tune(PROBLEM, estimator, outer, LAMBDA, W, CASE.data, steps=steps, key=key, **more)
-
-
-# On all data: step 3 makes w grow by 1 - 3 L = -2 per step; so does the outer step.
-DIVERGING = {
-    "w (params)": (3.0, 0.3, 0.01),
-    "v (adjoint)": (0.3, 3.0, 0.01),
-    "lambda (hyper)": (0.3, 0.3, 3.0),
-}
-
-
-@pytest.mark.parametrize("name", DIVERGING)
-def test_divergence_is_named_in_its_chunk_and_refused(name: str) -> None:
-    step_size, adjoint_step, outer_step = DIVERGING[name]
-    estimator = bl.SingleLoop(step_size, None, adjoint_step=adjoint_step, check_every=1000)
-    outer = bl.transform(optax.sgd, learning_rate=outer_step)
-    with pytest.warns(bl.DivergenceWarning) as caught:
-        result = tune(estimator, outer, steps=96)
-    assert f": {name} diverged" in str(caught[0].message)
-    assert bool(result.diverged)
-    assert 0 < int(result.state.step) < 64
-    kept = (result.hyper, result.params, result.state.lower.memory["v"])
-    assert all(np.all(np.abs(x) < 1e5) for x in kept)
 
 
 def test_minibatch_noise_is_not_taken_for_divergence() -> None:

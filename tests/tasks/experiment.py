@@ -17,12 +17,18 @@ class Outcome:
     metrics: dict[str, float]
 
 
-def run_experiment(name: str, *overrides: str) -> Outcome:
-    """Run `experiment=NAME` to its end."""
+def job_of(name: str, *overrides: str) -> Job:
+    """The job of `experiment=NAME`."""
     settings: dict[str, Any] = hydra_compat.plain(
         hydra_compat.compose([f"experiment={name}", *overrides])
     )
-    job = Job.of(settings)
+    return Job.of(settings)
+
+
+def run_experiment(name: str, *overrides: str) -> Outcome:
+    """Run `experiment=NAME` to its end."""
+    job = job_of(name, *overrides)
+    settings = job.settings
     result = job.tune(job.task.data, steps=settings["steps"], key=job.key, every=settings["every"])
     assert not result.diverged, result.message
     return Outcome(job, result, job.task.metrics(result.hyper, result.params))
