@@ -87,7 +87,7 @@ def block(
     residual = inner_residual(state.estimate)
     lost = jax.tree.map(jnp.zeros_like, astray(estimator, state.estimate, state.lower, limit))
     going = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
-    # Phases: by strides; if that diverged, step by step up to there; then up to the step before.
+    # Phases: by strides; if that diverged, step by step, strictly; then up to the step before.
     phase = jnp.asarray(0 if strides else 1, jnp.int32)
     carry = (state, empty, going, phase, jnp.asarray(count, ROW))
     state, history, stop, _, _ = jax.lax.while_loop(lambda c: c[3] < _DONE, attempt, carry)
@@ -98,7 +98,7 @@ def _advance(run: Run, carry: Any) -> Any:
     """One step, judged at once."""
     before, _, history, k, count, careful = carry
     state, began = run.step(before, k)
-    state, stop, made = run.judge(before, began, state, k)
+    state, stop, made = run.judge(before, began, state, k, run.limit)
     state = early_stopping.observe(run.stopping, state)
     history = written(history, k, run.row(state, made))
     work = observe(run.adaptive, state.work, as_moved(run.tx, state.estimate, state.outer))

@@ -63,7 +63,7 @@ class Run(NamedTuple):
         return state, lower
 
     def judge(
-        self, before: State, began: Lower, state: State, k: Array
+        self, before: State, began: Lower, state: State, k: Array, limit: Array
     ) -> tuple[State, Stop, Estimate]:
         """The state after a step, or a few, from ``before``, and whether the solver diverged.
 
@@ -72,7 +72,6 @@ class Run(NamedTuple):
         refused so.
         """
         problem, estimator, tx, data = self.problem, self.estimator, self.tx, self.data
-        limit = self.limit
         hyper, estimate, after = state.hyper, state.estimate, state.lower
         if isinstance(estimator, NamesVariables):
             estimate, after = estimator.look(problem, hyper, began, estimate, after, data)

@@ -32,7 +32,11 @@ def _comes_back(run: Run) -> bool:
 
 
 def stride(run: Run, carry: Any) -> Any:
-    """The moves up to the next look, and the look; one move if ``careful``."""
+    """The moves up to the next look, and the look; one move if ``careful``.
+
+    One is careful only where divergence is known to follow: then what has grown by the root of the
+    limit is its beginning.
+    """
     before, _, history, k, count, careful = carry
     end = jnp.where(careful, k + 1, jnp.minimum(k + _to_look(before.step), count))
 
@@ -48,7 +52,8 @@ def stride(run: Run, carry: Any) -> Any:
     )
     evidence = dataclasses.replace(before.estimate.evidence, counts=Counts(*counts))
     state = _with_evidence(bare, evidence)
-    looked, stop, _ = run.judge(before, before.lower, state, k - 1)
+    limit = jnp.where(careful, jnp.minimum(run.limit, jnp.sqrt(run.limit)), run.limit)
+    looked, stop, _ = run.judge(before, before.lower, state, k - 1, limit)
     # A block may end anywhere: a look that it forces leaves no trace, so that a run that is cut
     # goes on bit for bit.
     due = (state.step <= _SETTLE) | (state.step % _STRIDE == 0)

@@ -160,12 +160,9 @@ def test_external_solver_must_not_write_into_its_arguments() -> None:
         return w
 
     case = ridge(0)
+    arguments = case.problem, bl.External(spoil), case.hyper, case.params, case.data
     with pytest.raises(jax.errors.JaxRuntimeError, match="read-only"):
-        found = bl.solve(
-            case.problem, bl.External(spoil), case.hyper, case.params, case.data,
-            jax.random.key(0), steps=1,
-        )  # fmt: skip
-        jax.block_until_ready(found)
+        jax.block_until_ready(bl.solve(*arguments, jax.random.key(0), steps=1))
 
 
 @pytest.mark.parametrize("make", [bl.LBFGS, lambda tol: bl.Newton(bl.CG(tol=0.1), tol=tol)])
