@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -71,12 +72,18 @@ class Batches:
         rows, state = sampler.ahead(items, keys, state, count)
         return self._numbered(data, rows), state
 
-    def draw_iid(self, data: PyTree, key: Array, count: int) -> Callable[[Array], Drawn]:
-        """``i -> minibatch i`` of ``count`` independent ones, drawn with one key."""
-        if self.size is None:
-            return self._numbered(data, None)
+    def series(
+        self, data: PyTree, key: Array, state: Any, count: int
+    ) -> tuple[Callable[[Array], Drawn], Any]:
+        """``i -> minibatch i`` of the ``count`` of a series, and the sampler's state.
+
+        The next ones of the epoch, or independent ones, all drawn with one key.
+        """
+        if self.size is None or self.sampling == "epoch":
+            return self.ahead(data, partial(jax.random.fold_in, key), state, count)
         n, width = (self.count(data), 1) if self.blocks else (examples(data), self.size)
-        return self._numbered(data, jax.random.randint(key, (count, width), 0, n, jnp.int32))
+        rows = jax.random.randint(key, (count, width), 0, n, jnp.int32)
+        return self._numbered(data, rows), state
 
     def _numbered(self, data: PyTree, rows: Any) -> Callable[[Array], Drawn]:
         """``i -> `` the minibatch of ``rows[i]``; ``None``: all examples."""

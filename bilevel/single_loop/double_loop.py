@@ -6,7 +6,8 @@ r"""Methods with inner loops: params first, then the adjoint there, then the hyp
 
 Keys: a call draws with ``inner, outer, adjoint, cross, again = split(key, 5)``; the k-th inner step
 with ``fold_in(inner, k)``, the k-th adjoint step with ``fold_in(adjoint, k)``. A series draws all
-its minibatches with ``adjoint`` at once, HIA its length with ``fold_in(adjoint, 1)``.
+its minibatches with ``adjoint`` at once (epochs go on as for steps), HIA its length with
+``fold_in(adjoint, 1)``.
 """
 
 from dataclasses import dataclass
@@ -207,14 +208,14 @@ class DoubleLoop(Stochastic):
         inner, rate = self._levels()[0], self._rates()[1]
         w, v, hyper = point
         if isinstance(self.v, Series):
-            drawn = inner.draw_iid(data.inner, key, self.v.steps)
+            drawn, sampler = inner.series(data.inner, key, carry[2], self.v.steps)
 
             def product(i: Array, x: PyTree) -> PyTree:
                 hvp = partial(hessian_product, problem, w, hyper, x)
                 return inner.mean(hvp, data.inner, drawn(i))
 
             v, products = self.v.solve(product, rhs, key)
-            return v, *carry[1:], v, products
+            return v, carry[1], sampler, v, products
 
         steps = self.adjoint_steps or self.inner_steps
         keys = partial(jax.random.fold_in, key)

@@ -208,11 +208,12 @@ class SingleLoop(Stochastic):
     def _draw(self, problem: Problem, data: Data, samplers: Any, key: Any) -> Any:
         """``(minibatches, sampler states, coin, at)``; ``at(point)`` evaluates on them."""
         inner, outer = self._levels()
+        one, inner_state = inner.draw(data.inner, partial(key, 0), samplers[0])
         series_key = key(3)
         drawn: Any = None
         if _is_series(self.v):
-            drawn = inner.draw_iid(data.inner, series_key, self.v.steps)
-        one, inner_state = inner.draw(data.inner, partial(key, 0), samplers[0])
+            count = self.v.steps
+            drawn, inner_state = inner.series(data.inner, series_key, inner_state, count)
         two, outer_state = outer.draw(data.outer, partial(key, 1), samplers[1])
 
         def fresh(i: Array) -> Any:
