@@ -24,11 +24,8 @@ ROW = jnp.uint32  # of the rows' numbers: a signed index is first asked whether 
 def takes_strides(run: Run) -> bool:
     """Whether nothing but the look needs to see every single move."""
     plain = run.warm_start and run.stopping is None and run.adaptive is None
-    return plain and isinstance(run.estimator, NamesVariables) and not _comes_back(run)
-
-
-def _comes_back(run: Run) -> bool:
-    return isinstance(inside(run.tx), Retreats)
+    comes_back = isinstance(inside(run.tx), Retreats)
+    return plain and isinstance(run.estimator, NamesVariables) and not comes_back
 
 
 def stride(run: Run, carry: Any) -> Any:

@@ -1,6 +1,7 @@
 """One run from its settings to its files; the first place where JAX is imported."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,6 @@ def configured(settings: dict[str, Any]) -> Iterator[None]:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     precision = settings["precision"]
     wide = bool(jax.config.read("jax_enable_x64")) if precision is None else precision == "float64"
-    products = jax.config.jax_default_matmul_precision or "highest"
+    products = os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", "highest")
     with jax.enable_x64(wide), jax.default_matmul_precision(products):
         yield
