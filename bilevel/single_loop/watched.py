@@ -1,5 +1,6 @@
 """Estimators that move several variables: a move, a look at it, the name of what goes astray."""
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from bilevel.single_loop.watch import Watch, astray, observe, relative
 from bilevel.trees import PyTree, dtype, norm
 
 
-class Watched:
+class Watched(ABC):
     """A step is a move and a look at it; :func:`bilevel.tune` looks once in a few moves.
 
     ``move`` leaves in the memory: ``second``, that variable; ``sizes``, ``[2]``, those of the two
@@ -24,28 +25,28 @@ class Watched:
     variables: ClassVar[tuple[str, str]] = ("w (params)", "v (adjoint)")
     second: ClassVar[str] = "v"
 
+    @abstractmethod
     def move(
         self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
     ) -> tuple[Estimate, Lower]:
         """The step itself; its evidence is that of the last look."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _every(self, data: Data) -> int:
         """Calls between two measurements on all data."""
-        raise NotImplementedError
 
     def _moves(self) -> int:
         return 1
 
+    @abstractmethod
     def _passes(self, data: Data) -> Counts:
         """What a measurement on all data costs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _measure(
         self, problem: Problem, hyper: PyTree, after: Lower, data: Data
     ) -> tuple[PyTree, PyTree, PyTree]:
         """``(inner gradient at the params, what the second variable leaves, of what)``."""
-        raise NotImplementedError
 
     def step(
         self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
