@@ -22,6 +22,7 @@ from bilevel.sklearn.descent import Evaluation, Outer, descend
 from bilevel.sklearn.glm import LOGISTIC, MULTINOMIAL, SQUARED, Link, cold, solved_fold
 from bilevel.sklearn.linear import FLOATS
 from bilevel.sklearn.rows import Rows, rows
+from bilevel.sklearn.tuning import RESOLUTION
 
 
 class Examples(NamedTuple):
@@ -134,8 +135,10 @@ class DataCleaner(BaseEstimator):
                 Outer(objective, data, start), np.zeros(length), np.arange(length),
                 np.tile([-8.0, 8.0], (length, 1)), max_iter=self.max_iter, tol=self.tol,
             )  # fmt: skip
-        self.trust_ = 1 / (1 + np.exp(-path[-1, :n]))
-        self.trusted_loss_path_ = losses
+        # Losses that differ by rounding are equal: the first of them, the closest to equal trust.
+        last = int(np.argmax(losses <= np.min(losses) + RESOLUTION * losses[0]))
+        self.trust_ = 1 / (1 + np.exp(-path[last, :n]))
+        self.trusted_loss_path_ = losses[: last + 1]
         fresh: Any = clone(self.estimator)
         self.estimator_ = fresh.fit(X, y, sample_weight=self.trust_)
         return self

@@ -66,10 +66,11 @@ def descend(
     *,
     max_iter: int,
     tol: float,
+    least: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """``phi`` and the loss ``outer(phi[groups])`` at the start and after each step.
 
-    Ends where a step gains less than ``tol`` of the loss.
+    Ends where a step gains less than ``tol`` of the loss, or less than ``least``.
     """
     values, points = [], []
     first = outer(phi[groups])
@@ -89,7 +90,7 @@ def descend(
         points.append(np.array(intermediate_result.x))
         values.append(float(intermediate_result.fun) * unit)
 
-    options = {"maxiter": max_iter, "ftol": tol, "gtol": 1e-9, "maxls": 30}
+    options = {"maxiter": max_iter, "ftol": max(tol, least / unit), "gtol": 1e-9, "maxls": 30}
     minimize(
         scaled, phi, jac=True, method="L-BFGS-B", bounds=bounds, callback=note, options=options
     )

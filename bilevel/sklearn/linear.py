@@ -72,9 +72,11 @@ class HypergradEstimator(BaseEstimator):
             self.cv, X, y, groups, classifier=self._classifier, random_state=self.random_state
         )
 
-    def _search(self, bounds: np.ndarray, columns: np.ndarray, folds: int) -> Search:
+    def _search(
+        self, bounds: np.ndarray, columns: np.ndarray, folds: int, strength: Any = None
+    ) -> Search:
         guarded = self._guarded(columns, folds)
-        return Search(bounds, self.max_iter, self.tol, self.n_jobs, guarded)
+        return Search(bounds, self.max_iter, self.tol, self.n_jobs, guarded, strength)
 
     def _guarded(self, columns: np.ndarray, folds: int) -> int:
         """By how many folds the guard judges penalties that are more than one."""

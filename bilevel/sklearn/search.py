@@ -130,7 +130,11 @@ class BilevelSearchCV(BaseEstimator):
         history = jax.tree.map(np.asarray, result.history)
         value = history["value"]
         loss = np.where(np.isfinite(value), value, np.inf)
-        self.best_index_ = int(np.argmin(loss))
+        # The first of those that are equal to rounding: what is larger is not known of any hyper.
+        rounding = (
+            64 * np.finfo(loss.dtype).eps * np.max(np.abs(loss[np.isfinite(loss)]), initial=0)
+        )
+        self.best_index_ = int(np.argmax(loss <= np.min(loss) + rounding))
         hyper = history.pop("hyper")
         points = [jax.tree.map(lambda x, t=t: x[t], hyper) for t in range(len(loss))]
         self.cv_results_ = {

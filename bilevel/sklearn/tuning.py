@@ -4,6 +4,10 @@ Never worse than the grid on the folds: each stage starts at the best point so f
 unless the outer loss falls. The guard asks, for penalties that are many, how far they generalise:
 the descent is repeated without each fold, and scored on that fold. It follows them as far as the
 score is best, and not at all unless the gain is above its own standard error.
+
+Losses that differ by rounding are equal, and of equal ones the largest penalties win
+(:func:`strongest_of_equals`): where the data can be interpolated, the loss falls to rounding over
+decades of penalties, and the order of a sum must not decide between them.
 """
 
 from collections.abc import Callable
@@ -18,6 +22,10 @@ from bilevel.sklearn.descent import Evaluation, Outer, descend, to_host
 
 SHRINKAGE = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # how much of the way from common to own penalties
 MOST_GUARDED = 10  # folds that the guard leaves out, one after the other
+# Of the loss of the strongest penalties, which leave the intercept alone: for squared errors the
+# variance of the target. Losses that differ by less differ by rounding: they are differences of
+# sums of that size over up to thousands of terms, each rounded to 2e-16.
+RESOLUTION = 1e-12
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,8 @@ class Search:
     """How to search.
 
     ``bounds [q, 2]`` of ``theta``; at most ``max_iter`` steps a stage, or until one gains less than
-    ``tol``; ``n_jobs`` threads and ``guarded`` folds of the guard, 0 for none.
+    ``tol``; ``n_jobs`` threads and ``guarded`` folds of the guard, 0 for none. ``strength [q]``:
+    how strongly each entry of ``theta`` regularises, by default all alike.
     """
 
     bounds: np.ndarray
@@ -33,6 +42,7 @@ class Search:
     tol: float
     n_jobs: int | None = None
     guarded: int = 0
+    strength: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,19 @@ class Found:
     grid: np.ndarray
     shrinkage: float
     guard: np.ndarray | None
+
+
+def strongest_of_equals(
+    thetas: np.ndarray, values: np.ndarray, resolution: float, strength: np.ndarray | None = None
+) -> int:
+    """Index of the strongest penalties among those within ``resolution`` of the smallest value.
+
+    ``thetas [N, q]`` are logarithms of penalties, ``values [N]`` their losses; the strongest has
+    the largest ``theta @ strength``, the first of them if several have.
+    """
+    equal = np.flatnonzero(values <= np.min(values) + resolution)
+    total = np.sum(thetas if strength is None else thetas * strength, axis=1)
+    return int(equal[np.argmax(total[equal])])
 
 
 def tuned(
@@ -79,9 +102,12 @@ def _tuned(
     search: Search,
 ) -> Found:
     outer = outer_of(None)
+    # Evaluated first: the solvers then start where all coefficients are almost 0.
+    worst = float(outer(search.bounds[:, 1]).value)
+    resolution = RESOLUTION * worst if np.isfinite(worst) else 0.0
     values = np.array([float(outer(theta).value) for theta in grid])
     values = np.where(np.isfinite(values), values, np.inf)
-    best = int(np.argmin(values))
+    best = strongest_of_equals(grid, values, resolution, search.strength)
     if not np.isfinite(values[best]):
         raise ValueError(
             "The cross-validation loss is not finite at any point of the grid of penalties. Are "
@@ -89,20 +115,22 @@ def _tuned(
         )
     path, losses = [grid[best]], [values[best]]
     for stage in stages[:1] if search.guarded else stages:
-        _extend(path, losses, outer, stage, search)
+        _extend(path, losses, outer, stage, search, resolution)
     shrinkage: float = 1.0
     seen: Any = None
     if search.guarded:
         common = path[-1]
         for stage in stages[1:]:
-            _extend(path, losses, outer, stage, search)
+            _extend(path, losses, outer, stage, search, resolution)
         way = _way(common, path[-1])
         own = np.array([float(outer(theta).value) for theta in way])
-        seen = _guard(outer_of, common, stages[1:], search)
+        seen = _guard(outer_of, common, stages[1:], search, resolution)
         gain = seen[:, :1] - seen
         error = gain.std(0, ddof=1) / np.sqrt(len(gain))
-        allowed = (own <= own[0]) & (gain.mean(0) > error)
-        chosen = int(np.argmax(np.where(allowed, gain.mean(0), 0)))
+        mean = gain.mean(0)
+        allowed = (own <= own[0] + resolution) & (mean > error + resolution)
+        # The least of the way whose gain is the largest, to rounding.
+        chosen = int(np.argmax(np.where(allowed, mean, 0) >= np.max(mean * allowed) - resolution))
         seen = seen.mean(0)
         shrinkage = SHRINKAGE[chosen]
         if shrinkage < 1:
@@ -117,20 +145,27 @@ def _way(start: np.ndarray, end: np.ndarray) -> list[np.ndarray]:
     return [start + part * (end - start) for part in SHRINKAGE]
 
 
-def _extend(path: list, losses: list, outer: Outer, stage: np.ndarray, search: Search) -> None:
-    """Append the steps of one stage, if they lead down."""
+def _extend(
+    path: list, losses: list, outer: Outer, stage: np.ndarray, search: Search, resolution: float
+) -> None:
+    """Append the steps of one stage, up to the best of them, if they lead down."""
     phi, bounds = np.zeros(stage.max() + 1), np.zeros((stage.max() + 1, 2))
     phi[stage], bounds[stage] = path[-1], search.bounds
-    steps, values = descend(outer, phi, stage, bounds, max_iter=search.max_iter, tol=search.tol)
-    last = len(values) - 1
-    while last > 0 and not values[last] <= losses[-1]:
-        last -= 1
-    path.extend(steps[1 : last + 1][:, stage])
+    steps, values = descend(
+        outer, phi, stage, bounds, max_iter=search.max_iter, tol=search.tol, least=resolution
+    )
+    thetas, values = steps[:, stage], np.append(losses[-1], values[1:])
+    last = strongest_of_equals(thetas, values, resolution, search.strength)
+    path.extend(thetas[1 : last + 1])
     losses.extend(values[1 : last + 1])
 
 
 def _guard(
-    outer_of: Callable[[int | None], Outer], common: np.ndarray, stages: list, search: Search
+    outer_of: Callable[[int | None], Outer],
+    common: np.ndarray,
+    stages: list,
+    search: Search,
+    resolution: float,
 ) -> np.ndarray:
     """``[folds, parts of the way]``: the loss on each fold of penalties tuned without it."""
 
@@ -139,7 +174,7 @@ def _guard(
             outer = outer_of(k)
             path, losses = [common], [float(outer(common).value)]
             for stage in stages:
-                _extend(path, losses, outer, stage, search)
+                _extend(path, losses, outer, stage, search, resolution)
             return [float(outer(theta).losses[-1]) for theta in _way(common, path[-1])]
 
     run = Parallel(n_jobs=search.n_jobs, prefer="threads")
