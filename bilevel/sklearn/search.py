@@ -132,7 +132,7 @@ class BilevelSearchCV(BaseEstimator):
         loss = np.where(np.isfinite(value), value, np.inf)
         # The first of those that are equal to rounding: what is larger is not known of any hyper.
         rounding = (
-            64 * np.finfo(loss.dtype).eps * np.max(np.abs(loss[np.isfinite(loss)]), initial=0)
+            64 * np.finfo(loss.dtype).eps * np.max(np.abs(value[np.isfinite(value)]), initial=0)
         )
         self.best_index_ = int(np.argmax(loss <= np.min(loss) + rounding))
         hyper = history.pop("hyper")

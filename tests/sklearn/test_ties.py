@@ -1,4 +1,4 @@
-"""Penalties whose losses are equal to rounding: the largest of them, whatever the order of a sum."""
+"""Of penalties whose losses are equal to rounding the largest, whatever the order of a sum."""
 
 import numpy as np
 import pytest
