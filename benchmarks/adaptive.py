@@ -19,7 +19,7 @@ import optax
 from scipy.optimize import minimize
 
 import bilevel as bl
-from bilevel.adaptive import grown
+from bilevel.tuning.adaptive import grown
 
 
 class Case(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import bilevel as bl
 from benchmarks.problems import CASES, Case, softmax_loss
 from benchmarks.timing import cpu_clock, single_thread
-from bilevel.hypergradient import compiled_step
+from bilevel.estimators.call import compiled_step
 
 MIB = 2**20
 

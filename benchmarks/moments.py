@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import compare
-from bilevel.noise import Compressed, LeastSquares, Ridge, moments, rules
+from bilevel.noise import Compressed, LeastSquares, Ridge
+from bilevel.noise.moments import rules, run
 
 SIZES = [(5, 50, 5), (20, 500, 20), (100, 2000, 10)]  # n features, m examples, p hyperparameters
 
@@ -38,7 +39,7 @@ def exact(process, start, rule):
     def observe(now):
         return now.squared_error() if hasattr(now, "squared_error") else now.squared_errors()[1]
 
-    return moments.run(process, start, rule, observe)[1]
+    return run.run(process, start, rule, observe)[1]
 
 
 def candidates(n, m, p, steps, runs):

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments.words import BadInputError
+from experiments.common.errors import BadInputError
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXED = ["task.degree=1", "estimator.steps=100", "plot=false", "baselines=false", "progress=off"]

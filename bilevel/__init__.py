@@ -1,71 +1,144 @@
 """Bilevel hyperparameter optimisation: hypergradients that come with evidence."""
 
-from bilevel import outer as outer
-from bilevel import single_loop as single_loop
-from bilevel import spaces as spaces
-from bilevel import testing as testing
-from bilevel.adaptive import Adaptive as Adaptive
-from bilevel.check import check as check
-from bilevel.check_noise import NoiseReport as NoiseReport
-from bilevel.check_noise import check_noise as check_noise
-from bilevel.check_report import CheckReport as CheckReport
-from bilevel.cost import Cost as Cost
-from bilevel.cost import estimate_cost as estimate_cost
-from bilevel.diagnosis import DivergenceWarning as DivergenceWarning
-from bilevel.early_stopping import EarlyStopping as EarlyStopping
-from bilevel.estimate import Counts as Counts
-from bilevel.estimate import Estimate as Estimate
-from bilevel.estimate import Evidence as Evidence
-from bilevel.estimate import Lower as Lower
-from bilevel.estimators import PES as PES
-from bilevel.estimators import UORO as UORO
-from bilevel.estimators import Auto as Auto
-from bilevel.estimators import ClosedForm as ClosedForm
-from bilevel.estimators import Evolution as Evolution
-from bilevel.estimators import Forward as Forward
-from bilevel.estimators import Implicit as Implicit
-from bilevel.estimators import OneStep as OneStep
-from bilevel.estimators import Penalty as Penalty
-from bilevel.estimators import Predicted as Predicted
-from bilevel.estimators import Replicated as Replicated
-from bilevel.estimators import Reverse as Reverse
-from bilevel.estimators import Richardson as Richardson
-from bilevel.estimators import Sampled as Sampled
-from bilevel.hypergradient import hypergradient as hypergradient
-from bilevel.linear import CG as CG
-from bilevel.linear import GMRES as GMRES
-from bilevel.linear import MINRES as MINRES
-from bilevel.linear import BiCGSTAB as BiCGSTAB
-from bilevel.linear import Dense as Dense
-from bilevel.linear import FixedPoint as FixedPoint
-from bilevel.linear import GaussNewton as GaussNewton
-from bilevel.linear import Neumann as Neumann
-from bilevel.linear import Nystrom as Nystrom
-from bilevel.linear import OutputLoss as OutputLoss
-from bilevel.linear import SGDLinear as SGDLinear
-from bilevel.plan import plan as plan
-from bilevel.plan_report import Plan as Plan
-from bilevel.population import population as population
-from bilevel.problem import Data as Data
-from bilevel.problem import Problem as Problem
-from bilevel.restarts import Restarts as Restarts
-from bilevel.restarts import restarts as restarts
-from bilevel.result import Result as Result
-from bilevel.schedules import Decay as Decay
-from bilevel.schedules import InverseTime as InverseTime
-from bilevel.single_loop import DoubleLoop as DoubleLoop
-from bilevel.single_loop import SingleLoop as SingleLoop
-from bilevel.solvers import FISTA as FISTA
-from bilevel.solvers import LBFGS as LBFGS
-from bilevel.solvers import SAGA as SAGA
-from bilevel.solvers import SGD as SGD
-from bilevel.solvers import SVRG as SVRG
-from bilevel.solvers import Direct as Direct
-from bilevel.solvers import External as External
-from bilevel.solvers import GradientDescent as GradientDescent
-from bilevel.solvers import Newton as Newton
-from bilevel.solvers import Optax as Optax
-from bilevel.solvers import ProximalGradient as ProximalGradient
-from bilevel.solvers import solve as solve
-from bilevel.transform import transform as transform
-from bilevel.tune import tune as tune
+from bilevel import outer, single_loop, spaces, testing
+from bilevel.checks.cost import Cost, estimate_cost
+from bilevel.checks.hypergradient import check
+from bilevel.checks.noise import NoiseReport, check_noise
+from bilevel.checks.report import CheckReport
+from bilevel.core import (
+    Counts,
+    Data,
+    Decay,
+    Estimate,
+    Evidence,
+    InverseTime,
+    Lower,
+    Problem,
+    transform,
+)
+from bilevel.estimators import (
+    PES,
+    UORO,
+    Auto,
+    ClosedForm,
+    Evolution,
+    Forward,
+    Implicit,
+    OneStep,
+    Penalty,
+    Predicted,
+    Replicated,
+    Reverse,
+    Richardson,
+    Sampled,
+)
+from bilevel.estimators.call import hypergradient
+from bilevel.linear import (
+    CG,
+    GMRES,
+    MINRES,
+    BiCGSTAB,
+    Dense,
+    FixedPoint,
+    GaussNewton,
+    Neumann,
+    Nystrom,
+    OutputLoss,
+    SGDLinear,
+)
+from bilevel.planning.plan import plan
+from bilevel.planning.report import Plan
+from bilevel.single_loop import DoubleLoop, SingleLoop
+from bilevel.solvers import (
+    FISTA,
+    LBFGS,
+    SAGA,
+    SGD,
+    SVRG,
+    Direct,
+    External,
+    GradientDescent,
+    Newton,
+    Optax,
+    ProximalGradient,
+    solve,
+)
+from bilevel.tuning.adaptive import Adaptive
+from bilevel.tuning.diagnosis import DivergenceWarning
+from bilevel.tuning.early_stopping import EarlyStopping
+from bilevel.tuning.population import population
+from bilevel.tuning.restarts import Restarts, restarts
+from bilevel.tuning.result import Result
+from bilevel.tuning.tune import tune
+
+__all__ = [
+    "CG",
+    "FISTA",
+    "GMRES",
+    "LBFGS",
+    "MINRES",
+    "PES",
+    "SAGA",
+    "SGD",
+    "SVRG",
+    "UORO",
+    "Adaptive",
+    "Auto",
+    "BiCGSTAB",
+    "CheckReport",
+    "ClosedForm",
+    "Cost",
+    "Counts",
+    "Data",
+    "Decay",
+    "Dense",
+    "Direct",
+    "DivergenceWarning",
+    "DoubleLoop",
+    "EarlyStopping",
+    "Estimate",
+    "Evidence",
+    "Evolution",
+    "External",
+    "FixedPoint",
+    "Forward",
+    "GaussNewton",
+    "GradientDescent",
+    "Implicit",
+    "InverseTime",
+    "Lower",
+    "Neumann",
+    "Newton",
+    "NoiseReport",
+    "Nystrom",
+    "OneStep",
+    "Optax",
+    "OutputLoss",
+    "Penalty",
+    "Plan",
+    "Predicted",
+    "Problem",
+    "ProximalGradient",
+    "Replicated",
+    "Restarts",
+    "Result",
+    "Reverse",
+    "Richardson",
+    "SGDLinear",
+    "Sampled",
+    "SingleLoop",
+    "check",
+    "check_noise",
+    "estimate_cost",
+    "hypergradient",
+    "outer",
+    "plan",
+    "population",
+    "restarts",
+    "single_loop",
+    "solve",
+    "spaces",
+    "testing",
+    "transform",
+    "tune",
+]

@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.export import export
-from experiments.files import write_whole
-from experiments.resume import read_result
-from experiments.table import RULE, cells, rows, shown
-from experiments.words import BadInputError
+from experiments.common.errors import BadInputError
+from experiments.common.files import write_whole
+from experiments.reports.export import export
+from experiments.reports.table import RULE, cells, rows, shown
+from experiments.storage.resume import read_result
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,8 +57,8 @@ def _once(folder: Path, *, page: bool, again: float | None, to: str | None) -> i
     markdown = f"{markdown}\n{RULE}\n"
     written = {"report.csv": text.getvalue().encode(), "report.md": markdown.encode()}
     if page:
-        from experiments import page as html
-        from experiments.sweep_plots import pictures
+        from experiments.reports import page as html
+        from experiments.reports.sweep_plots import pictures
 
         written["report.html"] = html.page(folder.resolve().name, table, found, again).encode()
         written |= pictures(found)

@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import completion, hydra_compat, lanes, listing, workers
-from experiments.files import write_json
-from experiments.hydra_compat import Launch
-from experiments.lock import BusyError, held
-from experiments.resume import RESULT, command, finished, origin, repeat, saved_settings
-from experiments.settings import check, defaults
-from experiments.words import BadInputError
+from experiments.cli import completion, hydra_compat, listing
+from experiments.cli.hydra_compat import Launch
+from experiments.cli.settings import check, defaults
+from experiments.common.errors import BadInputError
+from experiments.common.files import write_json
+from experiments.runs import workers
+from experiments.storage.lock import BusyError, held
+from experiments.storage.resume import RESULT, command, finished, origin, repeat, saved_settings
+from experiments.sweeps import seed_jobs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -86,7 +88,7 @@ def task(config: "DictConfig") -> float | None:
     launch = Launch.current()
     console = Console(width=None if sys.stdout.isatty() else 100)
     facts = _origin(config, launch)
-    many = lanes.asked(config)
+    many = seed_jobs.asked(config)
     if config["mesh"]["hosts"] and not _first(config, launch):
         return _follow(config, launch, facts)
     again = f"the same command and hydra.run.dir={launch.folder}" if many else ""
@@ -136,7 +138,7 @@ def _one(
         console.print(_already(result), highlight=False, markup=False)
         return result
     workers.limit(launch.launcher)
-    from experiments.session import perform
+    from experiments.runs.session import perform
 
     return perform(settings, folder, facts, console)
 
@@ -148,13 +150,13 @@ def _many(
     folder = launch.folder
     if config["resume"] is not None:
         prepare(config, launch)  # says what to do instead
-    found = lanes.lanes(config, launch)
+    found = seed_jobs.lanes(config, launch)
     console.print(f"folder of runs  {folder}", highlight=False, soft_wrap=True)
     workers.limit(launch.launcher)
     from experiments.report import main as report
-    from experiments.summary import show_many
-    from experiments.table import rows
-    from experiments.vmapped import perform
+    from experiments.reports.table import rows
+    from experiments.runs.summary import show_many
+    from experiments.sweeps.vmapped import perform
 
     results = perform(found, folder, facts, console)
     (folder / RESULT).unlink(missing_ok=True)  # of an earlier start that failed
@@ -173,7 +175,7 @@ def _first(config: "DictConfig", launch: Launch) -> bool:
     """Join the other processes; whether this one writes the files."""
     prepare(config, launch)
     workers.limit(launch.launcher)
-    from experiments.mesh import join
+    from experiments.runs.mesh import join
 
     return join()
 
@@ -188,7 +190,7 @@ def _follow(config: "DictConfig", launch: Launch, facts: dict[str, Any]) -> floa
     settings = prepare(config, launch) | {"baselines": False, "plot": False}
     if result := finished(launch.folder, settings):
         return result["value"]
-    from experiments.session import perform
+    from experiments.runs.session import perform
 
     with tempfile.TemporaryDirectory() as into:
         quiet = Console(file=io.StringIO())

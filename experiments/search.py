@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import run
-from experiments.files import set_aside, write_json
-from experiments.hydra_compat import folder_name
-from experiments.lock import BusyError, held
-from experiments.resume import RESULT, read_result
-from experiments.space import sweeps
-from experiments.words import BadInputError
+from experiments.cli.hydra_compat import folder_name
+from experiments.common.errors import BadInputError
+from experiments.common.files import set_aside, write_json
+from experiments.storage.lock import BusyError, held
+from experiments.storage.resume import RESULT, read_result
+from experiments.sweeps.search_space import sweeps
 
 PLACE = "trials.json"
 

@@ -18,10 +18,10 @@ from jax import Array
 
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
-from tasks.images import Images, Rows, cast, images
-from tasks.networks import perceptron
-from tasks.warp import MAGNITUDES, NUMBERS, warp
-from tasks.weighting import Mean, Model, cross_entropy, predict, square
+from tasks.datasets.images import Images, Rows, cast, images
+from tasks.parts.networks import perceptron
+from tasks.parts.warp import MAGNITUDES, NUMBERS, warp
+from tasks.parts.weighting import Mean, Model, cross_entropy, predict, square
 
 USUAL = (0.5, 0.15, 0.1, 0.1)  # half a pixel, 9 degrees, a tenth: what one would try by hand
 SEARCH = 16  # policies that random search tries
@@ -64,7 +64,7 @@ def augmentation(
 
     Parameters
     ----------
-    data, train, validation, test, pool, root, seed : as for :func:`tasks.images.images`.
+    data, train, validation, test, pool, root, seed : as for :func:`tasks.datasets.images.images`.
     hidden : rectified units of the network (flax).
     draws : how often each training row occurs, with other random numbers.
     start : all sizes at the start, in pixels, radians, logarithm and slope. Not near 0: a small

@@ -17,8 +17,8 @@ from jax import Array
 
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
-from tasks.images import Images, cast, images
-from tasks.weighting import Mean, Weighted, fitter, linear, linear_zeros, predict, squashed
+from tasks.datasets.images import Images, cast, images
+from tasks.parts.weighting import Mean, Weighted, fitter, linear, linear_zeros, predict, squashed
 
 NOISE = ("uniform", "other", "pair")
 
@@ -69,7 +69,7 @@ def cleaning(
 
     Parameters
     ----------
-    data, train, validation, test, root, seed : as for :func:`tasks.images.images`.
+    data, train, validation, test, root, seed : as for :func:`tasks.datasets.images.images`.
     noise, fraction : as for :func:`corrupt`; only training labels are touched, once.
     decay : of the inner loss, times the squares of all weights and intercepts.
     refit_steps : of heavy ball (step 0.1, momentum 0.9) in every fit for the table.

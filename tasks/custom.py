@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 import bilevel as bl
-from tasks import openml
 from tasks.base import Metrics, PyTree, Task
-from tasks.data import BUNDLED, SHARED
-from tasks.files import SUFFIXES, read
+from tasks.datasets import openml
+from tasks.datasets.files import SUFFIXES, read
+from tasks.datasets.tables import BUNDLED, SHARED
 from tasks.logistic import logistic
 from tasks.ridge import ridge
 
@@ -39,12 +39,12 @@ def custom(
     function : ``package.module:name``, or ``path/to/file.py:name``; called with ``settings`` as
         keywords, and with ``seed`` if it takes one. It returns a :class:`tasks.base.Task`, or
         ``(problem, data, hyper, params)`` as for :func:`bilevel.tune`.
-    data : without a function: a table as for :func:`tasks.data.load`.
+    data : without a function: a table as for :func:`tasks.datasets.tables.load`.
     kind : ``"regression"`` (:func:`tasks.ridge.ridge`) or ``"classification"``
         (:func:`tasks.logistic.logistic`); by default that of the set, for a csv or parquet file
         classification if the target is text or has two values.
     settings : keywords of the function; without one, of ``ridge`` or ``logistic``.
-    table : ``target`` and ``root``, as for :func:`tasks.data.load`.
+    table : ``target`` and ``root``, as for :func:`tasks.datasets.tables.load`.
 
     Raises
     ------

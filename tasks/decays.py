@@ -19,9 +19,9 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
-from tasks.images import Images, cast, images
-from tasks.networks import perceptron
-from tasks.weighting import Mean, Model, cross_entropy, linear, linear_zeros, predict
+from tasks.datasets.images import Images, cast, images
+from tasks.parts.networks import perceptron
+from tasks.parts.weighting import Mean, Model, cross_entropy, linear, linear_zeros, predict
 
 GRID = np.linspace(-8.0, 2.0, 11)  # logarithms of the single decays to compare with
 
@@ -54,7 +54,7 @@ def decays(
 
     Parameters
     ----------
-    data, train, validation, test, root, seed : as for :func:`tasks.images.images`.
+    data, train, validation, test, root, seed : as for :func:`tasks.datasets.images.images`.
     hidden : rectified units of a network (flax); ``None`` for a softmax regression.
     start : every log-decay at the start.
     fit_steps : of heavy ball (step 0.2, momentum 0.9) in every fit of a single decay for the table.

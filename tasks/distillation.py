@@ -20,8 +20,8 @@ from sklearn.cluster import KMeans
 
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
-from tasks.images import Images, cast, images
-from tasks.moments import in_float64
+from tasks.datasets.images import Images, cast, images
+from tasks.parts.moments import in_float64
 
 DRAWS = 100
 
@@ -69,7 +69,7 @@ def distillation(
 
     Parameters
     ----------
-    data, train, test, pool, root, seed : as for :func:`tasks.images.images`.
+    data, train, test, pool, root, seed : as for :func:`tasks.datasets.images.images`.
     per_class : synthetic images of each class; the start is so many real ones.
     labels : learn the targets of the synthetic images too.
     penalty : of the ridge head; rows are centred and have a mean square norm of 1.

@@ -5,7 +5,7 @@ r"""Two classes, one of them rare: weights of the training examples by a small b
 
 ``weights="examples"``: h_i is the weight of row i in the coming batch (Ren et al., ICML 2018).
 ``weights="network"``: ``sigmoid(network(loss_i; h))``, one hidden layer (Shu et al., NeurIPS 2019).
-Both are made for :class:`tasks.look_ahead.LookAhead`.
+Both are made for :class:`tasks.solvers.online_reweighting.LookAhead`.
 """
 
 from functools import partial
@@ -17,8 +17,8 @@ from jax import Array
 
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
-from tasks.images import Images, Rows, cast, images
-from tasks.weighting import Mean, Weighted, fitter, itself, predict
+from tasks.datasets.images import Images, Rows, cast, images
+from tasks.parts.weighting import Mean, Weighted, fitter, itself, predict
 
 WEIGHTS = ("examples", "network")
 
@@ -64,7 +64,7 @@ def imbalance(
 
     Parameters
     ----------
-    data, pool, root, seed : as for :func:`tasks.images.images`.
+    data, pool, root, seed : as for :func:`tasks.datasets.images.images`.
     weights : one of :data:`WEIGHTS`.
     common, rare : the two classes.
     train, share : training rows, and the share of them that is of the rare class.

@@ -28,9 +28,9 @@ from threadpoolctl import threadpool_limits
 
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
-from tasks.design import Design, prepare, standardised
-from tasks.moments import in_float64
-from tasks.pictures import bars
+from tasks.datasets.design import Design, prepare, standardised
+from tasks.judges.pictures import bars
+from tasks.parts.moments import in_float64
 
 FLOOR = 1e-4  # least noise: float32 can factorise no less
 SCALES, NOISES = np.logspace(-0.5, 1.5, 13), np.logspace(-3, 0.5, 8)  # of the isotropic grid
@@ -87,10 +87,10 @@ def kernel_ridge(
 
     Parameters
     ----------
-    data, root, target : as for :func:`tasks.data.load`.
+    data, root, target : as for :func:`tasks.datasets.tables.load`.
     start, noise : every length-scale and the noise variance at the start.
-    validation, test, rows, seed : as for :func:`tasks.splits.split`. Time grows with the cube of
-        the training rows, memory with the square: take ``rows`` of a large set.
+    validation, test, rows, seed : as for :func:`tasks.datasets.splits.split`. Time grows with the
+        cube of the training rows, memory with the square: take ``rows`` of a large set.
 
     Notes
     -----

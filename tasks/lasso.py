@@ -23,16 +23,16 @@ from sklearn.linear_model import ElasticNetCV, LassoCV, LinearRegression, RidgeC
 
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
-from tasks.data import BUNDLED, SHARED
-from tasks.design import Design, prepare, standardised
-from tasks.losses import Model, problem
-from tasks.penalty import Groups, Penalty, describe
-from tasks.pictures import bars
-from tasks.prox import GroupThreshold, SoftThreshold, Squares
+from tasks.datasets.design import Design, prepare, standardised
+from tasks.datasets.tables import BUNDLED, SHARED
+from tasks.judges.exact_sparse import Exact
+from tasks.judges.exact_sparse import Groups as Membership
+from tasks.judges.pictures import bars
+from tasks.parts.losses import Model, problem
+from tasks.parts.penalty import Groups, Penalty, describe
+from tasks.parts.prox import GroupThreshold, SoftThreshold, Squares
+from tasks.parts.stability import stability
 from tasks.ridge import squared_error
-from tasks.sparse_fit import Exact
-from tasks.sparse_fit import Groups as Membership
-from tasks.stability import stability
 
 KINDS = ("lasso", "elastic_net", "group_lasso")
 
@@ -60,7 +60,7 @@ def lasso(
     Parameters
     ----------
     kind : ``"lasso"``, ``"elastic_net"`` or ``"group_lasso"``.
-    penalty : as for :meth:`tasks.penalty.Penalty.of`; for the group lasso ``"global"`` or
+    penalty : as for :meth:`tasks.parts.penalty.Penalty.of`; for the group lasso ``"global"`` or
         ``"per_group"``.
     groups : which columns are kept or dropped together, by name or pattern; group lasso only.
     start : every penalty at the start, as a share of the least one that keeps no column at all.

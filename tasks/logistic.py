@@ -23,13 +23,13 @@ from threadpoolctl import threadpool_limits
 
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
-from tasks.design import Design, prepare
-from tasks.losses import Model, holdout, problem
-from tasks.moments import in_float64
-from tasks.penalty import Groups, Penalty, describe
-from tasks.pictures import penalties
-from tasks.splits import set_aside
-from tasks.stability import stability
+from tasks.datasets.design import Design, prepare
+from tasks.datasets.splits import set_aside
+from tasks.judges.pictures import penalties
+from tasks.parts.losses import Model, holdout, problem
+from tasks.parts.moments import in_float64
+from tasks.parts.penalty import Groups, Penalty, describe
+from tasks.parts.stability import stability
 
 GRID = np.logspace(-4, 2, 13)  # penalties of the mean loss; columns have variance 1
 # L-BFGS multiplies many small matrices: on a busy machine BLAS threads made it 70 times slower.
@@ -85,9 +85,9 @@ def logistic(
 
     Parameters
     ----------
-    data, root, target : as for :func:`tasks.data.load`; labels may be text.
-    penalty : as for :meth:`tasks.penalty.Penalty.of`, shared by all classes; or, for more than two
-        classes, ``"per_class"`` or ``"per_weight"`` (every column and class its own).
+    data, root, target : as for :func:`tasks.datasets.tables.load`; labels may be text.
+    penalty : as for :meth:`tasks.parts.penalty.Penalty.of`, shared by all classes; or, for more
+        than two classes, ``"per_class"`` or ``"per_weight"`` (every column and class its own).
     outer, degree, clip, folds, validation, test, second, start, rows, seed : as for
         :func:`tasks.ridge.ridge`; parts and folds have their share of each class.
 

@@ -3,8 +3,9 @@ r"""Meta-learning: what many small learning tasks share is learned, so that each
     inner(w, h; task) = loss(w; examples to learn from)   from a start, or near one, or over a body
     outer(w, h; task) = loss(w; other examples of the task),   h what all tasks share
 
-:mod:`tasks.adaptation` has the inner problems by name, :mod:`tasks.families` the tasks. A run draws
-tasks at every outer step: ``estimator=sampled``.
+:mod:`tasks.parts.adaptation` has the inner problems by name, and
+:mod:`tasks.datasets.task_distributions` the tasks. A run draws tasks at every outer step:
+``estimator=sampled``.
 """
 
 from functools import partial
@@ -16,11 +17,11 @@ import numpy as np
 from jax import Array
 
 import bilevel as bl
-from tasks import meta_baselines, meta_picture
-from tasks.adaptation import KINDS, Adaptation, LearnedRates
 from tasks.base import Metrics, PyTree, Task
-from tasks.families import Family, omniglot, sinusoids
-from tasks.meta_networks import Convolutions, Dense, Network
+from tasks.datasets.task_distributions import Family, omniglot, sinusoids
+from tasks.judges import meta_baselines, meta_picture
+from tasks.parts.adaptation import KINDS, Adaptation, LearnedRates
+from tasks.parts.meta_networks import Convolutions, Dense, Network
 
 # Steps of adaptation after which test tasks are judged; before any, too: what adaptation adds.
 REPORTED = {"ridge": (1,), "proximal": (10, 0)}
@@ -57,7 +58,7 @@ def meta(
     ways : classes of an Omniglot task.
     step_size : of the steps by which test tasks adapt (all, head); where learned rates start.
     learn_rates : learn one rate for each adapted parameter too; needs the solver's
-        ``step_size=tasks.adaptation.LearnedRates()``.
+        ``step_size=tasks.parts.adaptation.LearnedRates()``.
     strength : of the pull towards the start (proximal).
     widths : of the hidden layers; for Omniglot of the convolutions, then the features.
     pool : how many sinusoids are drawn to train on.

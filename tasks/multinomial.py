@@ -22,11 +22,11 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 import bilevel as bl
-from tasks import sparse
 from tasks.base import Metrics, PyTree, Task
-from tasks.losses import Model, holdout
-from tasks.pictures import penalties
-from tasks.splits import Split, split
+from tasks.datasets import sparse
+from tasks.datasets.splits import Split, split
+from tasks.judges.pictures import penalties
+from tasks.parts.losses import Model, holdout
 
 PENALTIES = ("global", "per_feature", "per_class", "per_weight")
 GRID = np.logspace(-6, -1, 11)  # penalties of the mean loss
@@ -121,14 +121,14 @@ def multinomial(
 
     Parameters
     ----------
-    data, root : as for :func:`tasks.sparse.read`.
+    data, root : as for :func:`tasks.datasets.sparse.read`.
     penalty : ``"global"``, ``"per_feature"``, ``"per_class"``, or ``"per_weight"`` (every column
         and class its own).
-    weighting : as for :func:`tasks.sparse.weighted`.
+    weighting : as for :func:`tasks.datasets.sparse.weighted`.
     min_rows : leave out columns that fewer rows use.
     width : keep so many largest entries of each row; all rows take the memory of the longest, and
         one text may have twenty times the words of the next. ``None`` keeps all.
-    validation, test, rows, seed : as for :func:`tasks.splits.split`.
+    validation, test, rows, seed : as for :func:`tasks.datasets.splits.split`.
     start : the penalty at the start, of the mean loss.
 
     Raises

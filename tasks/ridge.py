@@ -20,13 +20,13 @@ from sklearn.linear_model import LinearRegression, RidgeCV
 
 import bilevel as bl
 from tasks.base import Metrics, Task
-from tasks.design import Design, prepare, standardised
-from tasks.losses import Model, problem
-from tasks.moments import Moments, in_float64, validation_loss
-from tasks.penalty import Groups, Penalty, describe
-from tasks.pictures import penalties
-from tasks.splits import set_aside
-from tasks.stability import stability
+from tasks.datasets.design import Design, prepare, standardised
+from tasks.datasets.splits import set_aside
+from tasks.judges.pictures import penalties
+from tasks.parts.losses import Model, problem
+from tasks.parts.moments import Moments, in_float64, validation_loss
+from tasks.parts.penalty import Groups, Penalty, describe
+from tasks.parts.stability import stability
 
 GRID = np.logspace(-5, 3, 60)  # penalties of the mean loss; columns have variance 1
 
@@ -67,14 +67,14 @@ def ridge(
 
     Parameters
     ----------
-    data, root, target : as for :func:`tasks.data.load`.
-    penalty : as for :meth:`tasks.penalty.Penalty.of`.
+    data, root, target : as for :func:`tasks.datasets.tables.load`.
+    penalty : as for :meth:`tasks.parts.penalty.Penalty.of`.
     outer : ``"holdout"``, one validation set; or ``"kfold"``, the mean over ``folds`` folds of
         training and validation rows together, all moved in one vmapped call.
     degree : 1, the columns; 2, also their squares and products.
     clip : bound on standardised columns before they are multiplied, ``None`` for none; without it
         one far outlier among thousands of rows rules squares, products and stable step sizes.
-    validation, test, rows, seed : as for :func:`tasks.splits.split`.
+    validation, test, rows, seed : as for :func:`tasks.datasets.splits.split`.
     second : share of the validation rows to set aside for early stopping; ``"holdout"`` only.
     start : the penalty of every column at the start; 1 is the variance of a column.
 

@@ -4,8 +4,8 @@ r"""The learning rate of every SGD step, and the momentum, tuned for the loss wh
     outer(w_T)   of the validation rows;   h = (rate_1 .. rate_T, momentum)
 
 The solver's own step size and momentum are the hyperparameters: ``solver.step_size`` and
-``solver.momentum`` are :class:`tasks.rates.Rate` and :class:`tasks.rates.Momentum`. Every outer
-step trains from the start (``warm_start=false``), and the whole training is differentiated.
+``solver.momentum`` are ``Rate`` and ``Momentum`` of :mod:`tasks.parts.learned_schedules`. Every
+outer step trains from the start (``warm_start=false``), and the whole training is differentiated.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ import jax.numpy as jnp
 from jax import Array
 
 import bilevel as bl
-from tasks import schedule_baselines
-from tasks.adaptation import cross_entropy
 from tasks.base import PyTree, Task
-from tasks.data import Table, load
-from tasks.meta_networks import Dense, Network
-from tasks.noisy_quadratic import noisy_quadratic
-from tasks.rates import describe, picture, space
-from tasks.schedule_judge import Judge
-from tasks.splits import split
+from tasks.datasets.splits import split
+from tasks.datasets.tables import Table, load
+from tasks.judges import schedule_baselines
+from tasks.judges.schedule_judge import Judge
+from tasks.parts.adaptation import cross_entropy
+from tasks.parts.learned_schedules import describe, picture, space
+from tasks.parts.meta_networks import Dense, Network
+from tasks.parts.noisy_quadratic import noisy_quadratic
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def schedule(
 
     Parameters
     ----------
-    data : a classification set of :func:`tasks.data.load`; or ``"quadratic"``.
+    data : a classification set of :func:`tasks.datasets.tables.load`; or ``"quadratic"``.
     steps : T, of a training; those of the estimator must be as many.
     batch_size : of the baselines' SGD, and of the runs that judge; the solver's must be the same.
     momentum : where it starts; ``None`` for none, neither tuned nor used.

@@ -1,11 +1,11 @@
-"""Run by tests/test_conformance.py on four virtual devices: the estimators named as arguments."""
+"""Run by the conformance tests on four virtual devices: the estimators named as arguments."""
 
 import sys
 
 import jax
 
 from bilevel.testing import conformance
-from tests.test_conformance import CASES, TABLE
+from tests.contract.test_conformance import CASES, TABLE
 
 assert jax.device_count() == 4
 for name in sys.argv[1:]:

@@ -33,13 +33,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.core import Data, Loss, Problem, inner_loss
 from bilevel.linear import Operator, OutputLoss
 from bilevel.linear.power import gaussian, stable_step
-from bilevel.problem import Data, Loss, Problem, inner_loss
 from bilevel.solvers.base import DeclaresStability, Solver
 from bilevel.solvers.proximal import proximal
 from bilevel.solvers.sampling import Sampler
-from bilevel.trees import PyTree, axpy, zeros_like
+from bilevel.utils import PyTree, axpy, zeros_like
 
 
 class System(NamedTuple):

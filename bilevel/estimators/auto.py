@@ -17,18 +17,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Counts, Estimate, Lower, begin
+from bilevel.core import Counts, Data, Estimate, Lower, Problem, begin
 from bilevel.estimators.base import Estimator, fresh, unseen_by_minimiser
 from bilevel.estimators.closed_form import ClosedForm
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.reverse import Reverse
 from bilevel.linear import CG
-from bilevel.messages import require_positive_int, require_tolerance
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem
 from bilevel.solvers.base import Solver
 from bilevel.solvers.newton import Newton
-from bilevel.trees import PyTree, dtype, size
+from bilevel.utils import PyTree, dtype, register_node, size
+from bilevel.utils.validation import require_positive_int, require_tolerance
 
 _SMALL, _DENSE = 64, 3000  # params up to which a factorisation costs nothing, or is worth a try
 _NEWTON = 50  # most steps: convergence is quadratic, so far fewer are taken

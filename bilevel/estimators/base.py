@@ -7,12 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel import messages
-from bilevel.estimate import Estimate, Lower
-from bilevel.problem import Data, Problem, inner_loss
+from bilevel.core import Data, Estimate, Lower, Problem, inner_loss
 from bilevel.solvers.base import NotUnrollable, Solver, start
-from bilevel.trees import PyTree, axpy, norm, strong
-from bilevel.visibility import unseen
+from bilevel.utils import PyTree, axpy, norm, strong, unseen, validation
 
 
 class Estimator(Protocol):
@@ -120,15 +117,15 @@ def check_losses(problem: Problem, hyper: PyTree, params: PyTree, data: Data) ->
         for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
             if not jnp.ndim(leaf):
                 raise ValueError(
-                    f"{messages.where(f'data.{name}', path)} is a scalar: every data leaf needs a "
-                    "leading axis that counts examples. Put constants into the loss."
+                    f"{validation.where(f'data.{name}', path)} is a scalar: every data leaf needs "
+                    "a leading axis that counts examples. Put constants into the loss."
                 )
         try:
             out = jax.eval_shape(loss, params, hyper, batch)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise ValueError(
-                f"problem.{name} failed on params {messages.describe(params)}, hyper "
-                f"{messages.describe(hyper)}, batch {messages.describe(batch)}: "
+                f"problem.{name} failed on params {validation.describe(params)}, hyper "
+                f"{validation.describe(hyper)}, batch {validation.describe(batch)}: "
                 f"{str(error).rstrip('.')}. Do params, hyper and data have the structure that the "
                 "loss expects?"
             ) from error
@@ -136,7 +133,7 @@ def check_losses(problem: Problem, hyper: PyTree, params: PyTree, data: Data) ->
         if not scalar or not jnp.issubdtype(out.dtype, jnp.floating):
             raise ValueError(
                 f"problem.{name} must return a floating-point scalar, got "
-                f"{messages.describe(out)}. Take the mean over the batch."
+                f"{validation.describe(out)}. Take the mean over the batch."
             )
 
 

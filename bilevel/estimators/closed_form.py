@@ -16,12 +16,10 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve
 
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin
 from bilevel.estimators.base import check_minimiser, progress
 from bilevel.linear import relative_residual
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem
-from bilevel.trees import PyTree
+from bilevel.utils import PyTree, register_node
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.messages import require_positive_int
-from bilevel.trees import PyTree, basis, size, unbasis, unit_vectors
+from bilevel.utils import PyTree, basis, size, unbasis, unit_vectors
+from bilevel.utils.validation import require_positive_int
 
 
 @jax.tree_util.register_static

@@ -15,15 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin, inner_loss
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.base import check_read, progress
-from bilevel.messages import require_positive, require_positive_int
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
-from bilevel.trees import PyTree
+from bilevel.utils import PyTree, register_node
+from bilevel.utils.validation import require_positive, require_positive_int
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.base import check_unrolled, progress
 from bilevel.estimators.recursion import averaged_run, chain, contract
-from bilevel.messages import require_positive_int
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem
 from bilevel.solvers.base import Solver, start
-from bilevel.trees import PyTree, vdot
+from bilevel.utils import PyTree, register_node, vdot
+from bilevel.utils.validation import require_positive_int
 
 
 class Memory(NamedTuple):

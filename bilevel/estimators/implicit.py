@@ -16,15 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin, inner_loss
 from bilevel.estimators.adjoint import System, adjoint_system, first_order_bias, proximal_step
 from bilevel.estimators.base import check_minimiser, full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver
-from bilevel.messages import require_positive, require_positive_int
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
-from bilevel.trees import PyTree, axpy, zeros_like
+from bilevel.utils import PyTree, axpy, register_node, zeros_like
+from bilevel.utils.validation import require_positive, require_positive_int
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin, inner_loss
 from bilevel.estimators.base import check_unrolled, progress
 from bilevel.estimators.reverse import Reverse
-from bilevel.messages import require_positive_int
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
-from bilevel.trees import PyTree, norm, partition, zeros_like
+from bilevel.utils import PyTree, norm, partition, register_node, zeros_like
+from bilevel.utils.validation import require_positive_int
 
 _PROBE = 8  # steps over which the contraction is measured: the swing of momentum averages out
 

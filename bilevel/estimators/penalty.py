@@ -14,13 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin
 from bilevel.estimators.base import check_minimiser, progress
-from bilevel.messages import require_positive, require_positive_int
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem
 from bilevel.solvers.base import Solver, run, start
-from bilevel.trees import PyTree
+from bilevel.utils import PyTree, register_node
+from bilevel.utils.validation import require_positive, require_positive_int
 
 _WEIGHTS = (0.0, 1.0, 2.0)  # of outer / gamma, in the three chains
 

@@ -14,16 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.base import check_read, progress
 from bilevel.estimators.evolution import episode, require_es
-from bilevel.messages import require_positive_int
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem
 from bilevel.solvers.base import Solver, start
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
-from bilevel.trees import PyTree, axpy
+from bilevel.utils import PyTree, axpy, register_node
+from bilevel.utils.validation import require_positive_int
 
 
 class Memory(NamedTuple):

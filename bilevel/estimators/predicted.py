@@ -17,19 +17,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel import messages
-from bilevel.estimate import Counts, Estimate, Lower
+from bilevel.core import Counts, Data, Estimate, InverseTime, Knob, Lower, Problem
 from bilevel.estimators.base import Estimator
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.reverse import Reverse
-from bilevel.nodes import register_node
-from bilevel.noise import influence, prediction, rules
-from bilevel.problem import Data, Problem
-from bilevel.schedules import InverseTime, Knob
+from bilevel.noise.hypergradients import influence, prediction
+from bilevel.noise.moments import rules
 from bilevel.solvers.gradient_descent import GradientDescent
 from bilevel.solvers.sgd import SGD
-from bilevel.trees import PyTree, size, zeros_like
+from bilevel.utils import PyTree, register_node, size, validation, zeros_like
 
 DENSE = 40  # the dense theory solves a system of that size squared
 
@@ -116,7 +113,7 @@ class Predicted:
 
     def theory(self, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Theory:
         """What theory says at ``params`` near the minimiser; nothing is run."""
-        messages.require_smooth("Predicted", problem)
+        validation.require_smooth("Predicted", problem)
         solver = _require_constant(self.solver)
         if solver is None:
             nothing = zeros_like(hyper)
@@ -146,7 +143,7 @@ register_node(Predicted)
 def _dense(
     problem: Problem, hyper: PyTree, params: PyTree, data: Data, estimator: Any, solver: SGD
 ) -> Theory:
-    """By :func:`bilevel.noise.prediction.at_rest`."""
+    """By :func:`bilevel.noise.hypergradients.prediction.at_rest`."""
     implicit, window = _read(estimator)
     rule = rules.sgd(solver.step_size, solver.momentum, solver.nesterov)
     found = prediction.at_rest(

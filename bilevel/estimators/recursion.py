@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Lower
-from bilevel.problem import Data, Problem, inner_loss
+from bilevel.core import Data, Lower, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
-from bilevel.trees import PyTree, partition
+from bilevel.utils import PyTree, partition
 
 
 def chain(

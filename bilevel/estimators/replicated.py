@@ -12,12 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Counts, Estimate, Evidence, Lower
+from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem
 from bilevel.estimators.base import Estimator
-from bilevel.messages import require_positive, require_positive_int
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem
-from bilevel.trees import PyTree, vdot
+from bilevel.utils import PyTree, register_node, vdot
+from bilevel.utils.validation import require_positive, require_positive_int
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,12 @@ from typing import Any
 import jax
 from jax import Array
 
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.core import Counts, Data, Estimate, Evidence, Loss, Lower, Problem, begin, inner_loss
 from bilevel.estimators.base import check_unrolled, progress
-from bilevel.messages import require_positive_int
-from bilevel.mixed import mixed_mode
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Loss, Problem, inner_loss
+from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.solvers.base import Solver, run, start
-from bilevel.trees import PyTree, nbytes
+from bilevel.utils import PyTree, nbytes, register_node
+from bilevel.utils.validation import require_positive_int
 
 MEMORY = ("auto", "full", "checkpoint")
 

@@ -15,12 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Counts, Estimate, Evidence, Lower
+from bilevel.core import Counts, Data, Estimate, Evidence, InverseTime, Knob, Lower, Problem
 from bilevel.estimators.base import Estimator
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem
-from bilevel.schedules import InverseTime, Knob
-from bilevel.trees import PyTree, dtype
+from bilevel.utils import PyTree, dtype, register_node
 
 
 @dataclass(frozen=True)

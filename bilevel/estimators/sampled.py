@@ -15,13 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin, examples
 from bilevel.estimators.base import Estimator, progress
-from bilevel.messages import require_positive_int
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem, examples
 from bilevel.solvers.sampling import take
-from bilevel.trees import PyTree, strong, zeros_like
+from bilevel.utils import PyTree, register_node, strong, zeros_like
+from bilevel.utils.validation import require_positive_int
 
 
 def row(data: Data, key: Array) -> Data:

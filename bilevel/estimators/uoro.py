@@ -16,14 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin, inner_loss
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.base import check_unrolled, progress
-from bilevel.messages import require_positive_int
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem, inner_loss
 from bilevel.solvers.base import Solver, start
-from bilevel.trees import PyTree, axpy, norm, partition, vdot, zeros_like
+from bilevel.utils import PyTree, axpy, norm, partition, register_node, vdot, zeros_like
+from bilevel.utils.validation import require_positive_int
 
 
 class Memory(NamedTuple):

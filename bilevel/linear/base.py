@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.trees import PyTree, axpy, dtype, norm
+from bilevel.utils import PyTree, axpy, dtype, norm
 
 Matvec = Callable[[PyTree], PyTree]
 

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.linear.base import Matvec, Solution, attainable, relative_residual, warm_start
-from bilevel.messages import require_positive, require_positive_int
-from bilevel.nodes import register_node
-from bilevel.trees import PyTree, axpy, vdot
+from bilevel.utils import PyTree, axpy, register_node, vdot
+from bilevel.utils.validation import require_positive, require_positive_int
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from jax.scipy.linalg import cho_solve
 
 from bilevel.linear.base import Matvec, Solution, as_operator, relative_residual
 from bilevel.linear.power import largest_eigenvalue
-from bilevel.messages import require_positive_int
-from bilevel.nodes import register_node
-from bilevel.trees import PyTree, basis, is_traced, size
+from bilevel.utils import PyTree, basis, is_traced, register_node, size
+from bilevel.utils.validation import require_positive_int
 
 _POWER_STEPS = 50
 _WORST = 0.1  # condition number times rounding: above it no digit of a solution is right

@@ -9,9 +9,8 @@ from jax import Array
 
 from bilevel.linear.base import Matvec, Solution, attainable, relative_residual, warm_start
 from bilevel.linear.power import require_step_size, stable_step
-from bilevel.messages import require_positive, require_positive_int
-from bilevel.nodes import register_node
-from bilevel.trees import PyTree, axpy, norm
+from bilevel.utils import PyTree, axpy, norm, register_node
+from bilevel.utils.validation import require_positive, require_positive_int
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import jax
 from jax import Array
 
+from bilevel.core import Loss
 from bilevel.linear.base import LinearSolver, Matvec, Solution, as_operator, relative_residual
 from bilevel.linear.cg import CG
-from bilevel.nodes import register_node
-from bilevel.problem import Loss
-from bilevel.trees import PyTree, axpy
+from bilevel.utils import PyTree, axpy, register_node
 
 
 @dataclass(frozen=True)

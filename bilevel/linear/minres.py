@@ -15,9 +15,8 @@ from bilevel.linear.base import (
     unit,
     warm_start,
 )
-from bilevel.messages import require_positive, require_positive_int
-from bilevel.nodes import register_node
-from bilevel.trees import PyTree, axpy, dtype, norm, vdot, zeros_like
+from bilevel.utils import PyTree, axpy, dtype, norm, register_node, vdot, zeros_like
+from bilevel.utils.validation import require_positive, require_positive_int
 
 
 @dataclass(frozen=True)

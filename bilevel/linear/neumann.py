@@ -8,9 +8,8 @@ from jax import Array
 
 from bilevel.linear.base import Matvec, Solution, relative_residual
 from bilevel.linear.power import require_step_size, stable_step
-from bilevel.messages import require_positive_int
-from bilevel.nodes import register_node
-from bilevel.trees import PyTree, axpy
+from bilevel.utils import PyTree, axpy, register_node
+from bilevel.utils.validation import require_positive_int
 
 
 @dataclass(frozen=True)

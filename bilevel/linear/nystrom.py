@@ -8,9 +8,8 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.linear.base import Matvec, Solution, as_operator, relative_residual
-from bilevel.messages import require_positive_int
-from bilevel.nodes import register_node
-from bilevel.trees import PyTree, size
+from bilevel.utils import PyTree, register_node, size
+from bilevel.utils.validation import require_positive_int
 
 _SKETCHES = ("columns", "gaussian")
 

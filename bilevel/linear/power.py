@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.linear.base import Matvec, unit
-from bilevel.messages import require_positive
-from bilevel.trees import PyTree, norm, vdot
+from bilevel.utils import PyTree, norm, vdot
+from bilevel.utils.validation import require_positive
 
 _STEPS = 20  # enough to come within a few per cent, which a step size does not feel
 

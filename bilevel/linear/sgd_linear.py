@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.core import Knob, evaluate, knob
 from bilevel.linear.base import Matvec, Solution, as_operator, relative_residual
-from bilevel.messages import require_positive_int
-from bilevel.nodes import register_node
-from bilevel.schedules import Knob, evaluate, knob
-from bilevel.trees import PyTree, axpy
+from bilevel.utils import PyTree, axpy, register_node
+from bilevel.utils.validation import require_positive_int
 
 
 @dataclass(frozen=True)

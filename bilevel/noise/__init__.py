@@ -4,38 +4,68 @@ Hessians, covariances and step sizes come in, covariances, limits and times come
 used by its name: ``noise.steady_state.covariance(hessian, noise, step_size)``.
 """
 
-from bilevel.noise import averaging as averaging
-from bilevel.noise import bias as bias
-from bilevel.noise import bounds as bounds
-from bilevel.noise import epochs as epochs
-from bilevel.noise import equilibrium as equilibrium
-from bilevel.noise import escape as escape
-from bilevel.noise import estimate as estimate
-from bilevel.noise import feedback as feedback
-from bilevel.noise import gaussian_inputs as gaussian_inputs
-from bilevel.noise import heavy_ball as heavy_ball
-from bilevel.noise import hypergradient_error as hypergradient_error
-from bilevel.noise import influence as influence
-from bilevel.noise import lanczos as lanczos
-from bilevel.noise import limits as limits
-from bilevel.noise import linearised as linearised
-from bilevel.noise import minibatch as minibatch
-from bilevel.noise import modified_equation as modified_equation
-from bilevel.noise import moments as moments
-from bilevel.noise import posterior as posterior
-from bilevel.noise import preconditioned as preconditioned
-from bilevel.noise import prediction as prediction
-from bilevel.noise import rules as rules
-from bilevel.noise import sde as sde
-from bilevel.noise import spectrum as spectrum
-from bilevel.noise import stability as stability
-from bilevel.noise import steady_state as steady_state
-from bilevel.noise import transient as transient
-from bilevel.noise.affine import Affine as Affine
-from bilevel.noise.affine import Moments as Moments
-from bilevel.noise.batches import batch_factor as batch_factor
-from bilevel.noise.compressed import Compressed as Compressed
-from bilevel.noise.eigenbasis import Diagonal as Diagonal
-from bilevel.noise.least_squares import LeastSquares as LeastSquares
-from bilevel.noise.ridge import JointMoments as JointMoments
-from bilevel.noise.ridge import Ridge as Ridge
+from bilevel.linear import extremes as spectrum
+from bilevel.linear import lanczos
+from bilevel.noise import moments
+from bilevel.noise.batches import batch_factor
+from bilevel.noise.continuous_time import escape, modified_equation, sde
+from bilevel.noise.hypergradients import bias, influence, prediction
+from bilevel.noise.hypergradients import error as hypergradient_error
+from bilevel.noise.hypergradients import measured as estimate
+from bilevel.noise.moments import feedback, limits, linearised, rules, stability
+from bilevel.noise.moments.affine import Affine, Moments
+from bilevel.noise.moments.compressed import Compressed
+from bilevel.noise.moments.eigenbasis import Diagonal
+from bilevel.noise.moments.least_squares import LeastSquares
+from bilevel.noise.moments.ridge import JointMoments, Ridge
+from bilevel.noise.quadratic import (
+    averaging,
+    bounds,
+    epochs,
+    equilibrium,
+    gaussian_inputs,
+    heavy_ball,
+    minibatch,
+    posterior,
+    preconditioned,
+    steady_state,
+    transient,
+)
+
+__all__ = [
+    "Affine",
+    "Compressed",
+    "Diagonal",
+    "JointMoments",
+    "LeastSquares",
+    "Moments",
+    "Ridge",
+    "averaging",
+    "batch_factor",
+    "bias",
+    "bounds",
+    "epochs",
+    "equilibrium",
+    "escape",
+    "estimate",
+    "feedback",
+    "gaussian_inputs",
+    "heavy_ball",
+    "hypergradient_error",
+    "influence",
+    "lanczos",
+    "limits",
+    "linearised",
+    "minibatch",
+    "modified_equation",
+    "moments",
+    "posterior",
+    "preconditioned",
+    "prediction",
+    "rules",
+    "sde",
+    "spectrum",
+    "stability",
+    "steady_state",
+    "transient",
+]

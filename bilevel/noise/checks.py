@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevel.trees import is_inexact, is_traced
+from bilevel.utils import is_inexact, is_traced
 
 
 def symmetric(owner: str, name: str, matrix: Any) -> Array:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.messages import require_smooth
-from bilevel.problem import Data, Problem, examples
-from bilevel.trees import PyTree, strong
+from bilevel.core import Data, Problem, examples
+from bilevel.utils import PyTree, strong
+from bilevel.utils.validation import require_smooth
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.messages import require_positive
-from bilevel.nodes import register_node
-from bilevel.trees import PyTree, axpy, dtype, vdot, zeros_like
+from bilevel.utils import PyTree, axpy, dtype, register_node, vdot, zeros_like
+from bilevel.utils.validation import require_positive
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.messages import require_positive_int
-from bilevel.nodes import register_node
 from bilevel.outer.base import flat_admit, flatten
 from bilevel.outer.dog import Walk, absorb, stride
 from bilevel.outer.dog import begin as begin_walk
-from bilevel.outer.trust import Admit, Trust, best, judge, propose, retreat, scales, shorten
-from bilevel.outer.trust import begin as begin_search
-from bilevel.trees import PyTree, norm
+from bilevel.outer.trust_region import Admit, Trust, best, judge, propose, retreat, scales, shorten
+from bilevel.outer.trust_region import begin as begin_search
+from bilevel.utils import PyTree, norm, register_node
+from bilevel.utils.validation import require_positive_int
 
 _MEMORY, _ENOUGH = 0.7, 2.0  # suspicion fades, and suffices
 _STUCK = 8  # rejections in a row that no smooth function causes

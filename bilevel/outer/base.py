@@ -14,8 +14,8 @@ import optax
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.estimate import Estimate
-from bilevel.trees import PyTree
+from bilevel.core import Estimate
+from bilevel.utils import PyTree
 
 
 @runtime_checkable

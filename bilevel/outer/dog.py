@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.messages import require_positive
-from bilevel.nodes import register_node
-from bilevel.trees import PyTree
+from bilevel.utils import PyTree, register_node
+from bilevel.utils.validation import require_positive
 
 _DECAY = 8  # of the average, which then spans about a ninth of the run
 

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.messages import require_positive_int
-from bilevel.nodes import register_node
 from bilevel.outer.base import flat_admit, flatten
-from bilevel.outer.trust import Trust, begin, best, judge, propose, retreat
-from bilevel.trees import PyTree
+from bilevel.outer.trust_region import Trust, begin, best, judge, propose, retreat
+from bilevel.utils import PyTree, register_node
+from bilevel.utils.validation import require_positive_int
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.messages import require_positive, require_tolerance
-from bilevel.nodes import register_node
 from bilevel.outer.base import flatten
-from bilevel.outer.tolerance import loosened
-from bilevel.outer.trust import cap, first_step
-from bilevel.trees import PyTree
+from bilevel.outer.inner_tolerance import loosened
+from bilevel.outer.trust_region import cap, first_step
+from bilevel.utils import PyTree, register_node
+from bilevel.utils.validation import require_positive, require_tolerance
 
 _GROW = 2.0
 _REFUSALS = 6  # in a row

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bilevel.core import Problem
 from bilevel.linear import CG
-from bilevel.minimise import minimise
-from bilevel.noise import influence
+from bilevel.linear.extremes import extremes
+from bilevel.noise.hypergradients import influence
 from bilevel.noise.per_example import Flat
-from bilevel.noise.spectrum import extremes
 from bilevel.planning.analysis import Analysis, once
 from bilevel.planning.powers import Pair, Powers
 from bilevel.planning.refusals import (
@@ -28,7 +28,7 @@ from bilevel.planning.refusals import (
     require_solved,
     require_solved_linear,
 )
-from bilevel.problem import Problem
+from bilevel.solvers.exact import minimise
 
 _LANCZOS, _POWER = 80, 12
 _TRUSTED = 1 / 2  # of the certificate

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevel.minimise import minimise
+from bilevel.core import Problem
 from bilevel.noise import checks
 from bilevel.noise.per_example import Flat
 from bilevel.planning.analysis import once
 from bilevel.planning.refusals import require_near, require_solved
-from bilevel.problem import Problem
+from bilevel.solvers.exact import minimise
 
 _MOST_DESCENT = 10_000
 

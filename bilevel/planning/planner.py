@@ -9,13 +9,13 @@ import numpy as np
 
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.replicated import Replicated
-from bilevel.plan_report import Plan, Split
 from bilevel.planning import reasons
 from bilevel.planning.analysis import Analysis
 from bilevel.planning.refusals import require_found, require_tolerance
+from bilevel.planning.report import Plan, Split
 from bilevel.planning.search import Candidate, Demand, Predictor, cheapest
 from bilevel.solvers.sgd import SGD
-from bilevel.trees import PyTree
+from bilevel.utils import PyTree
 
 _SHARES = tuple(2.0 ** (-k / 2) for k in range(28))  # step sizes, of the largest trusted one
 MOST_BENT = 0.1  # the mean's distance over the spread, above which moments are not linear theory's

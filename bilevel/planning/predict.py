@@ -12,7 +12,7 @@ import numpy as np
 
 from bilevel.planning.measure import Local
 from bilevel.planning.powers import Pair, Powers
-from bilevel.planning.rest import Moments, Noise
+from bilevel.planning.stationary import Moments, Noise
 
 
 class Run:

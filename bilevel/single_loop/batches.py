@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.problem import examples
+from bilevel.core import examples
 from bilevel.solvers.sampling import Lazy, Sampler, take
-from bilevel.trees import PyTree
+from bilevel.utils import PyTree
 
 
 class Drawn(NamedTuple):

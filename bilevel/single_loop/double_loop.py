@@ -18,13 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel import messages
-from bilevel.estimate import Counts, Estimate, Lower
+from bilevel.core import Counts, Data, Estimate, Lower, Problem
 from bilevel.estimators.base import check_minimiser
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem
-from bilevel.single_loop.common import Stochastic
-from bilevel.single_loop.moving import move
+from bilevel.single_loop.monitored import sizes
 from bilevel.single_loop.oracles import (
     Point,
     Series,
@@ -33,9 +29,10 @@ from bilevel.single_loop.oracles import (
     outer_directions,
     total,
 )
+from bilevel.single_loop.rates import move
 from bilevel.single_loop.rules import SGD, STORM, Momentum, Sample
-from bilevel.single_loop.watched import sizes
-from bilevel.trees import PyTree, zeros_like
+from bilevel.single_loop.stochastic import Stochastic
+from bilevel.utils import PyTree, register_node, validation, zeros_like
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ class DoubleLoop(Stochastic):
         self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
     ) -> tuple[Estimate, Lower]:
         """Move the params, then the adjoint, then estimate the hypergradient there."""
-        messages.require_plain("DoubleLoop", problem)
+        validation.require_plain("DoubleLoop", problem)
         check_minimiser("DoubleLoop", problem, hyper, lower.params, data)
         memory = lower.memory
         if memory is None:

@@ -8,16 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.core import Counts, Data, Decay, Estimate, Evidence, Lower, Problem, begin, evaluate
 from bilevel.estimators.base import full_gradient
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem
-from bilevel.schedules import Decay, evaluate
 from bilevel.single_loop.batches import Batches
 from bilevel.single_loop.first_order import begun, normalise
-from bilevel.single_loop.watch import Watch
-from bilevel.single_loop.watched import Watched, often, sizes
-from bilevel.trees import PyTree, axpy, zeros_like
+from bilevel.single_loop.monitor import Watch
+from bilevel.single_loop.monitored import Watched, often, sizes
+from bilevel.utils import PyTree, axpy, register_node, zeros_like
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel import messages
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin, evaluate, knob
 from bilevel.estimators.base import check_minimiser, full_gradient, inner_residual
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem
-from bilevel.schedules import evaluate, knob
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
-from bilevel.trees import PyTree, axpy, vdot
+from bilevel.utils import PyTree, axpy, register_node, validation, vdot
 
 
 def normalise(owner: Any, rates: tuple[str, ...], counts: tuple[str, ...]) -> None:
@@ -24,12 +20,12 @@ def normalise(owner: Any, rates: tuple[str, ...], counts: tuple[str, ...]) -> No
         object.__setattr__(owner, field, knob(name, field, getattr(owner, field)))
     for field in counts:
         if (count := getattr(owner, field)) is not None:
-            messages.require_positive_int(name, field, count)
+            validation.require_positive_int(name, field, count)
 
 
 def begun(name: str, problem: Problem, hyper: PyTree, lower: Lower, data: Data) -> Array:
     """The number of the call, after the checks that all share."""
-    messages.require_plain(name, problem)
+    validation.require_plain(name, problem)
     check_minimiser(name, problem, hyper, lower.params, data)
     return jnp.zeros((), jnp.int32) if lower.memory is None else lower.memory["count"]
 
@@ -119,7 +115,7 @@ class PZOBO:
     def __post_init__(self) -> None:
         """Normalise the step and refuse settings out of range."""
         normalise(self, ("step_size",), ("inner_steps", "pairs"))
-        messages.require_positive("PZOBO", "mu", self.mu)
+        validation.require_positive("PZOBO", "mu", self.mu)
 
     def init(self, params: PyTree, data: Data) -> Lower:
         """The start point."""

@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.messages import require_positive, require_positive_int
-from bilevel.nodes import register_node
-from bilevel.problem import Problem
-from bilevel.trees import PyTree, axpy
+from bilevel.core import Problem
+from bilevel.utils import PyTree, axpy, register_node
+from bilevel.utils.validation import require_positive, require_positive_int
 
 Mean = Callable[[Callable[[PyTree], PyTree]], PyTree]  # fn(batch) -> its mean over a minibatch
 

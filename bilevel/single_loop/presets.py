@@ -5,15 +5,14 @@ from typing import Any, NamedTuple
 
 import optax
 
-from bilevel.schedules import Decay
+from bilevel.core import Decay, Transform, transform
 from bilevel.single_loop.double_loop import DoubleLoop
-from bilevel.single_loop.engine import SingleLoop
 from bilevel.single_loop.f2sa import F2SA
 from bilevel.single_loop.first_order import BOME, PZOBO
 from bilevel.single_loop.oracles import HIA, SHIA
 from bilevel.single_loop.rules import SGD, STORM, Momentum
+from bilevel.single_loop.single_loop import SingleLoop
 from bilevel.single_loop.variance import PAGE, SAGA, SARAH
-from bilevel.transform import Transform, transform
 
 
 class Preset(NamedTuple):

@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.nodes import register_node
-from bilevel.schedules import evaluate, knob
-from bilevel.trees import PyTree, zeros_like
+from bilevel.core import evaluate, knob
+from bilevel.utils import PyTree, register_node, zeros_like
 
 
 class Sample(NamedTuple):

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bilevel.messages import require_positive, require_positive_int
-from bilevel.nodes import register_node
 from bilevel.single_loop.rules import Memoryless, Recursive, Sample
-from bilevel.trees import PyTree, zeros_like
+from bilevel.utils import PyTree, register_node, zeros_like
+from bilevel.utils.validation import require_positive, require_positive_int
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 
-from bilevel.sklearn.descent import Evaluation, Outer, descend
-from bilevel.sklearn.glm import LOGISTIC, MULTINOMIAL, SQUARED, Link, cold, solved_fold
-from bilevel.sklearn.linear import FLOATS
-from bilevel.sklearn.rows import Rows, rows
-from bilevel.sklearn.tuning import RESOLUTION
+from bilevel.sklearn.base import FLOATS
+from bilevel.sklearn.losses.glm import LOGISTIC, MULTINOMIAL, SQUARED, Link, cold, solved_fold
+from bilevel.sklearn.losses.rows import Rows, rows
+from bilevel.sklearn.search.descent import Evaluation, Outer, descend
+from bilevel.sklearn.search.path import RESOLUTION
 
 
 class Examples(NamedTuple):

@@ -7,13 +7,13 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from bilevel.sklearn.descent import Outer
-from bilevel.sklearn.folds import problem
-from bilevel.sklearn.kernel_loss import kernel_loss
-from bilevel.sklearn.linear import FLOATS, HypergradEstimator
-from bilevel.sklearn.penalties import columns_of
-from bilevel.sklearn.rows import mean_square_sum, rows, with_folds
-from bilevel.sklearn.tuning import tuned
+from bilevel.sklearn.base import FLOATS, HypergradEstimator
+from bilevel.sklearn.losses.folds import problem
+from bilevel.sklearn.losses.kernel_loss import kernel_loss
+from bilevel.sklearn.losses.rows import mean_square_sum, rows, with_folds
+from bilevel.sklearn.search.descent import Outer
+from bilevel.sklearn.search.path import tuned
+from bilevel.sklearn.search.penalties import columns_of
 
 
 class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):

@@ -4,14 +4,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bilevel.sklearn.descent import Outer
-from bilevel.sklearn.folds import problem
-from bilevel.sklearn.lasso_loss import elastic_net_loss, lasso_loss
-from bilevel.sklearn.linear import LinearRegressor, in_float64
-from bilevel.sklearn.moments import Moments, atoms, moments
-from bilevel.sklearn.padding import rounded
-from bilevel.sklearn.penalties import columns_of, stages
-from bilevel.sklearn.tuning import tuned
+from bilevel.sklearn.base import LinearRegressor, in_float64
+from bilevel.sklearn.losses.folds import problem
+from bilevel.sklearn.losses.lasso_loss import elastic_net_loss, lasso_loss
+from bilevel.sklearn.losses.moments import Moments, atoms, moments
+from bilevel.sklearn.losses.padding import rounded
+from bilevel.sklearn.search.descent import Outer
+from bilevel.sklearn.search.path import tuned
+from bilevel.sklearn.search.penalties import columns_of, stages
 
 RATIOS = (0.1, 0.5, 0.9, 0.99)  # of the l1 part, on the grid of the elastic net
 

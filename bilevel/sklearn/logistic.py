@@ -8,13 +8,13 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 
-from bilevel.sklearn.descent import Outer
-from bilevel.sklearn.folds import problem
-from bilevel.sklearn.glm import cold, logistic_loss, multinomial_loss
-from bilevel.sklearn.linear import HypergradEstimator
-from bilevel.sklearn.penalties import columns_of, log_bounds, log_grid, stages
-from bilevel.sklearn.rows import mean_square_sum, rows, with_folds
-from bilevel.sklearn.tuning import tuned
+from bilevel.sklearn.base import HypergradEstimator
+from bilevel.sklearn.losses.folds import problem
+from bilevel.sklearn.losses.glm import cold, logistic_loss, multinomial_loss
+from bilevel.sklearn.losses.rows import mean_square_sum, rows, with_folds
+from bilevel.sklearn.search.descent import Outer
+from bilevel.sklearn.search.path import tuned
+from bilevel.sklearn.search.penalties import columns_of, log_bounds, log_grid, stages
 
 EXPONENTS = -4, 4, 10  # of 1 / C, the ten of LogisticRegressionCV
 # Folds that a plane separates have a loss that falls to 0 with the penalty, and the more it falls

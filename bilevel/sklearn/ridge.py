@@ -10,16 +10,16 @@ from sklearn.base import MultiOutputMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
 
-from bilevel.sklearn.criteria import Whole, gcv_loss, loo_loss, sure_loss
-from bilevel.sklearn.descent import Outer
-from bilevel.sklearn.folds import problem
-from bilevel.sklearn.linear import LinearRegressor, in_float64
-from bilevel.sklearn.moments import atoms, moments
-from bilevel.sklearn.padding import pad, rounded
-from bilevel.sklearn.penalties import columns_of, log_bounds, log_grid, stages
-from bilevel.sklearn.ridge_loss import ridge_loss
-from bilevel.sklearn.rows import mean_square_sum
-from bilevel.sklearn.tuning import tuned
+from bilevel.sklearn.base import LinearRegressor, in_float64
+from bilevel.sklearn.losses.criteria import Whole, gcv_loss, loo_loss, sure_loss
+from bilevel.sklearn.losses.folds import problem
+from bilevel.sklearn.losses.moments import atoms, moments
+from bilevel.sklearn.losses.padding import pad, rounded
+from bilevel.sklearn.losses.ridge_loss import ridge_loss
+from bilevel.sklearn.losses.rows import mean_square_sum
+from bilevel.sklearn.search.descent import Outer
+from bilevel.sklearn.search.path import tuned
+from bilevel.sklearn.search.penalties import columns_of, log_bounds, log_grid, stages
 
 CRITERIA = {"loo": loo_loss, "gcv": gcv_loss, "sure": sure_loss}
 ALPHAS = (0.1, 1.0, 10.0)  # those of RidgeCV

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimate import Lower
-from bilevel.messages import require_positive_int
-from bilevel.problem import Data, Loss, Problem, inner_loss
-from bilevel.trees import PyTree, strong
+from bilevel.core import Data, Loss, Lower, Problem, inner_loss
+from bilevel.utils import PyTree, strong
+from bilevel.utils.validation import require_positive_int
 
 
 class Solver(Protocol):

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.nodes import register_node
-from bilevel.problem import Loss, Problem
-from bilevel.trees import PyTree, axpy, basis
+from bilevel.core import Loss, Problem
+from bilevel.utils import PyTree, axpy, basis, register_node
 
 
 @dataclass(frozen=True)

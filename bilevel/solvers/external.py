@@ -10,10 +10,8 @@ import numpy as np
 from jax import Array
 from jax.experimental.buffer_callback import buffer_callback
 
-from bilevel import messages
-from bilevel.nodes import register_node
-from bilevel.problem import Loss, Problem
-from bilevel.trees import PyTree
+from bilevel.core import Loss, Problem
+from bilevel.utils import PyTree, register_node, validation
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class External:
         found = jax.tree.map(np.asarray, self.fn(params, hyper, data))
         if jax.tree.structure(found) == jax.tree.structure(params):
             found = jax.tree.map(lambda x, w: x.astype(w.dtype), found, params)
-        messages.require_same("what External.fn returned", found, "params", params)
+        validation.require_same("what External.fn returned", found, "params", params)
         return found
 
 

@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.nodes import register_node
-from bilevel.problem import Loss
-from bilevel.schedules import evaluate, knob
-from bilevel.trees import PyTree, descend, largest
+from bilevel.core import Loss, evaluate, knob
+from bilevel.utils import PyTree, descend, largest, register_node
 
 
 @dataclass(frozen=True)

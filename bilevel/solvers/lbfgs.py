@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.messages import require_positive_int, require_tolerance
-from bilevel.nodes import register_node
-from bilevel.problem import Loss
-from bilevel.trees import PyTree
+from bilevel.core import Loss
+from bilevel.utils import PyTree, register_node
+from bilevel.utils.validation import require_positive_int, require_tolerance
 
 NO_DERIVATIVE = (
     "its line search stops by comparing numbers, so the derivative of its steps need not be that "

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.core import Loss
 from bilevel.linear import CG, LinearSolver
-from bilevel.messages import require_tolerance
-from bilevel.nodes import register_node
-from bilevel.problem import Loss
-from bilevel.trees import PyTree, axpy, dtype, norm, vdot, zeros_like
+from bilevel.utils import PyTree, axpy, dtype, norm, register_node, vdot, zeros_like
+from bilevel.utils.validation import require_tolerance
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from bilevel.nodes import register_node
-from bilevel.problem import Loss
+from bilevel.core import Fixed, Loss, Transform, as_pytree
 from bilevel.solvers.lbfgs import NO_DERIVATIVE
 from bilevel.solvers.sampling import Sampler
-from bilevel.transform import Fixed, Transform, as_pytree
-from bilevel.trees import PyTree
+from bilevel.utils import PyTree, register_node
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.nodes import register_node
-from bilevel.problem import Composite, Loss, Problem
-from bilevel.schedules import evaluate, knob
-from bilevel.trees import PyTree, axpy, dtype, vdot
+from bilevel.core import Composite, Loss, Problem, evaluate, knob
+from bilevel.utils import PyTree, axpy, dtype, register_node, vdot
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.nodes import register_node
-from bilevel.problem import Loss, Problem, examples
-from bilevel.schedules import evaluate, knob
+from bilevel.core import Loss, Problem, evaluate, examples, knob
 from bilevel.solvers.proximal import proximal
 from bilevel.solvers.sampling import Sampler, take
-from bilevel.trees import PyTree, axpy, zeros_like
+from bilevel.utils import PyTree, axpy, register_node, zeros_like
 
 
 @dataclass(frozen=True)

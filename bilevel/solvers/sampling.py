@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.lazily import only_if
-from bilevel.messages import require_positive_int
-from bilevel.problem import examples
-from bilevel.trees import PyTree
+from bilevel.core import examples
+from bilevel.utils import PyTree, only_if
+from bilevel.utils.validation import require_positive_int
 
 SAMPLINGS = ("iid", "epoch")
 Lazy = Callable[[], Array]

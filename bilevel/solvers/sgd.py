@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.nodes import register_node
-from bilevel.problem import Loss
-from bilevel.schedules import evaluate, knob
+from bilevel.core import Loss, evaluate, knob
 from bilevel.solvers.sampling import Sampler
-from bilevel.trees import PyTree, axpy, descend, largest, zeros_like
+from bilevel.utils import PyTree, axpy, descend, largest, register_node, zeros_like
 
 
 @dataclass(frozen=True)

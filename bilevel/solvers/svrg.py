@@ -18,13 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.messages import require_positive_int
-from bilevel.nodes import register_node
-from bilevel.problem import Loss, Problem, examples
-from bilevel.schedules import evaluate, knob
+from bilevel.core import Loss, Problem, evaluate, examples, knob
 from bilevel.solvers.proximal import proximal
 from bilevel.solvers.sampling import Sampler
-from bilevel.trees import PyTree, axpy, zeros_like
+from bilevel.utils import PyTree, axpy, register_node, zeros_like
+from bilevel.utils.validation import require_positive_int
 
 
 @dataclass(frozen=True)

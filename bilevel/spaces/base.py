@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevel.messages import where
-from bilevel.trees import PyTree, is_traced
+from bilevel.utils import PyTree, is_traced
+from bilevel.utils.validation import where
 
 
 class Space(Protocol):

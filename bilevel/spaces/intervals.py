@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevel.messages import require_positive
 from bilevel.spaces.base import around, held
 from bilevel.spaces.ends import Ends, ends
+from bilevel.utils.validation import require_positive
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from bilevel.spaces.base import Spaces
-from bilevel.trees import PyTree, axpy
+from bilevel.utils import PyTree, axpy
 
 
 def coordinates(space: Spaces | None, hyper: PyTree) -> PyTree:

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.estimate import Estimate
+from bilevel.core import Estimate
 from bilevel.testing.oracle import dense_curvature, dense_hypergradient
 from bilevel.testing.problems import Case
 from bilevel.testing.runs import Factory, converged, require
-from bilevel.trees import PyTree, dtype
+from bilevel.utils import PyTree, dtype
 
 
 def equals_dense_oracle(factory: Factory, case: Case) -> None:

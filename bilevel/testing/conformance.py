@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.estimate import Counts, Estimate, Lower
-from bilevel.problem import Problem
+from bilevel.core import Counts, Estimate, Lower, Problem
 from bilevel.solvers.gradient_descent import GradientDescent
 from bilevel.testing.accuracy import converges_at_its_rate as converges_at_its_rate
 from bilevel.testing.accuracy import equals_dense_oracle as equals_dense_oracle
@@ -31,7 +30,7 @@ from bilevel.testing.execution import shards_over_examples as shards_over_exampl
 from bilevel.testing.execution import takes_one_step_but_not_none as takes_one_step_but_not_none
 from bilevel.testing.problems import Case
 from bilevel.testing.runs import FEW, Factory, cast, converged, counted, require, stochastic
-from bilevel.trees import PyTree, dtype, norm
+from bilevel.utils import PyTree, dtype, norm
 
 
 def keeps_structure(factory: Factory, case: Case) -> None:

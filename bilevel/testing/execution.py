@@ -8,8 +8,8 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bilevel.estimate import Estimate
-from bilevel.hypergradient import hypergradient
+from bilevel.core import Estimate
+from bilevel.estimators.call import hypergradient
 from bilevel.solvers.gradient_descent import GradientDescent
 from bilevel.testing.problems import Case
 from bilevel.testing.runs import (
@@ -24,7 +24,7 @@ from bilevel.testing.runs import (
     sgd,
     stochastic,
 )
-from bilevel.trees import axpy
+from bilevel.utils import axpy
 
 
 def maps_over_keys(factory: Factory, case: Case) -> None:

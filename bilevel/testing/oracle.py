@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from bilevel import messages
-from bilevel.problem import Data, Problem
-from bilevel.trees import PyTree, double, size
+from bilevel.core import Data, Problem
+from bilevel.utils import PyTree, double, size, validation
 
 _MOST_PARAMS = 3000  # a dense Hessian of that size takes 72 MB and seconds
 _MOST_STEPS = 200
@@ -110,7 +109,7 @@ def dense_curvature(
 
 def _minimise(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> np.ndarray:
     """``w*``, flat, by damped Newton steps from ``params``."""
-    messages.require_smooth("the dense oracle", problem)
+    validation.require_smooth("the dense oracle", problem)
     if size(params) > _MOST_PARAMS:
         raise ValueError(
             f"the dense oracle is for at most {_MOST_PARAMS} inner parameters, got {size(params)}. "

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.problem import Data, Problem
-from bilevel.trees import PyTree
+from bilevel.core import Data, Problem
+from bilevel.utils import PyTree
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.estimate import Estimate, Lower
+from bilevel.core import Estimate, Lower, Problem
 from bilevel.estimators.base import Estimator
-from bilevel.hypergradient import hypergradient
-from bilevel.problem import Problem
+from bilevel.estimators.call import hypergradient
 from bilevel.solvers.base import Solver
 from bilevel.solvers.gradient_descent import GradientDescent
 from bilevel.solvers.sgd import SGD
 from bilevel.testing.problems import Case
-from bilevel.trees import PyTree
+from bilevel.utils import PyTree
 
 Factory = Callable[[Solver, int], Estimator]
 FEW = 4  # solver steps where convergence does not matter; the fourth batch of 7 ends an epoch of 23

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track as bar
 
-from experiments.files import write_json, write_whole
+from experiments.common.files import write_json, write_whole
 
 Item = TypeVar("Item")
 Track = Callable[..., Iterable[Any]]

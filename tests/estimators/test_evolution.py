@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import bilevel as bl
-from bilevel.nodes import register_node
 from bilevel.testing import Case, logistic, mlp, ridge
+from bilevel.utils import register_node
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import bilevel as bl
-from bilevel.noise import prediction
+from bilevel.noise.hypergradients import prediction
 from bilevel.testing import Case, dense_hypergradient, logistic, ridge
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import bilevel as bl
-from bilevel.nodes import register_node
 from bilevel.testing import Case, logistic, ridge
+from bilevel.utils import register_node
 
 pytestmark = pytest.mark.usefixtures("x64")
 

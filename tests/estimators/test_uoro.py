@@ -9,7 +9,7 @@ import pytest
 
 import bilevel as bl
 from bilevel.testing import logistic, mlp, ridge
-from bilevel.trees import size
+from bilevel.utils import size
 
 pytestmark = pytest.mark.usefixtures("x64")
 

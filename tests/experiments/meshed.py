@@ -13,8 +13,9 @@ from typing import Any
 import jax
 
 import bilevel as bl
-from bilevel.hypergradient import compiled_step
-from experiments import mesh, run
+from bilevel.estimators.call import compiled_step
+from experiments import run
+from experiments.runs import mesh
 from tests.experiments import tiny
 
 

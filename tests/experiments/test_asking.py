@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import completion, listing
+from experiments.cli import completion, listing
+from experiments.cli.settings import NODES
 from experiments.run import main
-from experiments.settings import NODES
 from tests.conftest import ROOT
 from tests.experiments.conftest import LOGGING, Command
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import checkpoint
-from experiments.words import BadInputError, DamagedError
+from experiments.common.errors import BadInputError, DamagedError
+from experiments.storage import checkpoint
 
 
 class Pair(NamedTuple):

@@ -11,8 +11,8 @@ from matplotlib.image import imread
 from rich.console import Console
 
 import bilevel as bl
-from experiments import plots, progress, summary, trajectory, verify
-from experiments.timing import Stopwatch, covered
+from experiments.runs import plots, progress, summary, trajectory, verify
+from experiments.runs.timing import Stopwatch, covered
 from tests.experiments import tiny
 
 

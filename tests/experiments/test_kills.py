@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from experiments import checkpoint, report
-from experiments.words import BadInputError
+from experiments import report
+from experiments.common.errors import BadInputError
+from experiments.storage import checkpoint
 from tests.conftest import ROOT
 
 # Another process knows the task `tiny` only after this.

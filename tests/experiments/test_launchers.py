@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from experiments.workers import POOLS
+from experiments.runs.workers import POOLS
 from tests.conftest import ROOT
 from tests.experiments import fake_slurm
 

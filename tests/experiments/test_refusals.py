@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from experiments import hydra_compat
-from experiments.settings import check, defaults
-from experiments.targets import refuse_foreign, refuse_unknown
-from experiments.words import BadInputError, suggest
+from experiments.cli import hydra_compat
+from experiments.cli.settings import check, defaults
+from experiments.cli.targets import refuse_foreign, refuse_unknown
+from experiments.common.errors import BadInputError, suggest
 from tests.experiments.conftest import Command
 
 WORDS = [
@@ -143,7 +143,7 @@ def test_target_outside_the_allowed_packages_is_refused(target: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["bilevel.problem.np.save", "bilevel.tune.warnings.warn", "optax.nosuch"]
+    "target", ["bilevel.core.problem.np.save", "bilevel.tuning.tune.warnings.warn", "optax.nosuch"]
 )
 def test_target_that_a_package_has_only_borrowed_is_refused(target: str) -> None:
     with pytest.raises(BadInputError, match=r"no class or function|there is no"):

@@ -11,8 +11,10 @@ import pyarrow.parquet
 import pytest
 from matplotlib.image import imread
 
-from experiments import charts, report, results, sweep_data, table
-from experiments.page import page as make
+from experiments import report
+from experiments.reports import charts, sweep_data, table
+from experiments.reports.page import page as make
+from experiments.runs import results
 
 
 def run(folder: Path, label: str, seed: int, score: float, **changes: Any) -> None:

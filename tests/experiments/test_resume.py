@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import checkpoint
-from experiments.lock import held
+from experiments.storage import checkpoint
+from experiments.storage.lock import held
 from tests.conftest import ROOT
 from tests.experiments.conftest import Command
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from experiments import job, results
+from experiments.runs import job, results
 from tests.conftest import ROOT
 from tests.experiments import tiny
 from tests.experiments.conftest import Command

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from experiments import search
-from experiments.space import sweeps
-from experiments.words import BadInputError
+from experiments.common.errors import BadInputError
+from experiments.sweeps.search_space import sweeps
 from tests.experiments.conftest import LOGGING
 
 optuna = pytest.importorskip("optuna", reason="pip install -e '.[optuna]'")

@@ -11,17 +11,12 @@ from sklearn.linear_model import ElasticNet
 from sklearn.svm import LinearSVC
 
 import bilevel as bl
-from bilevel.noise import influence
+from bilevel.noise.hypergradients import influence
 from experiments.studies import base
-from experiments.studies import seed_batch_and_schedule as batch
-from experiments.studies import seed_many as many
-from experiments.studies import seed_measure as measure
-from experiments.studies import seed_network as network
-from experiments.studies import seed_nonsmooth as nonsmooth
-from experiments.studies import seed_problems as problems
-from experiments.studies import seed_theory as theory
-from experiments.studies import seed_variance_reduction as reduction
-from experiments.studies.seed_kinks import hinge_reference, sparse_case, sparse_reference
+from experiments.studies.open_questions import batch_and_schedule as batch
+from experiments.studies.open_questions import many, measure, network, nonsmooth, problems, theory
+from experiments.studies.open_questions import variance_reduction as reduction
+from experiments.studies.open_questions.kinks import hinge_reference, sparse_case, sparse_reference
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -9,8 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from experiments import search
-from experiments.settings import check
-from experiments.words import BadInputError
+from experiments.cli.settings import check
+from experiments.common.errors import BadInputError
 from tasks.ridge import ridge
 from tests.experiments.conftest import Command
 from tests.experiments.test_search import QUICK as SEARCH

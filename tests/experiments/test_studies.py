@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments.studies import base, escape, modified_equation, noise_floor, sgd_derivatives
-from experiments.studies.quadratic_errors import CONVEX, MODELS, errors, setting
-from experiments.studies.sgd_regimes import curves, predictions, regimes, slope
-from experiments.studies.sgd_runs import means
+from experiments.studies import base
+from experiments.studies.theory import escape, modified_equation, noise_floor, sgd_derivatives
+from experiments.studies.theory.quadratic_errors import CONVEX, MODELS, errors, setting
+from experiments.studies.theory.sgd_regimes import curves, predictions, regimes, slope
+from experiments.studies.theory.sgd_runs import means
 
 pytestmark = pytest.mark.usefixtures("x64")
 

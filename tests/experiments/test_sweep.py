@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import report, table
-from experiments.checked_once import one_of_each
+from experiments import report
+from experiments.cli.sweep_validation import one_of_each
+from experiments.reports import table
 from tests.experiments.conftest import Command
 
 

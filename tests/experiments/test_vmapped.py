@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import checkpoint, report
-from experiments.vmapped import shown
+from experiments import report
+from experiments.storage import checkpoint
+from experiments.sweeps.vmapped import shown
 from tests.compiling import compilations
 from tests.experiments.conftest import Command
 
@@ -112,7 +113,7 @@ def test_stopped_group_goes_on(command: Command, tmp_path: Path, monkeypatch: An
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     wide = ["precision=float64", "vmap.seeds=2"]
     assert command(f"hydra.run.dir={whole}", *wide, "steps=7").status == 0
-    import experiments.vmapped as module
+    import experiments.sweeps.vmapped as module
 
     save, calls = module._save, []
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from experiments import workers
+from experiments.runs import workers
 from tests.conftest import ROOT
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 import bilevel as bl
 from bilevel.estimators.base import fresh
-from bilevel.noise import Affine, JointMoments, Ridge, moments
+from bilevel.noise import Affine, JointMoments, Ridge
+from bilevel.noise.moments import run
 
 
 class Model(NamedTuple):
@@ -58,7 +59,7 @@ def dense(model: Model, factor: float) -> Affine:
 @jax.jit
 def last(process: Any, start: Any, rule: Any) -> Any:
     """The moments at the end of a schedule; compiled once per kind and shape."""
-    return moments.run(process, start, rule, lambda now: 0)[0]
+    return run.run(process, start, rule, lambda now: 0)[0]
 
 
 def joint(second: Any, p: int) -> tuple[Any, Any, Any]:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from bilevel.noise import averaging, epochs, posterior, steady_state
+from bilevel.noise.quadratic import averaging, epochs, posterior, steady_state
 from tests.noise import quadratics as q
 
 pytestmark = pytest.mark.usefixtures("x64")

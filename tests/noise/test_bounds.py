@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.noise import LeastSquares, bounds, moments, rules
+from bilevel.noise import LeastSquares
+from bilevel.noise.moments import rules, run
+from bilevel.noise.quadratic import bounds
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -38,7 +40,7 @@ def test_floor_is_above_where_the_recursion_ends(bend):
 
 @jax.jit
 def errors(process, start, rule):
-    return moments.run(process, start, rule, lambda now: now.squared_error())[1]
+    return run.run(process, start, rule, lambda now: now.squared_error())[1]
 
 
 @pytest.mark.parametrize("decreasing", [False, True])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.noise import equilibrium
+from bilevel.noise.quadratic import equilibrium
 from tests.noise import quadratics as q
 
 pytestmark = pytest.mark.usefixtures("x64")

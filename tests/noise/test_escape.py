@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.noise import escape, sde, steady_state
-from bilevel.noise.modified_equation import HA_SME, Coefficients, coefficients
+from bilevel.noise.continuous_time import escape, sde
+from bilevel.noise.continuous_time.modified_equation import HA_SME, Coefficients, coefficients
+from bilevel.noise.quadratic import steady_state
 
 pytestmark = pytest.mark.usefixtures("x64")
 

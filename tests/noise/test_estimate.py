@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import bilevel as bl
-from bilevel.noise import estimate
+from bilevel.noise.hypergradients import measured
 from tests.noise.linear_models import LOG_RIDGE
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -24,7 +24,7 @@ def test_hessian_extremes(name):
         jax.hessian(lambda x: case.problem.inner(unravel(x), case.hyper, case.data.inner))
     )(x)
     values = np.linalg.eigvalsh(hessian)
-    found = jax.jit(partial(estimate.hessian_extremes, case.problem))(
+    found = jax.jit(partial(measured.hessian_extremes, case.problem))(
         case.hyper, case.params, case.data, jax.random.key(0)
     )
     for ours, expected in zip(found, (values[0], values[-1]), strict=True):
@@ -45,7 +45,7 @@ def ridge(seed=0, m=23, n=3):
 def test_noise_of_all_examples_is_exact(chunk):
     parts, D, gradients, derivatives = ridge()
     how = dict(derivative=D, covariance=True, chunk=chunk)
-    found = jax.jit(partial(estimate.gradient_noise, parts[0], **how))(*parts[1:])
+    found = jax.jit(partial(measured.gradient_noise, parts[0], **how))(*parts[1:])
     np.testing.assert_allclose(found.covariance, np.cov(gradients.T, bias=True), rtol=1e-12)
     np.testing.assert_allclose(found.gradient.value, gradients.var(0).sum(), rtol=1e-12)
     np.testing.assert_allclose(found.derivative.value, [derivatives.var(0).sum()], rtol=1e-12)
@@ -57,7 +57,7 @@ def test_a_sample_is_unbiased_and_knows_its_error():
     parts, D, gradients, derivatives = ridge()
     keys = jax.random.split(jax.random.key(0), 400)
     found = jax.jit(
-        jax.vmap(lambda key: estimate.gradient_noise(*parts, derivative=D, sample=9, key=key))
+        jax.vmap(lambda key: measured.gradient_noise(*parts, derivative=D, sample=9, key=key))
     )(keys)
     for ours, exact in ((found.gradient, gradients), (found.derivative, derivatives)):
         values, errors = np.ravel(ours.value), np.ravel(ours.standard_error)
@@ -70,10 +70,10 @@ def test_refusals():
     parts, D, *_ = ridge()
     for settings in ({"sample": 5}, {"sample": 24, "key": jax.random.key(0)}):
         with pytest.raises(ValueError, match="needs a key and must lie between"):
-            estimate.gradient_noise(*parts, **settings)
+            measured.gradient_noise(*parts, **settings)
     with pytest.raises(ValueError, match="entries for each entry of hyper"):
-        estimate.gradient_noise(*parts, derivative=D[:, :2])
+        measured.gradient_noise(*parts, derivative=D[:, :2])
     problem, *rest = parts
     proximal = bl.Problem(problem.inner, problem.outer, prox=lambda w, h, step: w)
     with pytest.raises(ValueError, match="prox"):
-        estimate.hessian_extremes(proximal, *rest, jax.random.key(0))
+        measured.hessian_extremes(proximal, *rest, jax.random.key(0))

@@ -5,19 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.noise import (
-    Affine,
-    Compressed,
-    Diagonal,
-    LeastSquares,
-    feedback,
-    gaussian_inputs,
-    limits,
-    minibatch,
-    rules,
-    stability,
-)
-from bilevel.noise.spectrum import extremes
+from bilevel.linear.extremes import extremes
+from bilevel.noise import Affine, Compressed, Diagonal, LeastSquares
+from bilevel.noise.moments import feedback, limits, rules, stability
+from bilevel.noise.quadratic import gaussian_inputs, minibatch
 from tests.noise.linear_models import dense, joint, last, model, relative
 
 pytestmark = pytest.mark.usefixtures("x64")

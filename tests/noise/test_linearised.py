@@ -9,16 +9,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import bilevel as bl
-from bilevel.noise import (
-    Ridge,
-    bias,
-    hypergradient_error,
-    influence,
-    limits,
-    linearised,
-    moments,
-    rules,
-)
+from bilevel.noise import Ridge
+from bilevel.noise.hypergradients import bias, error, influence
+from bilevel.noise.moments import limits, linearised, rules, run
 from tests.noise.linear_models import LOG_RIDGE, runs, z_scores
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -60,7 +53,7 @@ def test_exact_on_a_quadratic_problem():
         np.testing.assert_allclose(ours, theirs, atol=1e-14)
     np.testing.assert_allclose(shift, 0, atol=1e-14)
     slope, Q = outer_parts(parts, around.solution)
-    expected = hypergradient_error.predict(exact, process.derivative, slope, Q)
+    expected = error.predict(exact, process.derivative, slope, Q)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10)
 
@@ -150,8 +143,8 @@ def test_influence_is_the_limit_of_the_exact_tail_average():
     steps, window, eta = 60_000, 50_000, 0.02
     schedule = rules.averaged(rules.sgd(jnp.full(steps, eta)), rules.tail_weights(steps, window))
     start = process.start(process.solution, process.derivative, slots=2)
-    end = jax.jit(lambda p, s, r: moments.run(p, s, r, lambda now: 0)[0])(process, start, schedule)
-    exact = hypergradient_error.predict(end, process.derivative, slope, Q, slot=-1)
+    end = jax.jit(lambda p, s, r: run.run(p, s, r, lambda now: 0)[0])(process, start, schedule)
+    exact = error.predict(end, process.derivative, slope, Q, slot=-1)
     found = jax.jit(partial(influence.of, problem))(hyper, process.solution, data)
     np.testing.assert_allclose(
         found.standard_deviation(window, 2), exact.standard_deviation, rtol=0.02
@@ -176,4 +169,4 @@ def test_refusals():
     process = ridge()[1]
     at_rest = process.start(process.solution, process.derivative)
     with pytest.raises(ValueError, match="hessian has shape"):
-        hypergradient_error.predict(at_rest, process.derivative, jnp.ones(3), jnp.ones((2, 2)))
+        error.predict(at_rest, process.derivative, jnp.ones(3), jnp.ones((2, 2)))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.noise import batch_factor, gaussian_inputs, minibatch, steady_state
+from bilevel.noise import batch_factor
+from bilevel.noise.quadratic import gaussian_inputs, minibatch, steady_state
 from tests.noise import quadratics as q
 
 pytestmark = pytest.mark.usefixtures("x64")

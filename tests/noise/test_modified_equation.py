@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.noise import modified_equation as me
-from bilevel.noise import sde, steady_state, transient
+from bilevel.noise.continuous_time import modified_equation as me
+from bilevel.noise.continuous_time import sde
+from bilevel.noise.quadratic import steady_state, transient
 from tests.noise import quadratics as q
 
 pytestmark = pytest.mark.usefixtures("x64")

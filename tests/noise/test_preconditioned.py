@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from bilevel.noise import gaussian_inputs, preconditioned, steady_state
+from bilevel.noise.quadratic import gaussian_inputs, preconditioned, steady_state
 from tests.noise import quadratics as q
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.noise import heavy_ball, steady_state, transient
+from bilevel.noise.quadratic import heavy_ball, steady_state, transient
 from tests.noise import quadratics as q
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import bilevel as bl
-from bilevel.outer.trust import propose, scales
+from bilevel.outer.trust_region import propose, scales
 from tests.outer.playing import exact, play
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -10,9 +10,9 @@ import pytest
 
 import bilevel as bl
 from bilevel.outer.base import move
-from bilevel.outer.tolerance import loosened
+from bilevel.outer.inner_tolerance import loosened
 from tests.compiling import compilations
-from tests.test_tune import assert_same
+from tests.tuning.test_tune import assert_same
 
 
 def inner(w: Any, h: Any, x: Any) -> Any:

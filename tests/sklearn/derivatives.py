@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from bilevel.sklearn.descent import Objective, Outer
+from bilevel.sklearn.search.descent import Objective, Outer
 
 
 def differences(objective: Objective, batch, theta, lower=None, step=1e-5):

@@ -11,11 +11,11 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from bilevel.sklearn import HypergradLogisticRegression
-from bilevel.sklearn import glm as glm_module
-from bilevel.sklearn.descent import Outer, to_host
-from bilevel.sklearn.folds import problem, splits
-from bilevel.sklearn.glm import cold, logistic_loss, multinomial_loss
-from bilevel.sklearn.rows import rows, with_folds
+from bilevel.sklearn.losses import glm as glm_module
+from bilevel.sklearn.losses.folds import problem, splits
+from bilevel.sklearn.losses.glm import cold, logistic_loss, multinomial_loss
+from bilevel.sklearn.losses.rows import rows, with_folds
+from bilevel.sklearn.search.descent import Outer, to_host
 from tests.sklearn.derivatives import differences
 
 RNG = np.random.default_rng(0)

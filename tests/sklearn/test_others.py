@@ -26,12 +26,12 @@ from bilevel.sklearn import (
     HypergradRidge,
 )
 from bilevel.sklearn.cleaner import Examples, logistic_trust
-from bilevel.sklearn.folds import problem, splits
-from bilevel.sklearn.glm import cold
-from bilevel.sklearn.kernel_loss import kernel_loss
-from bilevel.sklearn.lasso_loss import elastic_net_loss, fitted
-from bilevel.sklearn.moments import atoms, moments
-from bilevel.sklearn.rows import rows, with_folds
+from bilevel.sklearn.losses.folds import problem, splits
+from bilevel.sklearn.losses.glm import cold
+from bilevel.sklearn.losses.kernel_loss import kernel_loss
+from bilevel.sklearn.losses.lasso_loss import elastic_net_loss, fitted
+from bilevel.sklearn.losses.moments import atoms, moments
+from bilevel.sklearn.losses.rows import rows, with_folds
 from tests.sklearn.derivatives import differences
 
 RNG = np.random.default_rng(0)

@@ -12,10 +12,10 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import KFold, ShuffleSplit
 
 from bilevel.sklearn import HypergradRidge, generalised, leave_one_out, sure
-from bilevel.sklearn.descent import Outer, to_host
-from bilevel.sklearn.folds import problem, splits
-from bilevel.sklearn.moments import atoms, moments
-from bilevel.sklearn.ridge_loss import ridge_loss
+from bilevel.sklearn.losses.folds import problem, splits
+from bilevel.sklearn.losses.moments import atoms, moments
+from bilevel.sklearn.losses.ridge_loss import ridge_loss
+from bilevel.sklearn.search.descent import Outer, to_host
 from tests.sklearn.derivatives import differences
 
 RNG = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from bilevel.sklearn import (
     HypergradLogisticRegression,
     HypergradRidge,
 )
-from bilevel.sklearn.tuning import strongest_of_equals
+from bilevel.sklearn.search.path import strongest_of_equals
 
 ESTIMATORS = {
     "ridge": HypergradRidge(cv=3),

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import bilevel as bl
-from bilevel.problem import inner_loss
-from bilevel.trees import strong
+from bilevel.core import inner_loss
+from bilevel.utils import strong
 from tests.solvers.cases import SOLVERS, flat, make
 
 

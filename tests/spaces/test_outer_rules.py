@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 import bilevel as bl
-from bilevel.outer.placed import inside, placed, update
+from bilevel.outer.coordinates import inside, placed, update
 from bilevel.spaces import Box, Log
 from bilevel.spaces.base import Spaces
 

@@ -11,7 +11,7 @@ import pytest
 import bilevel as bl
 from bilevel import single_loop
 from bilevel.spaces import Box, Log, Simplex, Tied
-from tests.test_tune import assert_same
+from tests.tuning.test_tune import assert_same
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(30, 4))

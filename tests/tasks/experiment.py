@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import bilevel as bl
-from experiments import hydra_compat
-from experiments.job import Job
+from experiments.cli import hydra_compat
+from experiments.runs.job import Job
 
 
 @dataclass(frozen=True)

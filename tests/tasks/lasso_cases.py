@@ -8,7 +8,7 @@ import numpy as np
 
 import bilevel as bl
 from tasks.base import Task
-from tasks.design import Design, prepare
+from tasks.datasets.design import Design, prepare
 from tasks.lasso import lasso
 
 SETTINGS: dict[str, Any] = dict(

@@ -8,7 +8,7 @@ from scipy.ndimage import map_coordinates
 
 import bilevel as bl
 from tasks.augmentation import augmentation
-from tasks.warp import NUMBERS, warp
+from tasks.parts.warp import NUMBERS, warp
 from tests.tasks.experiment import run_experiment
 
 SHAPE = (5, 7)

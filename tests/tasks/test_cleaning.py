@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score, log_loss
 
 import bilevel as bl
 from tasks.cleaning import cleaning, corrupt, f1
-from tasks.from_rest import FromRest
+from tasks.solvers.from_rest import FromRest
 from tests.tasks.experiment import run_experiment
 
 

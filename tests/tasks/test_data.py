@@ -8,8 +8,8 @@ import pytest
 from sklearn import datasets
 from sklearn.utils import Bunch
 
-from tasks import data
-from tasks.data import BUNDLED, SHARED, load
+from tasks.datasets import tables
+from tasks.datasets.tables import BUNDLED, SHARED, load
 
 HEADER = "age,weight,label\n"
 NUMBERS = HEADER + "1,2.5,0\n3,4.5,1\n5,6.5,0\n7,8.5,1\n9,1.5,0\n2,3.5,1\n"
@@ -168,7 +168,7 @@ def test_what_is_no_archive_is_refused(write) -> None:
 def test_names_and_paths_that_lead_nowhere(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"unknown data set 'diabete'. Did you mean 'diabetes'\?"):
         load("diabete")
-    monkeypatch.setattr(data, "ROOT", tmp_path / "absent")
+    monkeypatch.setattr(tables, "ROOT", tmp_path / "absent")
     with pytest.raises(ValueError, match=r"bundled .* are diabetes;.*absent is absent\)"):
         load("unheard-of")
     with pytest.raises(ValueError, match=r"'uci_yacht' is not here: .*absent does not exist"):

@@ -7,8 +7,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from tasks.datasets.images import images
 from tasks.decays import decays
-from tasks.images import images
 
 
 def test_inner_loss_of_the_network_by_hand(x64) -> None:

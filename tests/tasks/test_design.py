@@ -5,12 +5,12 @@ import pytest
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from tasks import features as module
-from tasks.data import Table, load
-from tasks.design import prepare
-from tasks.features import Features
-from tasks.splits import deal, split
-from tasks.stability import stability
+from tasks.datasets import features as module
+from tasks.datasets.design import prepare
+from tasks.datasets.features import Features
+from tasks.datasets.splits import deal, split
+from tasks.datasets.tables import Table, load
+from tasks.parts.stability import stability
 
 SHARES = dict(validation=0.3, test=0.2, rows=None)
 COMMON = dict(degree=1, clip=None, folds=3, **SHARES, target=None, root=None, seed=0)

@@ -9,8 +9,8 @@ import pytest
 from sklearn.linear_model import Ridge
 
 import bilevel as bl
+from tasks.datasets.images import images
 from tasks.distillation import distillation
-from tasks.images import images
 from tests.compiling import compilations
 from tests.tasks.experiment import run_experiment
 

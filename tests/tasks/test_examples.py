@@ -7,21 +7,20 @@ import pytest
 from tasks import (
     augmentation,
     cleaning,
-    data,
     decays,
     distillation,
-    from_rest,
-    images,
     imbalance,
     kernel,
     lasso,
     logistic,
     multinomial,
-    networks,
     ridge,
 )
+from tasks.datasets import images, tables
+from tasks.parts import networks
+from tasks.solvers import from_rest
 
-MODULES = [augmentation, cleaning, data, decays, distillation, from_rest, images]
+MODULES = [augmentation, cleaning, tables, decays, distillation, from_rest, images]
 MODULES += [imbalance, kernel, lasso, logistic, multinomial, networks, ridge]
 
 

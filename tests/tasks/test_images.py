@@ -11,9 +11,9 @@ from sklearn.datasets import load_digits
 from tasks.augmentation import augmentation
 from tasks.base import Task
 from tasks.cleaning import cleaning
+from tasks.datasets.images import images
 from tasks.decays import decays
 from tasks.distillation import distillation
-from tasks.images import images
 from tasks.imbalance import imbalance
 
 X, Y = load_digits(return_X_y=True)

@@ -10,8 +10,8 @@ import pytest
 
 import bilevel as bl
 from tasks.imbalance import by_loss, imbalance
-from tasks.look_ahead import LookAhead, positive_part
-from tasks.weighting import Mean, Weighted, itself, linear
+from tasks.parts.weighting import Mean, Weighted, itself, linear
+from tasks.solvers.online_reweighting import LookAhead, positive_part
 from tests.tasks.experiment import run_experiment
 
 STEP, N, STEPS = 0.7, 12, 6

@@ -17,7 +17,7 @@ from sklearn.linear_model import RidgeCV
 
 import bilevel as bl
 from tasks.base import Task
-from tasks.design import Design, prepare
+from tasks.datasets.design import Design, prepare
 from tasks.kernel import FLOOR, NOISES, SCALES, kernel, kernel_ridge
 from tests.compiling import compilations
 from tests.tasks.experiment import run_experiment

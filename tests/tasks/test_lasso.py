@@ -11,8 +11,8 @@ from sklearn.linear_model import ElasticNet, ElasticNetCV, Lasso, LassoCV
 
 import bilevel as bl
 from tasks.base import Task
+from tasks.judges.exact_sparse import external
 from tasks.lasso import lasso
-from tasks.sparse_fit import external
 from tests.tasks.lasso_cases import KINDS, at, design, folds, make
 
 SCIKIT: dict[str, Any] = dict(fit_intercept=False, tol=1e-13, max_iter=100_000)

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 import bilevel as bl
 from tasks.base import Task
-from tasks.design import Design, prepare
+from tasks.datasets.design import Design, prepare
 from tasks.logistic import GRID, logistic
 from tests.compiling import compilations
 

@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import bilevel as bl
-from tasks.adaptation import LearnedRates
-from tasks.families import Episodes
+from tasks.datasets.task_distributions import Episodes
 from tasks.meta import meta
-from tasks.meta_networks import _patches
+from tasks.parts.adaptation import LearnedRates
+from tasks.parts.meta_networks import _patches
 
 SMALL: dict[str, Any] = dict(pool=3, test_tasks=4, shots=5, queries=6, seed=1)
 KEY = jax.random.key(0)

@@ -16,10 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 
 import bilevel as bl
-from tasks import sparse
 from tasks.base import Task
+from tasks.datasets import sparse
+from tasks.datasets.splits import Split, split
 from tasks.multinomial import GRID, PENALTIES, multinomial
-from tasks.splits import Split, split
 
 SHARES: dict[str, Any] = dict(validation=0.3, test=0.3, seed=0)
 

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.special import logsumexp
 
 import bilevel as bl
-from tasks.images import images
+from tasks.datasets.images import images
 from tests.tasks.experiment import job_of
 
 STEPS, PATIENCE = 40, 5

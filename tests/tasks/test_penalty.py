@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tasks.data import load
-from tasks.features import Features
-from tasks.penalty import Penalty, describe
+from tasks.datasets.features import Features
+from tasks.datasets.tables import load
+from tasks.parts.penalty import Penalty, describe
 
 FEATURES = Features.fit(load("diabetes").X, load("diabetes").feature_names, 2)
 

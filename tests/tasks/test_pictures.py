@@ -7,11 +7,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from tasks.base import Task
+from tasks.judges.pictures import MOST
 from tasks.kernel import kernel_ridge
 from tasks.lasso import lasso
 from tasks.logistic import logistic
 from tasks.multinomial import multinomial
-from tasks.pictures import MOST
 from tasks.ridge import ridge
 
 

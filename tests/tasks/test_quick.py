@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import hydra_compat
-from experiments.session import perform
-from experiments.settings import NODES, check, defaults
+from experiments.cli import hydra_compat
+from experiments.cli.settings import NODES, check, defaults
+from experiments.runs.session import perform
 from tests.conftest import ROOT
 
 CONF = ROOT / "conf"

@@ -12,7 +12,7 @@ from sklearn.linear_model import LinearRegression, Ridge, RidgeCV
 
 import bilevel as bl
 from tasks.base import Task
-from tasks.design import Design, prepare
+from tasks.datasets.design import Design, prepare
 from tasks.ridge import GRID, ridge
 from tests.compiling import compilations
 

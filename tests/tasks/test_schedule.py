@@ -8,8 +8,8 @@ import pytest
 
 import bilevel as bl
 from bilevel.outer import Auto
-from tasks import noisy_quadratic as known
-from tasks.rates import Momentum, Rate
+from tasks.parts import noisy_quadratic as known
+from tasks.parts.learned_schedules import Momentum, Rate
 from tasks.schedule import schedule
 
 # V10, measured apart.

@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfTransformer
 
-from tasks import sparse
+from tasks.datasets import sparse
 
 
 def table(seed: int = 0, n: int = 20, d: int = 7) -> sp.csr_matrix:

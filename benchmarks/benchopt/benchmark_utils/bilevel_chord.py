@@ -17,10 +17,9 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel import CG
-from bilevel.estimate import Counts, Estimate, Evidence, Lower, begin
-from bilevel.nodes import register_node
-from bilevel.problem import Data, Problem
+from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin
 from bilevel.solvers.newton import backtrack
+from bilevel.utils import register_node
 
 STEPS, SLOW = 50, 0.1
 _size = jnp.linalg.norm

@@ -1,0 +1,148 @@
+"""What an estimate will cost, before it is run: memory, seconds, compile time.
+
+Memory is what XLA planned for the compiled program, the loops at their full length. Seconds come
+from two short runs of the same estimator, extrapolated in its number of steps.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax import Array
+
+from bilevel.core import Data, Estimate, Problem
+from bilevel.estimators.auto import Auto
+from bilevel.estimators.base import Estimator
+from bilevel.estimators.call import compiled_step, hypergradient
+from bilevel.utils import PyTree
+
+_LENGTHS = ("steps", "start", "average", "truncate", "last")  # fields that count solver steps
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Predicted cost of one :func:`bilevel.hypergradient` call.
+
+    Parameters
+    ----------
+    temp_bytes : scratch memory that XLA allocates during the call, the figure that grows with the
+        number of steps in reverse mode and with ``params x hyper`` in forward mode.
+    state_bytes : memory of the arguments and results (data, params, carried state).
+    seconds : of one warm call.
+    compile_seconds : of the first call.
+    extrapolated : whether ``seconds`` comes from shorter runs (else from one full call).
+    """
+
+    temp_bytes: int
+    state_bytes: int
+    seconds: float
+    compile_seconds: float
+    extrapolated: bool
+
+    def __str__(self) -> str:
+        """One line for people."""
+        scratch, state = self.temp_bytes / 2**20, self.state_bytes / 2**20
+        return (
+            f"{scratch:.1f} MiB scratch + {state:.1f} MiB state, "
+            f"{self.seconds:.3g} s a call after {self.compile_seconds:.2g} s of compilation"
+        )
+
+
+def estimate_cost(
+    problem: Problem,
+    estimator: Estimator,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    key: Array,
+) -> Cost:
+    """Memory, time and compile time of one hypergradient, before it runs at full length.
+
+    Parameters are those of :func:`bilevel.hypergradient`, whose errors it raises.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, bilevel as bl
+    >>> problem = bl.Problem(lambda w, h, x: jnp.mean((w - x) ** 2) + h * w**2, lambda w, h, x: w)
+    >>> data = bl.Data(inner=jnp.ones(50), outer=jnp.ones(1))
+    >>> estimator = bl.Reverse(bl.SGD(step_size=0.1, batch_size=5), steps=1000)
+    >>> cost = bl.estimate_cost(
+    ...     problem, estimator, jnp.array(0.1), jnp.array(0.0), data, jax.random.key(0)
+    ... )
+    >>> cost.temp_bytes < 2**20
+    True
+    """
+    begun = time.perf_counter()
+    compiled, _ = compiled_step(problem, estimator, hyper, params, data, key)
+    spent = time.perf_counter() - begun
+    seconds, extrapolated = _seconds(problem, estimator, (hyper, params, data, key))
+    return Cost(*_bytes(compiled), seconds, spent, extrapolated)
+
+
+def measure(
+    problem: Problem,
+    estimator: Estimator,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    key: Array,
+) -> tuple[Estimate, Cost]:
+    """One hypergradient from a cold start, and what it did cost."""
+    begun = time.perf_counter()
+    compiled, call = compiled_step(problem, estimator, hyper, params, data, key)
+    spent = time.perf_counter() - begun
+    jax.block_until_ready(call())
+    begun = time.perf_counter()
+    estimate, _ = jax.block_until_ready(call())
+    return estimate, Cost(*_bytes(compiled), time.perf_counter() - begun, spent, False)
+
+
+def _bytes(compiled: Any) -> tuple[int, int]:
+    memory = compiled.memory_analysis()
+    state = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return memory.temp_size_in_bytes, state
+
+
+def _seconds(problem: Problem, estimator: Estimator, args: tuple) -> tuple[float, bool]:
+    steps = _steps(estimator)
+    if steps is None or steps < 64:
+        return _clock(problem, estimator, args), False
+    short, twice = 1 / 16, 1 / 8
+    first = _clock(problem, _scaled(estimator, short), args)
+    second = _clock(problem, _scaled(estimator, twice), args)
+    return max(first + (second - first) / (twice - short) * (1 - short), second), True
+
+
+def _clock(problem: Problem, estimator: Estimator, args: tuple, repeats: int = 3) -> float:
+    """Best of a few warm calls, in seconds."""
+    hyper, params, data, key = args
+    _, state = hypergradient(problem, estimator, hyper, params, data, key)
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        out = hypergradient(problem, estimator, hyper, params, data, key, state=state)
+        jax.block_until_ready(out)
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def _steps(estimator: Any) -> int | None:
+    """The number of solver steps, also of an estimator that wraps another."""
+    if isinstance(estimator, Auto):
+        return None  # which may not run any of its steps
+    steps = getattr(estimator, "steps", None)
+    return _steps(estimator.estimator) if hasattr(estimator, "estimator") else steps
+
+
+def _scaled(estimator: Any, factor: float) -> Any:
+    """The estimator with every count of solver steps times ``factor``."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(estimator):
+        value = getattr(estimator, field.name)
+        if field.name in _LENGTHS and value:
+            changes[field.name] = max(int(value * factor), 1)
+        elif field.name == "estimator":
+            changes[field.name] = _scaled(value, factor)
+    return dataclasses.replace(estimator, **changes)

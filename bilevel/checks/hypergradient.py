@@ -1,0 +1,175 @@
+"""Is a hypergradient right? Estimators against central differences of the value function."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from bilevel.checks.cost import measure
+from bilevel.checks.report import CheckReport, CheckRow, judge
+from bilevel.core import Data, Problem
+from bilevel.estimators.base import Estimator, check_losses
+from bilevel.estimators.forward import Forward
+from bilevel.estimators.implicit import Implicit
+from bilevel.estimators.reverse import Reverse
+from bilevel.linear import CG
+from bilevel.solvers.exact import minimise
+from bilevel.solvers.gradient_descent import GradientDescent
+from bilevel.solvers.stability import largest_curvature
+from bilevel.spaces.perturb import coordinates
+from bilevel.utils import PyTree, axpy, double, norm, size, validation
+
+_MOST_STEPS = 20_000  # gradient steps that the default estimators may take
+_MOST_TANGENTS = 64  # Forward carries one tangent per hyperparameter
+
+
+def check(
+    problem: Problem,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    estimators: Mapping[str, Estimator] | None = None,
+    *,
+    tol: float = 1e-4,
+    epsilon: float = 1e-3,
+    directions: int = 8,
+    seed: int = 0,
+) -> CheckReport:
+    """Compare estimators with central differences of ``h(hyper) = outer(w*(hyper), hyper)``.
+
+    All in float64, whatever the current precision: the inner problem is solved to rounding by
+    Newton's method at ``hyper ± epsilon d`` and ``hyper ± epsilon d / 2``, and the two differences
+    are extrapolated (Richardson). Nothing is printed: ``str(report)`` is a table.
+
+    Parameters
+    ----------
+    problem, hyper, params, data : as for :func:`bilevel.hypergradient`.
+    estimators : name -> estimator. By default Implicit, Reverse and (up to 64 hyperparameters)
+        Forward, all on gradient descent with a step size from the measured curvature.
+    tol : relative error that still counts as agreement.
+    epsilon : step of the differences, in the units of ``hyper``; with ``problem.space`` in its free
+        coordinates, and so are the slopes of the report.
+    directions : up to so many hyperparameters every coordinate is checked, above so many random
+        unit directions.
+    seed : of the random directions and of the estimators' minibatches.
+
+    Raises
+    ------
+    ValueError : as :func:`bilevel.hypergradient` does; ``problem.start`` or ``problem.prox``; an
+        inner problem that Newton's method cannot solve.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, bilevel as bl
+    >>> problem = bl.Problem(
+    ...     inner=lambda w, h, x: jnp.mean((w - x) ** 2) / 2 + h * w**2 / 2,
+    ...     outer=lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
+    ... )
+    >>> data = bl.Data(inner=jnp.array([2.0]), outer=jnp.array([1.5]))
+    >>> report = bl.check(problem, 1.0, 0.0, data)
+    >>> [row.name for row in report.rows], report.agrees
+    (['Implicit', 'Reverse', 'Forward'], True)
+    """
+    validation.require_smooth("bl.check", problem)
+    validation.require_variables("hyper", hyper)
+    validation.require_variables("params", params)
+    validation.require_positive("check", "tol", tol)
+    validation.require_positive("check", "epsilon", epsilon)
+    validation.require_positive_int("check", "directions", directions)
+    with jax.enable_x64(True):
+        hyper, params, data = double(hyper), double(params), double(data)
+        check_losses(problem, hyper, params, data)
+        problem.require_inside(hyper)
+        hyper = jax.tree.map(jnp.asarray, hyper)
+        free = coordinates(problem.space, hyper)
+        along = _directions(size(free), directions, seed)
+        solution = minimise(problem, hyper, params, data).params
+        value, reference, uncertainty = _differences(problem, free, solution, data, along, epsilon)
+        if estimators is None:
+            estimators = _defaults(problem, hyper, params, solution, data, seed)
+        rows = []
+        for name, estimator in estimators.items():
+            try:
+                key = jax.random.key(seed)
+                estimate, cost = measure(problem, estimator, hyper, params, data, key)
+            except ValueError as error:
+                nothing = np.full(len(along), np.nan)
+                refusal = f"refused: {error}"
+                rows.append(CheckRow(name, nothing, np.nan, None, None, False, refusal))
+                continue
+            grad = estimate.grad if not problem.space else problem.space.pull(free, estimate.grad)
+            slopes = along @ np.asarray(ravel_pytree(grad)[0])
+            row = judge(name, slopes, estimate.evidence, reference, uncertainty, tol)
+            rows.append(replace(row, cost=cost))
+        return CheckReport(tuple(rows), value, along, reference, uncertainty)
+
+
+def _directions(p: int, most: int, seed: int) -> np.ndarray:
+    if p <= most:
+        return np.eye(p)
+    drawn = np.random.default_rng(seed).standard_normal((most, p))
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+def _differences(
+    problem: Problem, free: PyTree, solution: PyTree, data: Data, along: Any, epsilon: float
+) -> tuple[float, np.ndarray, float]:
+    """``(value, slopes, relative uncertainty)``, every inner solve started at ``solution``."""
+    flat, unravel = ravel_pytree(free)
+    shifts = np.array([1.0, -1.0, 0.5, -0.5]) * epsilon
+    moved = flat + (shifts[:, None, None] * along).reshape(-1, flat.size)
+
+    def evaluate(point: Any) -> tuple[Any, Any]:
+        there = unravel(point) if problem.space is None else problem.space.natural(unravel(point))
+        reached = minimise(problem, there, solution, data)
+        return problem.outer(reached.params, there, data.outer), reached.decrease
+
+    values, left = jax.lax.map(evaluate, jnp.concatenate([flat[None], moved]))
+    if not np.all(left <= 1e-12 * (1 + np.abs(values))):
+        raise ValueError(
+            "bl.check could not solve the inner problem: Newton's method would still gain "
+            f"{float(jnp.max(left)):.3g}. Is the inner loss bounded below and twice "
+            "differentiable, and hyper ± epsilon within its domain?"
+        )
+    plus, minus, half_plus, half_minus = np.asarray(values[1:]).reshape(4, -1)
+    wide = (plus - minus) / (2 * epsilon)
+    narrow = (half_plus - half_minus) / epsilon
+    slopes = narrow + (narrow - wide) / 3
+    change = np.linalg.norm(slopes - narrow) / max(np.linalg.norm(slopes), np.finfo(float).tiny)
+    return float(values[0]), slopes, float(change)
+
+
+def _defaults(
+    problem: Problem, hyper: PyTree, params: PyTree, solution: PyTree, data: Data, seed: int
+) -> dict[str, Estimator]:
+    """Gradient descent with step 0.9 / L, for twice the steps that its gradient needs to vanish."""
+    key = jax.random.key(seed)
+    L = max(
+        abs(float(largest_curvature(problem, hyper, at, data, key))) for at in (params, solution)
+    )
+    step_size = 0.9 / L
+    gradient = jax.grad(problem.inner)
+
+    def unfinished(carry: Any) -> Any:
+        _, g, k = carry
+        return (norm(g) > 1e-9 * L * norm(solution)) & (k < _MOST_STEPS // 2)
+
+    def advance(carry: Any) -> Any:
+        w, g, k = carry
+        w = axpy(-step_size, g, w)
+        return w, gradient(w, hyper, data.inner), k + 1
+
+    start = (params, gradient(params, hyper, data.inner), 0)
+    steps = 2 * max(int(jax.lax.while_loop(unfinished, advance, start)[2]), 10)
+    solver = GradientDescent(step_size=step_size)
+    estimators: dict[str, Estimator] = {
+        "Implicit": Implicit(solver, steps, linear=CG(tol=1e-10)),
+        "Reverse": Reverse(solver, steps),
+    }
+    if size(hyper) <= _MOST_TANGENTS:
+        estimators["Forward"] = Forward(solver, steps)
+    return estimators

@@ -1,0 +1,49 @@
+"""What the two verbs accept: a mistaken argument is named at once, before anything is traced."""
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.core.problem import Data, Problem
+
+_PARTS = {
+    "solver": (("init", "step"), "a solver such as bl.SGD(step_size=0.1)"),
+    "linear": (("solve",), "a linear solver such as bl.CG(tol=1e-6)"),
+}
+
+
+def require_arguments(problem: Any, estimator: Any, data: Any, key: Any) -> None:
+    """Raise ``TypeError`` for an argument of the wrong kind: swapped, missing or not yet built."""
+    if not isinstance(problem, Problem):
+        raise TypeError(_wrong("problem", problem, "bl.Problem(inner, outer)"))
+    _require_estimator(estimator)
+    if not isinstance(data, Data):
+        raise TypeError(_wrong("data", data, "bl.Data(inner=..., outer=...)"))
+    dtype = getattr(key, "dtype", None)
+    raw = dtype == jnp.uint32 and jnp.ndim(key) > 0
+    if dtype is None or not (raw or jnp.issubdtype(dtype, jax.dtypes.prng_key)):
+        raise TypeError(_wrong("key", key, "a JAX random key, jax.random.key(seed)"))
+
+
+def _require_estimator(estimator: Any) -> None:
+    example = "bl.Reverse(solver, steps=100)"
+    step = getattr(estimator, "step", None)
+    if isinstance(estimator, type) or not callable(step):
+        raise TypeError(_wrong("estimator", estimator, f"an estimator such as {example}"))
+    if len(inspect.signature(step).parameters) != 5:
+        raise TypeError(
+            f"estimator must be an estimator such as {example}, got {estimator!r}: if that is a "
+            "solver, put it into an estimator."
+        )
+    for part, (methods, expected) in _PARTS.items():
+        value = getattr(estimator, part, None)
+        if value is not None and not all(hasattr(value, method) for method in methods):
+            name = f"{type(estimator).__name__}: {part}"
+            raise TypeError(_wrong(name, value, expected))
+
+
+def _wrong(name: str, got: Any, expected: str) -> str:
+    kind = f"the class {got.__name__}" if isinstance(got, type) else type(got).__name__
+    return f"{name} must be {expected}, got {kind}."

@@ -1,0 +1,135 @@
+"""The problem: two losses, and the data that they are evaluated on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from bilevel.spaces.base import Spaces
+from bilevel.utils import PyTree, register_node, validation
+
+Loss = Callable[[PyTree, PyTree, PyTree], jax.Array]
+
+
+@dataclass(frozen=True)
+class Problem:
+    r"""A bilevel problem ``min_hyper outer(w*(hyper), hyper)``, ``w* = argmin_w inner(w, hyper)``.
+
+    Both losses are pure functions ``(params, hyper, batch) -> ()``, means over the batch, and see
+    data only through ``batch``. A ``Problem`` is static and hashable: make it once, outside loops.
+
+    Parameters
+    ----------
+    inner, outer : the losses of the lower and of the upper level.
+    start : ``(hyper, params) -> params``, the inner start point when it depends on ``hyper``
+        (a learned initialisation). Every call then starts there: there is no warm start.
+    prox : ``(params, hyper, step) -> params``, for a non-smooth part of the inner objective: its
+        proximal map ``argmin_u step nonsmooth(u, hyper) + |u - params|^2 / 2``. ``inner`` is then
+        the smooth part alone. Used by proximal solvers.
+    quadratic : the inner loss is quadratic in ``params``, so that exact formulas apply.
+    space : where ``hyper`` lives: a space of :mod:`bilevel.spaces`, or a tree of them that is a
+        prefix of ``hyper``. Losses, estimators and results are in natural units; ``tune`` moves
+        coordinates in which there is no constraint.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, bilevel as bl
+    >>> def inner(w, log_penalty, batch):
+    ...     X, y = batch
+    ...     return jnp.mean((X @ w - y) ** 2) / 2 + jnp.exp(log_penalty) * jnp.sum(w**2) / 2
+    >>> def outer(w, log_penalty, batch):
+    ...     X, y = batch
+    ...     return jnp.mean((X @ w - y) ** 2) / 2
+    >>> problem = bl.Problem(inner, outer)
+    """
+
+    inner: Loss
+    outer: Loss
+    start: Callable[[PyTree, PyTree], PyTree] | None = None
+    prox: Callable[[PyTree, PyTree, Any], PyTree] | None = None
+    quadratic: bool = False
+    space: Any = None
+
+    def __post_init__(self) -> None:
+        """Refuse a part that cannot be called; make a tree of spaces hashable."""
+        if self.space is not None:
+            object.__setattr__(self, "space", Spaces.of(self.space))
+        for name in ("inner", "outer"):
+            if not callable(getattr(self, name)):
+                raise TypeError(validation.not_callable(f"Problem.{name}", getattr(self, name)))
+        for name in ("start", "prox"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise TypeError(validation.not_callable(f"Problem.{name}", getattr(self, name)))
+
+    def require_inside(self, hyper: PyTree) -> None:
+        """Raise ``ValueError`` where ``hyper`` is concrete and not inside its space."""
+        if self.space is not None:
+            self.space.require(hyper)
+
+
+@dataclass(frozen=True)
+class Composite:
+    """The inner loss as a solver sees it when the problem has a proximal part."""
+
+    smooth: Loss
+    prox: Callable[[PyTree, PyTree, Any], PyTree]
+
+    def __call__(self, params: PyTree, hyper: PyTree, batch: PyTree) -> jax.Array:
+        """The smooth part."""
+        return self.smooth(params, hyper, batch)
+
+
+def inner_loss(problem: Problem, smooth: Loss | None = None) -> Loss:
+    """What solvers step on: ``problem.inner`` (or a stand-in for it), with its prox if any."""
+    smooth = problem.inner if smooth is None else smooth
+    return smooth if problem.prox is None else Composite(smooth, problem.prox)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The examples of both levels: pytrees of arrays whose leading axis counts examples.
+
+    Data is always an argument, never closed over. For one hyperparameter per example put
+    ``jnp.arange(n)`` in ``inner`` and index ``hyper`` with it. For folds, seeds or tasks add one
+    more leading axis everywhere and use ``jax.vmap``.
+
+    Raises
+    ------
+    ValueError : a leaf holds NaN or infinity, or the leading axes of one level differ.
+
+    Examples
+    --------
+    >>> import numpy as np, bilevel as bl
+    >>> X, y = np.ones((5, 2)), np.ones(5)
+    >>> data = bl.Data(inner=(X[:3], y[:3]), outer=(X[3:], y[3:]))
+    """
+
+    inner: PyTree
+    outer: PyTree
+
+    def __post_init__(self) -> None:
+        """Check what is concrete; tracers and ``in_axes`` specifications pass through."""
+        for level in ("inner", "outer"):
+            _check_level(level, getattr(self, level))
+
+
+register_node(Data, data_fields=["inner", "outer"], meta_fields=[])
+
+
+def _check_level(level: str, tree: PyTree) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    arrays = [(path, leaf) for path, leaf in leaves if isinstance(leaf, np.ndarray | jax.Array)]
+    lengths = {
+        validation.where(f"data.{level}", p): np.shape(x)[0] for p, x in arrays if np.ndim(x)
+    }
+    if len(set(lengths.values())) > 1:
+        raise ValueError(validation.leading_axes(level, lengths))
+    for path, leaf in arrays:
+        validation.require_finite(f"data.{level}", path, leaf)
+
+
+def examples(tree: PyTree) -> int:
+    """Number of examples: the length of the leading axis of every leaf."""
+    return jax.tree.leaves(tree)[0].shape[0]

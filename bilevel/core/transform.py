@@ -1,0 +1,102 @@
+"""Optax transformations whose numbers are leaves, so that changing one does not recompile."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from jax import Array
+
+from bilevel.core.schedules import Knob, as_knob
+from bilevel.utils import PyTree, register_node
+
+
+@dataclass(frozen=True)
+class Transform:
+    """An optax transformation as a value; made by :func:`transform`.
+
+    ``optax.adam(0.1)`` hides its numbers in closures: each new one is a new program. A
+    ``Transform`` keeps them as pytree leaves and builds the transformation while tracing.
+    """
+
+    factory: Callable[..., optax.GradientTransformation]
+    settings: dict[str, Any]
+
+    def init(self, params: PyTree) -> PyTree:
+        """Optax's ``init``; its state does not depend on numbers that ``hyper`` decides."""
+        numbers = {k: 0.0 if _sees_hyper(v) else v for k, v in self.settings.items()}
+        return self.factory(**_unwrap(numbers)).init(params)
+
+    def update(
+        self, updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        """Optax's ``update``; ``extra`` is for transformations that ask for more."""
+        tx = optax.with_extra_args_support(self.factory(**_unwrap(self.settings)))
+        return tx.update(updates, state, params, **extra)
+
+    def at(self, count: Array, hyper: PyTree) -> "Transform":
+        """The transformation at step ``count``, with the numbers that ``hyper`` decides."""
+        settings = {k: v(count, hyper) if _sees_hyper(v) else v for k, v in self.settings.items()}
+        return Transform(self.factory, settings)
+
+
+register_node(Transform, data_fields=["settings"], meta_fields=["factory"])
+
+
+def transform(factory: Callable[..., optax.GradientTransformation], **settings: Any) -> Transform:
+    """``factory(**settings)`` as a pytree: numbers are leaves and never recompile.
+
+    A setting may be a number, an optax schedule ``fn(count)``, or, in a solver, ``fn(count,
+    hyper)`` when it is itself a hyperparameter. Accepted wherever an optax transformation is.
+
+    Examples
+    --------
+    >>> import bilevel as bl, jax.numpy as jnp, optax
+    >>> bl.transform(optax.adam, learning_rate=0.1).settings
+    {'learning_rate': 0.1}
+    >>> learned = bl.transform(optax.sgd, learning_rate=lambda count, hyper: jnp.exp(hyper))
+    """
+    knobs = {k: as_knob("transform", k, v) if callable(v) else v for k, v in settings.items()}
+    return Transform(factory, knobs)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Fixed:
+    """A plain optax transformation as a static pytree node."""
+
+    tx: optax.GradientTransformation
+
+    def init(self, params: PyTree) -> PyTree:
+        """Optax's ``init``."""
+        return self.tx.init(params)
+
+    def update(
+        self, updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        """Optax's ``update``; ``extra`` is for transformations that ask for more."""
+        return optax.with_extra_args_support(self.tx).update(updates, state, params, **extra)
+
+
+def as_pytree(owner: str, tx: Any) -> Any:
+    """A transformation as a pytree that may cross a ``jit`` boundary."""
+    if isinstance(tx, Transform | Fixed):
+        return tx
+    if isinstance(tx, optax.GradientTransformation):
+        return Fixed(tx)
+    if jax.tree_util.all_leaves([tx]):
+        raise TypeError(
+            f"{owner}: expected an optax transformation such as optax.adam(0.1), "
+            f"or bl.transform(optax.adam, learning_rate=0.1), got {tx!r}."
+        )
+    return tx
+
+
+def _sees_hyper(setting: Any) -> bool:
+    return isinstance(setting, Knob) and setting.sees_hyper
+
+
+def _unwrap(settings: dict[str, Any]) -> dict[str, Any]:
+    """Optax wants its own schedules, ``fn(count)``, back as plain functions."""
+    return {k: v.fn if isinstance(v, Knob) else v for k, v in settings.items()}

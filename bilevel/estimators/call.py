@@ -1,0 +1,98 @@
+"""The first verb: one value and hypergradient, with its evidence."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax import Array
+
+from bilevel.core import Data, Estimate, Lower, Problem, require_arguments
+from bilevel.estimators.base import Estimator, check_losses, fresh, of_one_call
+from bilevel.utils import PyTree, strong, validation
+
+
+def hypergradient(
+    problem: Problem,
+    estimator: Estimator,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    key: Array,
+    *,
+    state: Lower | None = None,
+) -> tuple[Estimate, Lower]:
+    """Value and hypergradient of ``outer(w*(hyper), hyper)``, and the lower level's new state.
+
+    Compiled once per problem, estimator structure and array shapes; a changed float, ``hyper`` or
+    data of the same shape compiles nothing. Composes with ``jit`` and ``vmap``.
+
+    Parameters
+    ----------
+    problem, estimator : what is differentiated, and how.
+    hyper, params : float pytrees; the inner solver starts at ``params``. With ``problem.space``,
+        ``hyper`` and ``estimate.grad`` are in natural units: no chain rule is applied here.
+    data : :class:`bilevel.Data`.
+    key : a JAX random key; the same key draws the same minibatches.
+    state : the :class:`bilevel.Lower` of an earlier call, to go on from there (warm start).
+
+    Returns
+    -------
+    ``(estimate, state)`` : ``estimate.grad`` is like ``hyper``; ``estimate.evidence`` says how good
+    it is. A diverged solver shows there, as a residual above 1 or a non-finite value.
+
+    Raises
+    ------
+    ValueError : structures that do not match, integer, empty or non-finite ``hyper`` or ``params``,
+        a hyperparameter that the estimator cannot see, or outside ``problem.space``.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, bilevel as bl
+    >>> problem = bl.Problem(
+    ...     inner=lambda w, h, x: jnp.mean((w - x) ** 2) / 2 + h * w**2 / 2,
+    ...     outer=lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
+    ... )
+    >>> data = bl.Data(inner=jnp.array([2.0]), outer=jnp.array([1.5]))
+    >>> estimator = bl.Implicit(bl.GradientDescent(step_size=0.5), steps=50)
+    >>> w, h, key = jnp.array(0.0), jnp.array(1.0), jax.random.key(0)
+    >>> estimate, state = bl.hypergradient(problem, estimator, h, w, data, key)
+    >>> estimate.grad.round(4)  # (w* - 1.5) dw*/dh, w* = 2 / (1 + h)
+    Array(0.25, dtype=float32)
+    """
+    require_arguments(problem, estimator, data, key)
+    validation.require_variables("hyper", hyper)
+    problem.require_inside(hyper)
+    hyper = strong(hyper)
+    if state is None:
+        validation.require_variables("params", params)
+        state = _fresh(problem, estimator, hyper, strong(params), data, key)
+    return _step(problem, estimator, hyper, strong(state), data, key)
+
+
+def compiled_step(
+    problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
+) -> tuple[Any, Callable[[], tuple[Estimate, Lower]]]:
+    """The compiled program of one call, for XLA's own analysis of it, and the call itself."""
+    validation.require_variables("hyper", hyper)
+    validation.require_variables("params", params)
+    hyper = strong(hyper)
+    lower = _fresh(problem, estimator, hyper, strong(params), data, key)
+    compiled = _step.lower(problem, estimator, hyper, lower, data, key).compile()
+    return compiled, partial(compiled, estimator, hyper, lower, data, key)
+
+
+@partial(jax.jit, static_argnames="problem")
+def _fresh(
+    problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
+) -> Lower:
+    check_losses(problem, hyper, params, of_one_call(estimator, data, key))
+    return fresh(problem, estimator, hyper, params, data, key, _step)
+
+
+@partial(jax.jit, static_argnames="problem")
+def _step(
+    problem: Problem, estimator: Estimator, hyper: PyTree, lower: Lower, data: Data, key: Array
+) -> tuple[Estimate, Lower]:
+    check_losses(problem, hyper, lower.params, of_one_call(estimator, data, key))
+    return estimator.step(problem, hyper, lower, data, key)

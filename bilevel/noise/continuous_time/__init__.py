@@ -1,0 +1,1 @@
+"""Continuous-time models of SGD: stochastic differential equations and exit times."""

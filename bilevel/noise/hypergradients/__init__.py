@@ -1,0 +1,1 @@
+"""What the noise of SGD does to a hypergradient, predicted or measured."""

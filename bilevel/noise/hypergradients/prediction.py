@@ -1,0 +1,128 @@
+r"""What noise leaves of the hypergradient of a run at rest, read at an iterate or at an average.
+
+An unrolled hypergradient is read at ``z = (x, D)``, an implicit one at ``x`` alone. With ``P`` the
+stationary second moment of the linearised recursion, ``A`` its mean map and ``P_n`` the covariance
+of the mean of n consecutive iterates,
+
+    P_n = (1 / n^2) sum_{s,t<n} Cov(z_s, z_t),   Cov(z_{t+j}, z_t) = A^j P,   P_1 = P
+    E h - h* ~ h'(shift of P) + h''[P_n] / 2,   Var h ~ h' P_n h'^T
+
+Averaging shrinks ``P_n`` to the influence law ``C^{-1} Cov(F_i) C^{-T} p / n``, and leaves the
+shift as it is. Parts: :mod:`bilevel.noise.linearised`, ``affine``, ``bias``, ``averaging``.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.core import Data, Problem
+from bilevel.noise.hypergradients import bias
+from bilevel.noise.hypergradients.error import HypergradientError
+from bilevel.noise.moments.affine import Affine
+from bilevel.noise.moments.linearised import Linearised, around
+from bilevel.noise.moments.rules import Rule
+from bilevel.noise.quadratic.averaging import weighted_powers
+from bilevel.utils import PyTree
+from bilevel.utils.validation import require_positive_int
+
+NEWTON_STEPS = 30
+
+
+class AtRest(NamedTuple):
+    """``error``, and whether it means anything: ``rests ()``, ``solved ()``, booleans.
+
+    ``rests`` : the step size is below the mean-square limit, so that second moments settle.
+    ``solved`` : Newton's method arrived at a minimum, where the theory is set up.
+    """
+
+    error: HypergradientError
+    rests: Array
+    solved: Array
+
+
+def at_rest(
+    problem: Problem,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    rule: Rule,
+    *,
+    batch_size: int | None,
+    window: int = 1,
+    implicit: bool = False,
+) -> AtRest:
+    """Bias and standard deviation of a hypergradient, everything dense: of size ``(s d)^2``.
+
+    ``d`` is ``n (1 + p)``, or ``n`` if ``implicit``, and ``s`` the slots of ``rule``. To first
+    order in the step size; on quadratic losses standard deviations are the delta method's.
+
+    Parameters
+    ----------
+    params : near the minimiser: Newton's method starts there.
+    rule : of the solver, without a leading axis: ``rules.sgd(step_size, momentum)``.
+    window : the number of last iterates that are averaged; 1 for the last alone.
+    implicit : the derivative is solved for where the iterates are read, and is no iterate itself.
+
+    Raises
+    ------
+    ValueError : as :func:`bilevel.noise.linearised.around`; ``window`` below 1.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> from functools import partial
+    >>> import jax
+    >>> from bilevel.noise import prediction, rules
+    >>> case = bl.testing.ridge(seed=0)
+    >>> found = jax.jit(partial(prediction.at_rest, case.problem, batch_size=2, window=100))(
+    ...     case.hyper, case.params, case.data, rules.sgd(0.05)
+    ... )
+    >>> found.error.standard_deviation.shape, bool(found.rests & found.solved)
+    ((4,), True)
+    """
+    require_positive_int("prediction.at_rest", "window", window)
+    here = around(
+        problem, hyper, params, data, batch_size=batch_size, newton_steps=NEWTON_STEPS
+    )  # fmt: skip
+    n, d = len(here.solution), here.process.offsets.shape[1]
+    part = n if implicit else d
+    process = _restrict(here.process, part)
+    moments, margin = process.settle(rule)
+    second = moments.second.reshape(rule.slots * part, rule.slots * part)
+    read = average_covariance(process.mean_map(rule), second, window)
+
+    def whole(block: Array) -> Array:
+        return jnp.zeros((d, d), block.dtype).at[:part, :part].set(block[:part, :part])
+
+    error = bias.hypergradient_error(
+        problem, hyper, params, data, here, whole(second), read=whole(read), implicit=implicit
+    )
+    return AtRest(error, margin > 0, _solved(here))
+
+
+def average_covariance(mean_map: Array, second: Array, window: int) -> Array:
+    """Covariance of the mean of ``window`` consecutive iterates at rest, ``[k, k]``; exact.
+
+    Parameters
+    ----------
+    mean_map, second : ``A`` and ``P``, ``[k, k]``.
+    """
+    later = weighted_powers(mean_map, window) @ second
+    # Lag 0 stands in both sums over later iterates, and counts once.
+    return (later + later.T - window * second) / window**2
+
+
+def _restrict(process: Affine, part: int) -> Affine:
+    """The first ``part`` coordinates, which do not depend on the others."""
+    matrices, offsets = process.matrices[:, :part, :part], process.offsets[:, :part]
+    return Affine(matrices, offsets, process.factor)
+
+
+def _solved(here: Linearised) -> Array:
+    """Whether the next Newton step would be lost in rounding, and the Hessian is positive."""
+    n = len(here.solution)
+    H = jnp.mean(here.process.matrices, 0)[:n, :n]
+    step = jnp.linalg.solve(H, jnp.mean(here.process.offsets, 0)[:n])
+    small = jnp.finfo(step.dtype).eps ** 0.5 * (1 + jnp.linalg.norm(here.solution))
+    return (jnp.linalg.norm(step) <= small) & (jnp.linalg.eigvalsh((H + H.T) / 2)[0] > 0)

@@ -1,0 +1,158 @@
+r"""Exact second moments of any affine stochastic iteration: the dense oracle.
+
+    z' = z - eta mean_{i in batch} (C_i z - q_i)
+
+in coordinates of any origin, and any rule (:mod:`bilevel.noise.rules`) in place of plain SGD. No
+structure is used: with ``A_i = T (x) I - L (x) C_i``, a step is, in homogeneous coordinates,
+
+    P~' = (1 - p) Abar P~ Abar^T + p mean_i A~_i P~ A~_i^T,   P~ = [[E z z^T, E z], [E z^T, 1]]
+
+(p is the noise fraction of a batch; Mulayoff and Michaeli, COLT 2024, for the mixture). The
+structured processes of this package are tested against it.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.noise.moments.rows import require_shape
+from bilevel.noise.moments.rules import Rule, outer
+from bilevel.utils import is_traced, register_node
+
+
+class Moments(NamedTuple):
+    """``mean`` ``E z``, ``[s, n]`` or ``[s, n, p]``; ``second`` ``E z z^T``, ``[s, n, s, n]``.
+
+    With a trailing axis p in the mean, the second moment is summed over it: ``sum_j E z_j z_j^T``.
+    """
+
+    mean: Array
+    second: Array
+
+    def squared_error(self, slot: int = 0) -> Array:
+        """``E |z|^2`` of one slot; ``()``."""
+        return jnp.trace(self.second[slot, :, slot])
+
+
+@dataclass(frozen=True)
+class Affine:
+    r"""``z' = T z - L mean_batch (C_i z - q_i)``.
+
+    Parameters
+    ----------
+    matrices, offsets : ``C [m, d, d]`` and ``q [m, d]``.
+    factor : noise fraction p of a batch, :func:`bilevel.noise.batch_factor`.
+
+    Raises
+    ------
+    ValueError : shapes that do not fit together.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bilevel.noise import Affine, rules
+    >>> A = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> process = Affine(A[:, :, None] * A[:, None, :], 0.1 * A, 0.5)
+    >>> moments = process.step(process.start(jnp.ones(2)), rules.sgd(0.1))
+    >>> moments.second.shape
+    (1, 2, 1, 2)
+    """
+
+    matrices: Array
+    offsets: Array
+    factor: Any
+
+    def __post_init__(self) -> None:
+        """Check shapes; structures without shapes (tracing internals) pass."""
+        if hasattr(self.matrices, "shape") and hasattr(self.offsets, "shape"):
+            m, d = self.offsets.shape
+            require_shape("Affine.matrices", self.matrices, (m, d, d), "as many as offsets [m, d]")
+
+    def start(self, z: Array, slots: int = 1) -> Moments:
+        """The moments at a known point ``z [d]``; the other slots are 0."""
+        mean = jnp.zeros((slots, *jnp.shape(z)), jnp.result_type(z, float)).at[0].set(z)
+        return Moments(mean, outer(mean, mean))
+
+    def step(self, moments: Moments, rule: Rule) -> Moments:
+        """The moments after one step."""
+        (s, d), n = moments.mean.shape, moments.mean.size
+        flat, mean = moments.second.reshape(n, n), moments.mean.reshape(n)
+        state = jnp.block([[flat, mean[:, None]], [mean[None, :], jnp.ones((1, 1))]])
+        each = self._maps(rule)
+        whole = jnp.mean(each, 0)
+        single = jnp.einsum("iab,bc,idc->ad", each, state, each) / len(each)
+        after = (1 - self.factor) * whole @ state @ whole.T + self.factor * single
+        return Moments(after[:n, n].reshape(s, d), after[:n, :n].reshape(s, d, s, d))
+
+    def fixed_point(self) -> Array:
+        """The mean of the stationary law, ``mean(C)^{-1} mean(q)``, ``[d]``."""
+        return jnp.linalg.solve(jnp.mean(self.matrices, 0), jnp.mean(self.offsets, 0))
+
+    def stationary(self, rule: Rule) -> Moments:
+        """The limit of :meth:`step`, by one dense solve of size ``(s d)^2``.
+
+        Raises
+        ------
+        ValueError : no limit exists, because the second moments grow.
+        """
+        moments, margin = self.settle(rule)
+        _require_stable(margin)
+        return moments
+
+    def settle(self, rule: Rule) -> tuple[Moments, Array]:
+        """:meth:`stationary`, and a margin ``()``: positive exactly where the moments converge."""
+        d, s = self.offsets.shape[1], rule.slots
+        slots = _resting(rule, self.fixed_point())
+        mean = Moments(slots, jnp.zeros((s, d, s, d), slots.dtype))
+        source = self.step(mean, rule).second.reshape(s * d, s * d)
+        each = self._maps(rule)[:, :-1, :-1]
+        whole = jnp.mean(each, 0)
+        pairs = jnp.einsum("iab,icd->acbd", each, each) / len(each)
+        lifted = (1 - self.factor) * jnp.kron(whole, whole)
+        lifted += self.factor * pairs.reshape((s * d) ** 2, (s * d) ** 2)
+        # The answer to the source I is positive definite exactly where the moments converge.
+        both = jnp.stack([source.reshape(-1), jnp.eye(s * d).reshape(-1)], 1)
+        solved = jnp.linalg.solve(jnp.eye((s * d) ** 2) - lifted, both)
+        answer = solved[:, 1].reshape(s * d, s * d)
+        moments = Moments(slots, solved[:, 0].reshape(s, d, s, d))
+        return moments, jnp.linalg.eigvalsh(answer + answer.T)[0]
+
+    def mean_map(self, rule: Rule) -> Array:
+        """What one step does to the mean's deviation from its rest, ``[s d, s d]``."""
+        return jnp.mean(self._maps(rule)[:, :-1, :-1], 0)
+
+    def _maps(self, rule: Rule) -> Array:
+        """Homogeneous maps of the single examples, ``[m, s d + 1, s d + 1]``."""
+        (m, d), s = self.offsets.shape, rule.slots
+        reads = jnp.zeros(s, self.offsets.dtype).at[0].set(1)
+        noisy = jnp.einsum("a,b,ijk->iajbk", rule.gain, reads, self.matrices)
+        fixed = jnp.kron(rule.transition, jnp.eye(d))
+        linear = fixed - noisy.reshape(m, s * d, s * d)
+        shift = jnp.einsum("a,ij->iaj", rule.gain, self.offsets).reshape(m, s * d, 1)
+        bottom = jnp.zeros((m, 1, s * d + 1), linear.dtype).at[:, 0, -1].set(1)
+        return jnp.concatenate([jnp.concatenate([linear, shift], 2), bottom], 1)
+
+
+register_node(Affine, ["matrices", "offsets", "factor"], [])
+
+
+def _resting(rule: Rule, z: Array) -> Array:
+    """All slots when the mean of slot 0 rests at ``z`` and the mean gradient there is 0."""
+    s = rule.slots
+    mean = jnp.zeros((s, *z.shape), z.dtype).at[0].set(z)
+    if s == 1:
+        return mean
+    rest = jnp.eye(s - 1) - rule.transition[1:, 1:]
+    return mean.at[1:].set(jnp.linalg.solve(rest, jnp.outer(rule.transition[1:, 0], z)))
+
+
+def _require_stable(margin: Array) -> None:
+    """Raise unless what unit noise would settle at is positive definite."""
+    if not is_traced(margin) and not margin > 0:
+        raise ValueError(
+            "Affine.stationary: the step size is beyond the mean-square limit: second moments grow "
+            "without bound, so there is no stationary covariance. Use a smaller step size or a "
+            "larger batch."
+        )

@@ -1,0 +1,1 @@
+"""Closed forms for SGD on quadratics with a given Hessian and noise."""

@@ -1,0 +1,131 @@
+"""How to run SGD so that its hypergradient is as good as asked for, at least cost."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel.core import Data, Problem, examples
+from bilevel.estimators.base import check_losses
+from bilevel.noise.batches import batch_factor
+from bilevel.noise.per_example import Flat
+from bilevel.planning import dense_route, influence_route
+from bilevel.planning.planner import Planner
+from bilevel.planning.refusals import require_slope, require_tolerance
+from bilevel.planning.report import Plan
+from bilevel.utils import PyTree, double, validation
+
+_BATCHES = (1, 4, 16, 64, 256)
+
+
+def plan(
+    problem: Problem,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    tolerance: float = 0.1,
+    *,
+    batch_sizes: Sequence[int | None] | None = None,
+    step_size: float | None = None,
+    replicas: int | None = None,
+    max_steps: int = 1_000_000,
+    budget: float = 1e9,
+    sampling: str = "iid",
+    route: str | None = None,
+    seed: int = 0,
+) -> Plan:
+    r"""Step size, batch size, late start, averaging window and replicas for ``Forward`` with SGD.
+
+    The cheapest run whose hypergradient has the relative error ``tolerance``: the root mean square
+    over runs of ``|h - h*| / |h*|``, Euclidean norms over all of hyper, ``h*`` the hypergradient
+    at the solution of the inner problem. Errors are predicted by the second moments of SGD
+    linearised at that solution (exact on quadratic inner losses, up to products of noise), the
+    mean to second order. All in float64. Nothing is printed: ``str(plan)`` is a table with reasons.
+
+    Parameters
+    ----------
+    problem, hyper, params, data : as for :func:`bilevel.hypergradient`; the run starts at params.
+    tolerance : in (0, 1).
+    batch_sizes : to choose from, ``None`` among them for the full batch; by default 1, 4, 16, ...
+        and the full batch.
+    step_size : fixed instead of chosen.
+    replicas : copies of the run, for a measured standard error; by default one, or as many as
+        keep each within ``max_steps``.
+    max_steps : of one run.
+    budget : gradients of single examples, a tangent of one example counted as two.
+    sampling : of minibatches; only ``"iid"`` has a theory here.
+    route : ``"dense"``, exact moments, up to some dozens of params; ``"influence"``, no matrix, for
+        quadratic inner losses, cautious; by default what fits.
+    seed : of the vectors that the influence route starts Lanczos from.
+
+    Raises
+    ------
+    ValueError : ``problem.start`` or ``problem.prox``; an inner problem that is not solved by
+        Newton's method, or whose Hessian there is singular or indefinite; a hypergradient of 0; a
+        tolerance out of reach; a step size that theory is not trusted with; epochs.
+
+    Examples
+    --------
+    >>> import jax, bilevel as bl
+    >>> case = bl.testing.ridge(seed=0)
+    >>> arguments = case.problem, case.hyper, case.params, case.data
+    >>> plan = bl.plan(*arguments, tolerance=0.1, batch_sizes=(1, 4))
+    >>> plan.error.total <= 0.1, plan.at(0.05).cost > plan.cost
+    (True, True)
+    >>> arguments = case.problem, plan.estimator, case.hyper, case.params, case.data
+    >>> estimate, _ = bl.hypergradient(*arguments, jax.random.key(0))
+    """
+    owner = "bl.plan"
+    validation.require_smooth(owner, problem)
+    validation.require_variables("hyper", hyper)
+    validation.require_variables("params", params)
+    require_tolerance(tolerance)
+    validation.require_positive_int("plan", "max_steps", max_steps)
+    validation.require_positive("plan", "budget", budget)
+    if step_size is not None:
+        validation.require_positive("plan", "step_size", step_size)
+    if replicas is not None:
+        validation.require_positive_int("plan", "replicas", replicas)
+    if route not in (None, "dense", "influence"):
+        raise ValueError(f"plan: route must be 'dense', 'influence' or None, got {route!r}.")
+    count = examples(data.inner)
+    if batch_sizes is None:
+        batch_sizes = (*(size for size in _BATCHES if size < count), None)
+    factors = {size: batch_factor(count, size, sampling) for size in batch_sizes}
+    with jax.enable_x64(True):
+        hyper64, params64, data64 = double(hyper), double(params), double(data)
+        check_losses(problem, hyper64, params64, data64)
+        flat = Flat.of(owner, problem, hyper64, params64, data64)
+        if route is None:
+            route = (
+                "dense" if dense_route.fits(len(flat.x), count, len(flat.theta)) else "influence"
+            )
+        if route == "dense":
+            measured = dense_route.analyse(flat, factors)
+        else:
+            measured = influence_route.analyse(flat, factors, seed)
+        solution = flat.to_params(jnp.asarray(measured.solution))
+    require_slope(measured.exact, measured.parts)
+    return Planner(
+        measured,
+        to_hyper=partial(_like, hyper),
+        params=jax.tree.map(
+            lambda x, like: np.asarray(x, np.asarray(like).dtype), solution, params
+        ),
+        count=count,
+        step_size=step_size,
+        replicas=replicas,
+        max_steps=max_steps,
+        budget=budget,
+    ).plan(tolerance)
+
+
+def _like(tree: PyTree, values: np.ndarray) -> PyTree:
+    """``values [p]`` as NumPy arrays in the structure of ``tree``."""
+    leaves, structure = jax.tree.flatten(tree)
+    ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
+    parts: Any = zip(np.split(values, ends), leaves, strict=True)
+    return jax.tree.unflatten(structure, [part.reshape(np.shape(leaf)) for part, leaf in parts])

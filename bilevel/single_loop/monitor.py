@@ -1,0 +1,118 @@
+"""Whether a run is going astray, and in which variable: cheap at every look, exact when it matters.
+
+At a look, the sizes of the directions are compared with their largest in the first steps. Where one
+has grown tenfold, and at calls 0, 1, 2, 4, 8, ... up to every so many calls, the inner gradient and
+the residual of the second variable are measured on all data.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.core import Estimate, Lower
+from bilevel.utils import PyTree, all_finite, only_if
+
+_SETTLE = 4  # steps in which the scales are learned
+_SUSPECT = 10  # growth that is looked into
+_FOLLOW = 1.05  # growth per step of D_lambda and of the value that is never taken for divergence
+
+
+class Watch(NamedTuple):
+    """What was measured last, ``[4]``, and the scales of the first steps, ``[4]``, with growth.
+
+    Vectors rather than numbers: a small step costs XLA as much as it has separate numbers.
+
+    ``measured``: the residuals of params and second variable, relative to today's right-hand side;
+    the largest right-hand side seen; the second variable's residual over that. ``scale``: of the
+    sizes of the three directions and of the outer value. ``growth``, ``()``: the smaller of the
+    growth of ``|D_lambda|`` and of the outer value. ``calls``, ``[2]``: at the last look, and when
+    the next measurement is due.
+    """
+
+    measured: Array
+    scale: Array
+    growth: Array
+    calls: Array
+
+    @classmethod
+    def zeros(cls, dtype: Any) -> "Watch":
+        """Before the first step."""
+        four, none = jnp.zeros(4, dtype), jnp.zeros((), dtype)
+        return cls(four, four, none, jnp.zeros(2, jnp.int32))
+
+    @property
+    def residual(self) -> Array:
+        """That of the params."""
+        return self.measured[0]
+
+    @property
+    def second(self) -> Array:
+        """That of the second variable."""
+        return self.measured[1]
+
+
+def observe(
+    watch: Watch,
+    reference: Array,
+    seen: Array,
+    calls: Array,
+    every: int,
+    measure: Callable[[], tuple[Array, Array]],
+) -> tuple[Watch, Array, Array]:
+    """``(watch, reference, measured)`` after call number ``calls``.
+
+    ``seen``, ``[4]``: sizes of the three directions and the outer value; ``measure() -> (measured,
+    reference)``.
+    """
+    old, (last, due) = watch.scale, watch.calls
+    settling = calls < _SETTLE
+    growth = jnp.min(_ratio(seen, old)[2:])
+    suspect = jnp.any((seen > _SUSPECT * old)[:2]) & ~settling
+    # the first two: the largest, learned at first and when suspect; the others may grow a little
+    follow = jnp.asarray(_FOLLOW, old.dtype) ** (calls - last)
+    most = jnp.where(settling | (old == 0), seen, jnp.minimum(seen, follow * old))
+    largest = jnp.where(settling | suspect, seen, old)
+    scale = jnp.maximum(old, jnp.where(jnp.arange(4) < 2, largest, most))
+    wanted = suspect | (calls >= due)
+    measured, reference = only_if(wanted, measure, (watch.measured, reference))
+    due = jnp.where(wanted, calls + jnp.clip(calls, 1, every), due)
+    growth = jnp.where(settling, 0, growth)
+    return Watch(measured, scale, growth, jnp.stack([calls, due])), reference, wanted
+
+
+def _ratio(size: Array, scale: Array) -> Array:
+    return jnp.where(size == 0, 0, size / scale)
+
+
+def relative(watch: Watch, residual: Array, left: Array, rhs: Array) -> Array:
+    """``measured``, ``[4]``, of the params' residual, and of what is ``left`` of a right-hand side.
+
+    The right-hand side's largest size is kept: a system that becomes easy is none that diverges.
+    """
+    dtype = watch.scale.dtype
+    left, rhs = left.astype(dtype), rhs.astype(dtype)
+    most = jnp.maximum(watch.measured[2], rhs)
+    share = jnp.where(most > 0, left / most, 0)
+    return jnp.stack([residual.astype(dtype), _ratio(left, rhs), most, share])
+
+
+def astray(
+    names: tuple[str, str], watch: Watch, second: PyTree, estimate: Estimate, after: Lower,
+    limit: Any,
+) -> dict[str, Array]:  # fmt: skip
+    """The variables, and whether each has left all bounds; of several the first is named.
+
+    ``w`` counts as lost here only when it is not finite: :func:`bilevel.tune` judges it by the
+    inner residual.
+    """
+    w_lost = ~all_finite(after.params)
+    second_lost = ~all_finite(second) | (watch.measured[3] > limit)
+    lam_lost = ~all_finite((estimate.grad, estimate.value)) | (watch.growth > limit)
+    first, other = names
+    return {
+        first: w_lost,
+        other: ~w_lost & second_lost,
+        "lambda (hyper)": ~w_lost & ~second_lost & lam_lost,
+    }

@@ -1,0 +1,246 @@
+r"""Single-loop methods: params, adjoint and hyperparameters move at once, along estimates.
+
+    w <- w - step_size D_w,   v <- v - adjoint_step D_v,   lambda <- by the outer transformation
+
+The directions are those of ``oracles.py``, estimated by the rules of ``rules.py``. Dagreou, Ablin,
+Vaiter, Moreau, NeurIPS 2022 (the framework); "plug and play" choices of rules: PnPBO, 2025.
+
+Keys: move k of a call draws with ``fold_in(key, 4 k + j)``, j = 0 the inner minibatch, 1 the outer
+one, 2 the coin, 3 the series: all its minibatches at once, and the length of HIA with ``fold_in(.,
+1)`` of that key.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.core import Counts, Data, Estimate, Lower, Problem
+from bilevel.estimators.base import check_minimiser
+from bilevel.single_loop.monitored import sizes
+from bilevel.single_loop.oracles import Evaluation, Parts, Point, Series, evaluate_at, total
+from bilevel.single_loop.rates import at as at_count
+from bilevel.single_loop.rates import move
+from bilevel.single_loop.rules import SGD, Sample
+from bilevel.single_loop.stochastic import Stochastic
+from bilevel.single_loop.variance import SAGA, SVRG
+from bilevel.utils import PyTree, dtype, nbytes, only_if, register_node, validation, zeros_like
+
+
+@dataclass(frozen=True)
+class SingleLoop(Stochastic):
+    r"""One step on params and adjoint per hypergradient; nothing is solved to the end.
+
+    ``grad`` is the direction of the hyperparameters at the point before the move, so that with
+    ``optax.sgd`` all three variables move from the same point. ``value`` is the outer loss of that
+    point on the outer minibatch. ``inner_residual`` and ``linear_residual`` are measured on all
+    data every ``check_every`` calls, and whenever a direction has grown tenfold; in between they
+    stand as last measured. Counts are in minibatches: a full direction counts as one pass.
+    :func:`bilevel.tune` stops when a variable diverges, and names it.
+
+    Parameters
+    ----------
+    step_size : of the params: a number, ``fn(count)``, ``fn(count, hyper)``, :class:`bilevel.Decay`
+        or an optax transformation.
+    batch_size : examples per minibatch, ``None`` for all, or a pair ``(inner, outer)``.
+    w, v, lam : how the three directions are estimated: ``single_loop.SGD()``, ``Momentum``,
+        ``STORM``, ``SAGA``, ``SVRG``, ``SARAH``, ``PAGE``. ``v`` may instead be a series,
+        ``single_loop.HIA`` or ``SHIA``, formed afresh at every point.
+    adjoint_step : of the adjoint, as ``step_size``; ``None``: the same.
+    sampling : ``"iid"`` or ``"epoch"``. With SAGA the minibatches are fixed blocks of the data in
+        its order, the last one smaller if need be: shuffle the data beforehand.
+    steps : moves of params and adjoint per call, at fixed hyperparameters.
+    check_every : calls between two measurements on all data; ``None``: such that they cost at most
+        a twentieth of the oracle calls, 128 at least.
+
+    Raises
+    ------
+    ValueError : settings out of range, a ``Problem`` with ``prox`` or ``start``, a hyperparameter
+        that the inner minimiser does not depend on.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> from bilevel.single_loop import SAGA, STORM
+    >>> saba = bl.SingleLoop(step_size=0.1, batch_size=64, w=SAGA(), v=SAGA(), lam=SAGA())
+    >>> mixed = bl.SingleLoop(bl.Decay(0.1, 0.5), 64, v=SAGA(), lam=STORM(0.2))
+    """
+
+    step_size: Any
+    batch_size: Any = 64
+    w: Any = SGD()
+    v: Any = SGD()
+    lam: Any = SGD()
+    adjoint_step: Any = None
+    sampling: str = "iid"
+    steps: int = 1
+    check_every: int | None = None
+    positive: ClassVar[tuple[str, ...]] = ("steps", "check_every")
+
+    def __post_init__(self) -> None:
+        """Normalise steps and refuse settings out of range."""
+        self._normalise()
+        for variable in ("w", "v", "lam"):
+            rule = getattr(self, variable)
+            if not hasattr(rule, "direction") and not (variable == "v" and _is_series(rule)):
+                raise TypeError(
+                    f"SingleLoop: {variable} must be a rule such as single_loop.SGD(), "
+                    f"got {rule!r}."
+                )
+        periods = {rule.period for rule in self._rules().values() if isinstance(rule, SVRG)}
+        if len(periods) > 1:
+            raise ValueError(
+                f"SingleLoop: one snapshot serves all SVRG rules, got periods {periods}."
+            )
+
+    def _moves(self) -> int:
+        return self.steps
+
+    def _rules(self) -> dict[str, Any]:
+        rules = {"w": self.w, "v": self.v, "lam": self.lam}
+        return {name: SGD() if _is_series(rule) else rule for name, rule in rules.items()}
+
+    def _blocks(self) -> bool:
+        return any(isinstance(rule, SAGA) for rule in self._rules().values())
+
+    def _zeros(self, hyper: PyTree, params: PyTree, data: Data) -> dict[str, Any]:
+        counts = self._counts(data)
+        zero, flat = zeros_like(params), zeros_like(hyper)
+        parts = Parts((zero,), (zero, zero), (flat, flat))._asdict()
+        rules = self._rules()
+        looked = {rule.looks_back for rule in rules.values()} - {None}
+        return {
+            "v": zero,
+            "points": {name: Point(zero, zero, flat) for name in sorted(looked)},
+            "rules": {n: rules[n].init(_of_rule(rules[n], p), counts) for n, p in parts.items()},
+            **self._unwatched(params),
+        }
+
+    def memory_bytes(self, hyper: PyTree, params: PyTree, data: Data) -> int:
+        """Bytes carried beside the params, tables included; nothing is allocated or run."""
+        hyper, params = jax.tree.map(jnp.asarray, (hyper, params))
+        return nbytes(jax.eval_shape(lambda: self._zeros(hyper, params, data)))
+
+    def move(
+        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+    ) -> tuple[Estimate, Lower]:
+        """Move params and adjoint, return the direction of the hyperparameters."""
+        validation.require_plain("SingleLoop", problem)
+        check_minimiser("SingleLoop", problem, hyper, lower.params, data)
+        memory = lower.memory
+        if memory is None:
+            memory = self._zeros(hyper, lower.params, data)
+
+        def advance(carry: Any, k: Any) -> Any:
+            return self._move(problem, hyper, carry, data, partial(_key, key, k)), None
+
+        blank = jnp.zeros((), jnp.int32)
+        outputs = (Point(lower.params, memory["v"], hyper), jnp.zeros((), dtype(hyper)), blank)
+        carry = (lower.params, lower.solver_state, memory, outputs)
+        if self.steps == 1:
+            carry, _ = advance(carry, 0)
+        else:
+            carry, _ = jax.lax.scan(advance, carry, jnp.arange(self.steps))
+        params, state, memory, (directions, value, made) = carry
+        memory = {**memory, "sizes": sizes(directions.w, directions.v)}
+        evidence = self._evidence(memory["watch"], Counts.of(gradients=made, hvps=made))
+        after = Lower(params, state, memory, lower.reference)
+        return Estimate(value, directions.lam, evidence), after
+
+    def _move(self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Any) -> Any:
+        """One move of params and adjoint from ``carry``, and the directions that it took."""
+        params, (*samplers, rates), memory, (_, _, calls) = carry
+        count, rules, sizes = memory["count"], self._rules(), self._counts(data)
+        here = Point(params, memory["v"], hyper)
+        drawn, samplers, coin, at = self._draw(problem, data, samplers, key)
+
+        due = {n: rule.due(count, coin, max(sum(sizes) // 2, 1)) for n, rule in rules.items()}
+
+        def begun(at_once: Any, point: Point) -> Point:
+            return jax.tree.map(partial(jnp.where, at_once), here, point)
+
+        points = dict(memory["points"])
+        if "previous" in points:
+            points["previous"] = begun(count == 0, points["previous"])
+        if "snapshot" in points:
+            due_now = next(due[n] for n, rule in rules.items() if isinstance(rule, SVRG))
+            points["snapshot"] = begun(due_now, points["snapshot"])
+        past = at({"now": here, **points})
+        now, full = past.pop("now"), None
+        if not all(flag is False for flag in due.values()):
+            wanted = jnp.any(jnp.stack([jnp.asarray(flag) for flag in due.values()]))
+            full = only_if(wanted, lambda: at({"now": here}, whole=True)["now"], zeros_like(now))
+            calls = calls + sizes[0] * (wanted + full.products)
+
+        directions, memories = {}, {}
+        slots = tuple((d.block, n) for d, n in zip(drawn, sizes, strict=True))
+        for name, rule in rules.items():
+            then = {n: _of_rule(rule, getattr(e.parts, name)) for n, e in past.items()}
+            sample = Sample(
+                _of_rule(rule, getattr(now.parts, name)),
+                then.get("previous"), then.get("snapshot"),
+                None if full is None else _of_rule(rule, getattr(full.parts, name)),
+                due[name], slots, count, hyper,
+            )  # fmt: skip
+            direction, memories[name] = rule.direction(sample, memory["rules"][name])
+            directions[name] = total(direction)
+        if "previous" in points:
+            points["previous"] = here
+
+        w_rate, v_rate = at_count(self._rates(), count, hyper)
+        w_state, v_state = rates
+        params, w_state = move(w_rate, params, directions["w"], count, hyper, w_state)
+        v = now.v
+        if not _is_series(self.v):
+            v, v_state = move(v_rate, v, directions["v"], count, hyper, v_state)
+        calls = calls + (1 + now.products) * (1 + len(past))
+        memory = {**memory, "count": count + 1, "v": v, "points": points, "rules": memories}
+        outputs = (Point(**directions), now.value, calls)
+        return params, (*samplers, (w_state, v_state)), memory, outputs
+
+    def _draw(self, problem: Problem, data: Data, samplers: Any, key: Any) -> Any:
+        """``(minibatches, sampler states, coin, at)``; ``at(point)`` evaluates on them."""
+        inner, outer = self._levels()
+        one, inner_state = inner.draw(data.inner, partial(key, 0), samplers[0])
+        series_key = key(3)
+        drawn: Any = None
+        if _is_series(self.v):
+            count = self.v.steps
+            drawn, inner_state = inner.series(data.inner, series_key, inner_state, count)
+        two, outer_state = outer.draw(data.outer, partial(key, 1), samplers[1])
+
+        def fresh(i: Array) -> Any:
+            return partial(inner.mean, data=data.inner, drawn=drawn(i))
+
+        def at(points: dict[str, Point], whole: bool = False) -> dict[str, Evaluation]:
+            if whole:
+                on_inner, on_outer = (lambda fn: fn(data.inner)), (lambda fn: fn(data.outer))
+                means = (on_inner, on_outer, self.v, lambda i: on_inner)
+            else:
+                on_inner = partial(inner.mean, data=data.inner, drawn=one)
+                on_outer = partial(outer.mean, data=data.outer, drawn=two)
+                means = (on_inner, on_outer, self.v, fresh)
+            return evaluate_at(problem, points, *means, series_key)
+
+        return (one, two), (inner_state, outer_state), jax.random.uniform(key(2)), at
+
+
+_leaves = ["step_size", "w", "v", "lam", "adjoint_step"]
+register_node(SingleLoop, _leaves, ["batch_size", "sampling", "steps", "check_every"])
+
+
+def _key(key: Array, move: Any, part: int) -> Array:
+    """Made where it is used, which may be inside a branch: a key costs as much as a small step."""
+    return jax.random.fold_in(key, 4 * move + part)
+
+
+def _of_rule(rule: Any, parts: tuple) -> tuple:
+    """The parts of a direction as its rule takes them: one, or one for each level."""
+    return parts if rule.by_level else (total(parts),)
+
+
+def _is_series(rule: Any) -> bool:
+    return isinstance(rule, Series)

@@ -1,0 +1,143 @@
+"""What the estimators of this package share: parameters, data at the border, fitted attributes."""
+
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy import sparse
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.extmath import safe_sparse_dot
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from bilevel.core import Evidence
+from bilevel.sklearn.losses.folds import splits
+from bilevel.sklearn.search.path import Found, Search
+
+FLOATS = (np.float64, np.float32)
+
+
+class HypergradEstimator(BaseEstimator):
+    """Base of the estimators: penalties tuned by hypergradient on cross-validation folds."""
+
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "penalty": [StrOptions({"global", "per_feature"}), "array-like"],
+        "alphas": ["array-like", None],
+        "fit_intercept": ["boolean"],
+        "cv": ["cv_object"],
+        "guard": ["boolean"],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "n_jobs": [Integral, None],
+        "random_state": ["random_state"],
+    }
+    _classifier = False
+
+    def __init__(
+        self,
+        penalty="global",
+        *,
+        alphas=None,
+        fit_intercept=True,
+        cv=None,
+        guard=True,
+        max_iter=30,
+        tol=1e-4,
+        n_jobs=None,
+        random_state=None,
+    ):
+        self.penalty = penalty
+        self.alphas = alphas
+        self.fit_intercept = fit_intercept
+        self.cv = cv
+        self.guard = guard
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    def _validated(self, X: Any, y: Any, sample_weight: Any, **options: Any) -> Any:
+        """``X, y, weights`` as scikit-learn's own estimators take them."""
+        self._validate_params()
+        X, y = validate_data(self, X, y, dtype=FLOATS, **options)
+        return (
+            X,
+            y,
+            _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True),
+        )
+
+    def _splits(self, X: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray]:
+        return splits(
+            self.cv, X, y, groups, classifier=self._classifier, random_state=self.random_state
+        )
+
+    def _search(
+        self, bounds: np.ndarray, columns: np.ndarray, folds: int, strength: Any = None
+    ) -> Search:
+        guarded = self._guarded(columns, folds)
+        return Search(bounds, self.max_iter, self.tol, self.n_jobs, guarded, strength)
+
+    def _guarded(self, columns: np.ndarray, folds: int) -> int:
+        """By how many folds the guard judges penalties that are more than one."""
+        if not self.guard or columns.max() == 0 or isinstance(self.cv, str):
+            return 0
+        if folds < 3:
+            raise ValueError(
+                f"The guard of more than one penalty leaves out one fold after the other and needs "
+                f"at least 3, got {folds}. Set cv=3 or more, or guard=False."
+            )
+        return folds
+
+    def _report(self, found: Found, groups: np.ndarray, view: Callable) -> None:
+        """The fitted attributes that say what the search did; ``view(theta)`` is like alpha_."""
+        alphas = np.exp(np.stack([view(theta) for theta in found.path]))
+        self.alpha_path_ = alphas
+        self.alpha_ = float(alphas[-1]) if alphas.ndim == 1 else alphas[-1]
+        self.cv_loss_path_ = found.values
+        self.cv_loss_ = float(found.evaluation.value)
+        self.best_score_ = -self.cv_loss_
+        self.n_iter_ = max(1, len(found.path) - 1)
+        grad = np.bincount(groups, found.evaluation.grad[: len(groups)])
+        self.hypergradient_ = float(grad[0]) if len(grad) == 1 else grad
+        self.shrinkage_ = found.shrinkage
+        self.guard_loss_ = found.guard
+        self.evidence_ = Evidence(
+            inner_residual=float(found.evaluation.inner_residual),
+            linear_residual=float(found.evaluation.linear_residual),
+        )
+
+    def _set_linear(
+        self, coef: np.ndarray, intercept: np.ndarray, single: bool, dtype: Any
+    ) -> None:
+        """``coef_`` and ``intercept_`` in the dtype of the data, shaped as in scikit-learn."""
+        coef, intercept = coef.astype(dtype), intercept.astype(dtype)
+        self.coef_ = coef[0] if single else coef
+        if not self.fit_intercept:
+            self.intercept_ = 0.0
+        else:
+            self.intercept_ = intercept[0] if single else intercept
+
+    def _linear(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False)
+        return safe_sparse_dot(X, self.coef_.T, dense_output=True) + self.intercept_
+
+
+class LinearRegressor(RegressorMixin, HypergradEstimator):
+    """Base of the linear models for squared errors."""
+
+    def _intercept(self, rows: Any, targets: np.ndarray, weight: np.ndarray, coef: Any) -> Any:
+        """That of ``coef [d, T]``, by the weighted means; 0 where there is none."""
+        if not self.fit_intercept:
+            return np.zeros(targets.shape[1])
+        return (weight @ targets - np.asarray(weight @ rows) @ coef) / weight.sum()
+
+    def predict(self, X):
+        """``X @ coef_.T + intercept_``, in the dtype of the training data."""
+        return self._linear(X)
+
+
+def in_float64(X: Any) -> Any:
+    """Rows, dense or sparse."""
+    return X.astype(np.float64) if sparse.issparse(X) else np.asarray(X, np.float64)

@@ -1,0 +1,110 @@
+"""Problems that need their rows: a matrix, dense or sparse, and every fold as weights."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from scipy import sparse
+
+from bilevel.sklearn.losses.folds import Folds
+from bilevel.sklearn.losses.padding import pad, rounded
+
+
+class Coordinates(NamedTuple):
+    """A sparse matrix with n rows: ``data, row, column [nonzeros]``; padding is zeros."""
+
+    data: Any
+    row: Any
+    column: Any
+
+
+class Rows(NamedTuple):
+    """All folds of one problem over n rows, d columns, T outputs, padded with zero weights.
+
+    ``X``, ``[n, d]`` or :class:`Coordinates`, is about ``centre [d]``; ``target [n, T]``;
+    ``train, held [F, n]`` weights; ``share [F]``; ``intercept``, 1 or 0, whether there is one.
+    """
+
+    X: Any
+    centre: Any
+    target: Any
+    train: Any
+    held: Any
+    share: Any
+    intercept: Any
+
+    def product(self, w: Array) -> Array:
+        """``(X - centre) w`` and the intercept, the last row of ``w [d + 1, T]``; ``[n, T]``."""
+        w, b = w[:-1], w[-1]
+        if isinstance(self.X, Coordinates):
+            data, row, column = self.X
+            image = jax.ops.segment_sum(data[:, None] * w[column], row, len(self.target))
+        else:
+            image = self.X @ w
+        return image - self.centre @ w + self.intercept * b
+
+    def back(self, z: Array) -> Array:
+        """The transpose of :meth:`product`: ``[n, T]`` to ``[d + 1, T]``."""
+        total = jnp.sum(z, 0)
+        if isinstance(self.X, Coordinates):
+            data, row, column = self.X
+            image = jax.ops.segment_sum(data[:, None] * z[row], column, len(self.centre))
+        else:
+            image = self.X.T @ z
+        image = image - self.centre[:, None] * total
+        return jnp.concatenate([image, self.intercept * total[None]])
+
+    def squares(self) -> Array:
+        """``sum_i train_i x_ij^2`` for every fold, ``[F, d]``."""
+        if isinstance(self.X, Coordinates):
+            data, row, column = self.X
+            weighted = self.train[:, row] * data**2
+            columns = len(self.centre)
+            return jax.vmap(lambda x: jax.ops.segment_sum(x, column, columns))(weighted)
+        return self.train @ self.X**2
+
+
+def rows(
+    X: Any, target: np.ndarray, weight: np.ndarray, intercept: bool
+) -> tuple[Rows, np.ndarray]:
+    """The rows, padded, without folds yet, and the centre that they are about, ``[d]``.
+
+    ``X [n, d]`` dense or CSR, ``target [n, T]``.
+    """
+    n, d = rounded(X.shape[0], 32), rounded(X.shape[1])
+    centre = np.zeros(X.shape[1])
+    if intercept:
+        centre = np.asarray(weight @ X).ravel() / weight.sum()
+    if sparse.issparse(X):
+        found = X.tocoo()
+        size = rounded(max(found.nnz, 1), 64)
+        index = lambda i: pad(i.astype(np.int32), size)  # noqa: E731
+        matrix: Any = Coordinates(
+            pad(found.data.astype(np.float64), size), index(found.row), index(found.col)
+        )
+    else:
+        matrix = pad(np.asarray(X, np.float64) - centre, n, d)
+    taken = centre if sparse.issparse(X) else np.zeros_like(centre)
+    none = np.zeros((0, n))
+    flag = np.float64(intercept)
+    target = pad(target, n, None)
+    return Rows(matrix, pad(taken, d), target, none, none, np.zeros(0), flag), centre
+
+
+def with_folds(of: Rows, folds: Folds, weight: np.ndarray) -> Rows:
+    """The same rows, of one problem."""
+    n = len(of.target)
+    train, held = (pad(side * weight, n) for side in (folds.train, folds.held))
+    return of._replace(train=train, held=held, share=folds.share)
+
+
+def mean_square_sum(X: Any, weight: np.ndarray, centred: bool) -> float:
+    """Mean over columns of their weighted, centred sums of squares; 1 where there is nothing."""
+    squares = X.multiply(X) if sparse.issparse(X) else np.square(X, dtype=np.float64)
+    total = np.asarray(weight @ squares).ravel()
+    if centred:
+        total = total - np.asarray(weight @ X).ravel() ** 2 / weight.sum()
+    mean = float(total.mean())
+    return mean if mean > 1e-300 else 1.0

@@ -1,0 +1,70 @@
+"""Curvature of the inner loss, measured, against what the solver can contract."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.core import Data, Lower, Problem
+from bilevel.linear.power import largest_eigenvalue
+from bilevel.solvers.base import DeclaresStability
+from bilevel.utils import PyTree, independent
+
+
+def largest_curvature(
+    problem: Problem, hyper: PyTree, params: PyTree, data: Data, key: Array, steps: Any = 50
+) -> Array:
+    """Largest eigenvalue (in modulus) of the inner Hessian by power iteration; ``()``.
+
+    A lower bound that ``steps`` products bring close; the Rayleigh quotient of the last vector.
+    """
+    _, hvp = jax.linearize(lambda w: jax.grad(problem.inner)(w, hyper, data.inner), params)
+    return largest_eigenvalue(hvp, params, key, steps)
+
+
+def contractible(solver: Any, hyper: PyTree, state: PyTree) -> Array | None:
+    """Largest curvature that the solver's steps contract, ``()``; ``None`` if it does not say."""
+    if not isinstance(solver, DeclaresStability):
+        return None
+    return jnp.min(solver.max_curvature(hyper, state))
+
+
+def outgrown(
+    problem: Problem, solver: Any, hyper: PyTree, lower: Lower, data: Data, key: Array, ask: Array
+) -> Array:
+    """Whether the inner curvature is above what the solver can contract; ``()``, boolean.
+
+    Where ``ask`` is false nothing is measured, also under ``vmap``, and the answer is no.
+    """
+    limit = contractible(solver, hyper, lower.solver_state)
+    if limit is None:
+        return jnp.array(False)
+    steps = jnp.where(ask, 20, 0)
+    return ask & (largest_curvature(problem, hyper, lower.params, data, key, steps) > limit)
+
+
+def known_limit(
+    problem: Problem, solver: Any, hyper: PyTree, lower: Lower, data: Data, key: Array
+) -> tuple[Array, Array] | None:
+    """``(curvature, limit)`` where they hold for the whole solve; ``None`` where they may not.
+
+    They hold if neither the inner Hessian depends on the params nor the limit on the solver's
+    state (a schedule), as the traced programs show, and if there is no proximal part, on whose
+    support alone the curvature counts.
+    """
+    limit = contractible(solver, hyper, lower.solver_state)
+    if limit is None or problem.prox is not None:
+        return None
+
+    def product(params: PyTree) -> PyTree:
+        gradient = jax.grad(problem.inner)
+        return jax.jvp(lambda w: gradient(w, hyper, data.inner), (params,), (lower.params,))[1]
+
+    def limits(state: PyTree) -> Any:
+        return contractible(solver, hyper, state)
+
+    constant = problem.quadratic or independent(product, lower.params)
+    if not constant or not independent(limits, lower.solver_state):
+        return None
+    return largest_curvature(problem, hyper, lower.params, data, key, steps=20), limit

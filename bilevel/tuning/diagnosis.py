@@ -1,0 +1,115 @@
+"""Why an inner solver diverged, in words: measured curvature against the solver's own limit."""
+
+from typing import Any
+
+import jax
+
+from bilevel.core import Data, Problem
+from bilevel.estimators.base import (
+    DrawsTasks,
+    Estimator,
+    NamesVariables,
+    of_one_call,
+    solver_of,
+)
+from bilevel.solvers.stability import contractible, largest_curvature
+from bilevel.tuning.state import State, Stop
+from bilevel.utils import PyTree
+
+
+class DivergenceWarning(RuntimeWarning):
+    """The inner solver diverged and the run stopped at its last good state, or it must diverge."""
+
+
+def foresee(curvature: Any, limit: Any) -> str | None:
+    """What is known before the run: a step size above the stability limit; ``None`` if it is not.
+
+    The measured curvature is a lower bound, so that only rounding needs a margin.
+    """
+    curvature, limit = float(curvature), float(limit)
+    if not curvature > 1.001 * limit:
+        return None
+    return (
+        f"the inner step size is above the stability limit where tune starts: the largest inner "
+        f"curvature is {curvature:.4g}, and the solver's steps contract up to {limit:.4g} (2 "
+        "/ step_size without momentum). The inner iterates will grow instead of converging. Make "
+        f"the step size at least {1.1 * curvature / limit:.2g} times smaller, or start from "
+        "hyperparameters with less curvature."
+    )
+
+
+def explain(
+    problem: Problem, estimator: Estimator, state: State, hyper: PyTree, stop: Stop, data: Data
+) -> str:
+    """One paragraph: which step, which quantity, the likely cause and the cure."""
+    if isinstance(estimator, NamesVariables):
+        return _name(problem, estimator, state, hyper, stop, data)
+    text = (
+        f"tune stopped at outer step {int(state.step)}: the inner solver diverged at the "
+        f"hyperparameters proposed there (inner residual {float(stop.residual):.3g} after "
+        f"{float(stop.previous):.3g} one step before, outer value {float(stop.value):.4g}). "
+    )
+    data = of_one_call(estimator, data, jax.random.fold_in(state.key, state.step))
+    solver = solver_of(estimator, problem, hyper, state.lower.params, data)
+    curvature = float(largest_curvature(problem, hyper, state.lower.params, data, state.key))
+    limit = contractible(solver, hyper, state.lower.solver_state)
+    if limit is not None:
+        limit = float(limit)
+        if curvature > limit:
+            text += (
+                f"The largest inner curvature there is {curvature:.4g}, above the {limit:.4g} "
+                "that the solver's step size can contract (2 / step_size without momentum): the "
+                f"hyperparameters outgrew it. Make the step size at least "
+                f"{1.1 * curvature / limit:.2g} times smaller, let it follow the hyperparameters "
+                "(step_size=fn(count, hyper)), bound the hyperparameters, or take a smaller outer "
+                "step. "
+            )
+        else:
+            text += (
+                f"The largest inner curvature there, {curvature:.4g}, is below the full-batch "
+                f"limit {limit:.4g}: minibatch noise or a non-convex inner loss is the likely "
+                "cause. Use a smaller step size or a larger batch. "
+            )
+    elif solver is None and not isinstance(estimator, DrawsTasks):
+        text += (
+            f"The largest inner curvature there is {curvature:.4g}, and no solver takes steps: the "
+            "inner Hessian is singular or indefinite, so that no minimiser is defined. Add a "
+            "penalty, or bound the hyperparameters. "
+        )
+    else:
+        text += f"The largest inner curvature there is {curvature:.4g}. Use a smaller step size. "
+    return text + "The last good state, before that step, is returned."
+
+
+_CURES = {
+    "w": "Use a smaller step_size or a larger batch.",
+    "v": "Use a smaller adjoint_step, or a smaller step_size of its series, or a larger batch.",
+    "y": "Use a smaller free_step or a larger batch.",
+    "lambda": "Use a smaller outer step.",
+}
+
+
+def _name(
+    problem: Problem, estimator: NamesVariables, state: State, hyper: PyTree, stop: Stop, data: Data
+) -> str:
+    """For an estimator that moves several variables: which one left, and what to change.
+
+    One diverging variable takes the others with it. A step that is too large for the inner
+    curvature is the cause wherever there is one; else the variable that was noticed is named.
+    """
+    curvature = float(largest_curvature(problem, hyper, state.lower.params, data, state.key))
+    limits = estimator.contractible(hyper, state.lower)
+    outgrown = [name for name, limit in limits.items() if curvature > float(limit)]
+    noticed = [name for name, flag in stop.astray.items() if flag]
+    name = (outgrown or noticed or list(stop.astray))[0]
+    text = (
+        f"tune stopped at outer step {int(state.step)}: {name} diverged (outer value "
+        f"{float(stop.value):.4g}, inner residual {float(stop.residual):.3g} as last measured). "
+    )
+    if outgrown:
+        text += (
+            f"The largest inner curvature is {curvature:.4g}, above the {float(limits[name]):.4g} "
+            "that its step contracts. "
+        )
+    text += _CURES[name.split()[0]]
+    return text + " The last good state, before that step, is returned."

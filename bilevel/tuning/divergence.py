@@ -1,0 +1,61 @@
+"""When a run has diverged: rules that neither noise nor a large move of ``hyper`` sets off."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.core import Data, Estimate, Lower, Problem
+from bilevel.estimators.base import NamesVariables, full_gradient
+from bilevel.solvers.stability import outgrown
+from bilevel.tuning.state import State, gradient_scale, inner_residual
+from bilevel.utils import PyTree, all_finite, norm, only_if
+
+
+def astray(estimator: Any, estimate: Estimate, after: Lower, limit: Array) -> dict[str, Array]:
+    """Each variable of an estimator that moves several, and whether it has left all bounds."""
+    several = isinstance(estimator, NamesVariables)
+    return estimator.astray(estimate, after, limit) if several else {}
+
+
+def diverged(
+    problem: Problem,
+    solver: Any,
+    hyper: PyTree,
+    state: State,
+    before: Lower,
+    estimate: Estimate,
+    after: Lower,
+    data: Data,
+    limit: Array,
+) -> Array:
+    """Non-finite numbers; a gradient ``limit`` times its scale; a sudden tenfold growth; or any
+    growth above the start's gradient where the curvature exceeds what the solver can contract.
+
+    The scale is the larger of two: where the run began, and at the start params with today's
+    ``hyper``, which may have brought the gradient into being (learned targets that start at 0).
+    The growth must exceed both the recent floor of the residual and the gradient that this step
+    began with, so that neither SGD's noise nor a large move of ``hyper`` is mistaken for it. Below
+    a residual of 1e-3 growth does no harm; in the first steps, when the floor is not yet known,
+    only growth above the noise of single examples counts. A residual that stands as it was, because
+    the estimator measures it every so many calls, is not looked into again.
+    """
+    finite = all_finite((estimate.value, estimate.grad, after.params))
+    residual = inner_residual(estimate)
+    grown = (state.step > 0) & (residual > 1e-3) & (residual > 10 * state.floor)
+    new = residual != inner_residual(state.estimate)
+    suspect = (new & (grown | (residual > 1))) | ~jnp.isfinite(residual)
+
+    def size(params: PyTree) -> Array:
+        return norm(full_gradient(problem, hyper, params, data))
+
+    def confirm() -> Array:
+        begun, end = size(before.params), size(after.params)
+        scale = jnp.maximum(state.scale, gradient_scale(problem, hyper, state.start, data))
+        known = (state.step >= 3) | (end > scale)
+        sudden = grown & known & (end > 10 * begun)
+        worse = (end > begun) & (residual > 1)
+        unstable = outgrown(problem, solver, hyper, after, data, state.key, worse)
+        return sudden | unstable | (end > limit * scale) | ~jnp.isfinite(end)
+
+    return ~finite | only_if(suspect, confirm, jnp.array(False))

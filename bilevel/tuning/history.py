@@ -1,0 +1,66 @@
+"""The rows of a history while they are written: numbers of one dtype side by side.
+
+XLA writes each array of a loop by an operation of its own, which for a number costs as much as a
+dot product of a small step. So the numbers of a row are one vector per dtype.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevel.utils import PyTree
+
+Rows = tuple[list[Array], list[Array]]  # of the arrays of a row, of its numbers by dtype
+
+
+def blank(like: PyTree, length: int) -> Rows:
+    """``length`` rows that nobody has written: NaN, and 0 where there is no NaN."""
+
+    def unwritten(shape: tuple[int, ...], dtype: Any) -> Array:
+        nothing = jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
+        return jnp.full((length, *shape), nothing, dtype)
+
+    leaves, (arrays, numbers) = jax.tree.leaves(like), _split(like)
+    return (
+        [unwritten(leaves[i].shape, leaves[i].dtype) for i in arrays],
+        [unwritten((len(group),), leaves[group[0]].dtype) for group in numbers],
+    )
+
+
+def written(rows: Rows, k: Array, row: PyTree) -> Rows:
+    """The rows with ``row`` as the k-th."""
+    row = jax.tree.map(jnp.asarray, row)
+    leaves, (arrays, numbers) = jax.tree.leaves(row), _split(row)
+    stacked = [jnp.stack([leaves[i] for i in group]) for group in numbers]
+
+    def put(into: Array, entry: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(into, entry, k, 0)
+
+    return jax.tree.map(put, rows, ([leaves[i] for i in arrays], stacked))
+
+
+def columns_of(rows: Rows, like: PyTree) -> PyTree:
+    """A tree like a row, with a leading axis."""
+    arrays, numbers = _split(like)
+    columns = dict(zip(arrays, rows[0], strict=True))
+    for group, vectors in zip(numbers, rows[1], strict=True):
+        columns |= {i: vectors[:, j] for j, i in enumerate(group)}
+    return jax.tree.unflatten(jax.tree.structure(like), [columns[i] for i in range(len(columns))])
+
+
+def joined(blocks: list[PyTree]) -> PyTree:
+    """One after the other, by NumPy: each new number of blocks would be a new program of XLA."""
+    return jax.tree.map(lambda *columns: np.concatenate(columns), *blocks)
+
+
+def _split(row: PyTree) -> tuple[list[int], list[list[int]]]:
+    """The leaves that are arrays; those that are numbers, by dtype."""
+    arrays: list[int] = []
+    numbers: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(jax.tree.leaves(row)):
+        group = arrays if leaf.shape else numbers.setdefault(jnp.dtype(leaf.dtype), [])
+        group.append(i)
+    return arrays, list(numbers.values())

@@ -1,0 +1,54 @@
+"""Which hyperparameters a function really depends on, read from its traced program.
+
+An estimator that cannot see a hyperparameter would return a silent 0 for it. The traced program
+tells before anything runs: a leaf that no live equation reads has no influence.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import Literal
+
+from bilevel.utils.trees import PyTree
+from bilevel.utils.validation import where
+
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2", "custom_jvp_call"}
+
+
+def unseen(fn: Callable[[PyTree], Any], hyper: PyTree) -> list[str]:
+    """Addresses of the leaves of ``hyper`` that the outputs of ``fn(hyper)`` do not depend on."""
+    jaxpr = jax.make_jaxpr(fn)(hyper).jaxpr
+    live = _live_inputs(jaxpr, [True] * len(jaxpr.outvars))
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(hyper)]
+    return [where("hyper", path) for path, seen in zip(paths, live, strict=True) if not seen]
+
+
+def independent(fn: Callable[[PyTree], Any], tree: PyTree) -> bool:
+    """Whether ``fn(tree)`` is a constant, as far as its traced program shows."""
+    return len(unseen(fn, tree)) == len(jax.tree.leaves(tree))
+
+
+def _live_inputs(jaxpr: Any, wanted: list[bool]) -> list[bool]:
+    """For each input, whether a wanted output needs it (loops count as needing all they read)."""
+    live = {v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w and not _constant(v)}
+    for eqn in reversed(jaxpr.eqns):
+        outs = [v in live for v in eqn.outvars]
+        if any(outs):
+            needed = zip(eqn.invars, _needs(eqn, outs), strict=True)
+            live |= {v for v, n in needed if n and not _constant(v)}
+    return [v in live for v in jaxpr.invars]
+
+
+def _needs(eqn: Any, outs: list[bool]) -> list[bool]:
+    body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    if eqn.primitive.name not in _CALLS or body is None:
+        return [True] * len(eqn.invars)
+    body = getattr(body, "jaxpr", body)
+    if len(body.invars) != len(eqn.invars):
+        return [True] * len(eqn.invars)
+    return _live_inputs(body, outs)
+
+
+def _constant(atom: Any) -> bool:
+    return isinstance(atom, Literal)

@@ -1,0 +1,43 @@
+"""Dataclasses as nodes of a pytree, each of its own kind."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+from jax.tree_util import GetAttrKey, register_pytree_with_keys
+
+Node = TypeVar("Node", bound=type)
+
+
+def register_node(
+    node: Node, data_fields: list[str] | None = None, meta_fields: list[str] | None = None
+) -> Node:
+    """Make a dataclass a node: data are its children, meta fields static; a decorator, too.
+
+    Without lists, fields are data unless their metadata say ``static``. In place of
+    ``jax.tree_util.register_dataclass``: there, tree structures of two classes that have the same
+    static values compare equal, so that ``jit`` may run the program of one for the other, CG's for
+    MINRES's (JAX 0.10; ``tests/core/test_nodes.py``).
+    """
+    fields = [field for field in dataclasses.fields(node) if field.init]
+    if data_fields is None:
+        data_fields = [field.name for field in fields if not field.metadata.get("static")]
+        meta_fields = [field.name for field in fields if field.metadata.get("static")]
+    data, meta = tuple(data_fields), tuple(meta_fields or ())
+    if sorted(data + meta) != sorted(field.name for field in fields):
+        raise ValueError(f"{node.__name__}: data and meta fields must be its fields, each once")
+    keys = tuple(GetAttrKey(name) for name in data)
+
+    def flatten(x: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return tuple(getattr(x, name) for name in data), tuple(getattr(x, name) for name in meta)
+
+    def with_keys(x: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        children, static = flatten(x)
+        return tuple(zip(keys, children, strict=True)), static
+
+    def unflatten(static: tuple[Any, ...], children: Any) -> Any:
+        return node(
+            **dict(zip(data, children, strict=True)), **dict(zip(meta, static, strict=True))
+        )
+
+    register_pytree_with_keys(node, with_keys, unflatten, flatten)
+    return node

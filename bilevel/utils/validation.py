@@ -1,0 +1,126 @@
+"""The wording of every refusal, in one place: what, where, what was expected, the likely cure."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel.utils.trees import PyTree, is_inexact, is_traced, size
+
+
+def where(name: str, path: Any) -> str:
+    """A leaf's address as a user would write it: ``hyper['a'][0]``."""
+    return name + jax.tree_util.keystr(path)
+
+
+def not_callable(name: str, got: Any) -> str:
+    """A function was expected."""
+    return f"{name} must be a function (params, hyper, batch) -> scalar, got {type(got).__name__}."
+
+
+def leading_axes(level: str, lengths: dict[str, int]) -> str:
+    """The leaves of one level count different numbers of examples."""
+    listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+    return (
+        f"data.{level}: the leading axes must all count the same examples, got {listed}. "
+        "Were two arrays split differently, or is one transposed?"
+    )
+
+
+def require_finite(name: str, path: Any, leaf: Any) -> None:
+    """Raise if a concrete leaf holds NaN or infinity; tracers and other processes' rows pass."""
+    if is_traced(leaf) or not is_inexact(leaf) or not getattr(leaf, "is_fully_addressable", True):
+        return
+    bad = ~np.isfinite(np.asarray(leaf))
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"{where(name, path)} has {int(bad.sum())} NaN or infinite entries, the first at "
+            f"index {first}. Drop or impute those entries, or check how the array was made."
+        )
+
+
+def require_variables(name: str, tree: PyTree) -> None:
+    """Raise unless ``tree`` holds at least one entry and floating-point, finite leaves only."""
+    if size(tree) == 0:
+        raise ValueError(f"{name} is empty: there is nothing to differentiate. Pass float arrays.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            raise TypeError(f"{where(name, path)} must be float numbers, got {leaf!r}.")
+        if not is_inexact(leaf):
+            raise ValueError(
+                f"{where(name, path)} has dtype {jnp.result_type(leaf)}, which has no derivative. "
+                "Use floating-point numbers, for example 1.0 instead of 1."
+            )
+        require_finite(name, path, leaf)
+
+
+def require_same(name: str, got: PyTree, expected_name: str, expected: PyTree) -> None:
+    """Raise unless two trees agree in structure, shapes and dtypes."""
+    if (a := jax.tree.structure(got)) != (b := jax.tree.structure(expected)):
+        raise ValueError(f"{name} has structure {a}, but {expected_name} has {b}: they must match.")
+    pairs = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True)
+    for (path, x), y in pairs:
+        if (jnp.shape(x), jnp.result_type(x)) != (jnp.shape(y), jnp.result_type(y)):
+            raise ValueError(
+                f"{where(name, path)} is {jnp.result_type(x)}{list(jnp.shape(x))}, but in "
+                f"{expected_name} it is {jnp.result_type(y)}{list(jnp.shape(y))}: they must match."
+            )
+
+
+def require_positive_int(owner: str, name: str, value: Any) -> None:
+    """Raise unless ``value`` is a Python integer of at least one."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{owner}: {name} must be an integer, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"{owner}: {name} must be at least 1, got {value}.")
+
+
+def require_positive(owner: str, name: str, value: Any) -> None:
+    """Raise if a concrete number is not a finite positive one; arrays and tracers pass."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{owner}: {name} must be a number or a function, got {value!r}.")
+    if isinstance(value, int | float | np.number) and not (0 < value < float("inf")):
+        raise ValueError(f"{owner}: {name} must be a positive finite number, got {value}.")
+
+
+def require_tolerance(owner: str, tol: Any) -> None:
+    """Raise if a concrete number is no fraction to stop at; arrays and tracers pass."""
+    if isinstance(tol, str | bytes):
+        raise TypeError(f"{owner}: tol must be a number, got {tol!r}.")
+    if isinstance(tol, int | float | np.number) and not 0 <= tol < 1:
+        raise ValueError(f"{owner}: tol must lie in [0, 1), got {tol}.")
+
+
+def require_smooth(owner: str, problem: Any) -> None:
+    """Raise if the inner problem is more than the minimisation of a smooth loss."""
+    if problem.start is not None:
+        raise ValueError(
+            f"{owner} solves the inner problem completely, and a minimiser does not depend on "
+            "problem.start. Compare Forward with Reverse, or differentiate bl.solve."
+        )
+    if problem.prox is not None:
+        raise ValueError(
+            f"{owner} needs a twice differentiable inner objective, and problem.prox says that "
+            "part of it is not. Compare Forward with finite differences of bl.solve."
+        )
+
+
+def require_plain(owner: str, problem: Any) -> None:
+    """Raise if the params do not simply go on from call to call by gradients of a smooth loss."""
+    if problem.start is not None:
+        raise ValueError(
+            f"{owner} takes a step per call from where the last one ended, and problem.start says "
+            "that every call begins anew. Use Forward or Reverse."
+        )
+    if problem.prox is not None:
+        raise ValueError(
+            f"{owner} needs a twice differentiable inner objective, and problem.prox says that "
+            "part of it is not. Use Implicit or Forward with a proximal solver."
+        )
+
+
+def describe(tree: PyTree) -> str:
+    """Shapes and dtypes of a tree, for an error message."""
+    return str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree))

@@ -1,0 +1,1 @@
+"""What is understood of a command line before JAX is imported."""

@@ -1,0 +1,116 @@
+"""Checks of a composed configuration before JAX is imported: each value against its default."""
+
+import re
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from experiments.cli.hydra_compat import read_yaml
+from experiments.cli.targets import refuse_foreign
+from experiments.common.errors import BadInputError, suggest
+
+NODES = ("task", "solver", "estimator", "outer")
+REFERENCE = re.compile(r"\$\{(\w+)\}")
+LEAST = {"steps": 1, "every": 1, "seed": 0, "starts": 1, "start_steps": 1, "early_stopping": 1}
+CHOICES = {"precision": (None, "float32", "float64"), "progress": ("auto", "plain", "off")}
+KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+KINDS |= {dict: "named settings", list: "a list"}
+
+
+def check(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Raise unless every value is of the kind of its default; all mistakes at once.
+
+    Raises
+    ------
+    BadInputError : values of another kind, unknown settings, targets outside the allow-list.
+    """
+    wrong = _Comparison(settings, defaults).within(settings, defaults, "")
+    for name, allowed in CHOICES.items():
+        if (value := settings[name]) not in allowed:
+            names = ", ".join("null" if a is None else a for a in allowed)
+            wrong.append(f"{name}: expected one of {names}, got {value!r}")
+    if not isinstance(cache := settings["compile_cache"], str | None):
+        wrong.append(f"compile_cache: expected a folder or null, got {cache!r}")
+    if (value := settings["early_stopping"]) is not None and not _is_a(value, int):
+        wrong.append(f"early_stopping: expected an integer or null, got {value!r}")
+    devices, hosts = settings["mesh"]["data"], settings["mesh"]["hosts"]
+    if devices is not None and not (_is_a(devices, int) and devices > 0):
+        wrong.append(f"mesh.data: expected an integer of at least 1 or null, got {devices!r}")
+    if hosts not in (None, False) and devices is None:
+        wrong.append("mesh.hosts: all of their devices take part; say how many, mesh.data=N")
+    for name, least in LEAST.items():
+        if _is_a(value := settings[name], int) and value < least:
+            wrong.append(f"{name}: expected an integer of at least {least}, got {value}")
+    if wrong:
+        raise BadInputError("\n".join(wrong))
+    for node in NODES:
+        refuse_foreign(settings[node], node)
+
+
+def defaults(choices: dict[str, str], sources: list[Path]) -> dict[str, Any]:
+    """What the chosen leaves hold before anything changed it, to compare kinds with."""
+    tree = _read("config", sources)
+    return tree | {node: _read(f"{node}/{choices[node]}", sources) for node in NODES}
+
+
+def _read(name: str, sources: list[Path]) -> dict[str, Any]:
+    for source in sources:
+        if (path := source / f"{name}.yaml").is_file():
+            leaf = deepcopy(_leaf(path, path.stat().st_mtime_ns))  # the caller's own
+            return {key: leaf[key] for key in leaf if key not in ("defaults", "hydra")}
+    return {}
+
+
+@cache
+def _leaf(path: Path, changed: int) -> dict[str, Any]:
+    """Read once, unless it was `changed` since: the jobs of a sweep ask for the same files."""
+    del changed
+    return read_yaml(path)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Of all settings with all defaults, which references within them point into."""
+
+    settings: dict[str, Any]
+    defaults: dict[str, Any]
+
+    def within(self, value: dict[str, Any], default: dict[str, Any], where: str) -> list[str]:
+        """What is wrong with the settings `value` of the node `where`."""
+        wrong = []
+        for key, child in value.items():
+            path = f"{where}.{key}" if where else str(key)
+            if key in default:
+                wrong += self.between(child, default[key], path)
+            elif default and "_target_" not in default:  # a target knows its settings itself
+                wrong.append(f"{path}: there is no such setting. {suggest(str(key), default)}")
+        return wrong
+
+    def between(self, value: Any, default: Any, where: str) -> list[str]:
+        """What is wrong with one value."""
+        if isinstance(default, str) and (reference := REFERENCE.fullmatch(default)):
+            name = reference[1]
+            if value == self.settings.get(name):
+                return []  # said once, where it points to
+            default = self.defaults.get(name)
+        if isinstance(default, str) and "${" in default:
+            return []  # computed: of no known kind
+        if isinstance(value, dict):
+            if isinstance(default, dict):
+                return self.within(value, default, where)
+            if "_target_" in value:
+                return []  # an object in place of a number
+        if isinstance(value, dict | list) and isinstance(default, str):
+            return []  # what a name stands for, spelled out: groups in place of `per_input`
+        if value is None or default is None or _is_a(value, type(default)):
+            return []
+        return [f"{where}: expected {KINDS[type(default)]}, got {value!r}"]
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind in (int, float):
+        number = int if kind is int else int | float
+        return isinstance(value, number) and not isinstance(value, bool)
+    return isinstance(value, kind)

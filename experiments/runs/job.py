@@ -1,0 +1,178 @@
+"""One run: the task is tuned in blocks of outer steps, each followed by a checkpoint."""
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+import bilevel as bl
+from experiments.cli.hydra_compat import instantiate
+from experiments.cli.targets import refuse_unknown
+from experiments.runs import mesh as meshes
+from experiments.runs import multistart
+from experiments.runs.progress import Display
+from experiments.runs.timing import Stopwatch
+from experiments.runs.trajectory import Trajectory, names
+from experiments.runs.verify import against_exact
+from experiments.storage import checkpoint
+
+RUN = 2  # the key stream of the run; a task draws its data and its start from the integer itself
+
+
+@dataclass
+class Run:
+    """What a run has reached, all of it in its checkpoint.
+
+    Parameters
+    ----------
+    state, hyper : of the last :class:`bilevel.Result`; the hyperparameters after the last update.
+    history, checks : rows so far; distances from the closed form so far.
+    watch : the time so far.
+    message : why the run ended before its steps, if it did; ``stopped`` if early stopping ended it.
+    starts : how the start point was chosen, if from several.
+    """
+
+    state: Any = None
+    hyper: Any = None
+    history: dict[str, np.ndarray] = field(default_factory=dict)
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    checks: list[dict[str, float]] = field(default_factory=list)
+    message: str | None = None
+    stopped: bool = False
+    starts: dict[str, Any] | None = None
+
+    @property
+    def done(self) -> int:
+        """Outer steps done."""
+        return 0 if self.state is None else int(self.state.step)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The nouns of a run, made from its settings."""
+
+    task: Any
+    estimator: Any
+    outer: Any
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> "Job":
+        """Instantiate task, estimator (with its solver) and outer optimiser."""
+        refuse_unknown(settings["solver"], "solver")  # else the estimator's copy is blamed
+        nodes = {name: settings[name] for name in ("task", "estimator", "outer")}
+        nodes["task"] = multistart.with_second_part(nodes["task"], settings["early_stopping"])
+        mesh = meshes.devices(settings["mesh"]["data"])
+        # Rows that are to be spread are made in the host's memory: no device need hold them all.
+        with jax.default_device(mesh and jax.local_devices(backend="cpu")[0]):
+            task, estimator, outer = (instantiate(node, name) for name, node in nodes.items())
+        return cls(meshes.spread(task, mesh) if mesh else task, estimator, outer, settings)
+
+    @property
+    def key(self) -> jax.Array:
+        """The run's random key."""
+        return jax.random.fold_in(jax.random.key(self.settings["seed"]), RUN)
+
+    @property
+    def spread(self) -> bool:
+        """Whether the rows lie on several devices."""
+        return self.settings["mesh"]["data"] is not None
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the hyperparameters, one per entry of a row of the trajectory."""
+        return names(self.task.hyper, self.task.notes.get("penalties", ()))
+
+    def tune(self, data: bl.Data, **how: Any) -> bl.Result:
+        """:func:`bilevel.tune` on this job."""
+        task = self.task
+        return bl.tune(
+            task.problem, self.estimator, self.outer, task.hyper, task.params, data,
+            **(self.how | {"adaptive": self.settings["adaptive"]} | how),
+        )  # fmt: skip
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The arguments that one run and several at once have in common."""
+        settings, stopping = self.settings, None
+        if settings["early_stopping"] is not None:
+            patience = settings["early_stopping"]
+            stopping = bl.EarlyStopping(self.task.problem.outer, self.task.second, patience)
+        return {
+            "record": Trajectory(), "warm_start": settings["warm_start"],
+            "limit": settings["limit"], "stopping": stopping,
+        }  # fmt: skip
+
+    def template(self) -> Any:
+        """Structure, shapes and dtypes of `(state, hyper)`; traced, nothing is computed."""
+
+        def once(data: bl.Data, key: jax.Array) -> Any:
+            result = self.tune(data, steps=1, key=key, adaptive=False)  # of the same structure
+            return result.state, result.hyper
+
+        return jax.eval_shape(once, self.task.data, self.key)
+
+    def resumed(self, saved: checkpoint.Checkpoint) -> Run:
+        """The run that a checkpoint holds."""
+        about = saved.about
+        state, hyper = checkpoint.restore(saved, self.template())
+        watch = Stopwatch(about["seconds"], about["compile_seconds"])
+        ended = about["message"], about.get("stopped", False), about.get("starts")
+        return Run(state, hyper, saved.history, watch, about["checks"], *ended)
+
+    def go(self, run: Run, folder: Path, console: Console) -> None:
+        """Advance `run` to the end of its steps, or to where it diverges; `run` is always whole."""
+        data = self.task.data
+        if not self.spread:
+            data = jax.device_put(data)
+        steps, every = self.settings["steps"], self.settings["every"]
+        with Display(console, self.settings["progress"], steps, run.done) as display:
+            if not run.done and self.settings["starts"] > 1:
+                with run.watch:
+                    found, run.starts = multistart.race(self)
+                self._take(run, found)
+            while run.done < steps and run.message is None:
+                # The very first step alone: the check against a closed form belongs to the start.
+                count = min(every, steps - run.done) if run.done else 1
+                with run.watch, warnings.catch_warnings():
+                    warnings.simplefilter("ignore", bl.DivergenceWarning)  # the summary says it
+                    result = self.tune(
+                        data, steps=count, key=self.key, state=run.state, every=every
+                    )
+                    jax.block_until_ready(result.state)
+                self._take(run, result)
+                self.save(run, folder)
+                display.update(run.done, run.history)
+
+    def _take(self, run: Run, result: bl.Result) -> None:
+        """Add what another block of steps has given."""
+        if self.spread:
+            result = meshes.fetched(result)
+        first = not run.done
+        rows = {name: np.asarray(column) for name, column in result.history.items()}
+        run.history = {
+            name: np.concatenate([run.history[name], new]) if name in run.history else new
+            for name, new in rows.items()
+        }
+        run.state, run.hyper, run.message = result.state, result.hyper, result.message
+        run.stopped = bool(result.stopped)
+        if run.done and (first or run.done >= self.settings["steps"]):
+            run.checks += against_exact(self.task, result)
+
+    def save(self, run: Run, folder: Path) -> None:
+        """Write the checkpoint of `run`."""
+        about = {
+            "settings": self.settings,
+            "seconds": run.watch.running,
+            "compile_seconds": run.watch.compiling,
+            "checks": run.checks,
+            "message": run.message,
+            "stopped": run.stopped,
+            "starts": run.starts,
+        }
+        path = folder / checkpoint.PLACE
+        checkpoint.save(path, (run.state, run.hyper), run.history, about)

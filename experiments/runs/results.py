@@ -1,0 +1,117 @@
+"""What a run leaves behind: `result.json` and the history."""
+
+import csv
+import importlib.metadata
+import importlib.util
+import io
+import math
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.cli.hydra_compat import CONF
+from experiments.common.files import write_whole
+from experiments.reports.table import COUNTS
+from experiments.runs.trajectory import columns
+
+
+def measured(job: Any, run: Any) -> dict[str, Any]:
+    """The part of `result.json` that comes from the run: values, evidence, cost, metrics.
+
+    `seconds` is the time of the outer loop without `compile_seconds`; both include earlier parts
+    of a resumed run. `counts` are totals over the run.
+    """
+    history, task, state = run.history, job.task, run.state
+    params = state.lower.params if state.best is None else state.best.params
+    rows = len(history.get("value", ()))
+    values = history.get("best", history.get("value"))  # a rule may end with an earlier point
+    facts: dict[str, Any] = {
+        "value_start": float(history["value"][0]) if rows else None,
+        "value": float(values[-1]) if rows else None,
+        "steps": run.done,
+        "stopped": run.stopped,
+        "starts": run.starts,
+        "evidence": _evidence(state.estimate.evidence) if rows else {},
+        "counts": {n: int(history[n].sum(dtype=np.int64)) for n in COUNTS if n in history},
+        "checks": run.checks,
+        "seconds": run.watch.running,
+        "compile_seconds": run.watch.compiling,
+        "hyper_summary": _floats(task.describe(run.hyper)),
+        "test_metrics": _floats(task.metrics(run.hyper, params)),
+        "baselines": {},
+        "notes": dict(task.notes),
+    }
+    if (choose := getattr(job.estimator, "choose", None)) is not None:
+        facts["chosen"] = choose(task.problem, run.hyper, state.lower.params, task.data).reason
+    if job.settings["baselines"]:
+        baselines = task.baselines()
+        facts["baselines"] = {name: _floats(metrics) for name, metrics in baselines.items()}
+    return facts
+
+
+def status(facts: dict[str, Any], message: str | None) -> tuple[str, str | None]:
+    """`("completed", None)`, or `("diverged", why)`: also where any number is not finite.
+
+    A run that early stopping has ended is complete, with its message.
+    """
+    if message is not None and not facts["stopped"]:
+        return "diverged", message
+    numbers = {"value": facts["value"]} | facts["test_metrics"] | facts["hyper_summary"]
+    if bad := [name for name, number in numbers.items() if not math.isfinite(number)]:
+        return "diverged", f"not finite at the end of the run: {', '.join(bad)}."
+    return "completed", message
+
+
+def versions() -> dict[str, Any]:
+    """What made the result: packages, Python, device, and the commit of the checkout."""
+    packages = ("jax", "jaxlib", "numpy", "optax", "flax", "scikit-learn", "hydra-core")
+    device = jax.devices()[0]
+    return {
+        **{name: importlib.metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "device": f"{device.platform} {device.device_kind}",
+        "commit": _commit(),
+    }
+
+
+def write_history(folder: Path, history: dict[str, np.ndarray], labels: list[str]) -> Path:
+    """Write `history.parquet`, or `history.csv` where pyarrow is absent; one row per outer step."""
+    table = columns(history, labels)
+    if importlib.util.find_spec("pyarrow"):
+        import pyarrow
+        import pyarrow.parquet
+
+        path = folder / "history.parquet"
+        rows = pyarrow.table(table)
+        write_whole(path, lambda file: pyarrow.parquet.write_table(rows, file))
+        return path
+    path, text = folder / "history.csv", io.StringIO()
+    rows = [table, *zip(*(column.tolist() for column in table.values()), strict=True)]
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+    return path
+
+
+def _evidence(evidence: Any) -> dict[str, Any]:
+    """Residuals as they are; errors per hyperparameter as one norm over all of them."""
+    facts = {}
+    for name in ("inner_residual", "linear_residual", "standard_error", "bias"):
+        if (entry := getattr(evidence, name)) is not None:
+            facts[name] = float(np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(entry))))
+    return facts
+
+
+def _floats(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: float(number) for name, number in metrics.items()}
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(CONF.parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,102 @@
+"""One run from its settings to its files; the first place where JAX is imported."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from experiments.common.errors import DamagedError
+from experiments.common.files import set_aside, write_json
+from experiments.runs import plots, results, summary
+from experiments.runs.job import Job, Run
+from experiments.runs.workers import about
+from experiments.storage import checkpoint
+from experiments.storage.resume import RESULT, refuse_other
+
+
+def perform(
+    settings: dict[str, Any],
+    folder: Path,
+    facts: dict[str, Any],
+    console: Console,
+    into: Path | None = None,
+) -> dict[str, Any]:
+    """Run, from the checkpoint in `folder` if there is one; returns what `result.json` holds.
+
+    `facts` is what is known beforehand, and part of the result. A result with the status
+    `running` is written at once. Files go to `folder`, or to another one, `into`.
+    """
+    with configured(settings):
+        job = Job.of(settings)
+        facts |= {"task": job.task.name, "seed": settings["seed"], "settings": settings}
+        facts |= {"versions": results.versions()}
+        run = _begin(job, folder, console)
+        folder = into or folder
+        write_json(folder / RESULT, facts | {"status": "running"})
+        try:
+            job.go(run, folder, console)
+            return conclude(job, run, folder, facts, console)
+        except KeyboardInterrupt:
+            write_json(folder / RESULT, facts | {"status": "interrupted", "steps": run.done})
+            raise
+
+
+def _begin(job: Job, folder: Path, console: Console) -> Run:
+    path = folder / checkpoint.PLACE
+    if not path.is_file():
+        return Run()
+    try:
+        saved = checkpoint.load(path)
+    except DamagedError as error:
+        set_aside(path, str(error))
+        return Run()  # from the first step: the same numbers again
+    refuse_other(saved.about["settings"], job.settings, folder)
+    run = job.resumed(saved)
+    console.print(f"going on after {run.done} of {job.settings['steps']} outer steps")
+    return run
+
+
+def conclude(
+    job: Job, run: Run, folder: Path, facts: dict[str, Any], console: Console
+) -> dict[str, Any]:
+    """Metrics, baselines, files, and the summary."""
+    measured = results.measured(job, run)
+    status, message = results.status(measured, run.message)
+    result = facts | measured | {"status": status, "message": message, "process": about()}
+    files = [folder / RESULT]
+    if run.done:
+        files.append(results.write_history(folder, run.history, job.labels))
+        if job.settings["plot"]:
+            chosen = ", ".join(f"{k} {v}" for k, v in sorted(facts["choices"].items()))
+            title = f"{result['task']} ({chosen}): {status}"
+            plots.curves(folder / "curves.png", run.history, job.labels, title)
+            files.append(folder / "curves.png")
+            if job.task.picture is not None:
+                params = run.state.lower.params
+                plots.picture(folder / "picture.png", job.task.picture, run.hyper, params)
+                files.append(folder / "picture.png")
+    write_json(folder / RESULT, result)
+    summary.show(console, result, files)
+    return result
+
+
+@contextlib.contextmanager
+def configured(settings: dict[str, Any]) -> Iterator[None]:
+    """Precision for this run, and the folder in which compiled programs are kept.
+
+    Matrix products are those of the dtype: left alone, JAX rounds float32 factors to ten bits on
+    many accelerators, and no residual that is computed in the same way shows it.
+    """
+    cache = settings["compile_cache"]
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    precision = settings["precision"]
+    wide = bool(jax.config.read("jax_enable_x64")) if precision is None else precision == "float64"
+    products = os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    with jax.enable_x64(wide), jax.default_matmul_precision(products):
+        yield

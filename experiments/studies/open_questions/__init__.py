@@ -1,0 +1,1 @@
+"""Open questions, each with an experiment."""

@@ -1,0 +1,1 @@
+"""Local minima and over-fitting of the outer loop."""

@@ -1,0 +1,1 @@
+"""The theory of the noise of SGD compared with simulated chains."""

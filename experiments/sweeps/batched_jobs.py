@@ -1,0 +1,106 @@
+"""Jobs that differ in numbers only, stacked: one compiled program takes all of them further."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bilevel as bl
+from bilevel.core import as_pytree
+from bilevel.outer.coordinates import placed
+from bilevel.tuning.loop import block, final
+from bilevel.tuning.state import begin
+from bilevel.utils import strong
+from experiments.common.errors import BadInputError
+from experiments.runs.job import Job
+from experiments.runs.trajectory import Trajectory
+
+PyTree = Any
+
+
+class Stack:
+    """`jobs` side by side under `vmap`; numbers that all of them share are kept once.
+
+    Raises
+    ------
+    BadInputError : the jobs differ in more than numbers.
+    """
+
+    def __init__(self, jobs: list[Job]) -> None:
+        first = jobs[0]
+        if first.settings["starts"] > 1 or first.settings["early_stopping"] is not None:
+            raise BadInputError(
+                "vmap: starts and early_stopping belong to single runs. Make a sweep: -m 'seed=...'"
+            )
+        leaves, structures = zip(*(jax.tree.flatten(_parts(job)) for job in jobs), strict=True)
+        for job, structure, own in zip(jobs, structures, leaves, strict=True):
+            alike = structure == structures[0] and job.task.problem == first.task.problem
+            shapes = [(x.shape, x.dtype) for x in own], [(x.shape, x.dtype) for x in leaves[0]]
+            if not alike or shapes[0] != shapes[1]:
+                raise BadInputError(
+                    "vmap: the runs are not the same program (another number of steps, another "
+                    "noun, data of another size). Make a sweep of them: -m SETTING=VALUE,VALUE"
+                )
+        columns = list(zip(*leaves, strict=True))
+        # The last leaf, the key, differs in any case: vmap needs one that does.
+        split = [i == len(columns) - 1 or not _equal(column) for i, column in enumerate(columns)]
+        self.size = len(jobs)
+        self.numbers = [jnp.stack(c) if s else c[0] for c, s in zip(columns, split, strict=True)]
+        axes = [0 if s else None for s in split]
+        every, warm_start = first.settings["every"], first.settings["warm_start"]
+        problem, structure = first.task.problem, structures[0]
+
+        def start(numbers: list[Any]) -> Any:
+            estimator, tx, hyper, params, data, _, key = structure.unflatten(numbers)
+            return begin(problem, estimator, tx, hyper, params, data, key)
+
+        def advance(numbers: list[Any], state: Any, count: Any) -> Any:
+            estimator, tx, _, _, data, limit, _ = structure.unflatten(numbers)
+            return block(
+                problem, estimator, tx, data, state, count,
+                length=every, warm_start=warm_start, limit=limit, record=Trajectory(),
+            )  # fmt: skip
+
+        def last(numbers: list[Any], state: Any, diverged: Any) -> Any:
+            return final(structure.unflatten(numbers)[1], state, diverged)
+
+        self.begin: Callable[..., Any] = jax.jit(jax.vmap(start, in_axes=(axes,)))
+        self.block: Callable[..., Any] = jax.jit(jax.vmap(advance, in_axes=(axes, 0, None)))
+        self.final: Callable[..., Any] = jax.jit(jax.vmap(last, in_axes=(axes, 0, 0)))
+
+    def template(self) -> PyTree:
+        """Structure, shapes and dtypes of the stacked state."""
+        return jax.eval_shape(self.begin, self.numbers)
+
+    def results(self, state: Any, diverged: np.ndarray) -> list[bl.Result]:
+        """Of every job, without its history."""
+        hyper = self.final(self.numbers, state, jnp.asarray(diverged))
+
+        def one(i: int) -> bl.Result:
+            own, final = pick((state, hyper), i)
+            return bl.Result(
+                final, own.lower.params, {}, own.estimate, own, jnp.asarray(diverged[i])
+            )
+
+        return [one(i) for i in range(self.size)]
+
+
+@jax.jit
+def pick(tree: PyTree, i: Any) -> PyTree:
+    """Entry `i` of every leaf; compiled once for all `i`."""
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def _parts(job: Job) -> PyTree:
+    """All that a program needs to know of a job, as arrays; the key comes last."""
+    task = job.task
+    tx = placed(task.problem.space, as_pytree("tune", job.outer))
+    limit = jnp.asarray(job.settings["limit"], jnp.result_type(*jax.tree.leaves(task.hyper)))
+    return (*strong((job.estimator, tx, task.hyper, task.params, task.data, limit)), job.key)
+
+
+def _equal(column: tuple[Any, ...]) -> bool:
+    first = np.asarray(column[0])
+    return all(np.array_equal(first, np.asarray(other), equal_nan=True) for other in column[1:])

@@ -1,0 +1,123 @@
+"""From a data set to the arrays of a linear model's bilevel problem: one hold-out, or folds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tasks.datasets.features import Features, Scale
+from tasks.datasets.splits import Split, deal, split
+from tasks.datasets.tables import Kind, Table, load
+
+Batch = tuple[np.ndarray, ...]
+OUTER = ("holdout", "kfold")
+
+
+@dataclass(frozen=True)
+class Design:
+    """Standardised columns, and which rows train and validate.
+
+    Parameters
+    ----------
+    X : development rows (training, then validation), ``[n, d]``; with folds ``[n, F, d]``, in each
+        fold centred and scaled by that fold's own training rows.
+    y : ``[n]`` or ``[n, F]``, as in the table.
+    train : ``[n]`` or ``[n, F]``, boolean; the other rows validate.
+    development, test : ``(X [n, d], y [n])`` for a model with known penalties, in the columns that
+        those penalties belong to.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    train: np.ndarray
+    development: Batch
+    test: Batch
+    table: Table
+    parts: Split
+    features: Features
+
+    @property
+    def folds(self) -> int | None:
+        """Number of folds, ``None`` for a single hold-out."""
+        return self.train.shape[1] if self.train.ndim == 2 else None
+
+    def batches(self, y: np.ndarray) -> tuple[Batch, Batch]:
+        """Inner and outer batch as :mod:`tasks.parts.losses` expects them, with targets ``y``."""
+        train = self.train
+        if self.folds is None:
+            return (self.X[train], y[train]), (self.X[~train], y[~train])
+        # Weights instead of subsets: all folds share one shape, and a batch drawn from all rows
+        # is an unbiased one of each fold.
+        inner, outer = (mask / mask.mean(0) for mask in (train, ~train))
+        return (self.X, y, inner), (self.X, y, outer)
+
+    def notes(self) -> dict[str, Any]:
+        """What to record with a result."""
+        parts = {name: len(getattr(self.parts, name)) for name in ("train", "validation", "test")}
+        return {
+            "source": self.table.source,
+            "rows": parts,
+            "split": self.parts.digest,
+            "folds": self.folds,
+            "columns": len(self.features.names),
+            "column_names": list(self.features.names),
+            "dropped_columns": list(self.features.dropped),
+            "remarks": list(self.table.notes),
+        }
+
+
+def prepare(
+    data: str,
+    kind: Kind,
+    outer: str,
+    *,
+    degree: int,
+    clip: float | None,
+    folds: int,
+    validation: float,
+    test: float,
+    rows: int | None,
+    target: str | None,
+    root: str | None,
+    seed: int,
+) -> Design:
+    """Load, split, expand and standardise; scales are learned without the rows that judge.
+
+    A single hold-out learns them on its training rows, folds each on theirs. Which columns exist
+    (after constants and duplicates are dropped) is a fact of the whole table, without its target.
+
+    Raises
+    ------
+    ValueError : bad data, shares or folds; ``outer`` other than ``"holdout"`` or ``"kfold"``.
+    """
+    if outer not in OUTER:
+        raise ValueError(f"outer={outer!r} must be one of {', '.join(OUTER)}.")
+    table = load(data, root, kind=kind, target=target)
+    parts = split(table, validation=validation, test=test, seed=seed, rows=rows)
+    fitted = parts.train if outer == "holdout" else parts.development
+    features = Features.fit(table.X[fitted], table.feature_names, degree, clip, table.X)
+    Z, y = features.transform(table.X[parts.development]), table.y[parts.development]
+    if outer == "holdout":
+        X, targets, train = Z, y, np.arange(len(y)) < len(parts.train)
+    else:
+        train = deal(y, folds, stratify=bool(table.classes))[:, None] != np.arange(folds)
+        X = np.stack([Scale.fit(Z[used])(Z) for used in train.T], axis=1)
+        targets = np.repeat(y[:, None], folds, axis=1)
+    tested = features.transform(table.X[parts.test]), table.y[parts.test]
+    return Design(X, targets, train, (Z, y), tested, table, parts, features)
+
+
+def standardised(design: Design) -> np.ndarray:
+    """Targets centred on the training rows of each fold, all in one unit; like ``design.y``.
+
+    Raises
+    ------
+    ValueError : the target is constant over the training rows.
+    """
+    centres = np.average(design.y, axis=0, weights=design.train)
+    if not (unit := design.y[design.train].std()):
+        raise ValueError(
+            f"{design.table.source}: the target is the same in all training rows. Another seed, or "
+            "more training rows, may mend it."
+        )
+    return (design.y - centres) / unit

@@ -1,0 +1,183 @@
+"""Data sets by name or by path: numbers in, a checked table out."""
+
+import difflib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import sklearn.datasets
+
+from tasks.datasets import files, openml
+
+Kind = Literal["regression", "classification"]
+
+BUNDLED: dict[str, Kind] = {
+    "diabetes": "regression",
+    "breast_cancer": "classification",
+    "digits": "classification",
+    "iris": "classification",
+    "wine": "classification",
+}
+SHARED: dict[str, Kind] = {
+    "ames_housing": "regression",
+    "california_housing": "regression",
+    "uci_energy": "regression",
+    "uci_kin8nm": "regression",
+    "uci_naval": "regression",
+    "uci_power": "regression",
+    "uci_yacht": "regression",
+    "colon_discrete": "classification",
+    "ijcnn1": "classification",
+    "khan_srbct": "classification",
+    "leukemia_allaml": "classification",
+    "madelon": "classification",
+    "mnist": "classification",
+}
+ROOT = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A data set that can be learned from: finite numbers, a target that varies.
+
+    Parameters
+    ----------
+    X : ``[n, d]`` float64.
+    y : ``[n]``; float64 in the target's own units, or int32 class numbers ``0 .. C-1``.
+    feature_names : d names.
+    classes : the labels that the class numbers stand for; empty for regression.
+    source : where the numbers came from.
+    test_rows : rows that the source itself sets aside for testing, or ``None``.
+    notes : what was left out on the way, if anything.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    feature_names: tuple[str, ...]
+    classes: tuple[str, ...]
+    source: str
+    test_rows: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load(
+    data: str, root: str | None = None, *, kind: Kind = "regression", target: str | None = None
+) -> Table:
+    """Read a data set for regression or classification.
+
+    Parameters
+    ----------
+    data : a set bundled with scikit-learn; one of the npz sets in ``root``; ``openml:NAME``,
+        ``openml:NAME:VERSION`` or ``openml:ID`` where there is a network; or the path of your own
+        ``.csv`` (with a header line), ``.parquet``, or ``.npz`` (arrays ``X`` and ``y``, or
+        ``X_train``, ``y_train``, ``X_test``, ``y_test``; optionally ``feature_names``).
+    root : folder of the npz sets; by default ``../shared/data`` beside the project.
+    kind : what ``y`` is; class labels may be text.
+    target : the column of a csv or parquet file to predict, by default the last.
+
+    Raises
+    ------
+    ValueError : an unknown name (the text lists what was tried), a file that is absent or cannot be
+        read, entries that are no numbers or are missing, a target that is constant or of the other
+        kind.
+
+    Examples
+    --------
+    >>> from tasks.datasets.tables import load
+    >>> load("diabetes").X.shape
+    (442, 10)
+    """
+    if data.startswith(openml.PREFIX):
+        _no_target(data, target)
+        return checked(openml.read(data), kind)
+    if Path(data).suffix in files.SUFFIXES or "/" in data or "\\" in data:
+        return checked(files.read(Path(data), target), kind)
+    _no_target(data, target)
+    if (own := (BUNDLED | SHARED).get(data, kind)) != kind:
+        raise ValueError(f"{data!r} is a {own} set, but {kind} was asked for: {_names(kind)}.")
+    if data in BUNDLED:
+        bunch = sklearn.datasets.__dict__[f"load_{data}"]()
+        names = [str(name) for name in bunch.feature_names]
+        labels = np.asarray(bunch.target_names)[bunch.target] if "target_names" in bunch else None
+        y = bunch.target if labels is None else labels
+        return checked(files.Raw(bunch.data, y, names, f"scikit-learn {data}"), kind)
+    folder = Path(root) if root is not None else ROOT
+    if data in SHARED and (path := folder / f"{data}.npz").is_file():
+        return checked(replace(files.read(path), source=path.name), kind)
+    raise ValueError(_unknown(data, folder, kind))
+
+
+def _no_target(data: str, target: str | None) -> None:
+    if target is not None:
+        raise ValueError(
+            f"target={target!r} names a column of a csv or parquet file, but {data!r} is a named "
+            "data set with a target of its own. Leave target out."
+        )
+
+
+def _names(kind: Kind) -> str:
+    bundled, shared = (
+        ", ".join(name for name, own in group.items() if own == kind) for group in (BUNDLED, SHARED)
+    )
+    return f"bundled with scikit-learn are {bundled}; as npz files there may be {shared}"
+
+
+def _unknown(data: str, folder: Path, kind: Kind) -> str:
+    if data in SHARED:
+        there = "has no such file" if folder.is_dir() else "does not exist"
+        return (
+            f"data set {data!r} is not here: the folder {folder} {there}. Pass root=FOLDER with "
+            f"{data}.npz in it, the path of a file of your own, openml:NAME where there is a "
+            f"network, or a bundled set: {', '.join(BUNDLED)}."
+        )
+    close = difflib.get_close_matches(data, [*BUNDLED, *SHARED], n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    absent = "" if folder.is_dir() else f" (the folder {folder} is absent)"
+    return (
+        f"unknown data set {data!r}. {hint}For {kind}, {_names(kind)}{absent}. From OpenML it is "
+        f"openml:{data}; a file of your own is given by its path, ending in "
+        f"{', '.join(files.SUFFIXES)}."
+    )
+
+
+def checked(raw: files.Raw, kind: Kind) -> Table:
+    """The table of what a reader found, or a sentence on why nothing can be learned from it."""
+    if kind == "regression":
+        y, classes = files.numbers(raw.y, raw.target, raw.source, raw.row), ()
+        if np.ptp(y) == 0:
+            raise ValueError(
+                f"{raw.source}: the target {raw.target!r} is {y[0]:g} in all {len(y)} rows: there "
+                "is nothing to predict. Is it the right column?"
+            )
+    else:
+        y, classes = _classes(raw)
+    return Table(raw.X, y, tuple(raw.names), classes, raw.source, raw.test_rows, raw.notes)
+
+
+def _classes(raw: files.Raw) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Class numbers and their labels."""
+    if raw.y.dtype.kind in "biuf":
+        values = files.numbers(raw.y, raw.target, raw.source, raw.row)
+        labels, y, counts = np.unique(values, return_inverse=True, return_counts=True)
+        names = tuple(f"{label:g}" for label in labels)
+    else:
+        if missing := [i for i, label in enumerate(raw.y) if label is None or label == ""]:
+            raise ValueError(
+                f"{raw.source}: {len(missing)} rows have no label in {raw.target!r}, the first is "
+                f"{raw.row(missing[0])}. Drop those rows."
+            )
+        labels, y, counts = np.unique(raw.y.astype(str), return_inverse=True, return_counts=True)
+        names = tuple(str(label) for label in labels)
+    if len(names) == 1:
+        raise ValueError(
+            f"{raw.source}: every row of {raw.target!r} has the label {names[0]!r}: there is "
+            "nothing to tell apart. Is it the right column?"
+        )
+    if (rare := np.flatnonzero(counts < 3)).size:
+        raise ValueError(
+            f"{raw.source}: {rare.size} of the {len(names)} labels in {raw.target!r} have fewer "
+            f"than 3 rows, for example {names[rare[0]]!r}: training, validation and test each need "
+            "one. If it is a quantity rather than a class, use a regression task (task=ridge)."
+        )
+    return y.astype(np.int32), names

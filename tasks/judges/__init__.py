@@ -1,0 +1,1 @@
+"""Baselines, exact solutions and pictures: what judges the outcome of a task."""

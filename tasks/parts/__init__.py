@@ -1,0 +1,1 @@
+"""Losses, penalties and networks that tasks are assembled from."""

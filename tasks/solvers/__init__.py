@@ -1,0 +1,1 @@
+"""Solvers and estimators of their own, reached from a configuration by name."""

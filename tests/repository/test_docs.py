@@ -1,0 +1,43 @@
+"""Every Python block of the README and of the documentation runs as it stands."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def program(page: Path) -> str:
+    """All Python blocks of a page, joined: later blocks may use what earlier ones defined."""
+    return "\n".join(BLOCK.findall(page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if program(p)], ids=lambda p: p.name)
+def test_page_runs(page, tmp_path):
+    """A fresh interpreter runs the page's blocks, warnings as errors."""
+    code = program(page)
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_example_has_twenty_lines_or_so():
+    """The README promises a short example."""
+    lines = [line for line in program(PAGES[0]).splitlines() if line.strip()]
+    assert len(lines) <= 25
+
+
+def test_links_between_pages_resolve():
+    """Relative links of the README and the documentation point at files that exist."""
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

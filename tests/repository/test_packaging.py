@@ -1,0 +1,63 @@
+"""The wheel holds the library only, and what it needs is said in ranges and versions."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from setuptools import find_packages
+
+ROOT = Path(__file__).resolve().parents[2]
+CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+RUNTIME = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
+
+
+def addresses(lines: list[str]) -> list[str]:
+    """Return the lines that say where a package comes from, which another machine cannot follow."""
+    return [line for line in lines if any(mark in line for mark in ("://", "file:", " @ "))]
+
+
+def test_constraints_hold_versions_only() -> None:
+    assert addresses(CONSTRAINTS) == []
+    pinned = [Requirement(line) for line in CONSTRAINTS]
+    assert all(str(requirement.specifier).startswith("==") for requirement in pinned)
+
+
+@pytest.mark.parametrize("line", ["a @ b", "-f https://x", "a==1 --find-links file:y"])
+def test_addresses_are_found(line: str) -> None:
+    assert addresses(["jax==0.10.2", line]) == [line]
+
+
+@pytest.mark.parametrize("python", ["3.11.2", "3.12.0", "3.13.0"])
+@pytest.mark.parametrize("requirement", RUNTIME, ids=lambda requirement: requirement.name)
+def test_constraints_pin_each_runtime_package_once(requirement: Requirement, python: str) -> None:
+    environment = {"python_full_version": python, "python_version": python[:4]}
+    pins = [
+        pin
+        for pin in map(Requirement, CONSTRAINTS)
+        if pin.name == requirement.name and (not pin.marker or pin.marker.evaluate(environment))
+    ]
+    assert len(pins) == 1
+    (version,) = [specifier.version for specifier in pins[0].specifier]
+    assert version in requirement.specifier
+
+
+@pytest.mark.parametrize("requirement", RUNTIME, ids=lambda requirement: requirement.name)
+def test_runtime_packages_are_bounded(requirement: Requirement) -> None:
+    operators = {specifier.operator for specifier in requirement.specifier}
+    assert operators == {">=", "<"}
+
+
+def test_runtime_packages_are_the_five_and_numpy() -> None:
+    expected = {"jax", "optax", "flax", "scikit-learn", "hydra-core", "numpy"}
+    assert {requirement.name for requirement in RUNTIME} == expected
+
+
+def test_wheel_holds_the_library_only() -> None:
+    settings = PYPROJECT["tool"]["setuptools"]
+    assert settings["package-dir"] == {"": "."}
+    packages = find_packages(str(ROOT), include=settings["packages"]["find"]["include"])
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "bilevel").rglob("*.py")}
+    assert set(packages) == {".".join(folder.parts) for folder in folders}

@@ -1,0 +1,155 @@
+"""tune(adaptive=True): work grows when the noise asks for it, visibly, and goes on bit for bit."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel as bl
+from bilevel.testing import ridge
+from bilevel.tuning.adaptive import Work, columns, grown, observe
+from tests.compiling import compilations
+from tests.tuning.test_tune import assert_same
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+CASE = ridge(seed=1)
+KEY = jax.random.key(2)
+SOLVER = bl.SGD(0.1, batch_size=3)
+ONE = bl.Forward(SOLVER, steps=4, average=2)
+TWO = bl.Replicated(ONE, 2)
+SLOW = bl.transform(optax.sgd, learning_rate=0.5)
+EAGER = bl.Adaptive(target=50.0, memory=3, most=4)
+
+
+def tune(estimator: Any = TWO, **how: Any) -> bl.Result:
+    arguments = (CASE.problem, estimator, SLOW, CASE.hyper, CASE.params, CASE.data)
+    return bl.tune(*arguments, **({"steps": 10, "key": KEY, "adaptive": EAGER, "every": 5} | how))
+
+
+def estimate(grad: Any, error: Any) -> bl.Estimate:
+    evidence = bl.Evidence(standard_error=jnp.asarray(error))
+    return bl.Estimate(jnp.array(0.0), jnp.asarray(grad), evidence)
+
+
+def test_the_ratio_is_that_of_means_without_the_noise_in_the_gradient() -> None:
+    """By hand: two estimates of |grad|^2 = 25, 36 + 9 and |error|^2 = 4, 1."""
+    rule = bl.Adaptive(target=1.0, memory=4)
+    work = Work.least(jnp.zeros(2))
+    work = observe(rule, work, estimate([3.0, 4.0], [2.0, 0.0]))
+    told = columns(rule, work, estimate([6.0, 3.0], [0.0, 1.0]))
+    mean_power, mean_noise = (25 + 45) / 2, (4 + 1) / 2
+    np.testing.assert_allclose(told["signal_to_noise"], (mean_power / mean_noise - 1) ** 0.5)
+
+
+@pytest.mark.parametrize(("error", "level"), [(1.0, 0), (3.0, 1), (0.0, 0), (np.inf, 1)])
+def test_work_doubles_after_its_memory_and_below_the_target_only(error: float, level: int) -> None:
+    rule, work = bl.Adaptive(target=2.0, memory=3), Work.least(jnp.zeros(1))
+    for _ in range(2):
+        work = observe(rule, work, estimate([4.0], [error]))
+        assert work.level == 0
+    work = observe(rule, work, estimate([4.0], [error]))
+    assert (int(work.level), int(work.seen)) == (level, 0 if level else 3)
+
+
+def test_work_never_exceeds_its_limit() -> None:
+    rule, work = bl.Adaptive(memory=1, most=5), Work.least(jnp.zeros(1))
+    for _ in range(6):
+        work = observe(rule, work, estimate([0.0], [1.0]))
+    assert int(work.times) == 4
+
+
+def test_history_shows_the_work_and_the_gradients_are_those_of_it() -> None:
+    history = tune().history
+    np.testing.assert_array_equal(history["work"], [1] * 3 + [2] * 3 + [4] * 4)
+    np.testing.assert_array_equal(history["gradients"], 2 * (4 * history["work"] + 1))
+    assert history["signal_to_noise"].shape == (10,)
+
+
+def test_cut_anywhere_it_is_the_same_run_bit_for_bit() -> None:
+    whole, first = tune(), tune(steps=4)
+    second = tune(steps=6, state=first.state)
+    assert_same(
+        (second.hyper, second.params, second.state), (whole.hyper, whole.params, whole.state)
+    )
+    joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first.history, second.history)
+    assert_same(joined, whole.history)
+
+
+def test_each_level_is_the_plain_run_of_the_longer_estimator() -> None:
+    """The first rows at four times the work, by hand from the state where it begins."""
+    begun = tune(steps=6).state
+    assert int(begun.work.times) == 4
+    on = tune(steps=2, state=begun)
+    calm = replace(begun, work=Work.least(begun.work.power))
+    plain = tune(grown(TWO, 4), steps=2, state=calm, adaptive=False)
+    np.testing.assert_allclose(on.hyper, plain.hyper, rtol=1e-12)
+    np.testing.assert_allclose(on.history["value"], plain.history["value"], rtol=1e-12)
+
+
+def test_where_the_signal_suffices_it_is_the_plain_run() -> None:
+    calm, plain = tune(adaptive=bl.Adaptive(target=1e-6)), tune(adaptive=False)
+    assert set(calm.history) - set(plain.history) == {"work", "signal_to_noise"}
+    np.testing.assert_array_equal(calm.history["work"], 1)
+    np.testing.assert_allclose(calm.hyper, plain.hyper, rtol=1e-12)
+
+
+def test_callbacks_come_after_every_block_whatever_grows_within() -> None:
+    seen: list[int] = []
+    tune(callback=lambda result: seen.append(len(result.history["value"])))
+    assert seen == [5, 10]
+
+
+def test_other_numbers_and_a_second_run_compile_nothing() -> None:
+    tune()
+    with compilations() as count:
+        tune(adaptive=replace(EAGER, target=60.0))
+    assert int(count) == 0
+
+
+def test_divergence_is_still_reported() -> None:
+    wild = replace(TWO, estimator=replace(ONE, solver=replace(SOLVER, step_size=5.0)))
+    with (
+        pytest.warns(bl.DivergenceWarning, match="diverged"),
+        pytest.warns(bl.DivergenceWarning, match="above the stability limit where tune starts"),
+    ):
+        result = tune(wild)
+    assert result.diverged
+
+
+GROWN = {
+    "window": (ONE, bl.Forward(SOLVER, steps=12, average=6)),
+    "late start": (bl.Forward(SOLVER, 4, 1, 2), bl.Forward(SOLVER, 12, 3, 6)),
+    "implicit": (bl.Implicit(SOLVER, 4, average=2), bl.Implicit(SOLVER, 12, average=6)),
+    "directions": (bl.Forward(SOLVER, 4, directions=2), bl.Forward(SOLVER, 4, directions=6)),
+    "evolution": (bl.Evolution(SOLVER, 4, pairs=2), bl.Evolution(SOLVER, 4, pairs=6)),
+    "wrapped": (bl.Predicted(ONE), bl.Predicted(bl.Forward(SOLVER, steps=12, average=6))),
+}
+
+
+@pytest.mark.parametrize("name", GROWN)
+def test_work_is_what_reduces_the_noise(name: str) -> None:
+    least, more = GROWN[name]
+    assert grown(least, 3) == more
+    assert grown(least, 1) == least
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match=r"reports none.*Replicated.*Predicted"):
+        tune(ONE)
+    with pytest.raises(ValueError, match=r"window.*Forward\(\.\.\., average=\)"):
+        tune(bl.Replicated(bl.Reverse(SOLVER, 4), 2))
+    with pytest.raises(TypeError, match=r"boolean or bl.Adaptive"):
+        tune(adaptive=3)
+    with pytest.raises(ValueError, match="at 4 times the estimator's work"):
+        tune(state=tune().state, adaptive=False)
+    with pytest.raises(ValueError, match="cannot run under jit"):
+        jax.jit(lambda key: tune(key=key).hyper)(KEY)
+    with pytest.raises(ValueError, match="at least 2"):
+        bl.Adaptive(most=1)
+    with pytest.raises(ValueError, match="target must be a positive"):
+        bl.Adaptive(target=0)
