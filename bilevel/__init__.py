@@ -1,5 +1,7 @@
 """Bilevel hyperparameter optimisation: hypergradients that come with evidence."""
 
+from typing import Any as _Any
+
 from bilevel import outer, single_loop, spaces, testing
 from bilevel.checks.cost import Cost, estimate_cost
 from bilevel.checks.hypergradient import check
@@ -11,8 +13,8 @@ from bilevel.core import (
     Decay,
     Estimate,
     Evidence,
+    InnerState,
     InverseTime,
-    Lower,
     Problem,
     transform,
 )
@@ -70,6 +72,7 @@ from bilevel.tuning.population import population
 from bilevel.tuning.restarts import Restarts, restarts
 from bilevel.tuning.result import Result
 from bilevel.tuning.tune import tune
+from bilevel.utils.deprecation import renamed as _renamed
 
 __all__ = [
     "CG",
@@ -105,8 +108,8 @@ __all__ = [
     "GaussNewton",
     "GradientDescent",
     "Implicit",
+    "InnerState",
     "InverseTime",
-    "Lower",
     "Neumann",
     "Newton",
     "NoiseReport",
@@ -142,3 +145,10 @@ __all__ = [
     "transform",
     "tune",
 ]
+
+_RENAMED = {"Lower": ("InnerState", InnerState)}
+
+
+def __getattr__(name: str) -> _Any:
+    """Names of the release before, with a warning."""
+    return _renamed(__name__, _RENAMED, name)

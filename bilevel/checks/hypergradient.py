@@ -12,9 +12,10 @@ from jax.flatten_util import ravel_pytree
 from bilevel.checks.cost import measure
 from bilevel.checks.report import CheckReport, CheckRow, judge
 from bilevel.core import Data, Problem
-from bilevel.estimators.base import Estimator, check_losses
+from bilevel.estimators.base import Estimator
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
+from bilevel.estimators.refusals import check_losses
 from bilevel.estimators.reverse import Reverse
 from bilevel.linear import CG
 from bilevel.solvers.exact import minimise

@@ -1,10 +1,10 @@
 """The statement of a bilevel problem and its vocabulary: problem, data, estimates, settings."""
 
 from bilevel.core.arguments import require_arguments
-from bilevel.core.estimate import Counts, Estimate, Evidence, Lower, begin
+from bilevel.core.estimate import Counts, Estimate, Evidence, InnerState, init_inner_state
 from bilevel.core.problem import Composite, Data, Loss, Problem, examples, inner_loss
-from bilevel.core.schedules import Decay, InverseTime, Knob, as_knob, evaluate, knob
-from bilevel.core.transform import Fixed, Transform, as_pytree, transform
+from bilevel.core.schedules import Decay, InverseTime, Schedule, as_schedule, as_setting, evaluate
+from bilevel.core.transform import StaticTransform, Transform, as_pytree, transform
 
 __all__ = [
     "Composite",
@@ -13,20 +13,20 @@ __all__ = [
     "Decay",
     "Estimate",
     "Evidence",
-    "Fixed",
+    "InnerState",
     "InverseTime",
-    "Knob",
     "Loss",
-    "Lower",
     "Problem",
+    "Schedule",
+    "StaticTransform",
     "Transform",
-    "as_knob",
     "as_pytree",
-    "begin",
+    "as_schedule",
+    "as_setting",
     "evaluate",
     "examples",
+    "init_inner_state",
     "inner_loss",
-    "knob",
     "require_arguments",
     "transform",
 ]

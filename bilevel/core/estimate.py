@@ -59,7 +59,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Lower:
+class InnerState:
     """The state of the lower level, all that an estimator carries from call to call.
 
     Parameters
@@ -76,10 +76,10 @@ class Lower:
     reference: Any = 0.0
 
 
-for _node in (Evidence, Estimate, Lower):
+for _node in (Evidence, Estimate, InnerState):
     register_node(_node)
 
 
-def begin(params: PyTree, solver_state: PyTree, memory: PyTree = None) -> Lower:
-    """A :class:`Lower` whose reference is still to be measured."""
-    return Lower(params, solver_state, memory, jnp.zeros((), dtype(params)))
+def init_inner_state(params: PyTree, solver_state: PyTree, memory: PyTree = None) -> InnerState:
+    """A :class:`InnerState` whose reference is still to be measured."""
+    return InnerState(params, solver_state, memory, jnp.zeros((), dtype(params)))

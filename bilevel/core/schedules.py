@@ -15,7 +15,7 @@ from bilevel.utils.validation import require_positive
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Knob:
+class Schedule:
     """A user's function in place of a number: ``fn(count)``, or ``fn(count, hyper)``."""
 
     fn: Callable[..., Any]
@@ -81,28 +81,28 @@ register_node(InverseTime)
 register_node(Decay)
 
 
-def knob(owner: str, name: str, value: Any) -> Any:
-    """Normalise a setting: numbers stay leaves, functions become static :class:`Knob` nodes."""
-    if isinstance(value, Knob | InverseTime | Decay):
+def as_setting(owner: str, name: str, value: Any) -> Any:
+    """Normalise a setting: numbers stay leaves, functions become static :class:`Schedule` nodes."""
+    if isinstance(value, Schedule | InverseTime | Decay):
         return value
     if callable(value):
-        return as_knob(owner, name, value)
+        return as_schedule(owner, name, value)
     require_positive(owner, name, value)
     return value
 
 
-def as_knob(owner: str, name: str, fn: Callable[..., Any]) -> Knob:
+def as_schedule(owner: str, name: str, fn: Callable[..., Any]) -> Schedule:
     """Wrap ``fn(count)`` or ``fn(count, hyper)``, told apart by their required arguments."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(fn).parameters.values()
     required = [p for p in parameters if p.default is p.empty and p.kind in kinds]
     if len(required) not in (1, 2):
         raise TypeError(f"{owner}: {name} must be a number, fn(count) or fn(count, hyper).")
-    return Knob(fn, len(required) == 2)
+    return Schedule(fn, len(required) == 2)
 
 
 def evaluate(setting: Any, count: Array, hyper: PyTree) -> Any:
     """The number that a normalised setting stands for at step ``count``."""
-    if isinstance(setting, Knob | InverseTime | Decay):
+    if isinstance(setting, Schedule | InverseTime | Decay):
         return setting(count, hyper)
     return jnp.asarray(setting)

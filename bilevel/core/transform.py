@@ -8,7 +8,7 @@ import jax
 import optax
 from jax import Array
 
-from bilevel.core.schedules import Knob, as_knob
+from bilevel.core.schedules import Schedule, as_schedule
 from bilevel.utils import PyTree, register_node
 
 
@@ -57,13 +57,13 @@ def transform(factory: Callable[..., optax.GradientTransformation], **settings: 
     {'learning_rate': 0.1}
     >>> learned = bl.transform(optax.sgd, learning_rate=lambda count, hyper: jnp.exp(hyper))
     """
-    knobs = {k: as_knob("transform", k, v) if callable(v) else v for k, v in settings.items()}
+    knobs = {k: as_schedule("transform", k, v) if callable(v) else v for k, v in settings.items()}
     return Transform(factory, knobs)
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Fixed:
+class StaticTransform:
     """A plain optax transformation as a static pytree node."""
 
     tx: optax.GradientTransformation
@@ -81,10 +81,10 @@ class Fixed:
 
 def as_pytree(owner: str, tx: Any) -> Any:
     """A transformation as a pytree that may cross a ``jit`` boundary."""
-    if isinstance(tx, Transform | Fixed):
+    if isinstance(tx, Transform | StaticTransform):
         return tx
     if isinstance(tx, optax.GradientTransformation):
-        return Fixed(tx)
+        return StaticTransform(tx)
     if jax.tree_util.all_leaves([tx]):
         raise TypeError(
             f"{owner}: expected an optax transformation such as optax.adam(0.1), "
@@ -94,9 +94,9 @@ def as_pytree(owner: str, tx: Any) -> Any:
 
 
 def _sees_hyper(setting: Any) -> bool:
-    return isinstance(setting, Knob) and setting.sees_hyper
+    return isinstance(setting, Schedule) and setting.sees_hyper
 
 
 def _unwrap(settings: dict[str, Any]) -> dict[str, Any]:
     """Optax wants its own schedules, ``fn(count)``, back as plain functions."""
-    return {k: v.fn if isinstance(v, Knob) else v for k, v in settings.items()}
+    return {k: v.fn if isinstance(v, Schedule) else v for k, v in settings.items()}

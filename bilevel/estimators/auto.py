@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Lower, Problem, begin
-from bilevel.estimators.base import Estimator, fresh, unseen_by_minimiser
+from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state
+from bilevel.estimators.base import Estimator, init_filled
 from bilevel.estimators.closed_form import ClosedForm
 from bilevel.estimators.implicit import Implicit
+from bilevel.estimators.refusals import unseen_by_minimiser
 from bilevel.estimators.reverse import Reverse
 from bilevel.linear import CG
 from bilevel.solvers.base import Solver
@@ -114,13 +115,13 @@ class Auto:
             f"conjugate gradients, and ClosedForm where they need too many products: {why}",
         )  # fmt: skip
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """The start point; all else waits for the problem."""
-        return replace(begin(params, None), memory=None)
+        return replace(init_inner_state(params, None), memory=None)
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """One step of the chosen estimator, and of its fallback if need be."""
         choice = self.choose(problem, hyper, lower.params, data)
         lower = self._begun(choice.estimator, problem, hyper, lower, data, key)
@@ -131,7 +132,7 @@ class Auto:
         enough = 2 * self._residual(lower.params)
         good = (evidence.inner_residual <= enough) & (evidence.linear_residual <= enough)
 
-        def again() -> tuple[Estimate, Lower]:
+        def again() -> tuple[Estimate, InnerState]:
             other, moved = fallback.step(problem, hyper, lower, data, key)
             counts = jax.tree.map(jnp.add, evidence.counts, other.evidence.counts)
             other = replace(other, evidence=replace(other.evidence, counts=Counts(*counts)))
@@ -153,10 +154,16 @@ class Auto:
         return self.solver
 
     def _begun(
-        self, chosen: Estimator, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Any
-    ) -> Lower:
+        self,
+        chosen: Estimator,
+        problem: Problem,
+        hyper: PyTree,
+        lower: InnerState,
+        data: Data,
+        key: Any,
+    ) -> InnerState:
         """The chosen estimator's own beginning, until a first call has measured the reference."""
-        begun = fresh(problem, chosen, hyper, lower.params, data, key)
+        begun = init_filled(problem, chosen, hyper, lower.params, data, key)
         if lower.solver_state is None:
             return begun
         carried = lower.reference > 0

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 from jax import Array
 
-from bilevel.core import Data, Estimate, Lower, Problem, require_arguments
-from bilevel.estimators.base import Estimator, check_losses, fresh, of_one_call
+from bilevel.core import Data, Estimate, InnerState, Problem, require_arguments
+from bilevel.estimators.base import Estimator, data_of_call, init_filled
+from bilevel.estimators.refusals import check_losses
 from bilevel.utils import PyTree, strong, validation
 
 
@@ -20,8 +21,8 @@ def hypergradient(
     data: Data,
     key: Array,
     *,
-    state: Lower | None = None,
-) -> tuple[Estimate, Lower]:
+    state: InnerState | None = None,
+) -> tuple[Estimate, InnerState]:
     """Value and hypergradient of ``outer(w*(hyper), hyper)``, and the lower level's new state.
 
     Compiled once per problem, estimator structure and array shapes; a changed float, ``hyper`` or
@@ -34,7 +35,7 @@ def hypergradient(
         ``hyper`` and ``estimate.grad`` are in natural units: no chain rule is applied here.
     data : :class:`bilevel.Data`.
     key : a JAX random key; the same key draws the same minibatches.
-    state : the :class:`bilevel.Lower` of an earlier call, to go on from there (warm start).
+    state : the :class:`bilevel.InnerState` of an earlier call, to go on from there (warm start).
 
     Returns
     -------
@@ -72,7 +73,7 @@ def hypergradient(
 
 def compiled_step(
     problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
-) -> tuple[Any, Callable[[], tuple[Estimate, Lower]]]:
+) -> tuple[Any, Callable[[], tuple[Estimate, InnerState]]]:
     """The compiled program of one call, for XLA's own analysis of it, and the call itself."""
     validation.require_variables("hyper", hyper)
     validation.require_variables("params", params)
@@ -85,14 +86,14 @@ def compiled_step(
 @partial(jax.jit, static_argnames="problem")
 def _fresh(
     problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
-) -> Lower:
-    check_losses(problem, hyper, params, of_one_call(estimator, data, key))
-    return fresh(problem, estimator, hyper, params, data, key, _step)
+) -> InnerState:
+    check_losses(problem, hyper, params, data_of_call(estimator, data, key))
+    return init_filled(problem, estimator, hyper, params, data, key, _step)
 
 
 @partial(jax.jit, static_argnames="problem")
 def _step(
-    problem: Problem, estimator: Estimator, hyper: PyTree, lower: Lower, data: Data, key: Array
-) -> tuple[Estimate, Lower]:
-    check_losses(problem, hyper, lower.params, of_one_call(estimator, data, key))
+    problem: Problem, estimator: Estimator, hyper: PyTree, lower: InnerState, data: Data, key: Array
+) -> tuple[Estimate, InnerState]:
+    check_losses(problem, hyper, lower.params, data_of_call(estimator, data, key))
     return estimator.step(problem, hyper, lower, data, key)

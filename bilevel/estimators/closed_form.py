@@ -16,8 +16,9 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve
 
-from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin
-from bilevel.estimators.base import check_minimiser, progress
+from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
+from bilevel.estimators.refusals import check_minimiser
+from bilevel.estimators.residuals import progress
 from bilevel.linear import relative_residual
 from bilevel.utils import PyTree, register_node
 
@@ -53,13 +54,13 @@ class ClosedForm:
     Array(0.25, dtype=float32)
     """
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """Any point will do."""
-        return begin(params, ())
+        return init_inner_state(params, ())
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Minimise, then differentiate the minimiser; the key is not used."""
         _check(problem, hyper, lower.params, data)
         flat, unravel = ravel_pytree(lower.params)
@@ -93,7 +94,7 @@ class ClosedForm:
             jax.tree.map(jnp.subtract, direct, cross),
             Evidence(residual, left, counts=counts),
         )
-        return estimate, Lower(params, lower.solver_state, None, reference)
+        return estimate, InnerState(params, lower.solver_state, None, reference)
 
 
 register_node(ClosedForm)

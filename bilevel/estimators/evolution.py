@@ -15,9 +15,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin, inner_loss
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Evidence,
+    InnerState,
+    Problem,
+    init_inner_state,
+    inner_loss,
+)
 from bilevel.estimators import directions as dirs
-from bilevel.estimators.base import check_read, progress
+from bilevel.estimators.refusals import check_read
+from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, run, start
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
 from bilevel.utils import PyTree, register_node
@@ -62,13 +72,13 @@ class Evolution:
         """Refuse settings out of range."""
         require_es("Evolution", self.steps, self.sigma, self.pairs)
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """The chain's start point; nothing else is carried."""
-        return begin(params, self.solver.init(params, data.inner))
+        return init_inner_state(params, self.solver.init(params, data.inner))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Run the chain, and the pairs from the same point."""
         check_read("Evolution", problem, self.solver, hyper, lower, data, key)
         before, _ = start(problem, self.solver, hyper, lower, data)
@@ -98,7 +108,7 @@ class Evolution:
         residual, reference = progress(problem, hyper, before, params, data, lower.reference)
         counts = Counts.of(gradients=(2 * self.pairs + 1) * self.steps + 1)
         evidence = Evidence(residual, standard_error=error, counts=counts)
-        return Estimate(value, grad, evidence), Lower(params, state, None, reference)
+        return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
 
 
 register_node(Evolution, data_fields=["solver", "sigma"], meta_fields=["steps", "pairs"])
@@ -118,7 +128,7 @@ def episode(
     solver: Solver,
     steps: int,
     hyper: PyTree,
-    lower: Lower,
+    lower: InnerState,
     data: Data,
     key: Array,
 ) -> tuple[Array, tuple[PyTree, PyTree]]:

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin
+from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
 from bilevel.estimators import directions as dirs
-from bilevel.estimators.base import check_unrolled, progress
 from bilevel.estimators.recursion import averaged_run, chain, contract
+from bilevel.estimators.refusals import check_unrolled
+from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, start
 from bilevel.utils import PyTree, register_node, vdot
 from bilevel.utils.validation import require_positive_int
@@ -82,15 +83,17 @@ class Forward:
             )
         object.__setattr__(self, "directions", dirs.normalise("Forward", self.directions))
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """Start points of the chain (and of its twin); tangents are zero."""
         state = self.solver.init(params, data.inner)
         tangents = None if self._carries() else ()
-        return begin(params, state, Memory(tangents, (params, state) if self.cross else None))
+        return init_inner_state(
+            params, state, Memory(tangents, (params, state) if self.cross else None)
+        )
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Run the chain with its derivative; contract with the outer gradient."""
         check_unrolled("Forward", problem, self.solver, hyper, lower, data, key)
         before, _ = start(problem, self.solver, hyper, lower, data)
@@ -121,7 +124,7 @@ class Forward:
         evidence = Evidence(residual, standard_error=error, counts=self._counts(hyper))
         value = problem.outer(params, hyper, data.outer)
         memory = Memory(tangents if self._carries() else (), twin)
-        return Estimate(value, grad, evidence), Lower(params, state, memory, reference)
+        return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)
 
     def _carries(self) -> bool:
         """Whether tangents go on from call to call."""
@@ -133,7 +136,9 @@ class Forward:
         gradients = self.steps * (chunks + self.cross) + 1
         return Counts.of(gradients=gradients, jvps=(self.steps - self.start) * tangents)
 
-    def _chunked(self, slopes: Any, drawn: PyTree, hyper: PyTree, lower: Lower, rows: int) -> Any:
+    def _chunked(
+        self, slopes: Any, drawn: PyTree, hyper: PyTree, lower: InnerState, rows: int
+    ) -> Any:
         """All slopes, a chunk of directions at a time; the iterates are the same in each."""
         m = dirs.count(self.directions, hyper)
 
@@ -147,10 +152,10 @@ class Forward:
         return along.reshape(-1)[:m], params, state
 
     def _twin(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
     ) -> tuple[PyTree, PyTree]:
         """The independent chain after as many steps, from other keys."""
-        carry = start(problem, self.solver, hyper, Lower(*lower.memory.twin), data)
+        carry = start(problem, self.solver, hyper, InnerState(*lower.memory.twin), data)
         other = jax.random.fold_in(key, self.steps)
         return averaged_run(
             problem, self.solver, hyper, carry, data, other, steps=self.steps, average=self.average

@@ -16,9 +16,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin, inner_loss
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Evidence,
+    InnerState,
+    Problem,
+    init_inner_state,
+    inner_loss,
+)
 from bilevel.estimators.adjoint import System, adjoint_system, first_order_bias, proximal_step
-from bilevel.estimators.base import check_minimiser, full_gradient, inner_residual
+from bilevel.estimators.refusals import check_minimiser
+from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver
 from bilevel.solvers.base import Solver, run, start
 from bilevel.utils import PyTree, axpy, register_node, zeros_like
@@ -76,13 +86,13 @@ class Implicit:
                 f"Implicit: average must lie between 0 and steps={self.steps}, got {self.average}."
             )
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """Start point, and a zero adjoint."""
-        return begin(params, self.solver.init(params, data.inner), zeros_like(params))
+        return init_inner_state(params, self.solver.init(params, data.inner), zeros_like(params))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Solve the inner problem, then the adjoint system at its solution."""
         check_minimiser("Implicit", problem, hyper, lower.params, data)
         before, _ = carry = start(problem, self.solver, hyper, lower, data)
@@ -107,7 +117,7 @@ class Implicit:
         counts = Counts.of(gradients=self.steps + (1 if smooth else 2), hvps=matvecs)
         evidence = Evidence(residual, adjoint.residual, bias=bias, counts=counts)
         estimate = Estimate(system.value, system.grad(adjoint.x), evidence)
-        return estimate, Lower(params, state, adjoint.x, reference)
+        return estimate, InnerState(params, state, adjoint.x, reference)
 
     def _minimise(
         self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array

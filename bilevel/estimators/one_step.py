@@ -15,8 +15,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin, inner_loss
-from bilevel.estimators.base import check_unrolled, progress
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Evidence,
+    InnerState,
+    Problem,
+    init_inner_state,
+    inner_loss,
+)
+from bilevel.estimators.refusals import check_unrolled
+from bilevel.estimators.residuals import progress
 from bilevel.estimators.reverse import Reverse
 from bilevel.solvers.base import Solver, run, start
 from bilevel.utils import PyTree, norm, partition, register_node, zeros_like
@@ -63,13 +73,13 @@ class OneStep:
         if self.last > self.steps:
             raise ValueError(f"OneStep: last={self.last} is more than steps={self.steps}.")
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """The chain's start point; nothing else is carried."""
-        return begin(params, self.solver.init(params, data.inner))
+        return init_inner_state(params, self.solver.init(params, data.inner))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Run the chain, pull back through its last steps, then on through the probe."""
         if self.last == self.steps:
             whole = Reverse(self.solver, self.steps)
@@ -110,7 +120,7 @@ class OneStep:
         residual, reference = progress(problem, hyper, before, params, data, lower.reference)
         counts = Counts.of(gradients=self.steps + 1, vjps=self.last + near + far)
         evidence = Evidence(residual, bias=bias, counts=counts)
-        return Estimate(value, grad, evidence), Lower(params, state, None, reference)
+        return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
 
 
 register_node(OneStep, data_fields=["solver"], meta_fields=["steps", "last"])

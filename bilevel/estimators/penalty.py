@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin
-from bilevel.estimators.base import check_minimiser, progress
+from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
+from bilevel.estimators.refusals import check_minimiser
+from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, run, start
 from bilevel.utils import PyTree, register_node
 from bilevel.utils.validation import require_positive, require_positive_int
@@ -61,14 +62,14 @@ class Penalty:
         require_positive_int("Penalty", "steps", self.steps)
         require_positive("Penalty", "gamma", self.gamma)
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """The plain chain, and in memory the two penalised ones, ``[2, *leaf]``."""
         carry = (params, self.solver.init(params, data.inner))
-        return begin(*carry, jax.tree.map(lambda x: jnp.stack([x, x]), carry))
+        return init_inner_state(*carry, jax.tree.map(lambda x: jnp.stack([x, x]), carry))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Move the three chains, compare the losses' derivatives in ``hyper`` at their ends."""
         if problem.prox is not None:
             raise ValueError(
@@ -82,7 +83,7 @@ class Penalty:
                 penalty = weight * problem.outer(params, hyper, data.outer) / self.gamma
                 return problem.inner(params, hyper, batch) + penalty
 
-            carry = start(problem, self.solver, hyper, Lower(params, state), data)
+            carry = start(problem, self.solver, hyper, InnerState(params, state), data)
             return run(loss, self.solver, hyper, carry, data, key, steps=self.steps)
 
         chains = jax.tree.map(
@@ -111,7 +112,7 @@ class Penalty:
         evidence = Evidence(residual, bias=bias, counts=Counts.of(gradients=3 * self.steps + 1))
         memory = jax.tree.map(lambda x: x[1:], chains)
         value = problem.outer(params, hyper, data.outer)
-        return Estimate(value, grad, evidence), Lower(params, state, memory, reference)
+        return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)
 
 
 register_node(Penalty, data_fields=["solver", "gamma"], meta_fields=["steps"])

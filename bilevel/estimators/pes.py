@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin
+from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
 from bilevel.estimators import directions as dirs
-from bilevel.estimators.base import check_read, progress
 from bilevel.estimators.evolution import episode, require_es
+from bilevel.estimators.refusals import check_read
+from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, start
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
 from bilevel.utils import PyTree, axpy, register_node
@@ -79,14 +80,14 @@ class PES:
         if self.reset is not None:
             require_positive_int("PES", "reset", self.reset)
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """All chains at the start point; the drift is zero."""
         carry = (params, self.solver.init(params, data.inner))
-        return begin(*carry, Memory(self._gather(carry), None, jnp.zeros((), jnp.int32)))
+        return init_inner_state(*carry, Memory(self._gather(carry), None, jnp.zeros((), jnp.int32)))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Move every chain; weigh the differences of the pairs by their accumulated drift."""
         check_read("PES", problem, self.solver, hyper, lower, data, key)
         before, _ = start(problem, self.solver, hyper, lower, data)
@@ -94,7 +95,7 @@ class PES:
         particles, drift, age = self._remembered(problem, free, lower)
 
         def play(hyper: PyTree, carry: Any, key: Array) -> tuple[Array, Any]:
-            at = Lower(*carry)
+            at = InnerState(*carry)
             return episode(problem, self.solver, self.steps, hyper, at, data, key)
 
         def pair(carry: Any, direction: PyTree, key: Array) -> tuple[Array, Any]:
@@ -122,13 +123,13 @@ class PES:
         counts = Counts.of(gradients=(2 * self.pairs + 1) * self.steps + 1)
         evidence = Evidence(residual, standard_error=error, counts=counts)
         memory = Memory(particles, drift, age + 1)
-        return Estimate(value, grad, evidence), Lower(params, state, memory, reference)
+        return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)
 
     def _gather(self, carry: Any) -> Any:
         """Every chain of every pair at one point."""
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.pairs, 2, *x.shape)), carry)
 
-    def _remembered(self, problem: Problem, free: PyTree, lower: Lower) -> Memory:
+    def _remembered(self, problem: Problem, free: PyTree, lower: InnerState) -> Memory:
         """The memory to begin with: as it is, or without the past."""
         none = jax.tree.map(lambda x: jnp.zeros((self.pairs, *x.shape), x.dtype), free)
         empty = Memory(

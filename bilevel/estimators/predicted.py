@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.core import Counts, Data, Estimate, InverseTime, Knob, Lower, Problem
+from bilevel.core import Counts, Data, Estimate, InnerState, InverseTime, Problem, Schedule
 from bilevel.estimators.base import Estimator
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
@@ -93,13 +93,13 @@ class Predicted:
         """The inner solver: :func:`bilevel.tune` asks it why it diverged."""
         return getattr(self.estimator, "solver", None)
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """The estimator's own."""
         return self.estimator.init(params, data)
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """One step of the estimator; the theory at the params that it ends with."""
         estimate, lower = self.estimator.step(problem, hyper, lower, data, key)
         theory = self.theory(problem, hyper, lower.params, data)
@@ -201,7 +201,9 @@ def _require_constant(solver: Any) -> SGD | None:
     wrong = None
     if not isinstance(solver, SGD):
         wrong = f"the solver must be SGD, got {type(solver).__name__}"
-    elif isinstance(solver.step_size, Knob | InverseTime) or isinstance(solver.momentum, Knob):
+    elif isinstance(solver.step_size, Schedule | InverseTime) or isinstance(
+        solver.momentum, Schedule
+    ):
         wrong = "step size and momentum must be numbers: a schedule never comes to rest"
     elif solver.sampling != "iid":
         wrong = (

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Lower, Problem, inner_loss
+from bilevel.core import Data, InnerState, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
 from bilevel.utils import PyTree, partition
 
@@ -22,7 +22,7 @@ def chain(
     problem: Problem,
     solver: Solver,
     hyper: PyTree,
-    lower: Lower,
+    lower: InnerState,
     tangents: list | None,
     directions: PyTree,
     data: Data,
@@ -123,7 +123,7 @@ def _begin(
     problem: Problem,
     solver: Solver,
     hyper: PyTree,
-    lower: Lower,
+    lower: InnerState,
     tangents: list | None,
     directions: PyTree,
     data: Data,

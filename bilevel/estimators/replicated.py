@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem
+from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem
 from bilevel.estimators.base import Estimator
 from bilevel.utils import PyTree, register_node, vdot
 from bilevel.utils.validation import require_positive, require_positive_int
@@ -62,22 +62,22 @@ class Replicated:
         """The inner solver, if there is one: :func:`bilevel.tune` asks it why it diverged."""
         return getattr(self.estimator, "solver", None)
 
-    def init(self, params: PyTree, data: Data) -> Lower:
-        """All copies at one start point; memory holds a whole :class:`Lower` for each."""
+    def init(self, params: PyTree, data: Data) -> InnerState:
+        """All copies at one start point; memory holds a whole :class:`InnerState` for each."""
         one = self.estimator.init(params, data)
         copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.n, *jnp.shape(x))), one)
-        return Lower(one.params, one.solver_state, copies, one.reference)
+        return InnerState(one.params, one.solver_state, copies, one.reference)
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """One step of every copy, each with its own key."""
 
-        def one(copy: Lower, key: Array) -> tuple[Estimate, Lower]:
+        def one(copy: InnerState, key: Array) -> tuple[Estimate, InnerState]:
             return self.estimator.step(problem, hyper, copy, data, key)
 
         every, copies = jax.vmap(one)(lower.memory, jax.random.split(key, self.n))
-        first: Lower = jax.tree.map(lambda x: x[0], copies)
+        first: InnerState = jax.tree.map(lambda x: x[0], copies)
         value, grad = jax.tree.map(lambda x: jnp.mean(x, 0), (every.value, every.grad))
         error = jax.tree.map(lambda x: jnp.std(x, 0, ddof=1) / self.n**0.5, every.grad)
 
@@ -89,7 +89,7 @@ class Replicated:
             bias=jax.tree.map(lambda x: jnp.mean(x, 0), got.bias),
             counts=Counts(*(jnp.sum(x, dtype=jnp.int32) for x in got.counts)),
         )
-        lower = Lower(first.params, first.solver_state, copies, first.reference)
+        lower = InnerState(first.params, first.solver_state, copies, first.reference)
         return Estimate(value, grad, evidence), lower
 
     def needed(self, estimate: Estimate, tolerance: float = 0.1) -> Array:

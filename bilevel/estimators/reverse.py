@@ -16,9 +16,20 @@ from typing import Any
 import jax
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, Loss, Lower, Problem, begin, inner_loss
-from bilevel.estimators.base import check_unrolled, progress
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Evidence,
+    InnerState,
+    Loss,
+    Problem,
+    init_inner_state,
+    inner_loss,
+)
 from bilevel.estimators.mixed_mode import mixed_mode
+from bilevel.estimators.refusals import check_unrolled
+from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, run, start
 from bilevel.utils import PyTree, nbytes, register_node
 from bilevel.utils.validation import require_positive_int
@@ -70,13 +81,13 @@ class Reverse:
         if self.memory not in MEMORY:
             raise ValueError(f"Reverse: memory must be one of {MEMORY}, got {self.memory!r}.")
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """The chain's start point; nothing else is carried."""
-        return begin(params, self.solver.init(params, data.inner))
+        return init_inner_state(params, self.solver.init(params, data.inner))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Run the chain forwards, then pull the outer gradient back through it."""
         check_unrolled("Reverse", problem, self.solver, hyper, lower, data, key)
         tracked = self.steps if self.truncate is None else self.truncate
@@ -99,7 +110,7 @@ class Reverse:
         recomputed = tracked if checkpoints else 0
         counts = Counts.of(gradients=self.steps + recomputed + 1, vjps=tracked)
         evidence = Evidence(inner_residual=residual, counts=counts)
-        return Estimate(value, grad, evidence), Lower(params, state, None, reference)
+        return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
 
     def _plan(
         self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array, n: int

@@ -15,7 +15,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, InverseTime, Knob, Lower, Problem
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Evidence,
+    InnerState,
+    InverseTime,
+    Problem,
+    Schedule,
+)
 from bilevel.estimators.base import Estimator
 from bilevel.utils import PyTree, dtype, register_node
 
@@ -59,25 +68,25 @@ class Richardson:
         """The inner solver at ``2 eta``, which diverges first: :func:`bilevel.tune` asks it why."""
         return getattr(_scaled(self.estimator, 2), "solver", None)
 
-    def init(self, params: PyTree, data: Data) -> Lower:
-        """Both chains at one start point; memory holds a whole :class:`Lower` for each."""
+    def init(self, params: PyTree, data: Data) -> InnerState:
+        """Both chains at one start point; memory holds a whole :class:`InnerState` for each."""
         one = self.estimator.init(params, data)
-        return Lower(
+        return InnerState(
             one.params, one.solver_state, jax.tree.map(lambda x: jnp.stack([x, x]), one),
             one.reference,
         )  # fmt: skip
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """One step at ``eta`` and at ``2 eta``, with the same key."""
 
-        def one(factor: Array, chain: Lower) -> tuple[Estimate, Lower]:
+        def one(factor: Array, chain: InnerState) -> tuple[Estimate, InnerState]:
             return _scaled(self.estimator, factor).step(problem, hyper, chain, data, key)
 
         factors = jnp.array([1, 2], dtype(lower.params))
         both, chains = jax.vmap(one)(factors, lower.memory)
-        fine: Lower = jax.tree.map(lambda x: x[0], chains)
+        fine: InnerState = jax.tree.map(lambda x: x[0], chains)
         value, grad = jax.tree.map(lambda x: 2 * x[0] - x[1], (both.value, both.grad))
 
         got = both.evidence
@@ -88,7 +97,7 @@ class Richardson:
             bias=jax.tree.map(lambda x: x[1] - x[0], both.grad),
             counts=Counts(*(jnp.sum(x, dtype=jnp.int32) for x in got.counts)),
         )
-        lower = Lower(fine.params, fine.solver_state, chains, fine.reference)
+        lower = InnerState(fine.params, fine.solver_state, chains, fine.reference)
         return Estimate(value, grad, evidence), lower
 
 
@@ -102,7 +111,7 @@ def _require_step_size(estimator: Any) -> None:
     if not callable(getattr(estimator, "step", None)):
         return  # a placeholder: JAX rebuilds estimators around anything
     solver: Any = getattr(estimator, "solver", None)
-    if hasattr(solver, "step_size") and not isinstance(solver.step_size, Knob | InverseTime):
+    if hasattr(solver, "step_size") and not isinstance(solver.step_size, Schedule | InverseTime):
         return
     found = (
         f"{type(solver).__name__} has {solver.step_size!r}" if hasattr(solver, "step_size")

@@ -15,8 +15,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin, examples
-from bilevel.estimators.base import Estimator, progress
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Evidence,
+    InnerState,
+    Problem,
+    examples,
+    init_inner_state,
+)
+from bilevel.estimators.base import Estimator
+from bilevel.estimators.residuals import progress
 from bilevel.solvers.sampling import take
 from bilevel.utils import PyTree, register_node, strong, zeros_like
 from bilevel.utils.validation import require_positive_int
@@ -94,17 +104,17 @@ class Sampled:
                 f"{self.draw!r}."
             )
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """The params of a task, and the same again to begin every call with."""
-        return begin(params, (), params)
+        return init_inner_state(params, (), params)
 
     def first_task(self, data: Data, key: Array) -> Data:
         """The first of the tasks that a call with this key draws."""
         return self._task(data, self._keys(key)[0])
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Draw tasks, take one step of the estimator on each from its beginning."""
         params = lower.memory
 
@@ -136,7 +146,7 @@ class Sampled:
             bias=bias,
             counts=counts,
         )
-        return Estimate(value, grad, evidence), Lower(end, (), params, lower.reference)
+        return Estimate(value, grad, evidence), InnerState(end, (), params, lower.reference)
 
     def _keys(self, key: Array) -> Array:
         return jax.random.split(key, self.tasks)

@@ -16,9 +16,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin, inner_loss
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Evidence,
+    InnerState,
+    Problem,
+    init_inner_state,
+    inner_loss,
+)
 from bilevel.estimators import directions as dirs
-from bilevel.estimators.base import check_unrolled, progress
+from bilevel.estimators.refusals import check_unrolled
+from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, start
 from bilevel.utils import PyTree, axpy, norm, partition, register_node, vdot, zeros_like
 from bilevel.utils.validation import require_positive_int
@@ -61,13 +71,13 @@ class UORO:
         """Refuse a count of steps that does nothing."""
         require_positive_int("UORO", "steps", self.steps)
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """The chain's start point; the derivative is zero."""
-        return begin(params, self.solver.init(params, data.inner), Memory(None, None))
+        return init_inner_state(params, self.solver.init(params, data.inner), Memory(None, None))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Run the chain with its rank-one derivative; contract with the outer gradient."""
         check_unrolled("UORO", problem, self.solver, hyper, lower, data, key)
         # Step k uses fold_in(key, k), k < steps: the signs must not repeat those keys.
@@ -105,10 +115,10 @@ class UORO:
         residual, reference = progress(problem, hyper, before, params, data, lower.reference)
         counts = Counts.of(gradients=self.steps + 1, jvps=self.steps, vjps=self.steps)
         estimate = Estimate(value, grad, Evidence(inner_residual=residual, counts=counts))
-        return estimate, Lower(params, state, factors, reference)
+        return estimate, InnerState(params, state, factors, reference)
 
     def _begin(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
     ) -> Memory:
         """The factors carried over; zero; or a sketch of the derivative of ``problem.start``."""
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Knob, evaluate, knob
+from bilevel.core import Schedule, as_setting, evaluate
 from bilevel.linear.base import Matvec, Solution, as_operator, relative_residual
 from bilevel.utils import PyTree, axpy, register_node
 from bilevel.utils.validation import require_positive_int
@@ -48,8 +48,8 @@ class SGDLinear:
 
     def __post_init__(self) -> None:
         """Normalise functions and refuse counts out of range."""
-        object.__setattr__(self, "step_size", knob("SGDLinear", "step_size", self.step_size))
-        if isinstance(self.step_size, Knob) and self.step_size.sees_hyper:
+        object.__setattr__(self, "step_size", as_setting("SGDLinear", "step_size", self.step_size))
+        if isinstance(self.step_size, Schedule) and self.step_size.sees_hyper:
             raise TypeError("SGDLinear: step_size must be a number or fn(count).")
         require_positive_int("SGDLinear", "steps", self.steps)
         require_positive_int("SGDLinear", "batch_size", self.batch_size)

@@ -1,21 +1,35 @@
 """Outer rules: how the hyperparameters move, beside any optax transformation."""
 
+from typing import Any as _Any
+
 from bilevel.outer.adagrad_norm import AdaGradNorm
 from bilevel.outer.auto import Auto
-from bilevel.outer.base import Keeps, Loosens, Retreats
+from bilevel.outer.base import Backtracks, SetsTolerance, TracksBest
 from bilevel.outer.dog import DoG
 from bilevel.outer.lbfgs import LBFGS
 from bilevel.outer.line_search import LineSearch
 from bilevel.outer.polyak import Polyak
+from bilevel.utils.deprecation import renamed as _renamed
 
 __all__ = [
     "LBFGS",
     "AdaGradNorm",
     "Auto",
+    "Backtracks",
     "DoG",
-    "Keeps",
     "LineSearch",
-    "Loosens",
     "Polyak",
-    "Retreats",
+    "SetsTolerance",
+    "TracksBest",
 ]
+
+_RENAMED = {
+    "Keeps": ("TracksBest", TracksBest),
+    "Retreats": ("Backtracks", Backtracks),
+    "Loosens": ("SetsTolerance", SetsTolerance),
+}
+
+
+def __getattr__(name: str) -> _Any:
+    """Names of the release before, with a warning."""
+    return _renamed(__name__, _RENAMED, name)

@@ -18,7 +18,16 @@ from jax.flatten_util import ravel_pytree
 from bilevel.outer.base import flat_admit, flatten
 from bilevel.outer.dog import Walk, absorb, stride
 from bilevel.outer.dog import begin as begin_walk
-from bilevel.outer.trust_region import Admit, Trust, best, judge, propose, retreat, scales, shorten
+from bilevel.outer.trust_region import (
+    Admit,
+    Trust,
+    backtrack,
+    best,
+    judge,
+    propose,
+    scales,
+    shorten,
+)
 from bilevel.outer.trust_region import begin as begin_search
 from bilevel.utils import PyTree, norm, register_node
 from bilevel.utils.validation import require_positive_int
@@ -118,11 +127,11 @@ class Auto:
         searched = best(search, hyper, value)
         return jax.tree.map(lambda a, b: jnp.where(state.noisy, a, b), walked, searched)
 
-    def retreat(self, before: State, after: State, hyper: PyTree) -> tuple[State, Array]:
+    def backtrack(self, before: State, after: State, hyper: PyTree) -> tuple[State, Array]:
         """A quarter of the step that was refused."""
         origin = jnp.where(after.noisy, after.walk.at, after.search.base)
         length = jnp.linalg.norm(ravel_pytree(hyper)[0] - origin)
-        search, hopeful = retreat(before.search, length)
+        search, hopeful = backtrack(before.search, length)
         return before._replace(search=search), hopeful
 
 

@@ -19,7 +19,7 @@ from bilevel.utils import PyTree
 
 
 @runtime_checkable
-class Keeps(Protocol):
+class TracksBest(Protocol):
     """A rule that remembers a best point, which is what a run ends with."""
 
     def best(self, state: PyTree, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
@@ -28,10 +28,10 @@ class Keeps(Protocol):
 
 
 @runtime_checkable
-class Retreats(Protocol):
+class Backtracks(Protocol):
     """A rule that comes back from hyperparameters where the inner solver diverges."""
 
-    def retreat(self, before: PyTree, after: PyTree, hyper: PyTree) -> tuple[PyTree, Array]:
+    def backtrack(self, before: PyTree, after: PyTree, hyper: PyTree) -> tuple[PyTree, Array]:
         """The state to propose again with, and whether there is hope, ``()``, boolean.
 
         ``before`` and ``after`` are the states around the update that proposed ``hyper``. The same
@@ -41,10 +41,10 @@ class Retreats(Protocol):
 
 
 @runtime_checkable
-class Loosens(Protocol):
+class SetsTolerance(Protocol):
     """A rule that needs little accuracy at first and sets the estimator's tolerances."""
 
-    def loosen(self, estimator: Any, state: PyTree) -> Any:
+    def set_tolerance(self, estimator: Any, state: PyTree) -> Any:
         """The estimator for the next evaluation: of the same structure, never more accurate."""
         ...
 

@@ -11,7 +11,7 @@ from bilevel.spaces.base import Spaces
 from bilevel.utils import PyTree, norm, register_node
 
 
-class Placed(NamedTuple):
+class CoordinateState(NamedTuple):
     """The coordinates, which have digits left where natural units have none; the rule's state."""
 
     free: PyTree
@@ -29,39 +29,41 @@ class Coordinates:
     tx: Any
     spaces: Spaces
 
-    def init(self, hyper: PyTree) -> Placed:
+    def init(self, hyper: PyTree) -> CoordinateState:
         """Coordinates, and the state of the transformation there."""
         free = self.spaces.free(hyper)
-        return Placed(free, self.tx.init(free))
+        return CoordinateState(free, self.tx.init(free))
 
-    def moved(self, estimate: Estimate, state: Placed) -> tuple[PyTree, Placed]:
+    def apply(self, estimate: Estimate, state: CoordinateState) -> tuple[PyTree, CoordinateState]:
         """``(hyper, state)`` after an update by an estimate in natural units."""
-        seen = as_moved(self, estimate, state)
+        seen = to_coordinates(self, estimate, state)
         free, outer = move(self.tx, seen, state.outer, state.free, self.spaces.admit)
         free = self.spaces.admit(free)
-        return self.spaces.natural(free), Placed(free, outer)
+        return self.spaces.natural(free), CoordinateState(free, outer)
 
-    def best(self, state: Placed, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
+    def best(self, state: CoordinateState, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
         """That of a rule that keeps one, in natural units."""
         del hyper
         free, value = self.tx.best(state.outer, state.free, value)
         return self.spaces.natural(free), value
 
-    def retreat(self, before: Placed, after: Placed, hyper: PyTree) -> tuple[Placed, Array]:
+    def backtrack(
+        self, before: CoordinateState, after: CoordinateState, hyper: PyTree
+    ) -> tuple[CoordinateState, Array]:
         """That of a rule that comes back."""
         del hyper
-        outer, hopeful = self.tx.retreat(before.outer, after.outer, after.free)
-        return Placed(before.free, outer), hopeful
+        outer, hopeful = self.tx.backtrack(before.outer, after.outer, after.free)
+        return CoordinateState(before.free, outer), hopeful
 
-    def loosen(self, estimator: Any, state: Placed) -> Any:
+    def set_tolerance(self, estimator: Any, state: CoordinateState) -> Any:
         """That of a rule that sets tolerances."""
-        return self.tx.loosen(estimator, state.outer)
+        return self.tx.set_tolerance(estimator, state.outer)
 
 
 register_node(Coordinates, data_fields=["tx"], meta_fields=["spaces"])
 
 
-def placed(spaces: Spaces | None, tx: Any) -> Any:
+def in_coordinates(spaces: Spaces | None, tx: Any) -> Any:
     """The transformation as it moves ``hyper``: in coordinates where there is a space."""
     return tx if spaces is None else Coordinates(tx, spaces)
 
@@ -69,16 +71,16 @@ def placed(spaces: Spaces | None, tx: Any) -> Any:
 def update(tx: Any, estimate: Estimate, state: PyTree, hyper: PyTree) -> tuple[PyTree, PyTree]:
     """``(hyper, state)`` after the update that an estimate asks for, in coordinates if any."""
     if isinstance(tx, Coordinates):
-        return tx.moved(estimate, state)
+        return tx.apply(estimate, state)
     return move(tx, estimate, state, hyper)
 
 
-def inside(tx: Any) -> Any:
+def unwrap(tx: Any) -> Any:
     """The rule itself, which says what it can."""
     return tx.tx if isinstance(tx, Coordinates) else tx
 
 
-def as_moved(tx: Any, estimate: Estimate, state: PyTree) -> Estimate:
+def to_coordinates(tx: Any, estimate: Estimate, state: PyTree) -> Estimate:
     """The estimate as the transformation sees it: gradient and standard error in coordinates."""
     if not isinstance(tx, Coordinates):
         return estimate
@@ -89,6 +91,6 @@ def as_moved(tx: Any, estimate: Estimate, state: PyTree) -> Estimate:
     return Estimate(estimate.value, tx.spaces.pull(state.free, estimate.grad), evidence)
 
 
-def columns_of_space(tx: Any, moved: Estimate) -> dict[str, Array]:
+def history_columns(tx: Any, moved: Estimate) -> dict[str, Array]:
     """What the history says beside the norm in natural units: that which vanishes at an optimum."""
     return {"free_grad_norm": norm(moved.grad)} if isinstance(tx, Coordinates) else {}

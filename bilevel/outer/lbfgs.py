@@ -12,7 +12,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.outer.base import flat_admit, flatten
-from bilevel.outer.trust_region import Trust, begin, best, judge, propose, retreat
+from bilevel.outer.trust_region import Trust, backtrack, begin, best, judge, propose
 from bilevel.utils import PyTree, register_node
 from bilevel.utils.validation import require_positive_int
 
@@ -81,9 +81,9 @@ class LBFGS:
         """The best accepted point, or ``hyper`` where that is better; its value."""
         return best(state, hyper, value)
 
-    def retreat(self, before: Trust, after: Trust, hyper: PyTree) -> tuple[Trust, Array]:
+    def backtrack(self, before: Trust, after: Trust, hyper: PyTree) -> tuple[Trust, Array]:
         """A quarter of the step that was refused."""
-        return retreat(before, jnp.linalg.norm(ravel_pytree(hyper)[0] - after.base))
+        return backtrack(before, jnp.linalg.norm(ravel_pytree(hyper)[0] - after.base))
 
 
 register_node(LBFGS, data_fields=[], meta_fields=["memory"])

@@ -134,12 +134,12 @@ class LineSearch:
         better = value < state.value
         return back(jnp.where(better, flat, state.base)), jnp.where(better, value, state.value)
 
-    def retreat(self, before: State, after: State, hyper: PyTree) -> tuple[State, Array]:
+    def backtrack(self, before: State, after: State, hyper: PyTree) -> tuple[State, Array]:
         """A quarter of the step that was refused."""
         again = before._replace(ceiling=after.step / 4, refusals=before.refusals + 1)
         return again, again.refusals <= _REFUSALS
 
-    def loosen(self, estimator: Any, state: State) -> Any:
+    def set_tolerance(self, estimator: Any, state: State) -> Any:
         """The estimator as accurate as the next evaluation needs."""
         return loosened(estimator, self._at(state.seen))
 

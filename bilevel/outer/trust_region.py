@@ -222,7 +222,7 @@ def shorten(trust: Trust, step: Array) -> tuple[Array, Trust]:
     return jnp.minimum(times, 1) * step, after
 
 
-def retreat(before: Trust, length: Array) -> tuple[Trust, Array]:
+def backtrack(before: Trust, length: Array) -> tuple[Trust, Array]:
     """After a step of this length was refused: a quarter of it, six times at most."""
     again = before._replace(ceiling=length / 4, refusals=before.refusals + 1)
     return again, again.refusals <= _REFUSALS

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Lower, Problem
-from bilevel.estimators.base import check_minimiser
+from bilevel.core import Counts, Data, Estimate, InnerState, Problem
+from bilevel.estimators.refusals import check_minimiser
 from bilevel.single_loop.monitored import sizes
 from bilevel.single_loop.oracles import (
     Point,
@@ -100,9 +100,9 @@ class DoubleLoop(Stochastic):
             **self._unwatched(params),
         }
 
-    def move(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+    def update(
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Move the params, then the adjoint, then estimate the hypergradient there."""
         validation.require_plain("DoubleLoop", problem)
         check_minimiser("DoubleLoop", problem, hyper, lower.params, data)
@@ -142,7 +142,7 @@ class DoubleLoop(Stochastic):
         }
         state = (inner_state, outer_state, (w_state, v_state))
         evidence = self._evidence(memory["watch"], counts)
-        return Estimate(value, grad, evidence), Lower(w, state, memory, lower.reference)
+        return Estimate(value, grad, evidence), InnerState(w, state, memory, lower.reference)
 
     def _hypergradient(
         self, problem: Problem, here: Point, memory: Any, samplers: Any, data: Data,

@@ -8,8 +8,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Decay, Estimate, Evidence, Lower, Problem, begin, evaluate
-from bilevel.estimators.base import full_gradient
+from bilevel.core import (
+    Counts,
+    Data,
+    Decay,
+    Estimate,
+    Evidence,
+    InnerState,
+    Problem,
+    evaluate,
+    init_inner_state,
+)
+from bilevel.estimators.residuals import full_gradient
 from bilevel.single_loop.batches import Batches
 from bilevel.single_loop.first_order import begun, normalise
 from bilevel.single_loop.monitor import Watch
@@ -61,16 +71,16 @@ class F2SA(Watched):
     def _batches(self) -> Batches:
         return Batches(self.batch_size, self.sampling, False)
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """The start point of w; y begins there with the first call."""
         batches = self._batches()
         batches.check("inner", data.inner)
         batches.check("outer", data.outer)
-        return begin(params, (batches.init(data.inner), batches.init(data.outer)))
+        return init_inner_state(params, (batches.init(data.inner), batches.init(data.outer)))
 
-    def move(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+    def update(
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Move w and y, then estimate the direction of the hyperparameters on fresh batches."""
         count = begun("F2SA", problem, hyper, lower, data)
         memory = lower.memory
@@ -118,7 +128,9 @@ class F2SA(Watched):
             "sizes": sizes(*directions), "watch": memory["watch"],
         }  # fmt: skip
         evidence = self._evidence(memory["watch"], Counts.of(gradients=2 * steps + 2))
-        return Estimate(value, grad, evidence), Lower(w, (inner, outer), memory, lower.reference)
+        return Estimate(value, grad, evidence), InnerState(
+            w, (inner, outer), memory, lower.reference
+        )
 
     def _every(self, data: Data) -> int:
         return self.check_every or often((self._batches().count(data.inner),))
@@ -127,7 +139,7 @@ class F2SA(Watched):
         return Counts.of(gradients=2 * self._batches().count(data.inner))
 
     def _measure(
-        self, problem: Problem, hyper: PyTree, after: Lower, data: Data
+        self, problem: Problem, hyper: PyTree, after: InnerState, data: Data
     ) -> tuple[PyTree, PyTree, PyTree]:
         """The inner gradient at y against that at w."""
         at_w, at_y = (
@@ -138,7 +150,7 @@ class F2SA(Watched):
     def _evidence(self, watch: Watch, counts: Any = None) -> Evidence:
         return replace(super()._evidence(watch, counts), linear_residual=None)
 
-    def contractible(self, hyper: PyTree, lower: Lower) -> dict[str, Array]:
+    def stability_limits(self, hyper: PyTree, lower: InnerState) -> dict[str, Array]:
         """``2 / (gamma step_size)`` for w, which a step on ``gamma g + f`` moves; and of y."""
         memory = lower.memory
         w, y = (evaluate(s, memory["count"], hyper) for s in (self.step_size, self.free_step))

@@ -7,8 +7,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin, evaluate, knob
-from bilevel.estimators.base import check_minimiser, full_gradient, inner_residual
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Evidence,
+    InnerState,
+    Problem,
+    as_setting,
+    evaluate,
+    init_inner_state,
+)
+from bilevel.estimators.refusals import check_minimiser
+from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
 from bilevel.utils import PyTree, axpy, register_node, validation, vdot
 
@@ -17,13 +28,13 @@ def normalise(owner: Any, rates: tuple[str, ...], counts: tuple[str, ...]) -> No
     """Step sizes as knobs; counts positive, or ``None`` for those that are chosen later."""
     name = type(owner).__name__
     for field in rates:
-        object.__setattr__(owner, field, knob(name, field, getattr(owner, field)))
+        object.__setattr__(owner, field, as_setting(name, field, getattr(owner, field)))
     for field in counts:
         if (count := getattr(owner, field)) is not None:
             validation.require_positive_int(name, field, count)
 
 
-def begun(name: str, problem: Problem, hyper: PyTree, lower: Lower, data: Data) -> Array:
+def begun(name: str, problem: Problem, hyper: PyTree, lower: InnerState, data: Data) -> Array:
     """The number of the call, after the checks that all share."""
     validation.require_plain(name, problem)
     check_minimiser(name, problem, hyper, lower.params, data)
@@ -60,14 +71,14 @@ class BOME:
         """Normalise the step and refuse settings out of range."""
         normalise(self, ("step_size",), ("inner_steps",))
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """The start point."""
         del data
-        return begin(params, ())
+        return init_inner_state(params, ())
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Move the params, return the direction of the hyperparameters at the same point."""
         del key
         count = begun("BOME", problem, hyper, lower, data)
@@ -87,7 +98,7 @@ class BOME:
         residual, reference = inner_residual(problem, hyper, w, gradient, data, lower.reference)
         counts = Counts.of(gradients=self.inner_steps + 3)
         estimate = Estimate(value, d_lam, Evidence(residual, counts=counts))
-        return estimate, Lower(end, (), {"count": count + 1}, reference)
+        return estimate, InnerState(end, (), {"count": count + 1}, reference)
 
 
 @dataclass(frozen=True)
@@ -117,14 +128,14 @@ class PZOBO:
         normalise(self, ("step_size",), ("inner_steps", "pairs"))
         validation.require_positive("PZOBO", "mu", self.mu)
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """The start point."""
         del data
-        return begin(params, ())
+        return init_inner_state(params, ())
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Solve at ``hyper`` and beside it; direction j is drawn with the j-th of split keys."""
         count = begun("PZOBO", problem, hyper, lower, data)
         w, rate = lower.params, evaluate(self.step_size, count, hyper)
@@ -153,7 +164,7 @@ class PZOBO:
         counts = Counts.of(gradients=self.inner_steps * (1 + self.pairs) + 1)
         spread = error if self.pairs > 1 else None
         evidence = Evidence(residual, standard_error=spread, counts=counts)
-        return Estimate(value, grad, evidence), Lower(end, (), {"count": count + 1}, reference)
+        return Estimate(value, grad, evidence), InnerState(end, (), {"count": count + 1}, reference)
 
 
 for _method, _leaves, _static in (

@@ -1,4 +1,4 @@
-"""Whether a run is going astray, and in which variable: cheap at every look, exact when it matters.
+"""Whether a run diverges, and in which variable: cheap at every look, exact when it matters.
 
 At a look, the sizes of the directions are compared with their largest in the first steps. Where one
 has grown tenfold, and at calls 0, 1, 2, 4, 8, ... up to every so many calls, the inner gradient and
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Estimate, Lower
-from bilevel.utils import PyTree, all_finite, only_if
+from bilevel.core import Estimate, InnerState
+from bilevel.utils import PyTree, all_finite, cond_without_select
 
 _SETTLE = 4  # steps in which the scales are learned
 _SUSPECT = 10  # growth that is looked into
@@ -76,7 +76,7 @@ def observe(
     largest = jnp.where(settling | suspect, seen, old)
     scale = jnp.maximum(old, jnp.where(jnp.arange(4) < 2, largest, most))
     wanted = suspect | (calls >= due)
-    measured, reference = only_if(wanted, measure, (watch.measured, reference))
+    measured, reference = cond_without_select(wanted, measure, (watch.measured, reference))
     due = jnp.where(wanted, calls + jnp.clip(calls, 1, every), due)
     growth = jnp.where(settling, 0, growth)
     return Watch(measured, scale, growth, jnp.stack([calls, due])), reference, wanted
@@ -98,8 +98,8 @@ def relative(watch: Watch, residual: Array, left: Array, rhs: Array) -> Array:
     return jnp.stack([residual.astype(dtype), _ratio(left, rhs), most, share])
 
 
-def astray(
-    names: tuple[str, str], watch: Watch, second: PyTree, estimate: Estimate, after: Lower,
+def diverged_variables(
+    names: tuple[str, str], watch: Watch, second: PyTree, estimate: Estimate, after: InnerState,
     limit: Any,
 ) -> dict[str, Array]:  # fmt: skip
     """The variables, and whether each has left all bounds; of several the first is named.

@@ -1,4 +1,4 @@
-"""Estimators that move several variables: a move, a look at it, the name of what goes astray."""
+"""Estimators that move several variables: a move, a look at it, the name of what has diverged."""
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem
-from bilevel.estimators.base import inner_residual
-from bilevel.single_loop.monitor import Watch, astray, observe, relative
+from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem
+from bilevel.estimators.residuals import inner_residual
+from bilevel.single_loop.monitor import Watch, diverged_variables, observe, relative
 from bilevel.utils import PyTree, dtype, norm
 
 
@@ -25,9 +25,9 @@ class Watched(ABC):
     second: ClassVar[str] = "v"
 
     @abstractmethod
-    def move(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+    def update(
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """The step itself; its evidence is that of the last look."""
 
     @abstractmethod
@@ -43,26 +43,26 @@ class Watched(ABC):
 
     @abstractmethod
     def _measure(
-        self, problem: Problem, hyper: PyTree, after: Lower, data: Data
+        self, problem: Problem, hyper: PyTree, after: InnerState, data: Data
     ) -> tuple[PyTree, PyTree, PyTree]:
         """``(inner gradient at the params, what the second variable leaves, of what)``."""
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Move all variables but the hyperparameters, whose direction it returns, and look."""
-        estimate, after = self.move(problem, hyper, lower, data, key)
-        return self.look(problem, hyper, lower, estimate, after, data)
+        estimate, after = self.update(problem, hyper, lower, data, key)
+        return self.measure(problem, hyper, lower, estimate, after, data)
 
-    def look(
+    def measure(
         self,
         problem: Problem,
         hyper: PyTree,
-        before: Lower,
+        before: InnerState,
         estimate: Estimate,
-        after: Lower,
+        after: InnerState,
         data: Data,
-    ) -> tuple[Estimate, Lower]:
+    ) -> tuple[Estimate, InnerState]:
         """Watch the directions, and measure on all data where that is due."""
         memory = after.memory
         watch: Watch = memory["watch"]
@@ -82,7 +82,7 @@ class Watched(ABC):
         cost = jax.tree.map(lambda n: n * measured, self._passes(data))
         counts = jax.tree.map(jnp.add, estimate.evidence.counts, cost)
         evidence = replace(self._evidence(watch), counts=counts)
-        after = Lower(after.params, after.solver_state, {**memory, "watch": watch}, reference)
+        after = InnerState(after.params, after.solver_state, {**memory, "watch": watch}, reference)
         return Estimate(estimate.value, estimate.grad, evidence), after
 
     def _unwatched(self, params: PyTree) -> dict[str, Any]:
@@ -95,11 +95,11 @@ class Watched(ABC):
         more = {} if counts is None else {"counts": counts}
         return Evidence(watch.residual, watch.second, **more)
 
-    def astray(self, estimate: Estimate, after: Lower, limit: Any) -> dict[str, Array]:
+    def diverged(self, estimate: Estimate, after: InnerState, limit: Any) -> dict[str, Array]:
         """The variables by name, and whether each has diverged."""
         memory = after.memory
         second = memory[self.second]
-        return astray(self.variables, memory["watch"], second, estimate, after, limit)
+        return diverged_variables(self.variables, memory["watch"], second, estimate, after, limit)
 
 
 def often(counts: tuple[int, ...]) -> int:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import evaluate, knob
+from bilevel.core import as_setting, evaluate
 from bilevel.utils import PyTree, register_node, zeros_like
 
 
@@ -150,7 +150,7 @@ for _rule, _leaves in ((SGD, []), (Momentum, ["weight"]), (STORM, ["weight"])):
 
 
 def _normalise_weight(rule: Any) -> None:
-    object.__setattr__(rule, "weight", knob(type(rule).__name__, "weight", rule.weight))
+    object.__setattr__(rule, "weight", as_setting(type(rule).__name__, "weight", rule.weight))
 
 
 def _weight(rule: Any, sample: Sample) -> Array:

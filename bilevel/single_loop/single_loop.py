@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Lower, Problem
-from bilevel.estimators.base import check_minimiser
+from bilevel.core import Counts, Data, Estimate, InnerState, Problem
+from bilevel.estimators.refusals import check_minimiser
 from bilevel.single_loop.monitored import sizes
 from bilevel.single_loop.oracles import Evaluation, Parts, Point, Series, evaluate_at, total
 from bilevel.single_loop.rates import at as at_count
@@ -27,7 +27,15 @@ from bilevel.single_loop.rates import move
 from bilevel.single_loop.rules import SGD, Sample
 from bilevel.single_loop.stochastic import Stochastic
 from bilevel.single_loop.variance import SAGA, SVRG
-from bilevel.utils import PyTree, dtype, nbytes, only_if, register_node, validation, zeros_like
+from bilevel.utils import (
+    PyTree,
+    cond_without_select,
+    dtype,
+    nbytes,
+    register_node,
+    validation,
+    zeros_like,
+)
 
 
 @dataclass(frozen=True)
@@ -124,9 +132,9 @@ class SingleLoop(Stochastic):
         hyper, params = jax.tree.map(jnp.asarray, (hyper, params))
         return nbytes(jax.eval_shape(lambda: self._zeros(hyper, params, data)))
 
-    def move(
-        self, problem: Problem, hyper: PyTree, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+    def update(
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Move params and adjoint, return the direction of the hyperparameters."""
         validation.require_plain("SingleLoop", problem)
         check_minimiser("SingleLoop", problem, hyper, lower.params, data)
@@ -147,7 +155,7 @@ class SingleLoop(Stochastic):
         params, state, memory, (directions, value, made) = carry
         memory = {**memory, "sizes": sizes(directions.w, directions.v)}
         evidence = self._evidence(memory["watch"], Counts.of(gradients=made, hvps=made))
-        after = Lower(params, state, memory, lower.reference)
+        after = InnerState(params, state, memory, lower.reference)
         return Estimate(value, directions.lam, evidence), after
 
     def _move(self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Any) -> Any:
@@ -172,7 +180,9 @@ class SingleLoop(Stochastic):
         now, full = past.pop("now"), None
         if not all(flag is False for flag in due.values()):
             wanted = jnp.any(jnp.stack([jnp.asarray(flag) for flag in due.values()]))
-            full = only_if(wanted, lambda: at({"now": here}, whole=True)["now"], zeros_like(now))
+            full = cond_without_select(
+                wanted, lambda: at({"now": here}, whole=True)["now"], zeros_like(now)
+            )
             calls = calls + sizes[0] * (wanted + full.products)
 
         directions, memories = {}, {}

@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Fixed, Lower, Problem, Transform, begin, evaluate
+from bilevel.core import (
+    Counts,
+    Data,
+    InnerState,
+    Problem,
+    StaticTransform,
+    Transform,
+    evaluate,
+    init_inner_state,
+)
 from bilevel.single_loop.batches import Batches
 from bilevel.single_loop.monitored import Watched, often
 from bilevel.single_loop.rates import as_rate, begin_rate
@@ -61,20 +70,20 @@ class Stochastic(Watched):
     def _every(self, data: Data) -> int:
         return self.check_every or often(self._counts(data))
 
-    def init(self, params: PyTree, data: Data) -> Lower:
+    def init(self, params: PyTree, data: Data) -> InnerState:
         """Start point, samplers, states of the two steps; all else begins at zero."""
         inner, outer = self._levels()
         inner.check("inner", data.inner)
         outer.check("outer", data.outer)
         rates = tuple(begin_rate(rate, params) for rate in self._rates())
-        return begin(params, (inner.init(data.inner), outer.init(data.outer), rates))
+        return init_inner_state(params, (inner.init(data.inner), outer.init(data.outer), rates))
 
     def _passes(self, data: Data) -> Counts:
         passes = self._counts(data)[0]
         return Counts.of(gradients=passes, hvps=passes)
 
     def _measure(
-        self, problem: Problem, hyper: PyTree, after: Lower, data: Data
+        self, problem: Problem, hyper: PyTree, after: InnerState, data: Data
     ) -> tuple[PyTree, PyTree, PyTree]:
         """The residual of the adjoint's system against its right-hand side."""
 
@@ -85,7 +94,7 @@ class Stochastic(Watched):
         rhs = jax.grad(problem.outer)(after.params, hyper, data.outer)
         return inner, jax.tree.map(jnp.add, product, rhs), rhs
 
-    def contractible(self, hyper: PyTree, lower: Lower) -> dict[str, Array]:
+    def stability_limits(self, hyper: PyTree, lower: InnerState) -> dict[str, Array]:
         """``2 / step`` for params and adjoint; nothing for an optax transformation."""
         w, v = self._rates()
         steps = {"w (params)": w, "v (adjoint)": getattr(self.v, "step_size", v)}
@@ -93,5 +102,5 @@ class Stochastic(Watched):
         return {
             name: 2 / evaluate(step, count, hyper)
             for name, step in steps.items()
-            if not isinstance(step, Fixed | Transform)
+            if not isinstance(step, StaticTransform | Transform)
         }

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Loss, Lower, Problem, inner_loss
+from bilevel.core import Data, InnerState, Loss, Problem, inner_loss
 from bilevel.utils import PyTree, strong
 from bilevel.utils.validation import require_positive_int
 
@@ -89,7 +89,7 @@ def require_fit(problem: Problem, solver: Solver) -> None:
         )
 
 
-def start(problem: Problem, solver: Solver, hyper: PyTree, lower: Lower, data: Data) -> Any:
+def start(problem: Problem, solver: Solver, hyper: PyTree, lower: InnerState, data: Data) -> Any:
     """``(params, solver_state)`` to begin from: carried, or ``problem.start(hyper, params)``."""
     require_fit(problem, solver)
     if problem.start is None:
@@ -161,5 +161,5 @@ def solve(
     """
     require_positive_int("solve", "steps", steps)
     hyper, params = strong(hyper), strong(params)
-    carry = start(problem, solver, hyper, Lower(params, solver.init(params, data.inner)), data)
+    carry = start(problem, solver, hyper, InnerState(params, solver.init(params, data.inner)), data)
     return run(inner_loss(problem), solver, hyper, carry, data, key, steps=steps)[0]

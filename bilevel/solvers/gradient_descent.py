@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Loss, evaluate, knob
+from bilevel.core import Loss, as_setting, evaluate
 from bilevel.utils import PyTree, descend, largest, register_node
 
 
@@ -37,7 +37,9 @@ class GradientDescent:
 
     def __post_init__(self) -> None:
         """Normalise functions and refuse numbers outside their range."""
-        object.__setattr__(self, "step_size", knob("GradientDescent", "step_size", self.step_size))
+        object.__setattr__(
+            self, "step_size", as_setting("GradientDescent", "step_size", self.step_size)
+        )
 
     def init(self, params: PyTree, data: PyTree) -> Array:
         """The step count."""

@@ -15,6 +15,7 @@ from jax import Array
 
 from bilevel.core import Loss
 from bilevel.linear import CG, LinearSolver
+from bilevel.solvers.line_search import backtrack
 from bilevel.utils import PyTree, axpy, dtype, norm, register_node, vdot, zeros_like
 from bilevel.utils.validation import require_tolerance
 
@@ -112,27 +113,3 @@ class Newton:
 
 
 register_node(Newton, data_fields=["linear", "tol"], meta_fields=[])
-
-
-def backtrack(
-    loss: Loss,
-    params: PyTree,
-    hyper: PyTree,
-    data: PyTree,
-    direction: PyTree,
-    gradient: PyTree,
-    value: Array,
-) -> Array:
-    """The first of 1, 1/2, 1/4, ... at which a step against ``direction`` decreases enough; ``()``.
-
-    Enough is ``1e-4`` of what the slope promises (Armijo), up to the rounding of the loss, which
-    is ``value`` at ``params``.
-    """
-    eps, slope = jnp.finfo(dtype(params)).eps, vdot(direction, gradient)
-
-    def too_long(length: Array) -> Array:
-        bound = value - 1e-4 * length * slope + 4 * eps * jnp.abs(value)
-        moved = axpy(-length, direction, params)
-        return ~(loss(moved, hyper, data) <= bound) & (length > eps)
-
-    return jax.lax.while_loop(too_long, lambda length: length / 2, jnp.ones_like(slope))

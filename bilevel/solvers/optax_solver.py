@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from bilevel.core import Fixed, Loss, Transform, as_pytree
+from bilevel.core import Loss, StaticTransform, Transform, as_pytree
 from bilevel.solvers.lbfgs import NO_DERIVATIVE
 from bilevel.solvers.sampling import Sampler
 from bilevel.utils import PyTree, register_node
@@ -74,7 +74,7 @@ class Optax:
 
         value, gradient = jax.value_and_grad(objective)(params)
         tx, extra = self.tx, {}
-        if isinstance(tx, Transform | Fixed):
+        if isinstance(tx, Transform | StaticTransform):
             extra = {"value": value, "grad": gradient, "value_fn": objective}
             tx = tx.at(count, hyper) if isinstance(tx, Transform) else tx
         updates, inner = tx.update(gradient, inner, params, **extra)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Composite, Loss, Problem, evaluate, knob
+from bilevel.core import Composite, Loss, Problem, as_setting, evaluate
 from bilevel.utils import PyTree, axpy, dtype, register_node, vdot
 
 
@@ -51,7 +51,9 @@ class ProximalGradient:
 
     def __post_init__(self) -> None:
         """Normalise functions and refuse numbers outside their range."""
-        object.__setattr__(self, "step_size", knob("ProximalGradient", "step_size", self.step_size))
+        object.__setattr__(
+            self, "step_size", as_setting("ProximalGradient", "step_size", self.step_size)
+        )
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem without a proximal part."""
@@ -102,7 +104,7 @@ class FISTA:
 
     def __post_init__(self) -> None:
         """Normalise functions and refuse numbers outside their range."""
-        object.__setattr__(self, "step_size", knob("FISTA", "step_size", self.step_size))
+        object.__setattr__(self, "step_size", as_setting("FISTA", "step_size", self.step_size))
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem without a proximal part."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import examples
-from bilevel.utils import PyTree, only_if
+from bilevel.utils import PyTree, cond_without_select
 from bilevel.utils.validation import require_positive_int
 
 SAMPLINGS = ("iid", "epoch")
@@ -68,7 +68,7 @@ class Sampler:
         def shuffle() -> Array:
             return jax.random.permutation(_made(key), jnp.arange(n, dtype=jnp.int32))
 
-        following = only_if(exhausted, shuffle, order)
+        following = cond_without_select(exhausted, shuffle, order)
         if n % b == 0:  # no batch runs on: the old permutation is read no more, and not copied
             begin = jnp.where(exhausted, 0, position)
             return jax.lax.dynamic_slice(following, (begin,), (b,)), (following, begin + b)
@@ -106,7 +106,7 @@ class Sampler:
 
         slots = position + jnp.arange(count * b, dtype=jnp.int32)
         old = order[jnp.minimum(slots, n - 1)]
-        following = only_if(exhausted, shuffle, order)
+        following = cond_without_select(exhausted, shuffle, order)
         rows = jnp.where(slots < n, old, following[jnp.maximum(slots - n, 0)])
         end = position + count * b
         return rows.reshape(count, b), (following, jnp.where(exhausted, end - n, end))

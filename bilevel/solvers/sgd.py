@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Loss, evaluate, knob
+from bilevel.core import Loss, as_setting, evaluate
 from bilevel.solvers.sampling import Sampler
 from bilevel.utils import PyTree, axpy, descend, largest, register_node, zeros_like
 
@@ -50,9 +50,9 @@ class SGD:
 
     def __post_init__(self) -> None:
         """Normalise functions and refuse numbers outside their range."""
-        object.__setattr__(self, "step_size", knob("SGD", "step_size", self.step_size))
+        object.__setattr__(self, "step_size", as_setting("SGD", "step_size", self.step_size))
         if callable(self.momentum):
-            object.__setattr__(self, "momentum", knob("SGD", "momentum", self.momentum))
+            object.__setattr__(self, "momentum", as_setting("SGD", "momentum", self.momentum))
         elif isinstance(self.momentum, str | int | float) and not (
             isinstance(self.momentum, int | float) and 0 <= self.momentum < 1
         ):

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Lower, Problem
+from bilevel.core import Data, InnerState, Problem
 from bilevel.linear.power import largest_eigenvalue
 from bilevel.solvers.base import DeclaresStability
-from bilevel.utils import PyTree, independent
+from bilevel.utils import PyTree, is_constant
 
 
 def largest_curvature(
@@ -23,29 +23,35 @@ def largest_curvature(
     return largest_eigenvalue(hvp, params, key, steps)
 
 
-def contractible(solver: Any, hyper: PyTree, state: PyTree) -> Array | None:
+def stability_limit(solver: Any, hyper: PyTree, state: PyTree) -> Array | None:
     """Largest curvature that the solver's steps contract, ``()``; ``None`` if it does not say."""
     if not isinstance(solver, DeclaresStability):
         return None
     return jnp.min(solver.max_curvature(hyper, state))
 
 
-def outgrown(
-    problem: Problem, solver: Any, hyper: PyTree, lower: Lower, data: Data, key: Array, ask: Array
+def exceeds_stability_limit(
+    problem: Problem,
+    solver: Any,
+    hyper: PyTree,
+    lower: InnerState,
+    data: Data,
+    key: Array,
+    ask: Array,
 ) -> Array:
     """Whether the inner curvature is above what the solver can contract; ``()``, boolean.
 
     Where ``ask`` is false nothing is measured, also under ``vmap``, and the answer is no.
     """
-    limit = contractible(solver, hyper, lower.solver_state)
+    limit = stability_limit(solver, hyper, lower.solver_state)
     if limit is None:
         return jnp.array(False)
     steps = jnp.where(ask, 20, 0)
     return ask & (largest_curvature(problem, hyper, lower.params, data, key, steps) > limit)
 
 
-def known_limit(
-    problem: Problem, solver: Any, hyper: PyTree, lower: Lower, data: Data, key: Array
+def constant_stability_limit(
+    problem: Problem, solver: Any, hyper: PyTree, lower: InnerState, data: Data, key: Array
 ) -> tuple[Array, Array] | None:
     """``(curvature, limit)`` where they hold for the whole solve; ``None`` where they may not.
 
@@ -53,7 +59,7 @@ def known_limit(
     state (a schedule), as the traced programs show, and if there is no proximal part, on whose
     support alone the curvature counts.
     """
-    limit = contractible(solver, hyper, lower.solver_state)
+    limit = stability_limit(solver, hyper, lower.solver_state)
     if limit is None or problem.prox is not None:
         return None
 
@@ -62,9 +68,9 @@ def known_limit(
         return jax.jvp(lambda w: gradient(w, hyper, data.inner), (params,), (lower.params,))[1]
 
     def limits(state: PyTree) -> Any:
-        return contractible(solver, hyper, state)
+        return stability_limit(solver, hyper, state)
 
-    constant = problem.quadratic or independent(product, lower.params)
-    if not constant or not independent(limits, lower.solver_state):
+    constant = problem.quadratic or is_constant(product, lower.params)
+    if not constant or not is_constant(limits, lower.solver_state):
         return None
     return largest_curvature(problem, hyper, lower.params, data, key, steps=20), limit

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Loss, Problem, evaluate, examples, knob
+from bilevel.core import Loss, Problem, as_setting, evaluate, examples
 from bilevel.solvers.proximal import proximal
 from bilevel.solvers.sampling import Sampler
 from bilevel.utils import PyTree, axpy, register_node, zeros_like
@@ -60,7 +60,7 @@ class SVRG:
 
     def __post_init__(self) -> None:
         """Normalise functions and refuse numbers outside their range."""
-        object.__setattr__(self, "step_size", knob("SVRG", "step_size", self.step_size))
+        object.__setattr__(self, "step_size", as_setting("SVRG", "step_size", self.step_size))
         if self.period is not None:
             require_positive_int("SVRG", "period", self.period)
         Sampler(self.batch_size, self.sampling)

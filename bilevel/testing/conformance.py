@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.core import Counts, Estimate, Lower, Problem
+from bilevel.core import Counts, Estimate, InnerState, Problem
 from bilevel.solvers.gradient_descent import GradientDescent
 from bilevel.testing.accuracy import converges_at_its_rate as converges_at_its_rate
 from bilevel.testing.accuracy import equals_dense_oracle as equals_dense_oracle
@@ -39,7 +39,7 @@ def keeps_structure(factory: Factory, case: Case) -> None:
     estimate, lower = stochastic(factory, case)
     _, following = stochastic(factory, case, state=lower)
     require(isinstance(estimate, Estimate), "step must return an Estimate first")
-    require(isinstance(lower, Lower), "step must return a Lower second")
+    require(isinstance(lower, InnerState), "step must return a InnerState second")
     _alike("grad", estimate.grad, case.hyper)
     _alike("value", estimate.value, jnp.zeros((), dtype(case.hyper)))
     _alike("params", lower.params, case.params)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.core import Estimate, Lower, Problem
+from bilevel.core import Estimate, InnerState, Problem
 from bilevel.estimators.base import Estimator
 from bilevel.estimators.call import hypergradient
 from bilevel.solvers.base import Solver
@@ -29,22 +29,22 @@ SEED = 0
 
 def converged(
     factory: Factory, case: Case, step_size: float | None = None
-) -> tuple[Estimate, Lower]:
+) -> tuple[Estimate, InnerState]:
     """Full-batch gradient descent for ``case.steps``, by default at the case's step size."""
     solver = GradientDescent(step_size=case.step_size if step_size is None else step_size)
     return run(factory(solver, case.steps), case)
 
 
 def stochastic(
-    factory: Factory, case: Case, seed: int = 0, state: Lower | None = None
-) -> tuple[Estimate, Lower]:
+    factory: Factory, case: Case, seed: int = 0, state: InnerState | None = None
+) -> tuple[Estimate, InnerState]:
     """A few steps of SGD, the batch not a divisor of the examples."""
     return run(factory(sgd(case), FEW), case, seed, state)
 
 
 def run(
-    estimator: Estimator, case: Case, seed: int = 0, state: Lower | None = None
-) -> tuple[Estimate, Lower]:
+    estimator: Estimator, case: Case, seed: int = 0, state: InnerState | None = None
+) -> tuple[Estimate, InnerState]:
     """One call."""
     problem, hyper, params, data = case.problem, case.hyper, case.params, case.data
     return hypergradient(

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Counts, Evidence
-from bilevel.estimators.base import NamesVariables
-from bilevel.outer.base import Retreats
-from bilevel.outer.coordinates import inside
+from bilevel.estimators.base import MonitoredEstimator
+from bilevel.outer.base import Backtracks
+from bilevel.outer.coordinates import unwrap
 from bilevel.tuning.history import written
 from bilevel.tuning.state import State
 from bilevel.tuning.step import Run
@@ -24,8 +24,8 @@ ROW = jnp.uint32  # of the rows' numbers: a signed index is first asked whether 
 def takes_strides(run: Run) -> bool:
     """Whether nothing but the look needs to see every single move."""
     plain = run.warm_start and run.stopping is None and run.adaptive is None
-    comes_back = isinstance(inside(run.tx), Retreats)
-    return plain and isinstance(run.estimator, NamesVariables) and not comes_back
+    comes_back = isinstance(unwrap(run.tx), Backtracks)
+    return plain and isinstance(run.estimator, MonitoredEstimator) and not comes_back
 
 
 def stride(run: Run, carry: Any) -> Any:

@@ -8,11 +8,11 @@ from bilevel.core import Data, Problem
 from bilevel.estimators.base import (
     DrawsTasks,
     Estimator,
-    NamesVariables,
-    of_one_call,
+    MonitoredEstimator,
+    data_of_call,
     solver_of,
 )
-from bilevel.solvers.stability import contractible, largest_curvature
+from bilevel.solvers.stability import largest_curvature, stability_limit
 from bilevel.tuning.state import State, Stop
 from bilevel.utils import PyTree
 
@@ -21,7 +21,7 @@ class DivergenceWarning(RuntimeWarning):
     """The inner solver diverged and the run stopped at its last good state, or it must diverge."""
 
 
-def foresee(curvature: Any, limit: Any) -> str | None:
+def step_size_warning(curvature: Any, limit: Any) -> str | None:
     """What is known before the run: a step size above the stability limit; ``None`` if it is not.
 
     The measured curvature is a lower bound, so that only rounding needs a margin.
@@ -38,21 +38,21 @@ def foresee(curvature: Any, limit: Any) -> str | None:
     )
 
 
-def explain(
+def divergence_message(
     problem: Problem, estimator: Estimator, state: State, hyper: PyTree, stop: Stop, data: Data
 ) -> str:
     """One paragraph: which step, which quantity, the likely cause and the cure."""
-    if isinstance(estimator, NamesVariables):
-        return _name(problem, estimator, state, hyper, stop, data)
+    if isinstance(estimator, MonitoredEstimator):
+        return variable_message(problem, estimator, state, hyper, stop, data)
     text = (
         f"tune stopped at outer step {int(state.step)}: the inner solver diverged at the "
         f"hyperparameters proposed there (inner residual {float(stop.residual):.3g} after "
         f"{float(stop.previous):.3g} one step before, outer value {float(stop.value):.4g}). "
     )
-    data = of_one_call(estimator, data, jax.random.fold_in(state.key, state.step))
+    data = data_of_call(estimator, data, jax.random.fold_in(state.key, state.step))
     solver = solver_of(estimator, problem, hyper, state.lower.params, data)
     curvature = float(largest_curvature(problem, hyper, state.lower.params, data, state.key))
-    limit = contractible(solver, hyper, state.lower.solver_state)
+    limit = stability_limit(solver, hyper, state.lower.solver_state)
     if limit is not None:
         limit = float(limit)
         if curvature > limit:
@@ -89,8 +89,13 @@ _CURES = {
 }
 
 
-def _name(
-    problem: Problem, estimator: NamesVariables, state: State, hyper: PyTree, stop: Stop, data: Data
+def variable_message(
+    problem: Problem,
+    estimator: MonitoredEstimator,
+    state: State,
+    hyper: PyTree,
+    stop: Stop,
+    data: Data,
 ) -> str:
     """For an estimator that moves several variables: which one left, and what to change.
 
@@ -98,10 +103,10 @@ def _name(
     curvature is the cause wherever there is one; else the variable that was noticed is named.
     """
     curvature = float(largest_curvature(problem, hyper, state.lower.params, data, state.key))
-    limits = estimator.contractible(hyper, state.lower)
+    limits = estimator.stability_limits(hyper, state.lower)
     outgrown = [name for name, limit in limits.items() if curvature > float(limit)]
-    noticed = [name for name, flag in stop.astray.items() if flag]
-    name = (outgrown or noticed or list(stop.astray))[0]
+    noticed = [name for name, flag in stop.diverged_variables.items() if flag]
+    name = (outgrown or noticed or list(stop.diverged_variables))[0]
     text = (
         f"tune stopped at outer step {int(state.step)}: {name} diverged (outer value "
         f"{float(stop.value):.4g}, inner residual {float(stop.residual):.3g} as last measured). "

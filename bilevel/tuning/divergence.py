@@ -5,17 +5,20 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Estimate, Lower, Problem
-from bilevel.estimators.base import NamesVariables, full_gradient
-from bilevel.solvers.stability import outgrown
+from bilevel.core import Data, Estimate, InnerState, Problem
+from bilevel.estimators.base import MonitoredEstimator
+from bilevel.estimators.residuals import full_gradient
+from bilevel.solvers.stability import exceeds_stability_limit
 from bilevel.tuning.state import State, gradient_scale, inner_residual
-from bilevel.utils import PyTree, all_finite, norm, only_if
+from bilevel.utils import PyTree, all_finite, cond_without_select, norm
 
 
-def astray(estimator: Any, estimate: Estimate, after: Lower, limit: Array) -> dict[str, Array]:
+def diverged_variables(
+    estimator: Any, estimate: Estimate, after: InnerState, limit: Array
+) -> dict[str, Array]:
     """Each variable of an estimator that moves several, and whether it has left all bounds."""
-    several = isinstance(estimator, NamesVariables)
-    return estimator.astray(estimate, after, limit) if several else {}
+    several = isinstance(estimator, MonitoredEstimator)
+    return estimator.diverged(estimate, after, limit) if several else {}
 
 
 def diverged(
@@ -23,9 +26,9 @@ def diverged(
     solver: Any,
     hyper: PyTree,
     state: State,
-    before: Lower,
+    before: InnerState,
     estimate: Estimate,
-    after: Lower,
+    after: InnerState,
     data: Data,
     limit: Array,
 ) -> Array:
@@ -55,7 +58,7 @@ def diverged(
         known = (state.step >= 3) | (end > scale)
         sudden = grown & known & (end > 10 * begun)
         worse = (end > begun) & (residual > 1)
-        unstable = outgrown(problem, solver, hyper, after, data, state.key, worse)
+        unstable = exceeds_stability_limit(problem, solver, hyper, after, data, state.key, worse)
         return sudden | unstable | (end > limit * scale) | ~jnp.isfinite(end)
 
-    return ~finite | only_if(suspect, confirm, jnp.array(False))
+    return ~finite | cond_without_select(suspect, confirm, jnp.array(False))

@@ -10,12 +10,12 @@ from jax import Array
 
 from bilevel.core import Data, Problem
 from bilevel.estimators.base import Estimator
-from bilevel.outer.base import Keeps
-from bilevel.outer.coordinates import as_moved, inside, update
+from bilevel.outer.base import TracksBest
+from bilevel.outer.coordinates import to_coordinates, unwrap, update
 from bilevel.tuning import early_stopping
 from bilevel.tuning.adaptive import Adaptive, observe
 from bilevel.tuning.batched_checks import ROW, selected, stride, takes_strides
-from bilevel.tuning.divergence import astray
+from bilevel.tuning.divergence import diverged_variables
 from bilevel.tuning.early_stopping import EarlyStopping
 from bilevel.tuning.history import blank, columns_of, written
 from bilevel.tuning.state import State, Stop, inner_residual
@@ -33,7 +33,7 @@ def proposed(tx: Any, state: State) -> PyTree:
 
 def final(tx: Any, state: State, diverged: Array) -> PyTree:
     """Those that a run ends with: the best seen of a rule that keeps it, or one more update's."""
-    if isinstance(inside(tx), Keeps):
+    if isinstance(unwrap(tx), TracksBest):
         best, _ = tx.best(state.outer, state.hyper, state.estimate.value)
         return jax.tree.map(lambda x, y: jnp.where(state.step > 0, x, y), best, state.hyper)
     keep = diverged | (state.step == 0)
@@ -85,7 +85,9 @@ def block(
     like = jax.eval_shape(run.row, state, state.estimate)
     empty = blank(like, length)
     residual = inner_residual(state.estimate)
-    lost = jax.tree.map(jnp.zeros_like, astray(estimator, state.estimate, state.lower, limit))
+    lost = jax.tree.map(
+        jnp.zeros_like, diverged_variables(estimator, state.estimate, state.lower, limit)
+    )
     going = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
     # Phases: by strides; if that diverged, step by step, strictly; then up to the step before.
     phase = jnp.asarray(0 if strides else 1, jnp.int32)
@@ -101,7 +103,7 @@ def _advance(run: Run, carry: Any) -> Any:
     state, stop, made = run.judge(before, began, state, k, run.limit)
     state = early_stopping.observe(run.stopping, state)
     history = written(history, k, run.row(state, made))
-    work = observe(run.adaptive, state.work, as_moved(run.tx, state.estimate, state.outer))
+    work = observe(run.adaptive, state.work, to_coordinates(run.tx, state.estimate, state.outer))
     return dataclasses.replace(state, work=work), stop, history, k + 1, count, careful
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Estimate, Lower, Problem, examples
-from bilevel.estimators.base import Estimator, fresh, of_one_call
+from bilevel.core import Data, Estimate, InnerState, Problem, examples
+from bilevel.estimators.base import Estimator, data_of_call, init_filled
 from bilevel.tuning.adaptive import Work
 from bilevel.utils import PyTree, norm, register_node, zeros_like
 
@@ -35,7 +35,7 @@ class State:
     hyper: PyTree
     estimate: Estimate
     outer: PyTree
-    lower: Lower
+    lower: InnerState
     key: Array
     start: PyTree
     scale: Array
@@ -48,14 +48,15 @@ class State:
 class Stop:
     """Why a block ended early: flag, and the numbers of the step that was refused, all ``()``.
 
-    ``astray`` names the variables of an estimator that moves several, and flags the culprit.
+    ``diverged_variables`` names the variables of an estimator that moves several, and
+    flags the culprit.
     """
 
     diverged: Array
     value: Array
     residual: Array
     previous: Array
-    astray: dict[str, Array]
+    diverged_variables: dict[str, Array]
 
 
 for _node in (State, Stop):
@@ -72,10 +73,10 @@ def begin(
     key: Array,
 ) -> State:
     """The state before the first step."""
-    lower = fresh(problem, estimator, hyper, params, data, key)
+    lower = init_filled(problem, estimator, hyper, params, data, key)
     shapes, _ = jax.eval_shape(lambda x: estimator.step(problem, hyper, x, data, key), lower)
     step = jnp.zeros((), jnp.int32)
-    scale = gradient_scale(problem, hyper, params, of_one_call(estimator, data, key))
+    scale = gradient_scale(problem, hyper, params, data_of_call(estimator, data, key))
     estimate = zeros_like(shapes)
     floor = inner_residual(estimate)
     work = Work.least(hyper)

@@ -8,13 +8,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Estimate, Lower, Problem
-from bilevel.estimators.base import Estimator, NamesVariables, fresh, of_one_call, solver_of
-from bilevel.outer.base import Keeps, Loosens, Retreats
-from bilevel.outer.coordinates import as_moved, columns_of_space, inside, update
+from bilevel.core import Data, Estimate, InnerState, Problem
+from bilevel.estimators.base import (
+    Estimator,
+    MonitoredEstimator,
+    data_of_call,
+    init_filled,
+    solver_of,
+)
+from bilevel.outer.base import Backtracks, SetsTolerance, TracksBest
+from bilevel.outer.coordinates import history_columns, to_coordinates, unwrap, update
 from bilevel.tuning import early_stopping
 from bilevel.tuning.adaptive import Adaptive, columns
-from bilevel.tuning.divergence import astray, diverged
+from bilevel.tuning.divergence import diverged, diverged_variables
 from bilevel.tuning.early_stopping import EarlyStopping
 from bilevel.tuning.state import State, Stop, inner_residual
 from bilevel.utils import PyTree, norm
@@ -36,7 +42,7 @@ class Run(NamedTuple):
     adaptive: Adaptive | None
     stopping: EarlyStopping | None
 
-    def step(self, state: State, k: Array) -> tuple[State, Lower]:
+    def step(self, state: State, k: Array) -> tuple[State, InnerState]:
         """Update ``hyper``, estimate there; and the lower level that the estimate began with.
 
         Of an estimator that names its variables it is the move alone: ``judge`` looks at it.
@@ -48,13 +54,13 @@ class Run(NamedTuple):
         hyper, outer = jax.tree.map(
             lambda old, new: jnp.where(first, old, new), (state.hyper, state.outer), updated
         )
-        if isinstance(inside(tx), Loosens):
-            estimator = tx.loosen(estimator, outer)
+        if isinstance(unwrap(tx), SetsTolerance):
+            estimator = tx.set_tolerance(estimator, outer)
         lower = state.lower
         if not self.warm_start:
-            cold = fresh(problem, estimator, hyper, state.start, data, key)
+            cold = init_filled(problem, estimator, hyper, state.start, data, key)
             lower = jax.tree.map(lambda x, y: x.astype(y.dtype), cold, state.lower)
-        step = estimator.move if isinstance(estimator, NamesVariables) else estimator.step
+        step = estimator.update if isinstance(estimator, MonitoredEstimator) else estimator.step
         estimate, after = step(problem, hyper, lower, data, key)
         state = dataclasses.replace(
             state, step=state.step + 1, hyper=hyper, estimate=estimate, outer=outer, lower=after
@@ -62,7 +68,7 @@ class Run(NamedTuple):
         return state, lower
 
     def judge(
-        self, before: State, began: Lower, state: State, k: Array, limit: Array
+        self, before: State, began: InnerState, state: State, k: Array, limit: Array
     ) -> tuple[State, Stop, Estimate]:
         """The state after a step, or a few, from ``before``, and whether the solver diverged.
 
@@ -72,19 +78,19 @@ class Run(NamedTuple):
         """
         problem, estimator, tx, data = self.problem, self.estimator, self.tx, self.data
         hyper, estimate, after = state.hyper, state.estimate, state.lower
-        if isinstance(estimator, NamesVariables):
-            estimate, after = estimator.look(problem, hyper, began, estimate, after, data)
-        seen = of_one_call(estimator, data, self.keys[k])
+        if isinstance(estimator, MonitoredEstimator):
+            estimate, after = estimator.measure(problem, hyper, began, estimate, after, data)
+        seen = data_of_call(estimator, data, self.keys[k])
         solver = solver_of(estimator, problem, hyper, after.params, seen)
-        lost = astray(estimator, estimate, after, limit)
+        lost = diverged_variables(estimator, estimate, after, limit)
         bad = diverged(problem, solver, hyper, before, began, estimate, after, seen, limit)
         bad = jnp.any(jnp.stack([bad, *lost.values()]))
         residual = inner_residual(estimate)
         floor = jnp.maximum(residual, 0.9 * state.floor)
         new = dataclasses.replace(state, estimate=estimate, lower=after, floor=floor)
         stop = Stop(bad, estimate.value, residual, inner_residual(before.estimate), lost)
-        if isinstance(inside(tx), Retreats):
-            back, hopeful = tx.retreat(before.outer, state.outer, hyper)
+        if isinstance(unwrap(tx), Backtracks):
+            back, hopeful = tx.backtrack(before.outer, state.outer, hyper)
             again = bad & hopeful & (before.step > 0)
             shorter = jax.tree.map(lambda x, y: jnp.where(again, x, y), back, before.outer)
             old = dataclasses.replace(before, outer=shorter, step=before.step + again)
@@ -100,7 +106,7 @@ class Run(NamedTuple):
         """What the history says of a step whose estimate is ``made``."""
         evidence, tx, record = made.evidence, self.tx, self.record
         values = {"value": made.value, "grad_norm": norm(made.grad)}
-        if isinstance(inside(tx), Keeps):
+        if isinstance(unwrap(tx), TracksBest):
             values["best"] = tx.best(state.outer, state.hyper, state.estimate.value)[1]
         for name in ("inner_residual", "linear_residual"):
             if (entry := getattr(evidence, name)) is not None:
@@ -108,6 +114,6 @@ class Run(NamedTuple):
         values |= {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
         if record is not None:
             values |= record(state.hyper, state.lower.params, state.estimate)
-        moved = as_moved(tx, made, state.outer)
-        values |= columns_of_space(tx, moved) | early_stopping.columns(self.stopping, state)
+        moved = to_coordinates(tx, made, state.outer)
+        values |= history_columns(tx, moved) | early_stopping.columns(self.stopping, state)
         return values | columns(self.adaptive, state.work, moved)

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Problem, as_pytree, require_arguments
-from bilevel.estimators.base import Estimator, check_losses, of_one_call, solver_of
-from bilevel.outer.coordinates import placed
-from bilevel.solvers.stability import known_limit
+from bilevel.estimators.base import Estimator, data_of_call, solver_of
+from bilevel.estimators.refusals import check_losses
+from bilevel.outer.coordinates import in_coordinates
+from bilevel.solvers.stability import constant_stability_limit
 from bilevel.tuning import early_stopping
 from bilevel.tuning.adaptive import Adaptive, climb, require_adaptive
-from bilevel.tuning.diagnosis import DivergenceWarning, explain, foresee
+from bilevel.tuning.diagnosis import DivergenceWarning, divergence_message, step_size_warning
 from bilevel.tuning.early_stopping import EarlyStopping, over
 from bilevel.tuning.history import joined
 from bilevel.tuning.loop import Record, block, final, proposed
@@ -106,7 +107,7 @@ def tune(
     require_arguments(problem, estimator, data, key if state is None else state.key)
     validation.require_positive_int("tune", "steps", steps)
     validation.require_positive_int("tune", "every", every)
-    tx = placed(problem.space, as_pytree("tune", outer))
+    tx = in_coordinates(problem.space, as_pytree("tune", outer))
     hyper, params = _variables(problem, hyper, params, state)
     if state is not None:
         current = state
@@ -114,7 +115,7 @@ def tune(
     else:
         current, known = _begin(problem, estimator, tx, hyper, params, data, key)
         current = dataclasses.replace(current, best=early_stopping.begin(stopping, hyper, params))
-        if known is not None and not is_traced(known) and (text := foresee(*known)):
+        if known is not None and not is_traced(known) and (text := step_size_warning(*known)):
             warnings.warn(text, DivergenceWarning, stacklevel=2)
     bound = jnp.asarray(limit, current.scale.dtype)
     traced = is_traced((current, data, estimator, tx, stopping))
@@ -198,7 +199,7 @@ def _explained(
     state = result.state
     if not stop.diverged:
         return dataclasses.replace(result, message=early_stopping.say(stopping, state))
-    text = explain(problem, estimator, state, _proposed(tx, state), stop, data)
+    text = divergence_message(problem, estimator, state, _proposed(tx, state), stop, data)
     warnings.warn(text, DivergenceWarning, stacklevel=3)
     return dataclasses.replace(result, message=text)
 
@@ -216,10 +217,10 @@ def _begin(
     data: Data,
     key: Array,
 ) -> tuple[State, tuple[Array, Array] | None]:
-    check_losses(problem, hyper, params, of_one_call(estimator, data, key))
+    check_losses(problem, hyper, params, data_of_call(estimator, data, key))
     state = begin(problem, estimator, tx, hyper, params, data, key)
     solver = solver_of(estimator, problem, hyper, params, data)
-    return state, known_limit(problem, solver, hyper, state.lower, data, key)
+    return state, constant_stability_limit(problem, solver, hyper, state.lower, data, key)
 
 
 @partial(jax.jit, static_argnames=("problem", "length", "warm_start", "record"))

@@ -1,7 +1,7 @@
 """Pytrees, nodes, argument checks and control flow: what knows JAX but no bilevel problem."""
 
-from bilevel.utils.branch import only_if
-from bilevel.utils.dependence import independent, unseen
+from bilevel.utils.branch import cond_without_select
+from bilevel.utils.dependence import is_constant, unused_leaves
 from bilevel.utils.nodes import register_node
 from bilevel.utils.trees import (
     PyTree,
@@ -30,23 +30,23 @@ __all__ = [
     "all_finite",
     "axpy",
     "basis",
+    "cond_without_select",
     "descend",
     "double",
     "dtype",
-    "independent",
+    "is_constant",
     "is_inexact",
     "is_traced",
     "largest",
     "nbytes",
     "norm",
-    "only_if",
     "partition",
     "register_node",
     "size",
     "strong",
     "unbasis",
     "unit_vectors",
-    "unseen",
+    "unused_leaves",
     "vdot",
     "zeros_like",
 ]

@@ -9,7 +9,7 @@ from jax import Array
 from bilevel.utils.trees import PyTree
 
 
-def only_if(flag: Array, fn: Callable[[], PyTree], otherwise: PyTree) -> PyTree:
+def cond_without_select(flag: Array, fn: Callable[[], PyTree], otherwise: PyTree) -> PyTree:
     """``fn()`` where ``flag`` (``()``, boolean), else ``otherwise``, which it is like.
 
     A loop of at most one turn. ``lax.cond`` becomes a selection under ``vmap``: both branches run

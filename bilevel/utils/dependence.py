@@ -16,7 +16,7 @@ from bilevel.utils.validation import where
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2", "custom_jvp_call"}
 
 
-def unseen(fn: Callable[[PyTree], Any], hyper: PyTree) -> list[str]:
+def unused_leaves(fn: Callable[[PyTree], Any], hyper: PyTree) -> list[str]:
     """Addresses of the leaves of ``hyper`` that the outputs of ``fn(hyper)`` do not depend on."""
     jaxpr = jax.make_jaxpr(fn)(hyper).jaxpr
     live = _live_inputs(jaxpr, [True] * len(jaxpr.outvars))
@@ -24,9 +24,9 @@ def unseen(fn: Callable[[PyTree], Any], hyper: PyTree) -> list[str]:
     return [where("hyper", path) for path, seen in zip(paths, live, strict=True) if not seen]
 
 
-def independent(fn: Callable[[PyTree], Any], tree: PyTree) -> bool:
+def is_constant(fn: Callable[[PyTree], Any], tree: PyTree) -> bool:
     """Whether ``fn(tree)`` is a constant, as far as its traced program shows."""
-    return len(unseen(fn, tree)) == len(jax.tree.leaves(tree))
+    return len(unused_leaves(fn, tree)) == len(jax.tree.leaves(tree))
 
 
 def _live_inputs(jaxpr: Any, wanted: list[bool]) -> list[bool]:

@@ -9,7 +9,7 @@ import numpy as np
 
 import bilevel as bl
 from bilevel.core import as_pytree
-from bilevel.outer.coordinates import placed
+from bilevel.outer.coordinates import in_coordinates
 from bilevel.tuning.loop import block, final
 from bilevel.tuning.state import begin
 from bilevel.utils import strong
@@ -96,7 +96,7 @@ def pick(tree: PyTree, i: Any) -> PyTree:
 def _parts(job: Job) -> PyTree:
     """All that a program needs to know of a job, as arrays; the key comes last."""
     task = job.task
-    tx = placed(task.problem.space, as_pytree("tune", job.outer))
+    tx = in_coordinates(task.problem.space, as_pytree("tune", job.outer))
     limit = jnp.asarray(job.settings["limit"], jnp.result_type(*jax.tree.leaves(task.hyper)))
     return (*strong((job.estimator, tx, task.hyper, task.params, task.data, limit)), job.key)
 

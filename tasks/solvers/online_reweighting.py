@@ -17,7 +17,7 @@ import optax
 from jax import Array
 
 import bilevel as bl
-from bilevel.core import Lower, begin, inner_loss
+from bilevel.core import InnerState, init_inner_state, inner_loss
 from bilevel.solvers.base import Solver
 from bilevel.utils import register_node, zeros_like
 
@@ -43,13 +43,15 @@ class LookAhead:
     solver: Solver
     from_zero: bool = False
 
-    def init(self, params: PyTree, data: bl.Data) -> Lower:
+    def init(self, params: PyTree, data: bl.Data) -> InnerState:
         """The start point; no batch has been looked at yet."""
-        return begin(params, self.solver.init(params, data.inner), (None, jnp.array(False)))
+        return init_inner_state(
+            params, self.solver.init(params, data.inner), (None, jnp.array(False))
+        )
 
     def step(
-        self, problem: bl.Problem, hyper: PyTree, lower: Lower, data: bl.Data, key: Array
-    ) -> tuple[bl.Estimate, Lower]:
+        self, problem: bl.Problem, hyper: PyTree, lower: InnerState, data: bl.Data, key: Array
+    ) -> tuple[bl.Estimate, InnerState]:
         """Move on the batch of the last call, look ahead on the next."""
         loss = inner_loss(problem)
         last, known = lower.memory
@@ -69,7 +71,7 @@ class LookAhead:
         grad = jax.grad(ahead)(zeros_like(hyper) if self.from_zero else hyper)
         value = problem.outer(params, hyper, data.outer)
         evidence = bl.Evidence(counts=bl.Counts.of(gradients=2, vjps=1))
-        after = Lower(params, state, (coming, jnp.array(True)), lower.reference)
+        after = InnerState(params, state, (coming, jnp.array(True)), lower.reference)
         return bl.Estimate(value, grad, evidence), after
 
 

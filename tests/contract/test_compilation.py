@@ -20,7 +20,7 @@ def sgd(step_size: float, momentum: float | None = None) -> bl.SGD:
     return bl.SGD(step_size, batch_size=5, momentum=momentum)
 
 
-def run(estimator: Any, case: Case = CASE, state: Any = None) -> tuple[bl.Estimate, bl.Lower]:
+def run(estimator: Any, case: Case = CASE, state: Any = None) -> tuple[bl.Estimate, bl.InnerState]:
     arguments = (case.problem, estimator, case.hyper, case.params, case.data, jax.random.key(0))
     return bl.hypergradient(*arguments, state=state)
 

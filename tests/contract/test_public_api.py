@@ -37,7 +37,7 @@ FIELDS = {
     "Estimate": ("value", "grad", "evidence"),
     "Evidence": ("inner_residual", "linear_residual", "standard_error", "bias", "counts"),
     "Result": ("hyper", "params", "history", "estimate", "state"),
-    "Lower": ("params", "solver_state", "memory"),
+    "InnerState": ("params", "solver_state", "memory"),
 }
 
 
@@ -68,7 +68,7 @@ PUBLIC = sorted(
 )
 # Values that a call returns: what they hold is said field by field, no example makes one.
 RETURNED = {"CheckReport", "Cost", "Counts", "DivergenceWarning", "Estimate", "Evidence"}
-RETURNED |= {"Lower", "NoiseReport", "Plan", "Restarts", "Result"}
+RETURNED |= {"InnerState", "NoiseReport", "Plan", "Restarts", "Result"}
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -75,12 +75,12 @@ class Flawed:
     steps: int
     flaw: str
 
-    def init(self, params: Any, data: bl.Data) -> bl.Lower:
+    def init(self, params: Any, data: bl.Data) -> bl.InnerState:
         return bl.Reverse(self.solver, self.steps).init(params, data)
 
     def step(
-        self, problem: bl.Problem, hyper: Any, lower: bl.Lower, data: bl.Data, key: Any
-    ) -> tuple[bl.Estimate, bl.Lower]:
+        self, problem: bl.Problem, hyper: Any, lower: bl.InnerState, data: bl.Data, key: Any
+    ) -> tuple[bl.Estimate, bl.InnerState]:
         key = jax.random.key(7) if self.flaw == "key" else key
         solver = Counting(self.solver) if self.flaw == "counter" else self.solver
         steps = self.steps + (self.flaw == "steps")
@@ -125,12 +125,12 @@ class Blind:
     solver: Any
     steps: int
 
-    def init(self, params: Any, data: bl.Data) -> bl.Lower:
+    def init(self, params: Any, data: bl.Data) -> bl.InnerState:
         return bl.Reverse(self.solver, self.steps).init(params, data)
 
     def step(
-        self, problem: bl.Problem, hyper: Any, lower: bl.Lower, data: bl.Data, key: Any
-    ) -> tuple[bl.Estimate, bl.Lower]:
+        self, problem: bl.Problem, hyper: Any, lower: bl.InnerState, data: bl.Data, key: Any
+    ) -> tuple[bl.Estimate, bl.InnerState]:
         def value(hyper: Any) -> Any:
             args = (problem, self.solver, hyper, lower.params, data, key)
             return problem.outer(bl.solve(*args, steps=self.steps), hyper, data.outer)

@@ -170,7 +170,7 @@ LOSSES: list[Mistake] = [
     (
         lambda: losing(lambda w, h, b: jnp.sum(w**2), lambda w, h, b: jnp.sum(w)),
         ValueError,
-        "Reverse cannot see hyper: .* would be a silent 0. Use it in the problem, or remove it",
+        "Reverse's hypergradient does not depend on hyper: .* would be a silent 0. Use it",
     ),
 ]
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.utils import only_if
+from bilevel.utils import cond_without_select
 
 
 def fn(x: jax.Array) -> Any:
@@ -19,7 +19,7 @@ def otherwise(x: jax.Array) -> Any:
 
 
 def lazy(flag: jax.Array, x: jax.Array) -> Any:
-    return only_if(flag, lambda: fn(x), otherwise(x))
+    return cond_without_select(flag, lambda: fn(x), otherwise(x))
 
 
 def cond(flag: jax.Array, x: jax.Array) -> Any:
@@ -61,7 +61,7 @@ def test_under_vmap_the_branch_runs_only_where_a_lane_asks(flags: list[int]) -> 
         np.testing.assert_array_equal(out, np.where(flags, 2, 1) * np.arange(3.0))
         return len(ran)
 
-    ours = runs(lambda flag, x: only_if(flag, lambda: counted(x), x))
+    ours = runs(lambda flag, x: cond_without_select(flag, lambda: counted(x), x))
     theirs = runs(lambda flag, x: jax.lax.cond(flag, counted, lambda x: x, x))
     assert (ours > 0) == any(flags)
     assert theirs > 0, "cond is a selection under vmap: else only_if has no purpose"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bilevel.utils import unseen
+from bilevel.utils import unused_leaves
 
 HYPER = {"a": jnp.ones(2), "b": jnp.ones(()), "c": (jnp.ones(3),)}
 
@@ -48,4 +48,4 @@ READS: list[tuple[Callable[[Any], Any], list[str]]] = [
 
 @pytest.mark.parametrize(("fn", "expected"), READS)
 def test_unseen(fn: Callable[[Any], Any], expected: list[str]) -> None:
-    assert unseen(fn, HYPER) == expected
+    assert unused_leaves(fn, HYPER) == expected

@@ -166,7 +166,9 @@ def test_refuses_the_solvers_own_step_size() -> None:
     )
     solver = bl.GradientDescent(step_size=lambda count, hyper: jnp.exp(hyper["rate"]))
     hyper = {"penalty": case.hyper, "rate": -1.0}
-    with pytest.raises(ValueError, match=r"Implicit cannot see hyper\['rate'\].*silent 0"):
+    with pytest.raises(
+        ValueError, match=r"Implicit's hypergradient does not depend on hyper\['rate'\].*silent 0"
+    ):
         bl.hypergradient(
             problem, bl.Implicit(solver, 3), hyper, case.params, case.data, jax.random.key(0)
         )

@@ -189,5 +189,7 @@ def test_refuses_what_neither_loss_nor_prox_reads() -> None:
     data, step_size = sample(0)
     estimator = bl.Implicit(bl.FISTA(step_size), 5)
     hyper = {"l1": -2.0, "l2": -1.5, "unread": np.ones(2)}
-    with pytest.raises(ValueError, match=r"Implicit cannot see hyper\['unread'\]"):
+    with pytest.raises(
+        ValueError, match=r"Implicit's hypergradient does not depend on hyper\['unread'\]"
+    ):
         bl.hypergradient(problem, estimator, hyper, np.zeros(P), data, jax.random.key(0))

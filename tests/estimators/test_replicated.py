@@ -18,7 +18,9 @@ pytestmark = pytest.mark.usefixtures("x64")
 NOISY = bl.Forward(bl.SGD(0.2, batch_size=4), steps=15)
 
 
-def run(case: Case, estimator: Any, key: Any, state: Any = None) -> tuple[bl.Estimate, bl.Lower]:
+def run(
+    case: Case, estimator: Any, key: Any, state: Any = None
+) -> tuple[bl.Estimate, bl.InnerState]:
     problem, hyper, params, data = case.problem, case.hyper, case.params, case.data
     return bl.hypergradient(problem, estimator, hyper, params, data, key, state=state)
 
@@ -89,12 +91,12 @@ def test_noise_that_hides_the_gradient_needs_more_than_any_number() -> None:
 class Told:
     """Reports what it is told to, in every field, scaled by a random number."""
 
-    def init(self, params: Any, data: Any) -> bl.Lower:
-        return bl.Lower(params, ())
+    def init(self, params: Any, data: Any) -> bl.InnerState:
+        return bl.InnerState(params, ())
 
     def step(
-        self, problem: Any, hyper: Any, lower: bl.Lower, data: Any, key: Any
-    ) -> tuple[bl.Estimate, bl.Lower]:
+        self, problem: Any, hyper: Any, lower: bl.InnerState, data: Any, key: Any
+    ) -> tuple[bl.Estimate, bl.InnerState]:
         x = jax.random.uniform(key)
         evidence = bl.Evidence(x, 2 * x, 3 * x * hyper, 4 * x * hyper, bl.Counts.of(vjps=7))
         return bl.Estimate(x, x * hyper, evidence), lower

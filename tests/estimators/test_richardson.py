@@ -64,7 +64,7 @@ def test_both_chains_go_on_from_call_to_call() -> None:
     [
         (bl.ClosedForm(), "ClosedForm has none"),
         (bl.Forward(bl.SGD(bl.InverseTime(1.0, 2.0)), 5), "SGD has InverseTime"),
-        (bl.Replicated(bl.Forward(bl.SGD(lambda count, h: jnp.exp(h)), 5), 2), "SGD has Knob"),
+        (bl.Replicated(bl.Forward(bl.SGD(lambda count, h: jnp.exp(h)), 5), 2), "SGD has Schedule"),
         (bl.Implicit(bl.Newton(), 5), "Newton has none"),
     ],
     ids=["no solver", "schedule", "hyperparameter", "no step size"],

@@ -158,7 +158,10 @@ def test_a_learned_start() -> None:
 def test_implicit_refuses_a_learned_start() -> None:
     problem, data, hyper = initialisation()
     estimator = bl.Implicit(bl.GradientDescent(0.1), steps=5)
-    with pytest.raises(ValueError, match=r"Implicit cannot see hyper\['b'\], hyper\['w'\].*start"):
+    with pytest.raises(
+        ValueError,
+        match=r"Implicit's hypergradient does not depend on hyper\['b'\], hyper\['w'\].*start",
+    ):
         bl.hypergradient(problem, estimator, hyper, hyper, data, KEY)
 
 
@@ -216,6 +219,7 @@ def test_implicit_refuses_a_step_size(name: str) -> None:
     hyper = {"penalty": np.array(-1.0), "rate": np.array(-2.0)}
     estimator = bl.Implicit(SOLVERS[name], steps=5)
     with pytest.raises(
-        ValueError, match=r"Implicit cannot see hyper\['rate'\].*Use Forward or Rev"
+        ValueError,
+        match=r"Implicit's hypergradient does not depend on hyper\['rate'\].*Use Forward or Rev",
     ):
         bl.hypergradient(problem, estimator, hyper, np.zeros(4), data, KEY)

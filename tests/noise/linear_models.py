@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
-from bilevel.estimators.base import fresh
+from bilevel.estimators.base import init_filled
 from bilevel.noise import Affine, JointMoments, Ridge
 from bilevel.noise.moments import run
 
@@ -59,7 +59,7 @@ def dense(model: Model, factor: float) -> Affine:
 @jax.jit
 def last(process: Any, start: Any, rule: Any) -> Any:
     """The moments at the end of a schedule; compiled once per kind and shape."""
-    return run.run(process, start, rule, lambda now: 0)[0]
+    return run(process, start, rule, lambda now: 0)[0]
 
 
 def joint(second: Any, p: int) -> tuple[Any, Any, Any]:
@@ -132,7 +132,7 @@ def runs(problem, estimator, hyper, params, data, keys, *, segments):
     """
 
     def one(key):
-        lower = fresh(problem, estimator, hyper, params, data, key)
+        lower = init_filled(problem, estimator, hyper, params, data, key)
 
         def segment(lower, k):
             _, lower = estimator.step(problem, hyper, lower, data, jax.random.fold_in(key, k))

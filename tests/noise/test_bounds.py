@@ -40,7 +40,7 @@ def test_floor_is_above_where_the_recursion_ends(bend):
 
 @jax.jit
 def errors(process, start, rule):
-    return run.run(process, start, rule, lambda now: now.squared_error())[1]
+    return run(process, start, rule, lambda now: now.squared_error())[1]
 
 
 @pytest.mark.parametrize("decreasing", [False, True])

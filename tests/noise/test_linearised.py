@@ -143,7 +143,7 @@ def test_influence_is_the_limit_of_the_exact_tail_average():
     steps, window, eta = 60_000, 50_000, 0.02
     schedule = rules.averaged(rules.sgd(jnp.full(steps, eta)), rules.tail_weights(steps, window))
     start = process.start(process.solution, process.derivative, slots=2)
-    end = jax.jit(lambda p, s, r: run.run(p, s, r, lambda now: 0)[0])(process, start, schedule)
+    end = jax.jit(lambda p, s, r: run(p, s, r, lambda now: 0)[0])(process, start, schedule)
     exact = error.predict(end, process.derivative, slope, Q, slot=-1)
     found = jax.jit(partial(influence.of, problem))(hyper, process.solution, data)
     np.testing.assert_allclose(

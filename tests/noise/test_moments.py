@@ -98,7 +98,7 @@ def test_late_start_keeps_the_iterate_and_begins_the_derivative():
 
 @jax.jit
 def errors(process, start, rule):
-    return run.run(process, start, rule, lambda now: now.squared_errors()[1][0])[1]
+    return run(process, start, rule, lambda now: now.squared_errors()[1][0])[1]
 
 
 @pytest.mark.parametrize("kind", V1)
@@ -125,7 +125,7 @@ def test_decreasing_steps_give_one_over_k():
     for targets in (rng.standard_normal(50), rng.standard_normal((50, 3))):
         process = Compressed.of(LeastSquares.of(A, targets, batch_size=1))
         begin = process.start(jnp.zeros_like(process.solution))
-        curve = run.run(process, begin, step, lambda now: now.squared_error())[1]
+        curve = run(process, begin, step, lambda now: now.squared_error())[1]
         slope = np.log(curve[-1] / curve[10_000]) / np.log(t[-1] / t[10_000])
         assert slope == pytest.approx(-1.0, abs=0.01)
 

@@ -56,7 +56,7 @@ def test_four_regimes(regime, seed):
 
 @jax.jit
 def errors(process, start, rule):
-    return run.run(process, start, rule, lambda now: now.squared_error())[1]
+    return run(process, start, rule, lambda now: now.squared_error())[1]
 
 
 @pytest.mark.parametrize("seed", [0])
@@ -87,7 +87,7 @@ def test_cross_sampling_removes_the_bias_of_the_hypergradient(seed):
     process = Ridge.of(A, b, penalty, np.full((3, 1), penalty), batch_size=1)
     Q = V.T @ V / 9
     slope = Q @ np.asarray(process.solution) - V.T @ y / 9
-    end = jax.jit(lambda p, s, r: run.run(p, s, r, lambda now: 0)[0])(
+    end = jax.jit(lambda p, s, r: run(p, s, r, lambda now: 0)[0])(
         process, process.start(np.zeros(3)), rules.sgd(jnp.full(steps, eta))
     )
     data = bl.Data(inner=(A, b), outer=(V, y))

@@ -10,7 +10,7 @@ import pytest
 
 import bilevel as bl
 from bilevel import single_loop
-from bilevel.estimators.base import fresh
+from bilevel.estimators.base import init_filled
 from tests.single_loop.quadratics import PROBLEM, Quadratics, make
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -61,7 +61,7 @@ def soba(case: Quadratics, rate: Any, steps: int = 2**13, seeds: int = 8) -> np.
     """Mean of ``|grad h|^2`` over seeds and over the second half of runs that double in length."""
     lam, w = (jnp.asarray(x) for x in case.start)
     estimator = bl.SingleLoop(rate, 8, check_every=2**20)
-    begun = fresh(PROBLEM, estimator, lam, w, case.data, jax.random.key(0))
+    begun = init_filled(PROBLEM, estimator, lam, w, case.data, jax.random.key(0))
 
     def run(key: jax.Array) -> jax.Array:
         def step(carry: Any, t: jax.Array) -> tuple[Any, jax.Array]:

@@ -17,7 +17,7 @@ from tests.solvers.cases import squared
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def call(solver: Any, steps: int, case: Any, **options: Any) -> tuple[bl.Estimate, bl.Lower]:
+def call(solver: Any, steps: int, case: Any, **options: Any) -> tuple[bl.Estimate, bl.InnerState]:
     hyper = options.pop("hyper", case.hyper)
     estimator = bl.Implicit(solver, steps, linear=bl.CG(tol=1e-12))
     return bl.hypergradient(

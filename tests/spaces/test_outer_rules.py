@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 import bilevel as bl
-from bilevel.outer.coordinates import inside, placed, update
+from bilevel.outer.coordinates import in_coordinates, unwrap, update
 from bilevel.spaces import Box, Log
 from bilevel.spaces.base import Spaces
 
@@ -27,12 +27,12 @@ def bowl(h: Any) -> Any:
 
 def play(rule: Any, space: Any, value: Any, start: Any, steps: int) -> Any:
     """The points that are evaluated, and the best values."""
-    tx = placed(None if space is None else Spaces.of(space), rule)
+    tx = in_coordinates(None if space is None else Spaces.of(space), rule)
 
     def advance(carry: Any, _: Any) -> Any:
         hyper, state = carry
         seen = bl.Estimate(*jax.value_and_grad(value)(hyper), bl.Evidence())
-        best = tx.best(state, hyper, seen.value)[1] if hasattr(inside(tx), "best") else seen.value
+        best = tx.best(state, hyper, seen.value)[1] if hasattr(unwrap(tx), "best") else seen.value
         return update(tx, seen, state, hyper), (hyper, best)
 
     return jax.lax.scan(advance, (start, tx.init(start)), None, steps)[1]

@@ -11,10 +11,10 @@ import optax
 import pytest
 
 import bilevel as bl
-from bilevel.estimators.base import fresh
-from bilevel.solvers.stability import known_limit
+from bilevel.estimators.base import init_filled
+from bilevel.solvers.stability import constant_stability_limit
 from bilevel.testing import Case, dense_curvature, logistic, ridge
-from bilevel.tuning.diagnosis import foresee
+from bilevel.tuning.diagnosis import step_size_warning
 
 CASE = ridge(seed=0)
 LARGEST = dense_curvature(CASE.problem, CASE.hyper, CASE.params, CASE.data)[1]
@@ -25,14 +25,14 @@ WITH_PROX = dataclasses.replace(UNMARKED, prox=lambda w, h, step: w)
 
 @partial(jax.jit, static_argnames="problem")
 def known(problem: bl.Problem, solver: Any, hyper: Any, params: Any, data: Any, key: Any) -> Any:
-    lower = fresh(problem, bl.Implicit(solver, steps=1), hyper, params, data, key)
-    return known_limit(problem, solver, hyper, lower, data, key)
+    lower = init_filled(problem, bl.Implicit(solver, steps=1), hyper, params, data, key)
+    return constant_stability_limit(problem, solver, hyper, lower, data, key)
 
 
 def foreseen(solver: Any, problem: bl.Problem = UNMARKED, case: Case = CASE) -> str | None:
     """What `tune` would say before its first step."""
     measured = known(problem, solver, case.hyper, case.params, case.data, jax.random.key(0))
-    return None if measured is None else foresee(*measured)
+    return None if measured is None else step_size_warning(*measured)
 
 
 TOO_LARGE = {

@@ -17,8 +17,8 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel import CG
-from bilevel.core import Counts, Data, Estimate, Evidence, Lower, Problem, begin
-from bilevel.solvers.newton import backtrack
+from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
+from bilevel.solvers.line_search import backtrack
 from bilevel.utils import register_node
 
 STEPS, SLOW = 50, 0.1
@@ -32,16 +32,16 @@ class Chord:
     tol: Any = 1e-5
     dense: bool = True
 
-    def init(self, params: Any, data: Data) -> Lower:
+    def init(self, params: Any, data: Data) -> InnerState:
         """No factor yet."""
         flat, _ = ravel_pytree(params)
         n = flat.size if self.dense else 0
         memory = {"factor": jnp.eye(n, dtype=flat.dtype), "stale": jnp.array(True), "v": 0 * flat}
-        return begin(params, (), memory)
+        return init_inner_state(params, (), memory)
 
     def step(
-        self, problem: Problem, hyper: Any, lower: Lower, data: Data, key: Array
-    ) -> tuple[Estimate, Lower]:
+        self, problem: Problem, hyper: Any, lower: InnerState, data: Data, key: Array
+    ) -> tuple[Estimate, InnerState]:
         """Solve both systems; counts are of passes over all inner data."""
         w, unravel = ravel_pytree(lower.params)
         inner = _Inner(self, problem, hyper, data, unravel)
@@ -60,7 +60,7 @@ class Chord:
         )
         evidence = Evidence(_size(g) / reference, _size(r) / _size(b), counts=counts)
         state = {"factor": memory[0], "stale": memory[1], "v": v}
-        return Estimate(value, grad, evidence), Lower(unravel(w), (), state, reference)
+        return Estimate(value, grad, evidence), InnerState(unravel(w), (), state, reference)
 
 
 register_node(Chord, data_fields=["tol"], meta_fields=["dense"])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
-from bilevel.estimators.base import fresh
+from bilevel.estimators.base import init_filled
 from bilevel.noise import LeastSquares
 from experiments.studies.theory.sgd_regimes import Regime
 
@@ -39,7 +39,7 @@ def simulate(problem, steps, hyper, data, x, D, H, keys, *, stride):
     estimator = bl.Forward(bl.SGD(lambda count: steps[count], batch_size=1), steps=stride)
 
     def one(key):
-        lower = fresh(problem, estimator, hyper, jnp.zeros_like(x), data, key)
+        lower = init_filled(problem, estimator, hyper, jnp.zeros_like(x), data, key)
 
         def segment(lower, k):
             _, lower = estimator.step(problem, hyper, lower, data, jax.random.fold_in(key, k))

@@ -1,0 +1,113 @@
+"""Problems that an estimator refuses while it is traced, each with what would cure it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.core import Data, InnerState, Problem, inner_loss
+from bilevel.estimators.residuals import full_gradient
+from bilevel.solvers.base import NotUnrollable, Solver, start
+from bilevel.utils import PyTree, unused_leaves, validation
+
+
+def check_losses(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:
+    """Raise while tracing unless both losses map the given structures to a float scalar."""
+    for name, loss, batch in (
+        ("inner", problem.inner, data.inner),
+        ("outer", problem.outer, data.outer),
+    ):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+            if not jnp.ndim(leaf):
+                raise ValueError(
+                    f"{validation.where(f'data.{name}', path)} is a scalar: every data leaf needs "
+                    "a leading axis that counts examples. Put constants into the loss."
+                )
+        try:
+            out = jax.eval_shape(loss, params, hyper, batch)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"problem.{name} failed on params {validation.describe(params)}, hyper "
+                f"{validation.describe(hyper)}, batch {validation.describe(batch)}: "
+                f"{str(error).rstrip('.')}. Do params, hyper and data have the structure that the "
+                "loss expects?"
+            ) from error
+        scalar = jax.tree.structure(out) == jax.tree.structure(0) and out.shape == ()
+        if not scalar or not jnp.issubdtype(out.dtype, jnp.floating):
+            raise ValueError(
+                f"problem.{name} must return a floating-point scalar, got "
+                f"{validation.describe(out)}. Take the mean over the batch."
+            )
+
+
+def check_visible(name: str, fn: Callable[[PyTree], Any], hyper: PyTree, cure: str) -> None:
+    """Raise while tracing if the estimator would return a silent 0 for part of ``hyper``."""
+    if blind := unused_leaves(fn, hyper):
+        raise ValueError(f"{name}'s hypergradient does not depend on {', '.join(blind)}: {cure}")
+
+
+def check_unrolled(
+    name: str,
+    problem: Problem,
+    solver: Solver,
+    hyper: PyTree,
+    lower: InnerState,
+    data: Data,
+    key: Array,
+) -> None:
+    """:func:`check_visible` for estimators that differentiate the solver's steps."""
+    reason = None
+    if isinstance(solver, NotUnrollable):
+        reason = solver.why_not_unrolled(lower.solver_state)
+    if reason is not None:
+        raise ValueError(
+            f"{name} cannot differentiate the steps of {type(solver).__name__}: {reason}. "
+            "Use Implicit, which needs only the minimiser."
+        )
+
+    check_read(name, problem, solver, hyper, lower, data, key)
+
+
+def check_read(
+    name: str,
+    problem: Problem,
+    solver: Solver,
+    hyper: PyTree,
+    lower: InnerState,
+    data: Data,
+    key: Array,
+) -> None:
+    """:func:`check_visible` for estimators that see all that the solver's loop reads."""
+
+    def everything(hyper: PyTree) -> Any:
+        params, state = start(problem, solver, hyper, lower, data)
+        moved = solver.step(inner_loss(problem), params, hyper, data.inner, key, state)
+        return params, moved, problem.outer(moved[0], hyper, data.outer)
+
+    cure = (
+        "neither problem.inner, problem.outer, problem.start nor the solver's step reads it, so "
+        "its hypergradient would be a silent 0. Use it in the problem, or remove it from hyper."
+    )
+    check_visible(name, everything, hyper, cure)
+
+
+def unseen_by_minimiser(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> list[str]:
+    """Addresses of the hyperparameters that neither the minimiser nor the outer loss depends on."""
+
+    def everything(hyper: PyTree) -> Any:
+        outer = jax.value_and_grad(problem.outer)(params, hyper, data.outer)
+        return full_gradient(problem, hyper, params, data), outer
+
+    return unused_leaves(everything, hyper)
+
+
+def check_minimiser(name: str, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:
+    """:func:`check_visible` for estimators that see what the inner minimiser depends on."""
+    if blind := unseen_by_minimiser(problem, hyper, params, data):
+        raise ValueError(
+            f"{name}'s hypergradient does not depend on {', '.join(blind)}: neither does the inner "
+            "minimiser (a step size, a start point, or nothing at all), and the entry would be a "
+            "silent 0. Use Forward or Reverse, which differentiate the solver's steps."
+        )
