@@ -38,7 +38,7 @@ def test_limit_reaches_the_pools_and_respects_the_user(tmp_path: Path) -> None:
     """In a process of its own, whose environment nobody else reads."""
     code = (
         "import json, os\n"
-        "from experiments import workers\n"
+        "from experiments.runs import workers\n"
         "workers.limit({'n_jobs': 10**6})\n"
         "print(json.dumps([{name: os.environ[name] for name in workers.POOLS}, workers.about()]))"
     )

@@ -120,7 +120,7 @@ def test_rule_accepts(rule: Rule, path: str, text: str) -> None:
 def test_relative_imports_are_resolved() -> None:
     source = Source("bilevel/solvers/sgd.py", "from . import base\nfrom ..problem import Problem")
     targets = [target for _, target, _ in rules.imports(source)]
-    assert targets == ["bilevel.solvers.base", "bilevel.core.problem.Problem"]
+    assert targets == ["bilevel.solvers.base", "bilevel.problem.Problem"]
 
 
 def test_cycle_is_found() -> None:
