@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint wheel-check docs bench dev constraints clean
+.PHONY: help run test test-all lint wheel-check docs bench dev constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -16,8 +16,11 @@ help: ## list the targets
 run: $(VENV)/.run ## the main job; ARGS="task=logistic" changes it
 	$(PY) -m experiments.run $(ARGS)
 
-test: $(VENV)/.test ## the tests; ARGS="-m slow" or ARGS="tests/test_x.py -k name" choose
+test: $(VENV)/.test ## the tests of every change, minutes; ARGS="tests/linear -k name" chooses
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-all: $(VENV)/.test ## with the extended ones: real processes, whole experiments, Monte Carlo
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 lint: $(VENV)/.lint ## ruff, its formatter and pyright
 	$(PY) -m ruff check .

@@ -1,10 +1,13 @@
 """What must be set before JAX is imported, and the fixtures that several test files share."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import durations
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,13 +29,48 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(pool, "1")
 
 
+# Programs hold memory maps, of which a process has 65530; one file makes a few thousand.
+MOST_MAPS = 40_000
+
+
+def memory_maps() -> int:
+    """Count the memory maps of this process; 0 on a system that has no such limit."""
+    try:
+        return len(Path("/proc/self/maps").read_bytes().splitlines())
+    except OSError:
+        return 0
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs() -> Iterator[None]:
-    """Free what a file compiled: programs hold memory maps, of which a process has 65530."""
+    """Free what the files so far compiled before their memory maps run out."""
     yield
-    import jax
+    if memory_maps() > MOST_MAPS:
+        import jax
 
-    jax.clear_caches()
+        jax.clear_caches()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that keeps what each test took."""
+    text = "write what each test took into tests/durations.json"
+    parser.addoption("--record-durations", action="store_true", help=text)
+
+
+_taken: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up setup, call and teardown; with xdist the controller hears of all workers' tests."""
+    _taken[report.nodeid] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Record the durations, in the one process that heard of every test."""
+    if session.config.getoption("--record-durations") and not hasattr(
+        session.config, "workerinput"
+    ):
+        durations.write(durations.merge(durations.read(), _taken, ROOT))
 
 
 @pytest.fixture

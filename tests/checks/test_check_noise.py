@@ -22,6 +22,7 @@ def report(step_size: float, steps: int, **how: Any) -> bl.NoiseReport:
     return bl.check_noise(*parts, **({"runs": 600} | how))
 
 
+@pytest.mark.extended
 def test_theory_and_replication_agree_at_a_small_step() -> None:
     found = report(0.1, 200)
     assert found.agrees.all()

@@ -36,6 +36,7 @@ def bytes_of(case, make, steps):
 SOLVER = bl.SGD(step_size=0.01, batch_size=16)
 
 
+@pytest.mark.extended
 def test_forward_memory_does_not_grow_with_steps(case):
     """One hundred to ten thousand steps: the same scratch memory to the byte's order."""
     sizes = [bytes_of(case, lambda k: bl.Forward(SOLVER, k), k) for k in (100, 1000, 10_000)]
@@ -59,6 +60,7 @@ def test_chunked_forward_holds_a_chunk_of_tangents(case):
     assert cost.temp_bytes <= 4 * chunk + 2 * data_and_gradient
 
 
+@pytest.mark.extended
 def test_checkpointed_reverse_grows_as_the_root_of_steps(case):
     """A hundred times the steps: ten times the memory of the stored states, not a hundred."""
     make = lambda k: bl.Reverse(SOLVER, k, memory="checkpoint")  # noqa: E731

@@ -51,6 +51,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "name", [n if n == FAST else pytest.param(n, marks=pytest.mark.slow) for n in MAKE]
 )

@@ -119,12 +119,14 @@ def temp_bytes(estimator: Any, parameters: int) -> int:
     return jax.jit(one).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.extended
 def test_memory_of_forward_does_not_grow_with_steps() -> None:
     solver = bl.SGD(step_size=0.1, batch_size=2)
     figures = [temp_bytes(bl.Forward(solver, steps), 2000) for steps in (100, 1000, 10_000)]
     assert figures[0] == figures[1] == figures[2]
 
 
+@pytest.mark.extended
 def test_memory_of_reverse_grows_as_the_square_root_of_steps() -> None:
     solver, parameters = bl.SGD(step_size=0.1, batch_size=2), 2000
     state = 4 * parameters

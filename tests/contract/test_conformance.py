@@ -131,13 +131,14 @@ FOUNDATION = ("Forward", "Implicit", "Reverse")
 
 
 def cells() -> Iterator[Any]:
-    """Every estimator, case and precision; most cells are slow."""
+    """Every estimator on ridge in float32 at each change; the other cells where time allows."""
     for name, row in TABLE.items():
         for case in row.cases:
             for x64 in (True, False):
-                quick = case == "ridge" if not x64 else name in FOUNDATION and case != "ridge"
                 identity = f"{name}-{case}-{'float64' if x64 else 'float32'}"
-                marks = () if quick else pytest.mark.slow
+                foundation = name in FOUNDATION and x64 and case != "ridge"
+                mark = pytest.mark.extended if foundation else pytest.mark.slow
+                marks = () if case == "ridge" and not x64 else mark
                 yield pytest.param(name, case, x64, id=identity, marks=marks)
 
 
@@ -155,6 +156,7 @@ def test_conforms(name: str, case: str, x64: bool) -> None:
 QUICKLY_SHARDED = ("Forward", "Implicit")
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "names",
     [QUICKLY_SHARDED, pytest.param(set(TABLE) - set(QUICKLY_SHARDED), marks=pytest.mark.slow)],

@@ -36,6 +36,7 @@ def within_standard_errors(samples: np.ndarray, truth: np.ndarray, times: float 
     return bool((np.abs(samples.mean(0) - truth) <= times * error).all())
 
 
+@pytest.mark.extended
 def test_is_unbiased() -> None:
     """For deterministic steps forward mode has the exact derivative; sigma^2 = 1e-8 is no bias."""
     case, solver = mlp(seed=0), bl.GradientDescent(0.1)
@@ -44,6 +45,7 @@ def test_is_unbiased() -> None:
     assert within_standard_errors(stacked(found.grad), stacked(truth.grad)[0])
 
 
+@pytest.mark.extended
 def test_the_standard_error_is_the_spread_over_keys() -> None:
     """Directions and minibatches both: the ratio is chi-squared on 399 and 400 x 7 degrees."""
     case, seeds = ridge(seed=0), 400

@@ -48,6 +48,7 @@ def worst(samples: np.ndarray, truth: np.ndarray) -> float:
     return float((np.abs(samples.mean(0) - truth) / error).max())
 
 
+@pytest.mark.extended
 def test_is_unbiased_at_every_call_where_truncation_is_not() -> None:
     exact = flat(history(bl.Forward(SOLVER, STEPS), jax.random.key(0)).grad)  # carries its tangents
     assert worst(over_keys(bl.PES(SOLVER, STEPS, sigma=0.1, pairs=8), 400), exact) < 4

@@ -50,6 +50,7 @@ def assert_spread(predicted: Any, measured: Any, tolerance: float) -> None:
     np.testing.assert_allclose(predicted, measured, rtol=within)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MADE]
 )
@@ -67,6 +68,7 @@ def test_standard_error_and_bias_are_those_of_many_runs(name: str) -> None:
         assert np.all(np.abs(bias) > 6 * np.asarray(error))
 
 
+@pytest.mark.extended
 def test_above_the_dense_size_averages_have_influence_values() -> None:
     case, one = wide(), bl.Forward(bl.SGD(0.02, batch_size=4), 900, average=600)
     found, many = run(case, bl.Predicted(one)), run(case, bl.Replicated(one, RUNS))

@@ -60,6 +60,7 @@ def test_copies_stay_independent_under_a_warm_start() -> None:
     np.testing.assert_allclose(claimed / np.std(found.grad, ddof=1), 1, atol=tolerance)
 
 
+@pytest.mark.extended
 def test_needed_reaches_the_tolerance_that_was_asked_for() -> None:
     case, pilot, tolerance = ridge(seed=0), 64, 0.05
     estimator = bl.Replicated(NOISY, pilot)

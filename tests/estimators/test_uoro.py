@@ -36,6 +36,7 @@ def start_from_hyper(hyper: Any, params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf + jnp.sin(jax.tree.leaves(hyper)[0]), params)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("make", "solver", "steps", "calls", "start"),
     [

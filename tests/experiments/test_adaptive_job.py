@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pyarrow.parquet
+import pytest
 
 from tests.experiments.conftest import Command
 
@@ -13,6 +14,7 @@ NOISY = [
 ]  # fmt: skip
 
 
+@pytest.mark.extended
 def test_work_is_in_the_history_and_goes_on_after_a_resume(
     command: Command, tmp_path: Path
 ) -> None:

@@ -96,6 +96,7 @@ def test_only_known_shells_get_a_script() -> None:
         completion.answer(["-sc", "install=fish"])
 
 
+@pytest.mark.extended
 def test_run_holds_the_command_that_makes_it_again(command: Command, tmp_path: Path) -> None:
     """Also that of a sweep, and after it was resumed: choices and numbers are the same."""
     sweep = tmp_path / "sweep"

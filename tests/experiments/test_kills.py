@@ -143,6 +143,7 @@ def kill_and_compare(whole: Sweep, killed: Sweep, kills: int, longest: float) ->
     assert killed.written() == times
 
 
+@pytest.mark.extended
 def test_killed_sweep_gives_the_same_table(leaves: Path, tmp_path: Path) -> None:
     settings = ["seed=0,1", "steps=150"]
     whole, killed = (Sweep(leaves, tmp_path / name, *settings) for name in ("whole", "killed"))

@@ -76,6 +76,7 @@ def assert_same(found: dict[int, dict[str, Any]], expected: dict[int, dict[str, 
         assert result["process"]["pid"] != expected[seed]["process"]["pid"]
 
 
+@pytest.mark.extended
 @needs("joblib")
 def test_joblib(cache: Path, expected: dict[int, dict[str, Any]], tmp_path: Path) -> None:
     """A job that fails is recorded, stops no other, and the exit status says so."""
@@ -92,6 +93,7 @@ def test_joblib(cache: Path, expected: dict[int, dict[str, Any]], tmp_path: Path
     assert [result["status"] for result in failed] == ["failed"]
 
 
+@pytest.mark.extended
 @needs("submitit")
 def test_submitit_with_a_fake_slurm(
     cache: Path, expected: dict[int, dict[str, Any]], tmp_path: Path

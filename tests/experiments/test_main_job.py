@@ -7,6 +7,8 @@ import pytest
 
 from tests.experiments.conftest import Command
 
+pytestmark = pytest.mark.extended
+
 SHORT = ["steps=2", "compile_cache=null", "plot=false"]
 
 

@@ -71,6 +71,7 @@ def at(folder: Path, *changes: str) -> str:
     return " ".join([f"hydra.run.dir={folder}", *changes])
 
 
+@pytest.mark.extended
 def test_four_devices_share_rows_memory_and_work(leaves: Path, tmp_path: Path) -> None:
     odd, many = at(tmp_path, "mesh.data=4", "task.n=23"), at(tmp_path, "mesh.data=5")
     ((one, four, *refused),), err = ended(start(leaves, 4, "once 1", "once 4", odd, many))

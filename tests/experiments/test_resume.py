@@ -40,6 +40,7 @@ def assert_same(one: Path, other: Path) -> None:
     assert {k: results[0][k] for k in same} == {k: results[1][k] for k in same}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("changes", SOLVERS.values(), ids=SOLVERS)
 def test_resumed_run_equals_an_uninterrupted_one(
     command: Command, tmp_path: Path, changes: list[str]
@@ -54,6 +55,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert_same(whole, parts)
 
 
+@pytest.mark.extended
 def test_killed_run_goes_on_bit_for_bit(command: Command, leaves: Path, tmp_path: Path) -> None:
     """Through another process, which dies without a chance to tidy up."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"

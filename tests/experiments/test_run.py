@@ -70,6 +70,7 @@ def test_metrics_and_check_are_those_of_the_task(command: Command, tmp_path: Pat
     assert start["grad_norm"] == pytest.approx(np.linalg.norm(grad), rel=1e-9)
 
 
+@pytest.mark.extended
 def test_what_auto_chose_is_shown_and_recorded(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     outcome = command(f"hydra.run.dir={folder}", "estimator=auto", "steps=2")
@@ -78,6 +79,7 @@ def test_what_auto_chose_is_shown_and_recorded(command: Command, tmp_path: Path)
     assert "ClosedForm: the inner loss" in outcome.out
 
 
+@pytest.mark.extended
 def test_precision_is_of_the_run_only(command: Command, tmp_path: Path) -> None:
     import jax.numpy as jnp
 
@@ -149,6 +151,7 @@ def test_data_of_wrong_size_is_refused_in_a_sentence(command: Command, tmp_path:
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_can_be_resumed(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int

@@ -29,6 +29,7 @@ def trials(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "trials.json").read_text())["trials"]
 
 
+@pytest.mark.extended
 def test_stopped_search_goes_on_as_if_it_had_not(
     leaves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

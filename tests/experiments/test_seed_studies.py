@@ -18,7 +18,7 @@ from experiments.studies.open_questions import many, measure, network, nonsmooth
 from experiments.studies.open_questions import variance_reduction as reduction
 from experiments.studies.open_questions.kinks import hinge_reference, sparse_case, sparse_reference
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("x64")]
 
 
 @functools.cache

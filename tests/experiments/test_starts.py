@@ -33,6 +33,7 @@ def values(folder: Path) -> list[float]:
 WIDE = ["precision=float64", "starts=4", "start_steps=2"]
 
 
+@pytest.mark.extended
 def test_the_best_start_goes_on(command: Command, tmp_path: Path) -> None:
     """It is kept for its value, and its first steps are those of the run."""
     assert command(f"hydra.run.dir={tmp_path}", *WIDE, "steps=3").status == 0
@@ -58,6 +59,7 @@ def test_stopped_after_its_start_it_is_the_same_run(command: Command, tmp_path: 
     assert result(cut)["starts"] == result(whole)["starts"]
 
 
+@pytest.mark.extended
 def test_early_stopping_sets_rows_aside(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     place = f"hydra.run.dir={folder}"

@@ -21,6 +21,7 @@ def failed(result):
     return [str(check) for check in result.checks if not check.passed]
 
 
+@pytest.mark.extended
 def test_decreasing_step_falls_like_one_over_k():
     """Slope -1.00 +- 0.01 from the exact recursion, the closed form's constant, the bound."""
     regime = regimes(50, 5, 30_000, seed=0)[1]
@@ -55,6 +56,7 @@ def test_derivatives_of_sgd():
         assert row["median / exact"] < 1
 
 
+@pytest.mark.extended
 def test_noise_floor():
     """SciPy's discrete Lyapunov solution to 1e-10, and simulated chains up to 0.99 of the limit."""
     sizes = noise_floor.Sizes(60, 150, 200, adam_chains=30, adam_burn=1500)
@@ -67,6 +69,7 @@ def test_noise_floor():
         assert row["continuous time"] / row["floor"] == pytest.approx(1 - fraction, rel=1e-6)
 
 
+@pytest.mark.extended
 def test_modified_equations_on_quadratics():
     """The reference table of four models; where it depends on the noise, its size."""
     rows, checks = modified_equation.quadratics(0, base.quiet)

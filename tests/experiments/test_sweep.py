@@ -15,6 +15,7 @@ from experiments.reports import table
 from tests.experiments.conftest import Command
 
 
+@pytest.mark.extended
 def test_sweep_resumes_and_reports(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -76,6 +76,7 @@ def assert_same(one: Path, other: Path) -> None:
         assert float(x["mean"]) == pytest.approx(float(y["mean"]), rel=1e-9, nan_ok=True)
 
 
+@pytest.mark.extended
 def test_seeds_and_settings_give_the_table_of_a_sweep(command: Command, tmp_path: Path) -> None:
     """Four runs; among them one that diverges, with the same message."""
     one, other = tmp_path / "one", tmp_path / "other"
@@ -108,6 +109,7 @@ def test_a_trial_taken_back_is_no_part_of_the_mean() -> None:
         np.testing.assert_array_equal(means, [2.0, 2.0, np.nan])
 
 
+@pytest.mark.extended
 def test_stopped_group_goes_on(command: Command, tmp_path: Path, monkeypatch: Any) -> None:
     """From its one checkpoint, and to more steps; a lane is a run that can be resumed alone."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -155,6 +157,7 @@ def test_refusals(command: Command, tmp_path: Path, changes: list[str], words: s
     assert words in outcome.err
 
 
+@pytest.mark.extended
 def test_group_is_not_resumed_by_its_folder(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     assert command(f"hydra.run.dir={folder}", "vmap.seeds=1", "steps=1").status == 0

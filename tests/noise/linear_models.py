@@ -120,7 +120,6 @@ def _mean_squares(w: Any, hyper: Any, batch: Any) -> Any:
 
 
 LEAST_SQUARES = bl.Problem(_loss, _outer)
-V1_PROBLEM = bl.Problem(_ridge, _mean_squares)
 LOG_RIDGE = bl.Problem(_log_ridge, _mean_squares)
 
 

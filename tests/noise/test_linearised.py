@@ -80,6 +80,7 @@ def _log_loss(w, log_penalty, batch):
     return jnp.mean(jax.nn.softplus(-y * (X @ w)))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("seed", [1])
 def test_logistic_regression_within_the_order_of_the_step(seed):
     """Second moments are within the stated O(step) of real SGD's, means within 4 s.e."""

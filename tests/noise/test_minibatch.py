@@ -120,6 +120,7 @@ def simulate_gaussian(A, variance, rate, size, mu, key, *, chains, burn, steps):
     return jax.lax.scan(measure, start, keys[burn:])[0][1] / steps
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("size", "mu"), [(2, 0.0), (5, 0.8)])
 def test_gaussian_inputs_match_simulation(size, mu):
     """Within 4 standard errors over chains, at 0.4 of the limit (fourth moments must exist)."""

@@ -71,6 +71,7 @@ def test_adam_is_self_consistent(step, b1):
     assert float(steady_state.residual(S, K, C, rate, b1)) < 1e-10
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("step", "b1"), [(0.02, 0.9), (0.3, 0.0)])
 def test_adam_matches_real_adam(step, b1):
     """The theory holds its denominator fixed; 3 % of the largest entry, and 4 standard errors."""

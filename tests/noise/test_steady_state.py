@@ -29,6 +29,7 @@ def test_covariance_solves_the_equation_and_the_dense_problem(mu, fraction, matr
     np.testing.assert_allclose(S, dense, rtol=0, atol=1e-10 * np.abs(dense).max())
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("mu", q.MOMENTA)
 def test_covariance_matches_simulation_up_to_the_limit(mu):
     """Chains are independent: the spread of their time averages is the standard error."""

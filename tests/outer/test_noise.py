@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy.optimize import minimize
 
 import bilevel as bl
@@ -61,6 +62,7 @@ def run(rule: Any) -> tuple[np.ndarray, Any]:
     return (np.asarray(values) - least) / (float(exact(start)) - least), state
 
 
+@pytest.mark.extended
 def test_auto_goes_on_where_a_line_search_is_stuck() -> None:
     searched, _ = run(bl.outer.LineSearch(tolerance=0.0))
     walked, state = run(bl.outer.Auto())

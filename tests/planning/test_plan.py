@@ -112,6 +112,7 @@ SLOW = [("ridge", 0.3, 0.25), ("ridge", 0.02, 0.25)]
 SLOW += [("logistic", 0.5, 0.5), ("logistic", 0.3, 0.5), ("logistic", 0.02, 0.5)]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("name", "tolerance", "margin"),
     [("ridge", 0.1, 0.25), ("logistic", 0.1, 0.5)]

@@ -15,6 +15,8 @@ import pytest
 
 import bilevel as bl
 
+pytestmark = pytest.mark.extended
+
 D = 100
 SETTINGS = [(100, None, 50, 3.6879), (1000, None, 500, 36.7886), (100, 1.0, None, None)]
 

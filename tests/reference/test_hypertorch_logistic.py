@@ -15,6 +15,8 @@ from sklearn.model_selection import train_test_split
 
 import bilevel as bl
 
+pytestmark = pytest.mark.extended
+
 PUBLISHED = {
     0: 0.5743989944,
     10: 0.5337678790,

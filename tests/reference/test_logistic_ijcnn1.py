@@ -17,6 +17,8 @@ import pytest
 import bilevel as bl
 from bilevel import single_loop
 
+pytestmark = pytest.mark.extended
+
 BEST_SINGLE, WANTED = 0.2105, 0.2060  # of cases.md: one penalty for all, and Adam's after 50
 START = -2 * np.ones(22)
 

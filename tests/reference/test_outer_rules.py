@@ -11,7 +11,7 @@ import pytest
 from benchmarks.outer import Race, race
 from benchmarks.outer_cases import CASES, Case, quadratics
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("x64")]
 
 WITHIN = 2.0  # times the calls of the best Adam
 # Where Auto does not arrive, and how far above Adam's value, relatively, it ends: docs/outer.md.

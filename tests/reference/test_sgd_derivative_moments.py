@@ -12,6 +12,8 @@ import pytest
 
 import bilevel as bl
 
+pytestmark = pytest.mark.extended
+
 RUNS, CHUNK = 1000, 100
 MU, L_MAX = 0.242943, 22.822504
 CHECKPOINTS = (100, 1000, 10_000)

@@ -18,6 +18,7 @@ def program(page: Path) -> str:
     return "\n".join(BLOCK.findall(page.read_text(encoding="utf-8")))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("page", [p for p in PAGES if program(p)], ids=lambda p: p.name)
 def test_page_runs(page, tmp_path):
     """A fresh interpreter runs the page's blocks, warnings as errors."""

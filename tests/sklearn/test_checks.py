@@ -15,8 +15,14 @@ from bilevel.sklearn import (
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@parametrize_with_checks([HypergradRidge(), HypergradLogisticRegression()])
+@parametrize_with_checks([HypergradRidge()])
 def test_check(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.extended
+@parametrize_with_checks([HypergradLogisticRegression()])
+def test_check_of_the_classifier(estimator, check):
     check(estimator)
 
 

@@ -70,6 +70,7 @@ def check(experiment: str, data: str, held: int) -> None:
     assert excess.mean() <= 4 * error
 
 
+@pytest.mark.extended
 def test_digits() -> None:
     check("decays", "digits", 400)
 

@@ -17,7 +17,17 @@ QUICK = sorted(path.stem for path in (CONF / "experiment").glob("*_quick.yaml"))
 WITHOUT = ["plot=false", "compile_cache=null", "progress=off"]
 
 
-@pytest.mark.parametrize("name", QUICK)
+# One whole experiment at every change, the shortest.
+SHORTEST = "custom_quick"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == SHORTEST else pytest.param(name, marks=pytest.mark.extended)
+        for name in QUICK
+    ],
+)
 def test_quick_experiment_is_completed_and_compared(name: str, tmp_path: Path) -> None:
     composed = hydra_compat.compose([f"experiment={name}", *WITHOUT], with_hydra=True)
     choices = {node: composed.hydra.runtime.choices[node] for node in NODES}
@@ -38,4 +48,4 @@ def test_quick_experiment_is_completed_and_compared(name: str, tmp_path: Path) -
 
 
 def test_there_are_quick_experiments() -> None:
-    assert {"ridge_quick", "logistic_quick", "custom_quick"} <= set(QUICK)
+    assert {"ridge_quick", "logistic_quick", SHORTEST} <= set(QUICK)

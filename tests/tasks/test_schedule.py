@@ -78,6 +78,7 @@ def test_v10_the_whole_horizon(outer, x64) -> None:
     assert np.max(result.hyper["rate"]) <= 1.99
 
 
+@pytest.mark.extended
 def test_hypergradient_of_a_training_is_the_central_difference(x64) -> None:
     """Of the training itself, in a direction of every rate and the momentum."""
     task, other = (schedule("digits", steps=15, rows=200, widths=(8,), seed=s) for s in (0, 1))

@@ -63,6 +63,7 @@ def test_work_never_exceeds_its_limit() -> None:
     assert int(work.times) == 4
 
 
+@pytest.mark.extended
 def test_history_shows_the_work_and_the_gradients_are_those_of_it() -> None:
     history = tune().history
     np.testing.assert_array_equal(history["work"], [1] * 3 + [2] * 3 + [4] * 4)

@@ -37,6 +37,7 @@ def assert_fewest(found: dict[str, float]) -> None:
     assert found["adaptive"] < min(fixed.values()), found
 
 
+@pytest.mark.extended
 def test_on_ridge_against_the_same_estimator_at_fixed_work() -> None:
     assert_fewest(costs(bench.ridge(), excess=1e-3, budget=6_000, most=4, rates=1, chains=False))
 

@@ -1,0 +1,40 @@
+"""What each test took when durations were last recorded, in a file that is committed."""
+
+import json
+from pathlib import Path
+
+FILE = Path(__file__).with_name("durations.json")
+SHORT = 1.0  # seconds: below, a test counts in the total of its file only
+
+Durations = dict[str, dict[str, float]]
+
+
+def read() -> Durations:
+    """Return test file -> name of a test -> seconds; the name "" is the whole file."""
+    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+
+
+def merge(before: Durations, taken: dict[str, float], root: Path) -> Durations:
+    """Return the record with the files that ``taken`` measured replaced; absent files drop out.
+
+    Parameters
+    ----------
+    taken : node id -> seconds, setup and teardown included.
+    """
+    measured: Durations = {}
+    for node, seconds in taken.items():
+        file, _, name = node.partition("::")
+        rows = measured.setdefault(file, {"": 0.0})
+        rows[""] += seconds
+        if seconds >= SHORT:
+            rows[name] = seconds
+    merged = {file: rows for file, rows in {**before, **measured}.items() if (root / file).exists()}
+    return {
+        file: {name: round(seconds, 1) for name, seconds in sorted(rows.items())}
+        for file, rows in sorted(merged.items())
+    }
+
+
+def write(record: Durations) -> None:
+    """Write the record, one test a line."""
+    FILE.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
