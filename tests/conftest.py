@@ -29,26 +29,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(pool, "1")
 
 
-# Programs hold memory maps, of which a process has 65530; one file makes a few thousand.
-MOST_MAPS = 40_000
-
-
-def memory_maps() -> int:
-    """Count the memory maps of this process; 0 on a system that has no such limit."""
-    try:
-        return len(Path("/proc/self/maps").read_bytes().splitlines())
-    except OSError:
-        return 0
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs() -> Iterator[None]:
-    """Free what the files so far compiled before their memory maps run out."""
-    yield
-    if memory_maps() > MOST_MAPS:
-        import jax
+    """Free what a file compiled: programs hold memory maps, of which a process has 65530.
 
-        jax.clear_caches()
+    Files share next to nothing that is compiled: to keep it until the maps run short saves no time.
+    """
+    yield
+    import jax
+
+    jax.clear_caches()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

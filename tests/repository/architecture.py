@@ -96,6 +96,11 @@ def imports(source: Source) -> Iterator[tuple[int, str, str]]:
                 yield node.lineno, f"{base}.{alias.name}", alias.asname or alias.name
 
 
+def library(sources: Iterable[Source]) -> list[Source]:
+    """Return the files of `bilevel/`."""
+    return [source for source in sources if source.path.startswith("bilevel/")]
+
+
 def _bound_names(source: Source) -> dict[str, str]:
     return {bound: target for _, target, bound in imports(source) if bound}
 

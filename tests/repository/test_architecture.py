@@ -1,15 +1,12 @@
 """The layers of the design hold in every tracked file, and each rule catches what it is for."""
 
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from tests.repository import architecture as rules
 from tests.repository.architecture import Source, Violations
 
-ROOT = Path(__file__).resolve().parents[2]
 Rule = Callable[[Source], Violations]
 EVERYWHERE: list[Rule] = [rules.forbidden_imports, rules.oversized]
 IN_CORE: list[Rule] = [
@@ -18,22 +15,6 @@ IN_CORE: list[Rule] = [
     rules.import_time_arrays,
     rules.hidden_keys,
 ]
-
-
-@pytest.fixture(scope="module")
-def sources() -> list[Source]:
-    command = ["git", "ls-files", "-z", "--", "*.py"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    paths = [ROOT / name for name in listed.split("\0") if name]
-    return [
-        Source(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
-        for path in paths
-        if path.exists()
-    ]
-
-
-def core(sources: list[Source]) -> list[Source]:
-    return [source for source in sources if source.path.startswith("bilevel/")]
 
 
 def report(rule: Rule, sources: list[Source]) -> list[str]:
@@ -47,11 +28,11 @@ def test_every_file_keeps(rule: Rule, sources: list[Source]) -> None:
 
 @pytest.mark.parametrize("rule", IN_CORE, ids=lambda rule: rule.__name__)
 def test_the_library_keeps(rule: Rule, sources: list[Source]) -> None:
-    assert report(rule, core(sources)) == []
+    assert report(rule, rules.library(sources)) == []
 
 
 def test_the_library_has_no_import_cycle(sources: list[Source]) -> None:
-    assert rules.import_cycle(core(sources)) == []
+    assert rules.import_cycle(rules.library(sources)) == []
 
 
 def test_files_that_may_compile_exist(sources: list[Source]) -> None:

@@ -150,9 +150,10 @@ EXPERIMENTS = [leaf.name for leaf in LEAVES if leaf.parts[0] == "experiment"]
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_composes(name: str) -> None:
-    settings = composed(f"experiment={name}", "hydra.mode=RUN")
     chosen = hydra_compat.compose([f"experiment={name}"], with_hydra=True)
     choices = {node: chosen.hydra.runtime.choices[node] for node in NODES}
+    del chosen.hydra
+    settings = hydra_compat.plain(chosen)
     check(settings, defaults(choices, [CONF]))
     hydra_compat.instantiate(settings["estimator"], "estimator")
 
