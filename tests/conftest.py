@@ -1,6 +1,7 @@
 """What must be set before JAX is imported, and the fixtures that several test files share."""
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,9 +37,8 @@ def _forget_programs() -> Iterator[None]:
     Files share next to nothing that is compiled: to keep it until the maps run short saves no time.
     """
     yield
-    import jax
-
-    jax.clear_caches()
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
