@@ -19,6 +19,7 @@ def check(estimators: Any = None, case: Case = RIDGE, **more: Any) -> bl.CheckRe
     return bl.check(case.problem, case.hyper, case.params, case.data, estimators, **more)
 
 
+@pytest.mark.extended
 def test_the_reference_is_the_closed_form() -> None:
     report = check()
     assert RIDGE.exact is not None
@@ -36,6 +37,7 @@ def test_the_reference_is_the_closed_form() -> None:
     assert jnp.zeros(()).dtype == jnp.float32  # the caller's precision is left alone
 
 
+@pytest.mark.extended
 def test_a_network_and_trees() -> None:
     case = mlp(seed=0)
     solver = bl.GradientDescent(case.step_size)

@@ -44,6 +44,7 @@ def test_the_measured_columns_are_replication_and_the_dense_oracle() -> None:
     np.testing.assert_allclose(found.measured_bias, estimate.grad - grad, rtol=1e-5)
 
 
+@pytest.mark.extended
 def test_near_the_limit_of_the_step_size_the_disagreement_is_reported() -> None:
     found = report(1.8, 200, runs=2400, tol=0.05)
     assert not found.agrees.any()
@@ -58,6 +59,7 @@ def test_beyond_it_the_report_says_that_there_is_no_error_bar() -> None:
     assert "beyond the mean-square limit" in found.verdicts[0]
 
 
+@pytest.mark.extended
 def test_a_start_that_is_not_forgotten_is_reported() -> None:
     found = report(0.1, 4)
     assert not found.agrees.any()

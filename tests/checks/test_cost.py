@@ -43,6 +43,7 @@ def test_forward_memory_does_not_grow_with_steps(case):
     assert max(sizes) <= 1.05 * min(sizes)
 
 
+@pytest.mark.extended
 def test_chunked_forward_holds_a_chunk_of_tangents(case):
     """2 500 weights of examples, 7 tangents at a time: no 2 500 x 2 500 basis, 25 MB, anywhere."""
     _, _, params, data = case
@@ -70,6 +71,7 @@ def test_checkpointed_reverse_grows_as_the_root_of_steps(case):
     assert full / large >= 20
 
 
+@pytest.mark.extended
 def test_full_reverse_stores_params_and_batch_per_step(case):
     """The stored bytes are those of ``steps`` params and minibatches, within 20 %."""
     size = bytes_of(case, lambda k: bl.Reverse(SOLVER, k, memory="full"), 1000)
@@ -77,6 +79,7 @@ def test_full_reverse_stores_params_and_batch_per_step(case):
     assert abs(size - expected) <= 0.2 * expected
 
 
+@pytest.mark.extended
 def test_auto_stays_within_its_budget(case):
     """The budget decides between the two arrangements."""
     generous = bytes_of(case, lambda k: bl.Reverse(SOLVER, k, budget=2**28), 1000)

@@ -12,6 +12,7 @@ import pytest
 import bilevel as bl
 from bilevel.testing import Case, ridge
 from tests.compiling import compilations
+from tests.marks import quick_cases
 
 CASE = ridge(seed=1)
 
@@ -84,7 +85,7 @@ def test_python_floats_and_arrays_share_one_compilation() -> None:
     assert int(count) == 0
 
 
-@pytest.mark.parametrize("warm_start", [True, False])
+@quick_cases(1, "warm_start", [True, False])
 def test_tune_is_one_program_whatever_its_length(warm_start: bool) -> None:
     def tune(rate: float, step_size: float, steps: int, state: Any = None) -> bl.Result:
         return bl.tune(

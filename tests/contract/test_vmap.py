@@ -10,6 +10,7 @@ import pytest
 
 import bilevel as bl
 from bilevel.testing import logistic
+from tests.marks import quick_cases
 
 CASE = logistic(seed=4)
 ESTIMATORS = {
@@ -49,7 +50,7 @@ def assert_loop(fn: Any, arguments: Any) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", [*ESTIMATORS, *SLOW])
+@quick_cases(1, "name", [*ESTIMATORS, *SLOW])
 def test_hypergradient(name: str) -> None:
     def one(params: Any, data: bl.Data, key: Any) -> Any:
         estimator = (ESTIMATORS | OTHERS)[name](SOLVER)
@@ -59,6 +60,7 @@ def test_hypergradient(name: str) -> None:
     assert_loop(one, folds_starts_and_seeds(3))
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("x64")
 def test_tune() -> None:
     def one(params: Any, data: bl.Data, key: Any) -> Any:

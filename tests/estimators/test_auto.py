@@ -8,6 +8,7 @@ import pytest
 
 import bilevel as bl
 from bilevel.testing import dense_hypergradient, logistic, mlp
+from tests.marks import quick_cases
 
 KEY = jax.random.key(0)
 SGD = bl.SGD(step_size=0.1, batch_size=7)
@@ -34,7 +35,7 @@ def least_squares(d: int, condition: float) -> tuple:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("condition", [3.0, 1e8])
+@quick_cases(1, "condition", [3.0, 1e8])
 def test_quadratic_is_solved_whatever_its_condition(condition: float) -> None:
     """Products for the easy one, no more than a quarter of d; the factorisation for the hard."""
     d = 300
@@ -46,7 +47,7 @@ def test_quadratic_is_solved_whatever_its_condition(condition: float) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("make", [logistic, mlp])
+@quick_cases(1, "make", [logistic, mlp])
 def test_smooth_problem_is_within_the_tolerance(make) -> None:
     case = make(0)
 

@@ -57,6 +57,7 @@ def test_the_standard_error_is_the_spread_over_keys() -> None:
     np.testing.assert_allclose(claimed / spread, 1, atol=4 * 1.6 / np.sqrt(2 * seeds))
 
 
+@pytest.mark.extended
 def test_the_runs_of_a_pair_share_their_minibatches() -> None:
     """With one hyperparameter a pair is a central difference at fixed minibatches."""
     case, solver = logistic(seed=0), bl.SGD(0.2, batch_size=4)
@@ -72,6 +73,7 @@ def test_the_runs_of_a_pair_share_their_minibatches() -> None:
     assert found.evidence.standard_error[0] < 1e-3 * independent
 
 
+@pytest.mark.extended
 def test_agrees_with_forward_mode_under_the_same_noise() -> None:
     """Minibatch noise included: means over keys of independent runs, 4 standard errors."""
     case, solver = logistic(seed=0), bl.SGD(0.2, batch_size=4)

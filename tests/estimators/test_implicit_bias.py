@@ -7,6 +7,7 @@ import pytest
 import bilevel as bl
 from bilevel.testing import logistic, mlp
 from tests.estimators.converged import RIDGE, TIGHT, estimate, flat, matrices
+from tests.marks import quick_cases
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -14,7 +15,7 @@ CASES = {"ridge": (RIDGE, (8, 16)), "logistic": (logistic(seed=0), (10, 20))}
 CASES["mlp"] = (mlp(seed=1), (100, 200))
 
 
-@pytest.mark.parametrize("name", CASES)
+@quick_cases(1, "name", CASES)
 def test_the_bias_of_an_unfinished_inner_solve_is_right_to_first_order(name: str) -> None:
     """What it misses falls with the square of the inner residual."""
     case, few = CASES[name]
@@ -52,6 +53,7 @@ def test_what_the_linear_solver_leaves_is_part_of_the_bias() -> None:
     np.testing.assert_allclose(error - found.evidence.bias, left, rtol=0, atol=1e-12)
 
 
+@pytest.mark.extended
 def test_average_is_the_mean_of_the_last_iterates() -> None:
     case, key = RIDGE, jax.random.key(4)
     solver = bl.SGD(0.05, batch_size=4, momentum=0.5)

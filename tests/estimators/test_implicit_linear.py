@@ -11,6 +11,7 @@ import pytest
 import bilevel as bl
 from bilevel.testing import Case
 from tests.estimators.converged import RIDGE, TIGHT, estimate, matrices
+from tests.marks import quick_cases
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -26,7 +27,7 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("linear", SOLVERS.values(), ids=SOLVERS)
+@quick_cases(3, "linear", SOLVERS.values(), ids=SOLVERS)
 def test_ridge_is_the_closed_form(linear: Any) -> None:
     value, grad = RIDGE.exact(RIDGE.hyper)
     found = estimate(RIDGE, linear=linear)
@@ -36,7 +37,7 @@ def test_ridge_is_the_closed_form(linear: Any) -> None:
     assert found.evidence.linear_residual < 1e-11
 
 
-@pytest.mark.parametrize("linear", SOLVERS.values(), ids=SOLVERS)
+@quick_cases(2, "linear", SOLVERS.values(), ids=SOLVERS)
 def test_ridge_in_float32(linear: Any) -> None:
     _, grad = RIDGE.exact(RIDGE.hyper)
     loose = dataclasses.replace(linear, tol=1e-6) if hasattr(linear, "tol") else linear

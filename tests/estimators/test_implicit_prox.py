@@ -20,6 +20,7 @@ from tests.estimators.proximal import (
     implicit,
     sample,
 )
+from tests.marks import quick_cases
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -63,7 +64,7 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@quick_cases(3, "name", SOLVERS)
 def test_every_linear_solver_agrees(name: str) -> None:
     expected, _ = implicit("group lasso", 0, linear=bl.CG(tol=1e-12))
     estimate, _ = implicit("group lasso", 0, linear=SOLVERS[name])
@@ -81,6 +82,7 @@ def test_nystrom_of_full_rank_is_the_damped_system() -> None:
     assert 0.1 * damping < error < 100 * damping
 
 
+@pytest.mark.extended
 def test_minibatch_products_are_unbiased() -> None:
     expected, _ = implicit("group lasso", 0, linear=bl.CG(tol=1e-12))
     problem, hyper = PROBLEMS["group lasso"]
@@ -101,7 +103,7 @@ def test_minibatch_products_are_unbiased() -> None:
     )
 
 
-@pytest.mark.parametrize("case", ["lasso", "elastic net", "group lasso"])
+@quick_cases(1, "case", ["lasso", "elastic net", "group lasso"])
 def test_the_bias_is_right_to_first_order(case: str) -> None:
     _, step_size = sample(0)
     exact, _ = implicit(case, 0, linear=bl.CG(tol=1e-12))

@@ -10,6 +10,7 @@ import pytest
 
 import bilevel as bl
 from bilevel.testing import Case, dense_hypergradient, logistic, ridge
+from tests.marks import quick_cases
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -34,7 +35,7 @@ def isotropic(curvature: float = 0.5) -> Case:
     return Case("isotropic", problem, hyper, params, data, step_size=0.2, steps=400)
 
 
-@pytest.mark.parametrize("last", [1, 11])
+@quick_cases(1, "last", [1, 11])
 def test_is_truncated_reverse_mode(last: int) -> None:
     case = logistic(seed=1)
     solver = bl.SGD(0.1, batch_size=5, momentum=0.5, sampling="epoch")

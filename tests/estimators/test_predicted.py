@@ -78,6 +78,7 @@ def test_above_the_dense_size_averages_have_influence_values() -> None:
     assert found.evidence.counts.hvps > 0
 
 
+@pytest.mark.extended
 def test_the_estimate_is_the_estimators_own() -> None:
     case, one = logistic(seed=1), bl.Forward(SGD, 20, average=10)
     found, plain = run(case, bl.Predicted(one)), run(case, one)

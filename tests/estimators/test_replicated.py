@@ -12,6 +12,7 @@ import pytest
 import bilevel as bl
 from bilevel.testing import Case, logistic, ridge
 from bilevel.utils import register_node
+from tests.marks import quick_cases
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -118,7 +119,8 @@ def test_passes_the_evidence_on() -> None:
     assert found.counts.vjps == 21
 
 
-@pytest.mark.parametrize(
+@quick_cases(
+    1,
     ("wrap", "limit"),
     [(lambda one: bl.Replicated(one, 2), 5), (bl.Richardson, 2.5)],
     ids=["Replicated", "Richardson"],

@@ -18,6 +18,7 @@ def run(case: Any, estimator: Any, seed: int = 0) -> bl.Estimate:
     return bl.hypergradient(case.problem, estimator, case.hyper, case.params, case.data, key)[0]
 
 
+@pytest.mark.extended
 def test_removes_the_bias_of_sgd_on_a_loss_that_is_not_quadratic() -> None:
     """Logistic ridge, 4 000 chains: 4 standard errors resolve the bias without, not with."""
     case = logistic(seed=0)

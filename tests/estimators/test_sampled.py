@@ -148,6 +148,7 @@ def test_tasks_may_be_made_by_a_function(x64) -> None:
     assert estimate.evidence.linear_residual < 1e-12
 
 
+@pytest.mark.extended
 def test_tune_learns_the_best_start() -> None:
     """The optimum over the whole pool is a linear system; 4 standard errors of the last steps."""
     data = pool()

@@ -10,6 +10,7 @@ import pytest
 
 import bilevel as bl
 from bilevel.testing import logistic, ridge
+from tests.marks import quick_cases
 
 CASE = ridge(seed=5)
 KEY = jax.random.key(2)
@@ -36,7 +37,7 @@ def test_a_late_derivative_is_a_truncated_one() -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("steps", [1, 7, 16])
+@quick_cases(1, "steps", [1, 7, 16])
 def test_memory_changes_nothing_but_memory(steps: int) -> None:
     full, _ = run(bl.Reverse(SOLVER, steps, memory="full"))
     checkpointed, _ = run(bl.Reverse(SOLVER, steps, memory="checkpoint"))
@@ -45,6 +46,7 @@ def test_memory_changes_nothing_but_memory(steps: int) -> None:
     assert checkpointed.evidence.counts.gradients > full.evidence.counts.gradients
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("x64")
 def test_the_average_is_the_derivative_of_the_averaged_iterate() -> None:
     steps, tail = 9, 4
@@ -61,7 +63,7 @@ def test_the_average_is_the_derivative_of_the_averaged_iterate() -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kind", [bl.Forward, bl.Reverse])
+@quick_cases(1, "kind", [bl.Forward, bl.Reverse])
 def test_a_warm_call_goes_on_where_the_last_one_ended(kind: Any) -> None:
     # Without minibatches, n and then n steps are 2n; Forward keeps the derivative, Reverse forgets.
     solver = bl.GradientDescent(0.2)
@@ -73,6 +75,7 @@ def test_a_warm_call_goes_on_where_the_last_one_ended(kind: Any) -> None:
     assert second.evidence.inner_residual == pytest.approx(float(whole.evidence.inner_residual))
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("x64")
 def test_chunks_and_directions_of_the_tangents() -> None:
     whole, _ = run(bl.Forward(SOLVER, 6))
@@ -99,6 +102,7 @@ def test_random_directions_are_unbiased_and_know_their_error() -> None:
     np.testing.assert_allclose(claimed, np.std(drawn.grad, axis=0), rtol=0.1)
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("seed", [0])
 def test_a_twin_removes_the_bias_of_correlated_iterate_and_derivative(seed: int) -> None:
@@ -190,7 +194,7 @@ SOLVERS = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", SOLVERS)
+@quick_cases(1, "name", SOLVERS)
 def test_a_step_size_as_hyperparameter_against_finite_differences(name: str) -> None:
     problem, data = quadratic()
     hyper, solver = {"penalty": np.array(-1.0), "rate": np.array(-2.0)}, SOLVERS[name]

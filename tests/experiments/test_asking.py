@@ -44,6 +44,7 @@ def asked(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *line:
     return captured.out if status == 0 else f"{status} {captured.err}"
 
 
+@pytest.mark.extended
 def test_list_and_help_name_every_leaf(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, leaves: Path
 ) -> None:

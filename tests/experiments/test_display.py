@@ -14,6 +14,7 @@ import bilevel as bl
 from experiments.runs import plots, progress, summary, trajectory, verify
 from experiments.runs.timing import Stopwatch, covered
 from tests.experiments import tiny
+from tests.marks import quick_cases
 
 
 def test_compiling_is_told_from_running() -> None:
@@ -101,7 +102,7 @@ def test_reason_of_a_divergence_is_the_last_word() -> None:
 NOTHING = bl.Estimate(0.0, None, bl.Evidence())  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("size", [1, 5, 40, 100])
+@quick_cases(1, "size", [1, 5, 40, 100])
 def test_picture_of_any_number_of_hyperparameters(tmp_path: Path, size: int) -> None:
     rng = np.random.default_rng(size)
     hyper = jnp.asarray(rng.normal(size=size))

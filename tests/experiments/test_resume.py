@@ -15,6 +15,7 @@ from experiments.storage import checkpoint
 from experiments.storage.lock import held
 from tests.conftest import ROOT
 from tests.experiments.conftest import Command
+from tests.marks import quick_cases
 
 SOLVERS = {
     "sgd": [],  # a permutation and a position in the state
@@ -153,9 +154,7 @@ def test_damaged_checkpoint_is_named_and_set_aside(command: Command, tmp_path: P
     assert_same(folder, whole)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b'{"status": "compl', b"\0\0", b"[]", b'{"status": "completed"}']
-)
+@quick_cases(1, "content", [b"", b'{"status": "compl', b"\0\0", b"[]", b'{"status": "completed"}'])
 def test_damaged_result_is_named_and_set_aside(
     command: Command, tmp_path: Path, content: bytes
 ) -> None:

@@ -51,6 +51,7 @@ def test_run_leaves_its_files_and_numbers(command: Command, tmp_path: Path) -> N
         assert shown in outcome.out
 
 
+@pytest.mark.extended
 def test_metrics_and_check_are_those_of_the_task(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     exact = ["estimator=implicit", "solver=gradient_descent", "solver.step_size=0.5"]

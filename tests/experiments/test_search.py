@@ -57,6 +57,7 @@ def test_stopped_search_goes_on_as_if_it_had_not(
     assert "holds another search" in capsys.readouterr().err
 
 
+@pytest.mark.extended
 def test_trial_that_fails_stops_no_other(
     leaves: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -54,6 +54,7 @@ def test_sweep_resumes_and_reports(
     assert (folder / "report.md").read_text().startswith("| task")
 
 
+@pytest.mark.extended
 def test_one_bad_job_stops_no_other(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     outcome = command("-m", f"hydra.sweep.dir={folder}", "solver.step_size=9.0,0.05,abc")

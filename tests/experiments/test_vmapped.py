@@ -14,6 +14,7 @@ from experiments.storage import checkpoint
 from experiments.sweeps.vmapped import shown
 from tests.compiling import compilations
 from tests.experiments.conftest import Command
+from tests.marks import quick_cases
 
 CLOCKS = {"seconds", "compile_seconds", "process", "versions"}
 ROUNDED = {"mean", "95 %", "value"}
@@ -140,7 +141,8 @@ def test_stopped_group_goes_on(command: Command, tmp_path: Path, monkeypatch: An
     assert json.loads((lane / "result.json").read_text())["steps"] == 9
 
 
-@pytest.mark.parametrize(
+@quick_cases(
+    2,
     ("changes", "words"),
     [
         (["vmap.seeds=0"], "vmap.seeds: expected an integer of at least 1, got 0"),

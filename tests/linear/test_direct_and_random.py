@@ -86,6 +86,7 @@ def test_nystrom_follows_the_formula_of_its_paper() -> None:
     )
 
 
+@pytest.mark.extended
 def test_the_rank_of_nystrom_buys_accuracy() -> None:
     H = spd(10.0 ** -np.arange(20), 1)
     b, residuals = jnp.ones(20), []
@@ -188,6 +189,7 @@ def fitted(seed: int) -> tuple[Any, Any, Any]:
     return jax.tree.map(jnp.asarray, params), X, rng.standard_normal(17)
 
 
+@pytest.mark.extended
 def test_the_linearised_loss_has_the_gauss_newton_matrix() -> None:
     """``J' J / n + exp(h) I`` from the dense Jacobian; the gradient is that of the loss itself."""
     params, X, y = fitted(0)

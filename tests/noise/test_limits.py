@@ -9,6 +9,7 @@ from bilevel.linear.extremes import extremes
 from bilevel.noise import Affine, Compressed, Diagonal, LeastSquares
 from bilevel.noise.moments import feedback, limits, rules, stability
 from bilevel.noise.quadratic import gaussian_inputs, minibatch
+from tests.marks import quick_cases
 from tests.noise.linear_models import dense, joint, last, model, relative
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -29,7 +30,7 @@ def repeated(rule, steps):
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (steps, *x.shape)), rule)
 
 
-@pytest.mark.parametrize("momentum", [None, 0.6])
+@quick_cases(1, "momentum", [None, 0.6])
 def test_stationary_solve_is_where_the_recursion_ends_and_the_dense_solve(momentum):
     case = model(seed=0)
     process = case.ridge(4, "without_replacement")

@@ -12,6 +12,7 @@ import bilevel as bl
 from bilevel.noise import Ridge
 from bilevel.noise.hypergradients import bias, error, influence
 from bilevel.noise.moments import limits, linearised, rules, run
+from tests.marks import quick_cases
 from tests.noise.linear_models import LOG_RIDGE, runs, z_scores
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -111,7 +112,7 @@ def test_logistic_regression_within_the_order_of_the_step(seed):
     assert grads.std() == pytest.approx(float(predicted.standard_deviation[0]), rel=0.3)
 
 
-@pytest.mark.parametrize("name", ["ridge", "logistic"])
+@quick_cases(1, "name", ["ridge", "logistic"])
 def test_influence_is_the_dense_solve(name):
     """``psi_i = -c.C^{-1} F_i`` with dense third derivatives; trees, several hyperparameters."""
     case = getattr(bl.testing, name)(seed=0)
@@ -136,6 +137,7 @@ def test_influence_is_the_dense_solve(name):
     np.testing.assert_allclose(deviation, found.values.std(axis=1) / 10, rtol=1e-12)
 
 
+@pytest.mark.extended
 def test_influence_is_the_limit_of_the_exact_tail_average():
     """At a small step and a long window the exact deviation of the average is the influence's."""
     parts, process = ridge()

@@ -7,6 +7,7 @@ import pytest
 
 from bilevel.noise import Compressed, LeastSquares
 from bilevel.noise.moments import rules, run
+from tests.marks import quick_cases
 from tests.noise.linear_models import V1, dense, joint, last, model, reference_v1, relative
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -37,7 +38,7 @@ def test_ridge_equals_the_dense_oracle(batching, momentum, nesterov, averaged):
     np.testing.assert_allclose(means.reshape(theirs.mean.shape), theirs.mean, atol=1e-13)
 
 
-@pytest.mark.parametrize("momentum", [None, 0.6])
+@quick_cases(1, "momentum", [None, 0.6])
 def test_least_squares_sums_over_columns_what_ridge_keeps_apart(momentum):
     """x and D of least squares do not see one another: two processes, n x n whatever p."""
     case = model(seed=1, p=4)._replace(penalty=np.zeros(3), penalty_jacobian=np.zeros((3, 4)))
@@ -113,6 +114,7 @@ def test_reference_case_v1(kind):
         assert np.log10(curve[9999] / curve[999]) == pytest.approx(-0.95, abs=0.005)
 
 
+@pytest.mark.extended
 def test_decreasing_steps_give_one_over_k():
     """Exactly 1/k, no logarithm, for the iterate and its derivative; unit rows as in the theory."""
     rng = np.random.default_rng(5)

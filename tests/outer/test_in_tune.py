@@ -39,6 +39,7 @@ def tune(rule: Any, steps: int, *, estimator: Any = EXACT, start: Any = (-3.0, -
     return bl.tune(*arguments, steps=steps, **({"key": KEY} | more))
 
 
+@pytest.mark.extended
 def test_a_trial_where_the_solver_diverges_is_taken_back() -> None:
     result = tune(bl.outer.Auto(), 30)
     refused = ~np.isfinite(result.history["value"])
@@ -62,6 +63,7 @@ def test_cut_in_two_it_is_the_same_run_bit_for_bit() -> None:
     assert_same((second.hyper, second.state), (whole.hyper, whole.state))
 
 
+@pytest.mark.extended
 def test_mapped_over_starts_it_is_the_loop() -> None:
     starts = np.array([[-3.0, -1.0], [-1.0, -2.0], [0.5, -3.0]], np.float32)
     rule, params = bl.outer.Auto(), np.zeros(2, np.float32)

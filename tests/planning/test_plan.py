@@ -40,6 +40,7 @@ def cautious():
     return bl.plan(problem, hyper, params, data, 0.1, batch_sizes=(1, 4), route="influence")
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("x64")
 def test_moments_and_bias_are_those_of_the_dense_theory(logistic):
     """Against the lifted process of `linearised`, `bias` and `minibatch`, which know no blocks."""
@@ -86,6 +87,7 @@ def test_plans_for_ridge_regression_keep_their_promise_and_waste_little(ridge, t
     assert exact_error(replace(best, window=best.window // 2)) > missed * tolerance
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("x64")
 def test_no_run_on_a_grid_is_much_cheaper(ridge):
     """Step size, late start, waiting and window of the plan, each times several factors."""
@@ -167,6 +169,7 @@ def test_measured_errors_of_replicas_are_as_promised(ridge):
     assert abs(size - plan.error.total) < 0.25 * plan.error.total + 4 * error
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("x64")
 def test_influence_route_is_cautious(ridge, cautious):
     """Trees and float32; what it promises is kept, at up to twice the price."""

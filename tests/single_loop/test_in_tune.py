@@ -35,6 +35,7 @@ MIXED = bl.SingleLoop(
 )  # fmt: skip
 
 
+@pytest.mark.extended
 def test_continued_run_repeats_the_whole_one() -> None:
     """With tables, snapshots, epochs and Adam's moments in the state."""
     whole = tune(MIXED, steps=48, every=16)

@@ -39,10 +39,12 @@ def implicit(case: Quadratics, steps: int) -> float:
     return reached(case, estimator, outer, steps)
 
 
+@pytest.mark.extended
 def test_saba_converges_geometrically_on_a_small_case() -> None:
     assert saba(make(64, 10), 8, 4000) <= 1e-6
 
 
+@pytest.mark.extended
 def test_implicit_reaches_the_solution_of_a_small_case() -> None:
     assert implicit(make(64, 10), 300) <= 1e-10
 

@@ -113,6 +113,7 @@ def inner(w, log_penalty, batch):
 RIDGE = bl.Problem(inner, loss, quadratic=True)
 
 
+@pytest.mark.extended
 def test_search_finds_what_a_grid_finds_and_refits():
     search = BilevelSearchCV(
         RIDGE, 2.0, jnp.zeros(8), predict_fn=lambda w, X: X @ w, steps=40, cv=KFold(4),

@@ -11,6 +11,7 @@ import pytest
 import bilevel as bl
 from bilevel.core import inner_loss
 from bilevel.utils import strong
+from tests.marks import quick_cases
 from tests.solvers.cases import SOLVERS, flat, make
 
 
@@ -72,7 +73,8 @@ def test_state_keeps_its_structure(solver: str, dtype: str) -> None:
             assert described(renewed) == described(first[1])
 
 
-@pytest.mark.parametrize(
+@quick_cases(
+    1,
     ("tx", "plain"),
     [
         (optax.polyak_sgd(), optax.polyak_sgd()),
@@ -124,6 +126,7 @@ def test_every_example_is_drawn_equally_often(sampling: str, batch_size: int | N
         assert np.abs(drawn - 40 * b).max() < 4 * standard_error
 
 
+@pytest.mark.extended
 def test_saga_keeps_the_mean_of_its_table() -> None:
     """Also when a batch, drawn with replacement, holds a row several times."""
     case = make("ridge")
@@ -139,6 +142,7 @@ def test_saga_keeps_the_mean_of_its_table() -> None:
         assert (np.abs(table).sum(axis=1) > 0).sum() > 20
 
 
+@pytest.mark.extended
 def test_reverse_through_svrg_keeps_no_copies_of_the_data() -> None:
     """500 steps on 2 MB of data: a copy for every step would take a gigabyte."""
     n, d = 5000, 50

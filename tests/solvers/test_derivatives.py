@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import bilevel as bl
+from tests.marks import quick_cases
 from tests.solvers import by_hand
 from tests.solvers.cases import N, outer_loss, soft_threshold
 
@@ -71,7 +72,7 @@ ROWS: dict[str, tuple[bl.Problem, Any, str, Loop]] = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", list(ROWS))
+@quick_cases(1, "name", list(ROWS))
 def test_equals_the_derivative_of_the_loop(name: str) -> None:
     problem, solver, sampling, loop = ROWS[name]
     drawn = by_hand.batches(DATA.inner, jax.random.key(KEY), STEPS, BATCH, sampling)

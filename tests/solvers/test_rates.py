@@ -40,6 +40,7 @@ def test_derivative_converges_geometrically(make_solver: Any, seed: int) -> None
     assert min(floor) > 1e-3
 
 
+@pytest.mark.extended
 def test_derivative_of_newton_converges_quadratically() -> None:
     case, state, error = logistic(0), None, []
     solver = bl.Newton(linear=bl.CG(tol=1e-14))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bilevel.solvers.sampling import Sampler
+from tests.marks import quick_cases
 
 SIZES = [(1, 1), (7, 1), (7, 3), (7, 5), (7, 7), (12, 5), (10, 9)]  # n, batch size
 
@@ -49,7 +50,8 @@ def test_an_epoch_draws_every_example_exactly_once(n: int, size: int, seed: int)
         assert len(np.unique(epochs, axis=0)) == len(epochs)  # shuffled anew: 1 in n! to agree
 
 
-@pytest.mark.parametrize(
+@quick_cases(
+    2,
     ("n", "size", "sampling"),
     [(7, 3, "iid"), (7, 1, "epoch"), (7, 7, "epoch"), (12, 5, "epoch"), (15, 5, "epoch")],
 )

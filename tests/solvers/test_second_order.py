@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 
 import bilevel as bl
 from bilevel.testing import dense_hypergradient, mlp, ridge
+from tests.marks import quick_cases
 from tests.solvers.cases import squared
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -25,7 +26,7 @@ def call(solver: Any, steps: int, case: Any, **options: Any) -> tuple[bl.Estimat
     )
 
 
-@pytest.mark.parametrize("solver", [bl.LBFGS(), bl.Newton()])
+@quick_cases(1, "solver", [bl.LBFGS(), bl.Newton()])
 def test_implicit_derivative_on_top(solver: Any) -> None:
     case = mlp(0)
     estimate, lower = call(solver, 60, case)
@@ -165,7 +166,7 @@ def test_external_solver_must_not_write_into_its_arguments() -> None:
         jax.block_until_ready(bl.solve(*arguments, jax.random.key(0), steps=1))
 
 
-@pytest.mark.parametrize("make", [bl.LBFGS, lambda tol: bl.Newton(bl.CG(tol=0.1), tol=tol)])
+@quick_cases(1, "make", [bl.LBFGS, lambda tol: bl.Newton(bl.CG(tol=0.1), tol=tol)])
 def test_stops_at_its_tolerance(make: Any) -> None:
     """The gradient is as small as asked, and where little is asked not much smaller."""
     case = mlp(0)

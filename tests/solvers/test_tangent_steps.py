@@ -10,6 +10,7 @@ import pytest
 
 import bilevel as bl
 from bilevel.testing import dense_hypergradient, logistic, ridge
+from tests.marks import quick_cases
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -37,7 +38,7 @@ class Damped:
         return params - jnp.linalg.solve(hessian + jnp.eye(params.size), grad(params)), state
 
 
-@pytest.mark.parametrize("product", ["hessian", "linearize", "jvp"])
+@quick_cases(1, "product", ["hessian", "linearize", "jvp"])
 def test_reverse_falls_back_to_the_plain_loss(product: str) -> None:
     case, solver = ridge(0), Damped(product)
     run = (case.hyper, case.params, case.data, jax.random.key(0))

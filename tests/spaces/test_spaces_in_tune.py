@@ -169,6 +169,7 @@ def test_a_closed_end_is_reached_and_left() -> None:
     assert run(0.25, 1.0) == pytest.approx(0.25, abs=1e-6)
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     "name", ["Evolution", pytest.param("PES", marks=SLOW), pytest.param("PZOBO", marks=SLOW)]

@@ -32,6 +32,7 @@ def test_warp_is_interpolation_at_the_moved_grid(x64) -> None:
         np.testing.assert_allclose(warped, expected, atol=1e-12)
 
 
+@pytest.mark.extended
 def test_hypergradient_is_the_central_difference(x64) -> None:
     """Of two steps of training, by all four sizes."""
     task = augmentation(train=10, validation=20, test=10, draws=2, hidden=6)

@@ -107,6 +107,7 @@ def test_bad_settings_are_refused() -> None:
         cleaning(fraction=45)
 
 
+@pytest.mark.extended
 def test_heavy_ball_starts_from_rest(x64) -> None:
     """Two calls of three steps are two loops of three steps, each without velocity at first."""
     task = cleaning(train=50, validation=20, test=20)

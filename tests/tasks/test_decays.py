@@ -30,6 +30,7 @@ def test_inner_loss_of_the_network_by_hand(x64) -> None:
     assert task.problem.inner(params, hyper, task.data.inner) == pytest.approx(expected)
 
 
+@pytest.mark.extended
 def test_single_decay_is_that_of_scikit_learn() -> None:
     """One decay for all weights and intercepts is ridge's C on rows with a column of ones."""
     task = decays(fit_steps=3000)

@@ -12,6 +12,7 @@ import bilevel as bl
 from tasks.datasets.images import images
 from tasks.distillation import distillation
 from tests.compiling import compilations
+from tests.marks import quick_cases
 from tests.tasks.experiment import run_experiment
 
 PENALTY = 1e-2
@@ -31,7 +32,7 @@ def ridge(S: np.ndarray, T: np.ndarray) -> Ridge:
     return Ridge(alpha=PENALTY, fit_intercept=False, solver="cholesky").fit(S, T)
 
 
-@pytest.mark.parametrize("labels", [False, True])
+@quick_cases(1, "labels", [False, True])
 def test_value_and_hypergradient_are_those_of_scikit_learn(labels: bool, x64) -> None:
     task = distillation(train=200, labels=labels)
     X, T, _, _ = rows()

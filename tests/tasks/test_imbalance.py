@@ -44,6 +44,7 @@ def tuned(solver: bl.SGD, total: float) -> dict[str, np.ndarray]:
     return {name: np.asarray(result.history[name]) for name in ("h", "w", "value")}
 
 
+@pytest.mark.extended
 def test_full_batches_are_the_published_algorithm(x64) -> None:
     """Ren et al., algorithm 1: weights from a step at weights 0, then the step with the weights."""
     X, y, held, labels = two_classes()

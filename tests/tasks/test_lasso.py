@@ -13,6 +13,7 @@ import bilevel as bl
 from tasks.base import Task
 from tasks.judges.exact_sparse import external
 from tasks.lasso import lasso
+from tests.marks import quick_cases
 from tests.tasks.lasso_cases import KINDS, at, design, folds, make
 
 SCIKIT: dict[str, Any] = dict(fit_intercept=False, tol=1e-13, max_iter=100_000)
@@ -85,7 +86,7 @@ def test_exact_value_and_slope_are_those_of_scikit_learn(kind, penalty, outer) -
     assert along == pytest.approx(slope, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lasso", "elastic_net"])
+@quick_cases(1, "kind", ["lasso", "elastic_net"])
 def test_value_and_support_are_scikit_learns(kind: str, x64) -> None:
     """For the lasso at the penalty that tuning finds, the minimum of its curve."""
     made = make(kind)
@@ -128,6 +129,7 @@ def test_metrics_are_those_of_scikit_learn_on_development_rows() -> None:
     assert described == {"penalty": pytest.approx(0.05), "columns kept": np.sum(model.coef_ != 0)}
 
 
+@pytest.mark.extended
 def test_baselines_are_what_they_say() -> None:
     made, parts = task("lasso", outer="kfold"), design("kfold")
     assert made.exact is not None

@@ -134,6 +134,7 @@ def test_losses_are_log_losses(texts: str, x64) -> None:
         assert outer(params, hyper, made.data.outer) == pytest.approx(score)
 
 
+@pytest.mark.extended
 def test_hypergradient_is_the_central_difference_of_dense_fits(texts: str, x64) -> None:
     """A penalty per weight; those that share theirs have the sum, by the chain rule."""
     made = make(texts, "per_weight")

@@ -15,6 +15,7 @@ from tasks.base import Task
 from tasks.datasets.design import Design, prepare
 from tasks.ridge import GRID, ridge
 from tests.compiling import compilations
+from tests.marks import quick_cases
 
 SETTINGS: dict[str, Any] = dict(
     clip=None, validation=0.3, test=0.3, rows=None, target=None, root=None
@@ -108,7 +109,7 @@ def test_losses_and_their_hypergradient_agree_with_the_closed_form(outer, penalt
     np.testing.assert_allclose(estimate.grad, grad, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("outer", ["holdout", "kfold"])
+@quick_cases(1, "outer", ["holdout", "kfold"])
 def test_single_precision_is_close(outer: str) -> None:
     made = task(outer, degree=1)
     assert made.exact is not None
@@ -145,7 +146,7 @@ def test_folds_are_explicit_fits_of_their_rows(x64) -> None:
     assert made.problem.outer(params, hyper, made.data.outer) == pytest.approx(np.mean(outer))
 
 
-@pytest.mark.parametrize("outer", ["holdout", "kfold"])
+@quick_cases(1, "outer", ["holdout", "kfold"])
 def test_minibatch_loss_is_unbiased(outer: str, x64) -> None:
     """The mean over all batches of one row is the full loss, and so is that over a partition."""
     made = ridge("diabetes", "per_input", outer, folds=3, seed=1)
@@ -220,6 +221,7 @@ def test_baselines_are_what_they_say(outer: str) -> None:
     assert one == pytest.approx(flat.metrics(best, None))
 
 
+@pytest.mark.extended
 def test_tuning_gets_below_the_best_single_penalty() -> None:
     """Penalties can grow by e^4 in 40 steps of Adam: 0.1 e^4 + curvature stays below 2 / 0.1."""
     made, flat = task("kfold", degree=1), task("kfold", "global", degree=1)

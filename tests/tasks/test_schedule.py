@@ -11,6 +11,7 @@ from bilevel.outer import Auto
 from tasks.parts import noisy_quadratic as known
 from tasks.parts.learned_schedules import Momentum, Rate
 from tasks.schedule import schedule
+from tests.marks import quick_cases
 
 # V10, measured apart.
 START, CONSTANT, GREEDY, OPTIMUM = 2.59369, 0.035217, 0.078402, 0.013520
@@ -33,7 +34,7 @@ def test_baselines_are_those_of_the_case() -> None:
     assert greedy == pytest.approx(GREEDY, abs=1e-6)
 
 
-@pytest.mark.parametrize("momentum", [None, 0.7])
+@quick_cases(1, "momentum", [None, 0.7])
 def test_expected_loss_and_its_derivative(momentum: float | None, x64) -> None:
     """Against the second moments, for any rates; the order of the noises does not matter."""
     task = schedule("quadratic", steps=12, momentum=momentum)

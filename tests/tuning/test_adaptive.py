@@ -92,6 +92,7 @@ def test_each_level_is_the_plain_run_of_the_longer_estimator() -> None:
     np.testing.assert_allclose(on.history["value"], plain.history["value"], rtol=1e-12)
 
 
+@pytest.mark.extended
 def test_where_the_signal_suffices_it_is_the_plain_run() -> None:
     calm, plain = tune(adaptive=bl.Adaptive(target=1e-6)), tune(adaptive=False)
     assert set(calm.history) - set(plain.history) == {"work", "signal_to_noise"}

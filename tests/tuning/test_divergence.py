@@ -12,6 +12,7 @@ import pytest
 from sklearn.datasets import load_diabetes
 
 import bilevel as bl
+from tests.marks import quick_cases
 
 
 def loss(w: Any, hyper: Any, batch: Any) -> Any:
@@ -56,7 +57,7 @@ def drive_up(estimator: Any, data: bl.Data, warm_start: bool) -> bl.Result:
     return bl.tune(RIDGE, estimator, *arguments, **run)
 
 
-@pytest.mark.parametrize(("estimator", "warm_start"), OUTGROWN)
+@quick_cases(1, ("estimator", "warm_start"), OUTGROWN)
 def test_hyper_that_outgrows_the_step_size(
     diabetes: bl.Data, estimator: Any, warm_start: bool
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_step_size_too_large_from_the_start(diabetes: bl.Data) -> None:
     np.testing.assert_array_equal(result.hyper, np.asarray(hyper, np.float32))
 
 
+@pytest.mark.extended
 def test_slow_divergence_over_many_calls(diabetes: bl.Data) -> None:
     # One inner step per call, 10 % growth a step: no single call looks bad.
     X = diabetes.inner[0]
@@ -150,7 +152,7 @@ def test_a_start_at_the_exact_optimum_is_no_divergence() -> None:
     assert_never_flagged(RIDGE, estimator, *arguments, steps=40)
 
 
-@pytest.mark.parametrize(("steps", "batch_size"), [(1, 1), (10, 3)])
+@quick_cases(1, ("steps", "batch_size"), [(1, 1), (10, 3)])
 def test_one_dimensional_noise_is_no_divergence(steps: int, batch_size: int) -> None:
     # The full gradient of a scalar is often nearly 0: ratios of it are huge by chance.
     problem = bl.Problem(
@@ -164,6 +166,7 @@ def test_one_dimensional_noise_is_no_divergence(steps: int, batch_size: int) -> 
     assert_never_flagged(problem, estimator, *arguments, steps=150)
 
 
+@pytest.mark.extended
 def test_interpolation_is_no_divergence() -> None:
     # More features than examples: the residual falls to rounding and fluctuates there.
     rng = np.random.default_rng(0)
@@ -175,6 +178,7 @@ def test_interpolation_is_no_divergence() -> None:
     assert np.median(results.history["inner_residual"][:, -1]) < 1e-3
 
 
+@pytest.mark.extended
 def test_momentum_transients_are_no_divergence(diabetes: bl.Data) -> None:
     # Heavy ball overshoots: within a few steps the gradient grows before it falls.
     estimator = bl.Reverse(bl.SGD(step_size=0.1, batch_size=32, momentum=0.95), steps=7)
@@ -182,6 +186,7 @@ def test_momentum_transients_are_no_divergence(diabetes: bl.Data) -> None:
     assert_never_flagged(RIDGE, estimator, *arguments, steps=60)
 
 
+@pytest.mark.extended
 def test_learned_targets_that_start_at_zero_are_no_divergence() -> None:
     # At the start every gradient is exactly 0: any later one is infinitely larger.
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ import pytest
 
 import bilevel as bl
 from tests.compiling import compilations
+from tests.marks import quick_cases
 from tests.tuning.test_tune import assert_same
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -65,7 +66,7 @@ def held_out(run: bl.Result) -> np.ndarray:
     return np.array(losses)
 
 
-@pytest.mark.parametrize(("patience", "least"), [(4, 0.0), (4, 0.01), (1, 0.0)])
+@quick_cases(1, ("patience", "least"), [(4, 0.0), (4, 0.01), (1, 0.0)])
 def test_it_stops_where_the_rule_says_and_returns_the_best(patience: int, least: float) -> None:
     whole = tune(None)
     losses = held_out(whole)

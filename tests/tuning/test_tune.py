@@ -10,6 +10,7 @@ import pytest
 
 import bilevel as bl
 from bilevel.testing import logistic, mlp
+from tests.marks import quick_cases
 
 CASE = logistic(seed=1)
 KEY = jax.random.key(3)
@@ -39,7 +40,7 @@ def assert_same(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize(("name", "warm_start"), CHAINS)
+@quick_cases(1, ("name", "warm_start"), CHAINS)
 def test_cut_in_two_it_is_the_same_run_bit_for_bit(name: str, warm_start: bool) -> None:
     whole = tune(ESTIMATORS[name], steps=14, warm_start=warm_start)
     first = tune(ESTIMATORS[name], steps=7, warm_start=warm_start)
@@ -59,7 +60,7 @@ def test_the_length_of_a_block_changes_nothing() -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("name", "warm_start"), CHAINS)
+@quick_cases(1, ("name", "warm_start"), CHAINS)
 def test_it_is_the_loop_by_hand(name: str, warm_start: bool) -> None:
     def schedule(count: Any) -> Any:
         return 0.5 / (1 + count)  # optax's own schedules round to float32
@@ -148,7 +149,7 @@ def test_history_counts_what_each_step_cost() -> None:
     assert (result.history["jvps"] == 0).all()
 
 
-@pytest.mark.parametrize("solver", [bl.GradientDescent(0.5), bl.SGD(0.5), bl.Optax(optax.sgd(0.5))])
+@quick_cases(1, "solver", [bl.GradientDescent(0.5), bl.SGD(0.5), bl.Optax(optax.sgd(0.5))])
 def test_full_batch_solvers_take_data_with_a_leading_axis_of_one(solver: Any) -> None:
     # A quadratic given by its matrix: the one "example" is the problem itself.
     problem = bl.Problem(
@@ -172,6 +173,7 @@ def test_trees_at_both_levels() -> None:
     assert result.history["value"][-1] < result.history["value"][0]
 
 
+@pytest.mark.extended
 def test_an_outer_transform_with_a_schedule() -> None:
     outer = bl.transform(optax.sgd, learning_rate=optax.linear_schedule(0.1, 0.0, 4))
     decayed = tune(ESTIMATORS["Reverse"], outer, steps=5)
