@@ -9,6 +9,7 @@ import pytest
 
 import bilevel as bl
 from bilevel.testing import Case, ridge
+from tests.marks import quick_cases
 
 KINDS = {
     "Forward": bl.Forward,
@@ -22,7 +23,7 @@ def case() -> Case:
     return ridge(seed=3)
 
 
-@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-8), (False, 1e-4)])
+@quick_cases(1, ("x64", "tolerance"), [(True, 1e-8), (False, 1e-4)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_ridge_is_the_closed_form(case: Case, kind: str, x64: bool, tolerance: float) -> None:
     assert case.exact is not None
@@ -76,7 +77,8 @@ def sgd_by_hand(
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("seed", [0])
-@pytest.mark.parametrize(
+@quick_cases(
+    1,
     ("sampling", "size", "momentum", "nesterov"),
     [
         ("iid", 5, None, False),

@@ -33,12 +33,13 @@ def tune(estimator: Any, steps: int, state: Any = None) -> bl.Result:
 
 
 # What these carry is all their own; the others pass on what those of this list or `Forward` carry.
-QUICK = ("PES", "Penalty", "Replicated")
+EXTENDED = pytest.mark.extended
+MARKS = {"PES": (), "Penalty": EXTENDED, "Replicated": EXTENDED}  # the others are slow
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ESTIMATORS],
+    [pytest.param(n, marks=MARKS.get(n, pytest.mark.slow)) for n in ESTIMATORS],
 )
 def test_a_run_cut_in_two_is_the_same_run_bit_for_bit(name: str) -> None:
     estimator = ESTIMATORS[name]

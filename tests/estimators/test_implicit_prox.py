@@ -25,7 +25,7 @@ from tests.marks import quick_cases
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@quick_cases(1, "seed", [0, 1])
 @pytest.mark.parametrize("case", PROBLEMS)
 def test_equals_differences_of_the_solved_problem(case: str, seed: int) -> None:
     estimate, lower = implicit(case, seed, linear=bl.CG(tol=1e-12))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import bilevel as bl
+from tests.marks import quick_cases
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -39,7 +40,7 @@ def test_an_isotropic_hessian_takes_one_step(solver: Any) -> None:
     assert solution.matvecs <= 3  # one step, and the residual
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@quick_cases(1, "seed", [0, 1, 2])
 @pytest.mark.parametrize("name", EXACT)
 def test_six_dimensions_take_six_steps_and_more_do_no_harm(name: str, seed: int) -> None:
     H, b = spd(6, 5.0, seed), np.random.default_rng(seed).standard_normal(6)

@@ -9,6 +9,7 @@ import pytest
 
 import bilevel as bl
 from bilevel.testing import logistic, ridge
+from tests.marks import quick_cases
 from tests.solvers.cases import L1, flat, make, squared
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -27,7 +28,7 @@ def errors(solver: Any, seed: int, steps: int, calls: int) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@quick_cases(1, "seed", [0, 1])
 @pytest.mark.parametrize("make_solver", [bl.SVRG, bl.SAGA])
 def test_derivative_converges_geometrically(make_solver: Any, seed: int) -> None:
     """To rounding, where the derivative of SGD with the same step size stays at its noise floor."""

@@ -15,6 +15,7 @@ from tasks.base import Task
 from tasks.datasets.design import Design, prepare
 from tasks.logistic import GRID, logistic
 from tests.compiling import compilations
+from tests.marks import quick_cases
 
 SETTINGS: dict[str, Any] = dict(degree=1, clip=None, folds=3, validation=0.3, test=0.3, rows=None)
 SETTINGS |= dict(target=None, root=None, seed=1)
@@ -75,7 +76,7 @@ def test_losses_are_log_losses(data: str, x64) -> None:
 
 
 @pytest.mark.parametrize("data", ["breast_cancer", "wine"])
-@pytest.mark.parametrize("outer", ["holdout", "kfold"])
+@quick_cases(1, "outer", ["holdout", "kfold"])
 def test_hypergradient_is_the_central_difference(data: str, outer: str, x64) -> None:
     """Of the outer loss where scikit-learn puts the inner minimisers, fold by fold."""
     made = logistic(data, "per_feature", outer, folds=3, seed=1)

@@ -93,7 +93,7 @@ def test_exact_hypergradient_is_the_central_difference(penalty: str, outer: str)
 
 
 @pytest.mark.parametrize("outer", ["holdout", "kfold"])
-@pytest.mark.parametrize("penalty", ["global", "per_input"])
+@quick_cases(1, "penalty", ["global", "per_input"])
 def test_losses_and_their_hypergradient_agree_with_the_closed_form(outer, penalty, x64) -> None:
     """The closed form knows moments only, the estimator the losses only."""
     made = ridge("diabetes", penalty, outer, folds=3, seed=1)
