@@ -51,9 +51,10 @@ def worst(samples: np.ndarray, truth: np.ndarray) -> float:
 @pytest.mark.extended
 def test_is_unbiased_at_every_call_where_truncation_is_not() -> None:
     exact = flat(history(bl.Forward(SOLVER, STEPS), jax.random.key(0)).grad)  # carries its tangents
+    # false alarm: 6e-5 each
     assert worst(over_keys(bl.PES(SOLVER, STEPS, sigma=0.1, pairs=8), 400), exact) < 4
     truncated = over_keys(bl.Evolution(SOLVER, STEPS, sigma=0.1, pairs=8), 400)
-    assert worst(truncated[:, :1], exact[:1]) < 4
+    assert worst(truncated[:, :1], exact[:1]) < 4  # false alarm: 6e-5 each
     assert worst(truncated, exact) > 30
 
 

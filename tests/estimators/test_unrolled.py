@@ -97,6 +97,7 @@ def test_random_directions_are_unbiased_and_know_their_error() -> None:
     drawn = jax.jit(jax.vmap(lambda key: run(estimator, key=key)[0]))(keys)
     error = np.std(drawn.grad, axis=0, ddof=1) / np.sqrt(runs)
     # Four standard errors of the mean over the runs.
+    # false alarm: 6e-5 each
     assert np.all(np.abs(np.mean(drawn.grad, axis=0) - whole.grad) < 4 * error)
     claimed = np.sqrt(np.mean(np.square(drawn.evidence.standard_error), axis=0))
     np.testing.assert_allclose(claimed, np.std(drawn.grad, axis=0), rtol=0.1)
@@ -120,7 +121,7 @@ def test_a_twin_removes_the_bias_of_correlated_iterate_and_derivative(seed: int)
 
     (plain, plain_error), (crossed, crossed_error) = bias(cross=False), bias(cross=True)
     assert np.any(plain > 8 * plain_error)
-    assert np.all(crossed < 4 * crossed_error)
+    assert np.all(crossed < 4 * crossed_error)  # false alarm: 6e-5 each
 
 
 def initialisation() -> tuple[bl.Problem, bl.Data, Any]:

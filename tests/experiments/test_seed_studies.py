@@ -31,16 +31,16 @@ def test_cross_sampling_removes_the_bias_that_one_run_has() -> None:
     sizes, at = reduction.Sizes(steps=200, many=2_500), ridge()
     same, cross = (reduction._bias(at, n, sizes, 3) for n in ("same run", "cross-sampling"))
     assert same.resolved > 4
-    assert cross.resolved < 4
+    assert cross.resolved < 4  # false alarm: 6e-5
     exact, _ = theory.predicted(at, reduction.STEP / at.largest, 1, sizes.steps)
-    assert abs(same.bias[0] - exact) < 4 * same.bias_error[0]
+    assert abs(same.bias[0] - exact) < 4 * same.bias_error[0]  # false alarm: 6e-5
 
 
 def test_variance_falls_with_the_batch_as_the_moments_say() -> None:
     at = ridge()
     rows = batch._fixed(at, batch.Sizes(batches=(1, 8), steps=150, many=1_500), 0, base.quiet)
     for row in rows:
-        assert abs(row["bias"] - row["exact bias"]) < 4 * row["bias s.e."]
+        assert abs(row["bias"] - row["exact bias"]) < 4 * row["bias s.e."]  # false alarm: 6e-5
         # The delta method leaves out fourth-order noise: a few per cent, more at B = 1.
         assert abs(row["sd"] / row["predicted sd"] - 1) < 0.1 + 4 * row["sd s.e."] / row["sd"]
     one, eight = (row["sd"] ** 2 for row in rows)
@@ -57,7 +57,7 @@ def test_averages_reduce_the_error_and_saga_has_no_floor() -> None:
         for name, step in (("same run", 0.4), ("tail average", 0.4), ("SAGA", 0.3))
     )
     value, error = measure.ratio(tail, last)
-    assert value + 4 * error < 1
+    assert value + 4 * error < 1  # false alarm: 3e-5
     assert saga.mse < 1e-8 * last.mse
 
 

@@ -38,7 +38,7 @@ def run(start, rate, mu, steps, seed):
 def test_balance_of_a_loss_that_is_not_quadratic(rate, mu):
     w, g = run(jnp.zeros(4), rate, mu, 8000, seed=2)
     found = equilibrium.balance(w, g, rate, mu)
-    assert abs(float(found.z)) < 4
+    assert abs(float(found.z)) < 4  # false alarm: 6e-5
     assert float(found.ratio) == pytest.approx(1, abs=0.1)
 
 

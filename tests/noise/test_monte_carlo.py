@@ -48,7 +48,7 @@ def test_four_regimes(regime, seed):
         start = process.start(jnp.zeros_like(process.solution))
         curve = errors(process, start, rules.sgd(schedule))[segment - 1 :: segment]
         squares = jnp.sum((found - process.solution) ** 2, axis=range(2, found.ndim))
-        assert np.abs(z_scores(squares, curve)).max() < 4
+        assert np.abs(z_scores(squares, curve)).max() < 4  # false alarm: 6e-5 each
 
 
 @jax.jit
@@ -84,9 +84,9 @@ def test_cross_sampling_removes_the_bias_of_the_hypergradient(seed):
         )
         predicted = hypergradient_error.predict(end, process.derivative, slope, Q, cross=cross)
         exact, error = float(predicted.exact[0]), grads.std() / len(grads) ** 0.5
-        assert abs(grads.mean() - exact - float(predicted.bias[0])) < 4 * error
+        assert abs(grads.mean() - exact - float(predicted.bias[0])) < 4 * error  # false alarm: 6e-5
         if cross:
-            assert abs(grads.mean() - exact) < 4 * error
+            assert abs(grads.mean() - exact) < 4 * error  # false alarm: 6e-5
         else:
             assert abs(grads.mean() - exact) > 8 * error
         # Exact under cross-sampling; the delta method of one run leaves out a few per cent.

@@ -68,5 +68,5 @@ def test_auto_goes_on_where_a_line_search_is_stuck() -> None:
     walked, state = run(bl.outer.Auto())
     assert np.all(state.noisy)
     # Means over 16 seeds; four standard errors each.
-    assert searched.mean() - 4 * searched.std() / 4 > 0.3
+    assert searched.mean() - 4 * searched.std() / 4 > 0.3  # false alarm: 3e-5
     assert walked.mean() + 4 * walked.std() / 4 < 0.1

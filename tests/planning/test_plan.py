@@ -125,7 +125,7 @@ def test_measured_errors_are_as_promised(name, tolerance, margin, request):
     assert plan.error.total <= tolerance
     case = {"ridge": RIDGE, "logistic": LOGISTIC}[name]
     size, error = measured(case, plan, runs=400)
-    assert abs(size - plan.error.total) < margin * plan.error.total + 4 * error
+    assert abs(size - plan.error.total) < margin * plan.error.total + 4 * error  # false alarm: 6e-5
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_far_start_is_waited_for(logistic):
     plan = planned(far, tolerance=0.2, batch_sizes=(4,))
     assert plan.chosen.start > 2 * only(logistic, 4).plan(0.2).chosen.start
     size, error = measured(far, plan, runs=400)
-    assert size < 1.5 * plan.error.total + 4 * error
+    assert size < 1.5 * plan.error.total + 4 * error  # false alarm: 6e-5
 
 
 def test_full_batches_win_where_data_is_small_and_the_tolerance_tight(ridge):
@@ -166,7 +166,7 @@ def test_replicas(ridge):
 def test_measured_errors_of_replicas_are_as_promised(ridge):
     plan = only(ridge, 4, replicas=8).plan(0.1)
     size, error = measured(RIDGE, plan, runs=60)
-    assert abs(size - plan.error.total) < 0.25 * plan.error.total + 4 * error
+    assert abs(size - plan.error.total) < 0.25 * plan.error.total + 4 * error  # false alarm: 6e-5
 
 
 @pytest.mark.extended

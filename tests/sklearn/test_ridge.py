@@ -157,7 +157,7 @@ def test_sure_is_unbiased(x64):
     )(draws)
     fits = Ridge(alpha=1.0).fit(X / np.exp(THETA / 2), draws).predict(X / np.exp(THETA / 2))
     gap = np.asarray(estimate) - np.mean((fits - mean[:, None]) ** 2, 0)
-    assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(gap.size)
+    assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(gap.size)  # false alarm: 6e-5
 
 
 @pytest.mark.parametrize("cv", ["loo", "gcv", "sure"])

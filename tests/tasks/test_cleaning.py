@@ -25,7 +25,7 @@ def test_noise_is_what_it_says(noise: str) -> None:
     np.testing.assert_array_equal(y, before)
     wrong = noisy != y
     if noise == "uniform":  # one redraw in ten is right
-        assert abs(np.mean(wrong) - 0.45) < 4 * np.sqrt(0.5 * 0.09 / n)
+        assert abs(np.mean(wrong) - 0.45) < 4 * np.sqrt(0.5 * 0.09 / n)  # false alarm: 6e-5
     else:
         assert np.sum(wrong) == n // 2
     steps = set(((noisy - y) % classes)[wrong])

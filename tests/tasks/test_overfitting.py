@@ -67,7 +67,7 @@ def check(experiment: str, data: str, held: int) -> None:
     best = path[int(np.argmin([losses(params, test).mean() for params in path]))]
     excess, doubt = (losses(chosen, rows) - losses(best, rows) for rows in (test, second))
     error = np.sqrt(excess.var() / len(excess) + doubt.var() / len(doubt))
-    assert excess.mean() <= 4 * error
+    assert excess.mean() <= 4 * error  # false alarm: 3e-5
 
 
 @pytest.mark.extended
