@@ -104,6 +104,7 @@ def test_choice_says_why(problem: dict, params: int, solver, expected: str) -> N
     assert choice.reason.startswith(expected)
 
 
+@pytest.mark.extended
 def test_warm_start_goes_on() -> None:
     """A second call at the same hyper finds the residual small already and takes no step."""
     case = logistic(0)

@@ -130,6 +130,7 @@ def test_folds_by_vmap_and_descent_by_tune(x64: None) -> None:
     np.testing.assert_allclose(result.hyper, hyper, rtol=1e-10)
 
 
+@pytest.mark.extended
 def test_tune_says_that_there_is_no_minimiser(x64: None) -> None:
     hyper, params, data = draw(0, rows=40, features=12, rank=9)
     with pytest.warns(bl.DivergenceWarning, match="no minimiser is defined"):

@@ -26,6 +26,7 @@ def outer(params: Any, hyper: Any) -> Any:
     return CASE.problem.outer(params, hyper, CASE.data.outer)
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("x64")
 def test_a_late_derivative_is_a_truncated_one() -> None:
     steps, late = 12, 7

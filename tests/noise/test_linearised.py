@@ -45,6 +45,7 @@ def linear_theory(problem, hyper, params, data, batch_size, rule):
     return around, at_rest, shift, bias.hypergradient_error(*parts, around, second)
 
 
+@pytest.mark.extended
 def test_exact_on_a_quadratic_problem():
     parts, process = ridge()
     around, dense, shift, found = linear_theory(*parts, 2, rules.sgd(0.1))

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import graphlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tests.repository.architecture import Source, imports
@@ -87,6 +88,8 @@ def longest_chain(sources: Sequence[Source]) -> list[str]:
     """
     facades = {s.module for s in sources if is_facade(s)}
     graph = import_graph(sources, through=True)
+
+    graphlib.TopologicalSorter(graph).prepare()  # a cycle has no longest chain
 
     @functools.cache
     def chain(module: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Every YAML leaf composes and makes what it names; every noun that is exported has a leaf."""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ CONF = ROOT / "conf"
 LEAVES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
 NOUNS = [leaf for leaf in LEAVES if leaf.parts[0] in NODES]
 NAMES = dict(ids=str)
+REAL = {*SHARED, "omniglot"}
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -49,11 +51,22 @@ def test_no_leaf_asks_hydra_for_what_only_some_launchers_know() -> None:
         assert "${hydra:" not in path.read_text(), f"{path}: breaks joblib and submitit"
 
 
-@pytest.mark.parametrize("leaf", NOUNS, **NAMES)
+def on_real_data(leaf: Path) -> bool:
+    named = re.search(r"^data: (\w+)$", (CONF / f"{leaf}.yaml").read_text(), re.MULTILINE)
+    return named is not None and named.group(1) in REAL
+
+
+# Reading the large sets takes what all other leaves take together.
+EXTENDED = {"marks": pytest.mark.extended}
+
+
+@pytest.mark.parametrize(
+    "leaf", [pytest.param(x, **EXTENDED) if on_real_data(x) else x for x in NOUNS], **NAMES
+)
 def test_leaf_composes_and_makes_what_it_names(leaf: Path, request: pytest.FixtureRequest) -> None:
     group, name = leaf.parts
     written = hydra_compat.read_yaml(CONF / f"{leaf}.yaml")
-    if written.get("data") in {*SHARED, "omniglot"}:
+    if written.get("data") in REAL:
         request.getfixturevalue("shared_data")
     needed = [f"{group}.{key}={VALUES[key]}" for key, value in written.items() if value == "???"]
     settings = composed(f"{group}={name}", *needed)

@@ -30,6 +30,7 @@ def restarts(starts: Any, problem: Any = PROBLEM, **more: Any) -> bl.Restarts:
     return bl.restarts(problem, EXACT, ADAM, jnp.asarray(starts), 0.0, NONE, **settings)
 
 
+@pytest.mark.extended
 def test_every_run_is_the_run_alone_and_the_lowest_is_kept() -> None:
     """The three minima, to which each start falls, by a root of the derivative."""
     starts = np.array([1.2, -0.3, -2.6])

@@ -93,6 +93,7 @@ def test_it_is_the_loop_by_hand(name: str, warm_start: bool) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("x64")
 def test_under_jit_it_is_the_same_run() -> None:
     @jax.jit
