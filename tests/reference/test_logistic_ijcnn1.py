@@ -17,8 +17,6 @@ import pytest
 import bilevel as bl
 from bilevel import single_loop
 
-pytestmark = pytest.mark.extended
-
 BEST_SINGLE, WANTED = 0.2105, 0.2060  # of cases.md: one penalty for all, and Adam's after 50
 START = -2 * np.ones(22)
 
@@ -95,12 +93,14 @@ def stochastic(data: bl.Data, batch_size: int, epochs: int = 60) -> float:
     return value(result.hyper, data)
 
 
+@pytest.mark.extended
 def test_the_case_is_the_listed_one(shared_data: Path) -> None:
     data = load(shared_data)
     assert value(START, data) == pytest.approx(0.5216425, abs=2e-7)
     assert value(2 * START, data) == pytest.approx(0.3505822, abs=2e-7)
 
 
+@pytest.mark.extended
 def test_beats_every_single_penalty_on_some_of_the_rows(shared_data: Path) -> None:
     data = load(shared_data, 4000)
     single = best_single(data)

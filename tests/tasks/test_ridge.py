@@ -229,9 +229,9 @@ def test_tuning_gets_below_the_best_single_penalty() -> None:
     assert flat.exact is not None
     single = min(float(flat.exact(np.log(g))[0]) for g in GRID)
     estimator = bl.Implicit(bl.GradientDescent(0.1), steps=100)
-    rule = bl.transform(optax.adam, learning_rate=0.1)
-    arguments = (made.problem, estimator, rule, made.hyper, made.params, made.data)
-    result = bl.tune(*arguments, steps=40, key=jax.random.key(0))
+    outer = bl.transform(optax.adam, learning_rate=0.1)
+    start, settings = (made.hyper, made.params, made.data), {"steps": 40, "key": jax.random.key(0)}
+    result = bl.tune(made.problem, estimator, outer, *start, **settings)
     assert float(made.exact(result.hyper)[0]) < single
 
 
