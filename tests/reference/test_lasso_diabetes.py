@@ -44,9 +44,10 @@ def data() -> bl.Data:
     X = StandardScaler().fit(X[train]).transform(X)
     # The square of the binary feature is that feature again, up to scale and sign.
     distinct = [
-        j for j in range(X.shape[1])
+        j
+        for j in range(X.shape[1])
         if all(abs(X[train, j] @ X[train, i]) < (1 - 1e-9) * TRAIN for i in range(j))
-    ]  # fmt: skip
+    ]
     X = X[:, distinct]
     y = (y - y[train].mean()) / y[train].std()
     return bl.Data(inner=(X[train], y[train]), outer=(X[validation], y[validation]))
