@@ -52,6 +52,10 @@ def at(made: Task, hyper: Any) -> tuple[bl.Estimate, Any]:
     X = np.asarray(made.data.inner[0])
     solver = bl.FISTA(0.9 / np.linalg.eigvalsh(X.T @ X / len(X))[-1])
     return bl.hypergradient(
-        made.problem, bl.Implicit(solver, steps=3000), hyper, made.params, made.data,
+        made.problem,
+        bl.Implicit(solver, steps=3000),
+        hyper,
+        made.params,
+        made.data,
         jax.random.key(0),
-    )  # fmt: skip
+    )

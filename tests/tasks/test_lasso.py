@@ -110,9 +110,15 @@ def test_value_and_support_are_scikit_learns(kind: str, x64) -> None:
 def tuned(made: Task, estimator: Any) -> bl.Result:
     outer = bl.transform(optax.sgd, learning_rate=3.0)
     return bl.tune(
-        made.problem, estimator, outer, made.hyper, made.params, made.data, steps=30,
+        made.problem,
+        estimator,
+        outer,
+        made.hyper,
+        made.params,
+        made.data,
+        steps=30,
         key=jax.random.key(0),
-    )  # fmt: skip
+    )
 
 
 def test_metrics_are_those_of_scikit_learn_on_development_rows() -> None:

@@ -167,9 +167,13 @@ def test_baselines_are_what_they_say(outer: str) -> None:
     train = parts.train if outer == "kfold" else parts.train[:, None]
     cv = [(np.flatnonzero(used), np.flatnonzero(~used)) for used in train.T]
     search = LogisticRegressionCV(
-        Cs=(1 / (GRID * len(y))).tolist(), cv=cv, scoring="neg_log_loss", max_iter=10_000,
-        l1_ratios=(0.0,), use_legacy_attributes=False,
-    ).fit(X, y)  # fmt: skip
+        Cs=(1 / (GRID * len(y))).tolist(),
+        cv=cv,
+        scoring="neg_log_loss",
+        max_iter=10_000,
+        l1_ratios=(0.0,),
+        use_legacy_attributes=False,
+    ).fit(X, y)
     name = next(n for n in names if "same" in n)
     expected = log_loss(parts.test[1], search.predict_proba(parts.test[0]))
     assert baselines[name]["test_log_loss"] == pytest.approx(expected)

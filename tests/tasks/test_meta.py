@@ -175,18 +175,30 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
     task = meta(**SMALL)
     with pytest.raises(ValueError, match=r"estimator=sampled, which draws tasks"):
         bl.hypergradient(
-            task.problem, bl.Reverse(bl.GradientDescent(0.01), 1), task.hyper, task.params,
-            task.data, KEY,
-        )  # fmt: skip
+            task.problem,
+            bl.Reverse(bl.GradientDescent(0.01), 1),
+            task.hyper,
+            task.params,
+            task.data,
+            KEY,
+        )
 
 
 def maml(task: Any, steps: int, state: Any = None, **how: Any) -> bl.Result:
     estimator = bl.Sampled(bl.Reverse(bl.GradientDescent(**how), steps=1), tasks=25)
     outer = bl.transform(optax.adam, learning_rate=1e-3)
     return bl.tune(
-        task.problem, estimator, outer, task.hyper, task.params, task.data,
-        steps=steps, key=jax.random.key(5), state=state, every=500,
-    )  # fmt: skip
+        task.problem,
+        estimator,
+        outer,
+        task.hyper,
+        task.params,
+        task.data,
+        steps=steps,
+        key=jax.random.key(5),
+        state=state,
+        every=500,
+    )
 
 
 def judged_by_numpy(start: Any, curves: int = 4000) -> np.ndarray:
@@ -245,9 +257,16 @@ def test_omniglot(shared_data: Path) -> None:
     task = meta("omniglot", "ridge", shots=1, queries=5, widths=(32, 32, 32, 64), test_tasks=500)
     estimator = bl.Sampled(bl.ClosedForm(), tasks=4, draw=Episodes(5, 1, 5))
     result = bl.tune(
-        task.problem, estimator, optax.adam(2e-3), task.hyper, task.params, task.data,
-        steps=800, key=jax.random.key(5), every=100,
-    )  # fmt: skip
+        task.problem,
+        estimator,
+        optax.adam(2e-3),
+        task.hyper,
+        task.params,
+        task.data,
+        steps=800,
+        key=jax.random.key(5),
+        every=100,
+    )
     metrics = task.metrics(result.hyper, None)
     print(metrics)
     assert metrics["accuracy"] - metrics["±"] > 0.80

@@ -228,9 +228,15 @@ def test_tuning_gets_below_the_best_single_penalty() -> None:
     single = min(float(flat.exact(np.log(g))[0]) for g in GRID)
     estimator = bl.Implicit(bl.GradientDescent(0.1), steps=100)
     result = bl.tune(
-        made.problem, estimator, bl.transform(optax.adam, learning_rate=0.1), made.hyper,
-        made.params, made.data, steps=40, key=jax.random.key(0),
-    )  # fmt: skip
+        made.problem,
+        estimator,
+        bl.transform(optax.adam, learning_rate=0.1),
+        made.hyper,
+        made.params,
+        made.data,
+        steps=40,
+        key=jax.random.key(0),
+    )
     assert float(made.exact(result.hyper)[0]) < single
 
 

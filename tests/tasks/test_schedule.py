@@ -68,9 +68,16 @@ def test_v10_the_whole_horizon(outer, x64) -> None:
     """100 evaluations from .1 on: <= .0140, far below what a horizon of one step finds."""
     task = schedule("quadratic", momentum=None, largest=1.99)
     result = bl.tune(
-        task.problem, bl.Reverse(quadratic_solver(False), steps=100), outer, task.hyper,
-        task.params, task.data, steps=100, key=KEY, warm_start=False,
-    )  # fmt: skip
+        task.problem,
+        bl.Reverse(quadratic_solver(False), steps=100),
+        outer,
+        task.hyper,
+        task.params,
+        task.data,
+        steps=100,
+        key=KEY,
+        warm_start=False,
+    )
     value = float(np.min(result.history["value"]))
     print(value)
     assert OPTIMUM - 1e-6 <= value <= 0.0140
