@@ -25,9 +25,16 @@ def values(case: Case, outer: Any, calls: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bl.DivergenceWarning)
         result = bl.tune(
-            case.problem, case.estimator, outer, case.hyper, case.params, case.data,
-            steps=calls, key=jax.random.key(0), every=calls,
-        )  # fmt: skip
+            case.problem,
+            case.estimator,
+            outer,
+            case.hyper,
+            case.params,
+            case.data,
+            steps=calls,
+            key=jax.random.key(0),
+            every=calls,
+        )
     seen = np.full(calls, np.inf)
     rows = np.asarray(result.history["value"])
     seen[: len(rows)] = np.where(np.isfinite(rows), rows, np.inf)

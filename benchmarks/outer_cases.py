@@ -40,9 +40,10 @@ def lasso() -> Case:
     train, validation = rows[:150], rows[150:300]
     X = StandardScaler().fit(X[train]).transform(X)
     distinct = [
-        j for j in range(X.shape[1])
+        j
+        for j in range(X.shape[1])
         if all(abs(X[train, j] @ X[train, i]) < (1 - 1e-9) * 150 for i in range(j))
-    ]  # fmt: skip
+    ]
     X, y = X[:, distinct], (y - y[train].mean()) / y[train].std()
     data = bl.Data(inner=(X[train], y[train]), outer=(X[validation], y[validation]))
     solver = bl.FISTA(float(150 / np.linalg.eigvalsh(X[train].T @ X[train])[-1]))

@@ -61,7 +61,7 @@ def ways(
         "warm": [*cached("alone"), f"hydra.run.dir={runs['warm']}"],
         "vmap": [*cached("vmap"), f"vmap.seeds={seeds}", f"hydra.run.dir={runs['vmap']}"],
         "basic": [*cached("basic"), many, f"hydra.sweep.dir={runs['basic']}", "-m"],
-    }  # fmt: skip
+    }
     if launcher:
         place = f"hydra.sweep.dir={folder / launcher / 'runs'}"
         found[launcher] = [*cached(launcher), many, f"hydra/launcher={launcher}", place, "-m"]
