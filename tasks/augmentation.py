@@ -116,9 +116,15 @@ class _Judge:
     """Networks trained under one policy or another, and judged on images as they are."""
 
     def __init__(
-        self, problem: bl.Problem, parts: Images, params: PyTree, solver: bl.SGD, steps: int,
-        draws: int, seed: int,
-    ) -> None:  # fmt: skip
+        self,
+        problem: bl.Problem,
+        parts: Images,
+        params: PyTree,
+        solver: bl.SGD,
+        steps: int,
+        draws: int,
+        seed: int,
+    ) -> None:
         outer: Any = problem.outer
         self.parts, self.model, self.draws, self.seed = parts, outer.model, draws, seed
         key = jax.random.key(seed)

@@ -146,9 +146,7 @@ def _task(name: str, problem: bl.Problem, data: bl.Data, hyper: PyTree, params: 
         if problem.prox is not None or problem.start is not None:
             return {}
         # Wherever the tuned run's solver stops, this is the best that no tuning can do.
-        fitted = bl.solve(
-            problem, bl.LBFGS(), hyper, params, data, jax.random.key(0), steps=2000
-        )  # fmt: skip
+        fitted = bl.solve(problem, bl.LBFGS(), hyper, params, data, jax.random.key(0), steps=2000)
         return {"no tuning (where hyper starts)": metrics(hyper, fitted)}
 
     def describe(hyper: PyTree) -> dict[str, float]:

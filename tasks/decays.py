@@ -153,8 +153,10 @@ def _picture(parts: Images, figure: Any, hyper: PyTree, params: PyTree) -> None:
         middle = float(np.median(columns))
         for label, place in enumerate(line):
             place.imshow(
-                columns[:, label].reshape(parts.shape), "RdBu_r", vmin=middle - bound,
+                columns[:, label].reshape(parts.shape),
+                "RdBu_r",
+                vmin=middle - bound,
                 vmax=middle + bound,
-            )  # fmt: skip
+            )
             place.set(title=str(label), xticks=[], yticks=[])
         line[0].set_ylabel(name)

@@ -96,9 +96,13 @@ def imbalance(
             "are needed, and some rows of each."
         )
     parts = images(
-        data, train={common: train - few, rare: few}, validation={common: clean, rare: clean},
-        pool=pool, root=root, seed=seed,
-    )  # fmt: skip
+        data,
+        train={common: train - few, rare: few},
+        validation={common: clean, rare: clean},
+        pool=pool,
+        root=root,
+        seed=seed,
+    )
     X, y = parts.train
     params = start(X.shape[1], hidden, seed)
     network = weights == "network"
@@ -133,9 +137,15 @@ class _Judge:
     """Classifiers fitted by SGD as in the run, judged on the test rows."""
 
     def __init__(
-        self, parts: Images, params: PyTree, *, steps: int, step_size: float, batch_size: int,
+        self,
+        parts: Images,
+        params: PyTree,
+        *,
+        steps: int,
+        step_size: float,
+        batch_size: int,
         seed: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.parts, self.params, self.key = parts, params, jax.random.key(seed)
         self.batch_size = batch_size
         solver = bl.SGD(step_size, batch_size, sampling="epoch")

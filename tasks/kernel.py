@@ -109,9 +109,19 @@ def kernel_ridge(
     if not (start > 0 and noise > 0):
         raise ValueError(f"start={start!r} and noise={noise!r} must be positive.")
     design = prepare(
-        data, "regression", "holdout", degree=1, clip=None, folds=0,
-        validation=validation, test=test, rows=rows, target=target, root=root, seed=seed,
-    )  # fmt: skip
+        data,
+        "regression",
+        "holdout",
+        degree=1,
+        clip=None,
+        folds=0,
+        validation=validation,
+        test=test,
+        rows=rows,
+        target=target,
+        root=root,
+        seed=seed,
+    )
     (X, y), (X_held, y_held) = design.batches(standardised(design))
     dtype = jnp.result_type(float)
     cast = partial(jax.tree.map, lambda x: jnp.asarray(x, dtype)[None])

@@ -82,9 +82,18 @@ def lasso(
     if not 0 < start < 1:
         raise ValueError(f"start={start!r} must lie between 0 and 1, where no column is left.")
     design = _prepare(
-        data, outer, degree=degree, clip=clip, folds=folds,
-        validation=validation, test=test, rows=rows, target=target, root=root, seed=seed,
-    )  # fmt: skip
+        data,
+        outer,
+        degree=degree,
+        clip=clip,
+        folds=folds,
+        validation=validation,
+        test=test,
+        rows=rows,
+        target=target,
+        root=root,
+        seed=seed,
+    )
     exact, prox = _penalties(kind, penalty, groups, design)
     inner, held = design.batches(standardised(design))
     pairs = _pairs(inner, held)

@@ -104,9 +104,19 @@ def logistic(
     if not start > 0:
         raise ValueError(f"start={start!r} must be a positive penalty.")
     design = prepare(
-        data, "classification", outer, degree=degree, clip=clip, folds=folds,
-        validation=validation, test=test, rows=rows, target=target, root=root, seed=seed,
-    )  # fmt: skip
+        data,
+        "classification",
+        outer,
+        degree=degree,
+        clip=clip,
+        folds=folds,
+        validation=validation,
+        test=test,
+        rows=rows,
+        target=target,
+        root=root,
+        seed=seed,
+    )
     shrinkage = _shrinkage(penalty, design)
     loss = two_classes if len(design.table.classes) == 2 else many_classes
     model = Model(loss, shrinkage)
@@ -182,8 +192,11 @@ def _refit(design: Design, model: Model, hyper: Array) -> Metrics:
         limits = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 0, "gtol": 1e-7}
         found = minimize(
             lambda flat: tuple(map(np.asarray, _loss(model, flat, like, hyper, batch))),
-            np.asarray(start), jac=True, method="L-BFGS-B", options=limits,
-        )  # fmt: skip
+            np.asarray(start),
+            jac=True,
+            method="L-BFGS-B",
+            options=limits,
+        )
         return unravel(jnp.asarray(found.x))
 
     params = in_float64(fit)(hyper)

@@ -80,15 +80,25 @@ def meta(
     _check(adapt, learn_rates, test_tasks, step_size)
     if data == "sinusoid":
         family = sinusoids(
-            shots=shots, queries=queries, pool=pool, test_tasks=test_tasks,
-            test_queries=test_queries or 100, seed=seed,
-        )  # fmt: skip
+            shots=shots,
+            queries=queries,
+            pool=pool,
+            test_tasks=test_tasks,
+            test_queries=test_queries or 100,
+            seed=seed,
+        )
         network = Network(Dense(tuple(widths)), family.shape, family.outputs)
     elif data == "omniglot":
         family = omniglot(
-            ways=ways, shots=shots, queries=queries, test_tasks=test_tasks,
-            test_queries=test_queries or 5, test_alphabets=test_alphabets, root=root, seed=seed,
-        )  # fmt: skip
+            ways=ways,
+            shots=shots,
+            queries=queries,
+            test_tasks=test_tasks,
+            test_queries=test_queries or 5,
+            test_alphabets=test_alphabets,
+            root=root,
+            seed=seed,
+        )
         *channels, width = widths
         network = Network(Convolutions(tuple(channels), width), family.shape, family.outputs)
     else:

@@ -95,9 +95,19 @@ def ridge(
     if not start > 0:
         raise ValueError(f"start={start!r} must be a positive penalty.")
     design = prepare(
-        data, "regression", outer, degree=degree, clip=clip, folds=folds,
-        validation=validation, test=test, rows=rows, target=target, root=root, seed=seed,
-    )  # fmt: skip
+        data,
+        "regression",
+        outer,
+        degree=degree,
+        clip=clip,
+        folds=folds,
+        validation=validation,
+        test=test,
+        rows=rows,
+        target=target,
+        root=root,
+        seed=seed,
+    )
     strengths = Penalty.of(penalty, design.features)
     inner, held = design.batches(standardised(design))
     held, aside = set_aside(held, second, design.folds)

@@ -57,9 +57,14 @@ def read(data: str, root: str | None = None) -> Table:
     if path is None:
         table = load(data, root, kind="classification")
         return Table(
-            csr(table.X), table.y, table.feature_names, table.classes, table.source,
-            table.test_rows, table.notes,
-        )  # fmt: skip
+            csr(table.X),
+            table.y,
+            table.feature_names,
+            table.classes,
+            table.source,
+            table.test_rows,
+            table.notes,
+        )
     if not path.is_file():
         raise ValueError(
             f"data set {data!r} is not here: there is no {path}. Pass root=FOLDER with it, the "

@@ -165,6 +165,6 @@ def external(params: Any, hyper: Any, data: Batch) -> Any:
     if not weight:
         return coordinate_descent(X, y, a, b, start)
     used = [rows > 0 for rows in weight[0].T]
-    return np.stack([
-        coordinate_descent(X[rows, f], y[rows, f], a, b, start[f]) for f, rows in enumerate(used)
-    ])  # fmt: skip
+    return np.stack(
+        [coordinate_descent(X[rows, f], y[rows, f], a, b, start[f]) for f, rows in enumerate(used)]
+    )
