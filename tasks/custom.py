@@ -16,6 +16,7 @@ from tasks.base import Metrics, PyTree, Task
 from tasks.datasets import openml
 from tasks.datasets.files import SUFFIXES, read
 from tasks.datasets.tables import BUNDLED, SHARED
+from tasks.datasets.tabular import NAMES
 from tasks.logistic import logistic
 from tasks.ridge import ridge
 
@@ -43,7 +44,8 @@ def custom(
     kind : ``"regression"`` (:func:`tasks.ridge.ridge`) or ``"classification"``
         (:func:`tasks.logistic.logistic`); by default that of the set, for a csv or parquet file
         classification if the target is text or has two values.
-    settings : keywords of the function; without one, of ``ridge`` or ``logistic``.
+    settings : keywords of the function; without one, of ``ridge`` or ``logistic``, or of their
+        table.
     table : ``target`` and ``root``, as for :func:`tasks.datasets.tables.load`.
 
     Raises
@@ -53,7 +55,7 @@ def custom(
     Examples
     --------
     >>> from tasks.custom import custom
-    >>> custom("tasks.ridge:ridge", settings={"degree": 1}).params.shape
+    >>> custom("tasks.ridge:ridge", settings={"table": {"degree": 1}}).params.shape
     (5, 10)
     """
     given = dict(settings or {})
@@ -62,8 +64,10 @@ def custom(
         if chosen not in KINDS:
             raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}.")
         penalty = "global" if chosen == "classification" else "per_input"
-        how: dict[str, Any] = {"penalty": penalty} | table | given
-        return KINDS[chosen](data, seed=seed, **how)
+        rows = {"data": data, "seed": seed} | table
+        rows |= {name: given.pop(name) for name in NAMES & given.keys()} | given.pop("table", {})
+        how: dict[str, Any] = {"penalty": penalty} | given
+        return KINDS[chosen](rows, **how)
     make = _find(function)
     accepted = inspect.signature(make).parameters
     if "seed" in accepted:

@@ -29,6 +29,7 @@ from threadpoolctl import threadpool_limits
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
 from tasks.datasets.design import Design, prepare, standardised
+from tasks.datasets.tabular import TableChoice, Tabular
 from tasks.judges.pictures import bars
 from tasks.parts.moments import in_float64
 
@@ -69,28 +70,23 @@ class Score:
 
 
 PROBLEM = bl.Problem(Fit(), Score(), quadratic=True)
+DEFAULT = Tabular("diabetes", "holdout", degree=1)
 
 
 def kernel_ridge(
-    data: str = "diabetes",
+    table: TableChoice = DEFAULT,
     *,
-    validation: float = 0.3,
-    test: float = 0.3,
     start: float = 3.0,
     noise: float = 0.1,
-    rows: int | None = None,
-    target: str | None = None,
-    root: str | None = None,
-    seed: int = 0,
 ) -> Task:
     """Length-scales and noise of a kernel ridge regression.
 
     Parameters
     ----------
-    data, root, target : as for :func:`tasks.datasets.tables.load`.
+    table : a data set by name, or settings of :class:`tasks.datasets.tabular.Tabular`; ``outer`` is
+        ``"holdout"``. Time grows with the cube of the training rows, memory with the square: take
+        ``rows`` of a large set.
     start, noise : every length-scale and the noise variance at the start.
-    validation, test, rows, seed : as for :func:`tasks.datasets.splits.split`. Time grows with the
-        cube of the training rows, memory with the square: take ``rows`` of a large set.
 
     Notes
     -----
@@ -108,20 +104,10 @@ def kernel_ridge(
     """
     if not (start > 0 and noise > 0):
         raise ValueError(f"start={start!r} and noise={noise!r} must be positive.")
-    design = prepare(
-        data,
-        "regression",
-        "holdout",
-        degree=1,
-        clip=None,
-        folds=0,
-        validation=validation,
-        test=test,
-        rows=rows,
-        target=target,
-        root=root,
-        seed=seed,
-    )
+    chosen = DEFAULT.changed(table)
+    if chosen.outer != "holdout":
+        raise ValueError(f"outer={chosen.outer!r}: kernel_ridge has one validation set, 'holdout'.")
+    design = prepare(chosen, "regression")
     (X, y), (X_held, y_held) = design.batches(standardised(design))
     dtype = jnp.result_type(float)
     cast = partial(jax.tree.map, lambda x: jnp.asarray(x, dtype)[None])
@@ -130,7 +116,7 @@ def kernel_ridge(
     value = partial(in_float64(_value), batches)
     names = [f"length-scale of {name}" for name in design.features.names] + ["noise"]
     return Task(
-        name=f"kernel ridge {data}",
+        name=f"kernel ridge {chosen.data}",
         problem=PROBLEM,
         data=bl.Data(inner=cast(batches[0]), outer=cast(batches[1])),
         hyper=jax.tree.map(lambda x: jnp.asarray(x, dtype), hyper),

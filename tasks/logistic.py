@@ -25,12 +25,14 @@ import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
 from tasks.datasets.design import Design, prepare
 from tasks.datasets.splits import set_aside
+from tasks.datasets.tabular import TableChoice, Tabular
 from tasks.judges.pictures import penalties
 from tasks.parts.losses import Model, holdout, problem
 from tasks.parts.moments import in_float64
 from tasks.parts.penalty import Groups, Penalty, describe
 from tasks.parts.stability import stability
 
+DEFAULT = Tabular("breast_cancer", "kfold", degree=1)
 GRID = np.logspace(-4, 2, 13)  # penalties of the mean loss; columns have variance 1
 # L-BFGS multiplies many small matrices: on a busy machine BLAS threads made it 70 times slower.
 one_thread = threadpool_limits.wrap(limits=1)
@@ -65,31 +67,22 @@ class Shrinkage:
 
 
 def logistic(
-    data: str = "breast_cancer",
+    table: TableChoice = DEFAULT,
     penalty: Groups = "per_feature",
-    outer: str = "kfold",
     *,
-    degree: int = 1,
-    clip: float | None = None,
-    folds: int = 5,
-    validation: float = 0.3,
-    test: float = 0.3,
     second: float = 0.0,
     start: float = 0.01,
-    rows: int | None = None,
-    target: str | None = None,
-    root: str | None = None,
-    seed: int = 0,
 ) -> Task:
     """Penalties of a logistic regression for a classification data set.
 
     Parameters
     ----------
-    data, root, target : as for :func:`tasks.datasets.tables.load`; labels may be text.
-    penalty : as for :meth:`tasks.parts.penalty.Penalty.of`, shared by all classes; or, for more
-        than two classes, ``"per_class"`` or ``"per_weight"`` (every column and class its own).
-    outer, degree, clip, folds, validation, test, second, start, rows, seed : as for
-        :func:`tasks.ridge.ridge`; parts and folds have their share of each class.
+    table : as for :func:`tasks.ridge.ridge`; labels may be text; parts and folds have their share
+        of each class.
+    penalty : as for :meth:`tasks.parts.penalty.Penalty.from_columns`, shared by all classes; or,
+        for more than two classes, ``"per_class"`` or ``"per_weight"`` (every column and class its
+        own).
+    second, start : as for :func:`tasks.ridge.ridge`.
 
     Raises
     ------
@@ -103,20 +96,8 @@ def logistic(
     """
     if not start > 0:
         raise ValueError(f"start={start!r} must be a positive penalty.")
-    design = prepare(
-        data,
-        "classification",
-        outer,
-        degree=degree,
-        clip=clip,
-        folds=folds,
-        validation=validation,
-        test=test,
-        rows=rows,
-        target=target,
-        root=root,
-        seed=seed,
-    )
+    chosen = DEFAULT.changed(table)
+    design = prepare(chosen, "classification")
     shrinkage = _shrinkage(penalty, design)
     loss = two_classes if len(design.table.classes) == 2 else many_classes
     model = Model(loss, shrinkage)
@@ -127,7 +108,7 @@ def logistic(
     # The loss curves at most 1/4 along a row and 1 for the intercept, for many classes 1/2.
     bound = 0.25 if loss is two_classes else 0.5
     return Task(
-        name=f"logistic {data}",
+        name=f"logistic {chosen.data}",
         problem=problem(model, design.folds),
         data=bl.Data(inner=_cast(inner), outer=_cast(held)),
         hyper=hyper,
@@ -157,7 +138,7 @@ def _shrinkage(penalty: Groups, design: Design) -> Shrinkage:
     if penalty == "per_weight":
         every = tuple(f"{name} for {label}" for name in features.names for label in classes)
         return Shrinkage(Penalty(every), (d, C))
-    strengths = Penalty.of(penalty, features)
+    strengths = Penalty.from_columns(penalty, features)
     rows = 1 if strengths.shape == () else d
     return Shrinkage(strengths, (rows,) if C == 2 else (rows, 1))
 

@@ -160,7 +160,7 @@ def multinomial(
     dtype = jnp.result_type(float)
 
     def batch(chosen: np.ndarray) -> Any:
-        padded = sparse.Rows.of(sparse.csr(X[chosen]), width)
+        padded = sparse.Rows.from_matrix(sparse.csr(X[chosen]), width)
         return (padded.index, jnp.asarray(padded.value, dtype)), jnp.asarray(table.y[chosen])
 
     names = {"global": ["all"], "per_class": list(table.classes)}.get(penalty, [])

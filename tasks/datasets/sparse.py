@@ -29,7 +29,7 @@ class Rows:
     value: np.ndarray
 
     @classmethod
-    def of(cls, X: CSR, width: int) -> "Rows":
+    def from_matrix(cls, X: CSR, width: int) -> "Rows":
         """Of a matrix of at most ``width`` entries a row; what pads has the value 0."""
         lengths = np.diff(X.indptr)
         place = np.arange(width) < lengths[:, None]

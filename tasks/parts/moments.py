@@ -18,13 +18,15 @@ class Moments(NamedTuple):
     c: Any
 
     @classmethod
-    def of(cls, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> "Moments":
+    def from_rows(cls, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> "Moments":
         """Of a batch of :mod:`tasks.parts.losses`, in its precision."""
         if weight is None:
             n = len(y)
             return cls(X.T @ X / n, X.T @ y / n, y @ y / n)
         root = np.sqrt(weight)
-        each = [cls.of(root[:, [f]] * X[:, f], root[:, f] * y[:, f]) for f in range(y.shape[1])]
+        each = [
+            cls.from_rows(root[:, [f]] * X[:, f], root[:, f] * y[:, f]) for f in range(y.shape[1])
+        ]
         return cls(*(np.stack(parts) for parts in zip(*each, strict=True)))
 
     def minimiser(self, strengths: Array) -> Array:

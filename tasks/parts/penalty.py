@@ -40,7 +40,7 @@ class Penalty:
         return () if len(self.names) == 1 else (len(self.names),)
 
     @classmethod
-    def of(cls, spec: Groups, features: Features) -> "Penalty":
+    def from_columns(cls, spec: Groups, features: Features) -> "Penalty":
         """Read a specification.
 
         Parameters

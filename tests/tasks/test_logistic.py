@@ -13,21 +13,23 @@ from sklearn.metrics import accuracy_score, log_loss
 import bilevel as bl
 from tasks.base import Task
 from tasks.datasets.design import Design, prepare
+from tasks.datasets.tabular import Tabular
 from tasks.logistic import GRID, logistic
 from tests.compiling import compilations
 
-SETTINGS: dict[str, Any] = dict(degree=1, clip=None, folds=3, validation=0.3, test=0.3, rows=None)
-SETTINGS |= dict(target=None, root=None, seed=1)
+
+def table(data: str, outer: str = "holdout", seed: int = 1) -> Tabular:
+    return Tabular(data, outer, folds=3, seed=seed)
 
 
 @cache
 def task(data: str, penalty: str = "per_feature", outer: str = "holdout") -> Task:
-    return logistic(data, penalty, outer, folds=3, seed=1)
+    return logistic(table(data, outer), penalty)
 
 
 @cache
 def design(data: str, outer: str = "holdout") -> Design:
-    return prepare(data, "classification", outer, **SETTINGS)
+    return prepare(table(data, outer), "classification")
 
 
 def scikit(C: float, **settings: Any) -> LogisticRegression:
@@ -57,7 +59,7 @@ def test_metrics_are_those_of_scikit_learn(data: str, penalty: str) -> None:
 
 @pytest.mark.parametrize("data", ["breast_cancer", "wine"])
 def test_losses_are_log_losses(data: str, x64) -> None:
-    made = logistic(data, "global", "holdout", seed=1)
+    made = logistic(table(data), "global")
     parts = design(data)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), made.params)
@@ -78,7 +80,7 @@ def test_losses_are_log_losses(data: str, x64) -> None:
 @pytest.mark.parametrize("outer", ["holdout", "kfold"])
 def test_hypergradient_is_the_central_difference(data: str, outer: str, x64) -> None:
     """Of the outer loss where scikit-learn puts the inner minimisers, fold by fold."""
-    made = logistic(data, "per_feature", outer, folds=3, seed=1)
+    made = logistic(table(data, outer), "per_feature")
     parts = design(data, outer)
     X = parts.X if parts.folds else parts.X[:, None]
     train = parts.train if parts.folds else parts.train[:, None]
@@ -107,8 +109,8 @@ def test_hypergradient_is_the_central_difference(data: str, outer: str, x64) -> 
 
 @pytest.mark.parametrize("data", ["breast_cancer", "wine"])
 def test_folds_are_explicit_sums_over_their_rows(data: str, x64) -> None:
-    folds = logistic(data, "global", "kfold", folds=3, seed=1)
-    single = logistic(data, "global", "holdout", seed=1).problem
+    folds = logistic(table(data, "kfold"), "global")
+    single = logistic(table(data), "global").problem
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), folds.params)
     losses = jax.jit(single.inner), jax.jit(single.outer)
@@ -180,7 +182,7 @@ def test_baselines_are_what_they_say(outer: str) -> None:
 
 
 def test_minibatch_loss_is_unbiased(x64) -> None:
-    made = logistic("wine", "per_class", "kfold", folds=3, seed=1)
+    made = logistic(table("wine", "kfold"), "per_class")
     params = jax.tree.map(lambda a: a + 0.3, made.params)
     single = jax.tree.map(lambda a: a[:, None], made.data.inner)
     inner = jax.jit(made.problem.inner)
@@ -207,7 +209,7 @@ def test_bad_settings_are_refused() -> None:
 
 
 def test_equal_problems_share_their_compilation() -> None:
-    a, b = (logistic("wine", "per_class", "holdout", seed=seed) for seed in (1, 2))
+    a, b = (logistic(table("wine", seed=seed), "per_class") for seed in (1, 2))
     assert a.problem == b.problem
     a.metrics(a.hyper, None)
     with compilations() as count:

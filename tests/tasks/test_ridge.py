@@ -1,7 +1,6 @@
 """Ridge tasks against scikit-learn's Ridge, dense solves and central differences."""
 
 from functools import cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +12,25 @@ from sklearn.linear_model import LinearRegression, Ridge, RidgeCV
 import bilevel as bl
 from tasks.base import Task
 from tasks.datasets.design import Design, prepare
+from tasks.datasets.tabular import Tabular
 from tasks.ridge import GRID, ridge
 from tests.compiling import compilations
 
-SETTINGS: dict[str, Any] = dict(
-    clip=None, validation=0.3, test=0.3, rows=None, target=None, root=None
-)
 PENALTIES = ["global", "per_feature", "per_input", "by_degree"]
+
+
+def table(outer: str, degree: int = 2, folds: int = 3, seed: int = 1) -> Tabular:
+    return Tabular("diabetes", outer, degree=degree, folds=folds, seed=seed)
 
 
 @cache
 def task(outer: str, penalty: str = "per_input", degree: int = 2, folds: int = 3) -> Task:
-    return ridge("diabetes", penalty, outer, degree=degree, folds=folds, seed=1)
+    return ridge(table(outer, degree, folds), penalty)
 
 
 @cache
 def design(outer: str, degree: int = 2, folds: int = 3) -> Design:
-    return prepare("diabetes", "regression", outer, degree=degree, folds=folds, seed=1, **SETTINGS)
+    return prepare(table(outer, degree, folds), "regression")
 
 
 def random_hyper(made: Task, seed: int = 0) -> np.ndarray:
@@ -95,7 +96,7 @@ def test_exact_hypergradient_is_the_central_difference(penalty: str, outer: str)
 @pytest.mark.parametrize("penalty", ["global", "per_input"])
 def test_losses_and_their_hypergradient_agree_with_the_closed_form(outer, penalty, x64) -> None:
     """The closed form knows moments only, the estimator the losses only."""
-    made = ridge("diabetes", penalty, outer, folds=3, seed=1)
+    made = ridge(table(outer), penalty)
     assert made.exact is not None
     assert made.params.dtype == jnp.float64
     hyper = jnp.asarray(random_hyper(made))
@@ -124,7 +125,7 @@ def test_single_precision_is_close(outer: str) -> None:
 
 def test_folds_are_explicit_fits_of_their_rows(x64) -> None:
     """Masks and weights against each fold's own rows, losses and gradients, at any params."""
-    made = ridge("diabetes", "per_input", "kfold", folds=3, seed=1)
+    made = ridge(table("kfold"))
     X, y, weight = (np.asarray(a) for a in made.data.inner)
     X_held, y_held, weight_held = (np.asarray(a) for a in made.data.outer)
     hyper = random_hyper(made)
@@ -148,7 +149,7 @@ def test_folds_are_explicit_fits_of_their_rows(x64) -> None:
 @pytest.mark.parametrize("outer", ["holdout", "kfold"])
 def test_minibatch_loss_is_unbiased(outer: str, x64) -> None:
     """The mean over all batches of one row is the full loss, and so is that over a partition."""
-    made = ridge("diabetes", "per_input", outer, folds=3, seed=1)
+    made = ridge(table(outer))
     params = jnp.asarray(np.random.default_rng(3).normal(size=made.params.shape))
     full = made.problem.inner(params, made.hyper, made.data.inner)
     n = len(made.data.inner[0])
@@ -175,10 +176,10 @@ def test_hyperparameters_batch_under_vmap() -> None:
 
 
 def test_equal_problems_share_their_compilation() -> None:
-    a, b = (ridge("diabetes", "by_degree", "kfold", seed=seed) for seed in (0, 1))
+    a, b = (ridge(table("kfold", seed=seed), "by_degree") for seed in (0, 1))
     assert a.problem == b.problem
     assert hash(a.problem) == hash(b.problem)
-    assert a.problem != ridge("diabetes", "per_input", "kfold").problem
+    assert a.problem != ridge(table("kfold")).problem
     assert a.problem.quadratic
     assert a.exact is not None
     assert b.exact is not None
@@ -254,12 +255,14 @@ def test_bad_settings_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"start=0 must be a positive penalty"):
         ridge(start=0)
     with pytest.raises(ValueError, match="outer='loo' must be one of holdout, kfold"):
-        ridge(outer="loo")
+        ridge({"outer": "loo"})
     with pytest.raises(ValueError, match="folds=1 must lie between 2 and the 309 rows"):
-        ridge(folds=1)
+        ridge({"folds": 1})
+    with pytest.raises(ValueError, match=r"table has no setting .fold.\. Available: clip, data,"):
+        ridge({"fold": 3})
     path = tmp_path / "t.csv"
     path.write_text("a,y\n" + "".join(f"{i},{int(i == 3)}\n" for i in range(9)))
     order = np.random.RandomState(0).permutation(9)
     assert 3 in order[-3:]  # the one row that differs is a test row
     with pytest.raises(ValueError, match=r"target is the same in all training rows"):
-        ridge(str(path), "global", degree=1, folds=2, validation=3, test=3)
+        ridge(Tabular(str(path), folds=2, validation=3, test=3), "global")

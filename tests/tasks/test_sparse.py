@@ -23,7 +23,7 @@ def arrays(X: sp.csr_matrix, name: str) -> dict[str, np.ndarray]:
 
 def test_padded_rows_are_the_matrix() -> None:
     X = table()
-    rows = sparse.Rows.of(X, 6)
+    rows = sparse.Rows.from_matrix(X, 6)
     filled = np.zeros(X.shape)
     np.add.at(filled, (np.arange(20)[:, None], rows.index), rows.value)
     np.testing.assert_array_equal(filled, X.toarray())
