@@ -38,7 +38,7 @@ class Decayed:
         return jnp.mean(cross_entropy(self.model(params, X), y)) + sum(jax.tree.leaves(terms))
 
 
-def decays(
+def weight_decay(
     data: str = "digits",
     *,
     hidden: int | None = None,
@@ -69,8 +69,8 @@ def decays(
 
     Examples
     --------
-    >>> from tasks.decays import decays
-    >>> sum(leaf.size for leaf in decays("digits").hyper.values())
+    >>> from tasks.weight_decay import weight_decay
+    >>> sum(leaf.size for leaf in weight_decay("digits").hyper.values())
     650
     """
     parts = images(data, train=train, validation=validation, test=test, root=root, seed=seed)
