@@ -16,9 +16,9 @@ from bilevel.noise.moments import rules, run
 from tests.noise.linear_models import (
     LEAST_SQUARES,
     LOG_RIDGE,
-    V1,
+    RIDGE_MOMENTS,
     V1_PROBLEM,
-    reference_v1,
+    reference_ridge,
     runs,
     z_scores,
 )
@@ -60,10 +60,10 @@ def errors(process, start, rule):
 
 
 @pytest.mark.parametrize("seed", [0])
-@pytest.mark.parametrize("kind", V1)
-def test_reference_case_v1_by_simulation(kind, seed):
+@pytest.mark.parametrize("kind", RIDGE_MOMENTS)
+def test_reference_moments_of_ridge_by_simulation(kind, seed):
     """400 runs of 10000 steps: the mean is within 4 s.e. of the published curve."""
-    process, step_sizes = reference_v1(kind)
+    process, step_sizes = reference_ridge(kind)
     table = jnp.asarray(step_sizes)
     estimator = bl.Forward(bl.SGD(lambda count: table[count], batch_size=1), steps=100)
     A = np.asarray(process.rows.A)
@@ -72,7 +72,7 @@ def test_reference_case_v1_by_simulation(kind, seed):
     keys = jax.random.split(jax.random.key(seed), 400)
     _, D = runs(V1_PROBLEM, estimator, jnp.asarray(0.1), jnp.zeros(5), data, keys, segments=100)
     squares = jnp.sum((D[:, (0, 9, 99)] - process.derivative) ** 2, (2, 3))
-    assert np.abs(z_scores(squares, V1[kind])).max() < 4
+    assert np.abs(z_scores(squares, RIDGE_MOMENTS[kind])).max() < 4
 
 
 @pytest.mark.parametrize("seed", [0])

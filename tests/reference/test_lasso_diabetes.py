@@ -1,4 +1,4 @@
-"""V3: the lasso with one penalty on diabetes, degree-2 features; derivatives known to 8 digits.
+"""The lasso with one penalty on diabetes, degree-2 features; derivatives known to 8 digits.
 
 Standardised features, their degree-2 polynomial, a permutation by ``RandomState(0)`` into 150
 training, 150 validation and 142 test rows; columns and y standardised on the training rows, 64

@@ -1,4 +1,4 @@
-"""V4: ijcnn1, one log-penalty per feature; the value function solved by Newton's method in numpy.
+"""Logistic regression on ijcnn1, one log-penalty per feature, solved by Newton's method in numpy.
 
 Inner: mean logistic loss on the 49 990 training rows + sum exp(lam) w^2 / 2; outer: mean logistic
 loss on the 91 701 test rows. The fast test takes 4 000 random rows of each: the file has a period
@@ -17,7 +17,7 @@ import pytest
 import bilevel as bl
 from bilevel import single_loop
 
-BEST_SINGLE, WANTED = 0.2105, 0.2060  # of cases.md: one penalty for all, and Adam's after 50
+BEST_SINGLE, WANTED = 0.2105, 0.2060  # one penalty for all, and Adam's after 50
 START = -2 * np.ones(22)
 
 

@@ -139,7 +139,7 @@ def test_heavy_ball_starts_from_rest(x64) -> None:
 
 
 @pytest.mark.slow
-def test_v2_mnist(shared_data: Path) -> None:
+def test_cleaning_of_mnist(shared_data: Path) -> None:
     """Accuracy of the inner model, F1, and the retrained accuracy of the published protocol."""
     metrics = run_experiment("cleaning_paper").metrics
     assert metrics["inner_accuracy"] >= 0.893

@@ -127,7 +127,7 @@ def test_bad_settings_are_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_v7_mnist(shared_data: Path) -> None:
+def test_imbalance_of_mnist(shared_data: Path) -> None:
     """9 against 4 with 1 %: mean test error of six seeds; the standard error of three is 0.006."""
     errors = [
         run_experiment("imbalance_paper", f"seed={seed}").metrics["test_error"] for seed in range(6)

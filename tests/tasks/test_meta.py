@@ -222,7 +222,7 @@ def judged_by_numpy(start: Any, curves: int = 4000) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_v6() -> None:
+def test_sinusoids_by_maml() -> None:
     task = meta(pool=200_000)
     result = maml(task, 20_000, step_size=0.01)
     metrics = task.metrics(result.hyper, None)
