@@ -33,7 +33,7 @@ def custom(
     seed: int = 0,
     **table: Any,
 ) -> Task:
-    """What your function returns; without a function, a linear model for your table.
+    """Return the task of your function, or without one a linear model for your table.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def custom(
 
 
 def _kind(data: str, target: str | None) -> str:
-    """Of a named set its own; of a table what its target looks like."""
+    """Return the kind of a named set, or what the target of a table looks like."""
     if data in BUNDLED | SHARED:
         return (BUNDLED | SHARED)[data]
     if data.startswith(openml.PREFIX) or Path(data).suffix not in SUFFIXES:
@@ -141,7 +141,7 @@ def _module(place: str, name: str) -> Any:
 
 
 def _task(name: str, problem: bl.Problem, data: bl.Data, hyper: PyTree, params: PyTree) -> Task:
-    """A problem alone: judged by its own outer loss, beside the start's hyperparameters."""
+    """Make a task of a problem alone, judged by its own outer loss beside that of the start."""
 
     def metrics(hyper: PyTree, params: PyTree) -> Metrics:
         return {"outer_loss": float(jax.jit(problem.outer)(params, hyper, data.outer))}

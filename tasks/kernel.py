@@ -39,7 +39,7 @@ one_thread = threadpool_limits.wrap(limits=1)
 
 
 def kernel(X: Array, Z: Array, hyper: PyTree) -> Array:
-    """``[n, m]`` for rows ``[n, d]`` and ``[m, d]``."""
+    """Return the kernel matrix ``[n, m]`` of rows ``[n, d]`` and ``[m, d]``."""
     scale = jnp.exp(-hyper["length_scales"])
     X, Z = X * scale, Z * scale
     squares = jnp.sum(X**2, 1)[:, None] + jnp.sum(Z**2, 1) - 2 * X @ Z.T
@@ -79,7 +79,7 @@ def kernel_ridge(
     start: float = 3.0,
     noise: float = 0.1,
 ) -> Task:
-    """Length-scales and noise of a kernel ridge regression.
+    """Make the task of tuning length-scales and noise of a kernel ridge regression.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def _solve(X: Array, y: Array, hyper: PyTree) -> Array:
 
 @jax.jit  # here, that tasks of the same shapes compile it once
 def _value(batches: tuple, hyper: PyTree) -> Array:
-    """Outer loss at the inner minimiser."""
+    """Return the outer loss at the inner minimiser."""
     (X, y), held = batches
     return Score()(_solve(X, y, hyper), hyper, tuple(leaf[None] for leaf in held))
 
@@ -155,12 +155,12 @@ def _predict(hyper: PyTree, X: Array, y: Array, X_test: Array) -> Array:
 
 
 def _unit(design: Design) -> float:
-    """Squared target units per unit of the losses."""
+    """Return squared target units per unit of the losses."""
     return float(np.var(design.y[design.train]))
 
 
 def _metrics(design: Design, value: Callable, hyper: PyTree) -> Metrics:
-    """Of the fit with these length-scales on all development rows."""
+    """Score the fit with these length-scales on all development rows."""
     X, y = design.development
     mean = y.mean()
     fitted = in_float64(_predict)(hyper, X, y - mean, design.test[0]) + mean
@@ -175,7 +175,7 @@ def _score(predicted: np.ndarray, design: Design) -> Metrics:
 
 @one_thread
 def _baselines(design: Design, value: Callable, start: PyTree) -> dict[str, Metrics]:
-    """What a user would run instead; each is fitted on all development rows in the end."""
+    """Score what a user would run instead; each is fitted on all development rows in the end."""
     X, y = design.development
     grid = [_hyper(X.shape[1], scale, noise) for scale, noise in product(SCALES, NOISES)]
     best = min(grid, key=lambda hyper: float(value(hyper)))
@@ -207,7 +207,7 @@ def _describe(names: list[str], hyper: PyTree) -> dict[str, float]:
 
 
 def _picture(names: tuple[str, ...], start: float, figure: Any, hyper: PyTree, params: Any) -> None:
-    """How far apart two rows may be in each column and still be alike."""
+    """Draw how far apart two rows may be in each column and still be alike."""
     del params
     scales = np.exp(np.asarray(hyper["length_scales"], float))
     bars(figure, names, scales, "length-scale in standard deviations of its column", start)

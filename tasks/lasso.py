@@ -47,7 +47,7 @@ def lasso(
     groups: Groups | None = None,
     start: float = 0.5,
 ) -> Task:
-    """Penalties that select columns.
+    """Make the task of tuning penalties that select columns.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def lasso(
 
 
 def _prepare(chosen: Tabular) -> Design:
-    """Numbers to predict; of two classes -1 and 1."""
+    """Prepare numbers to predict; of two classes -1 and 1."""
     kind = (BUNDLED | SHARED).get(chosen.data, "regression")
     design = prepare(chosen, kind)
     if kind == "regression":
@@ -137,7 +137,7 @@ def _penalties(
 
 
 def _pairs(inner: tuple, held: tuple) -> list[Any]:
-    """``((X, y), (X, y))`` of the training and validation rows of each fold."""
+    """Return ``((X, y), (X, y))`` of the training and validation rows of each fold."""
     if len(inner) == 2:
         return [(inner, held)]
     X, y, weight = inner
@@ -148,7 +148,7 @@ def _pairs(inner: tuple, held: tuple) -> list[Any]:
 
 
 def _start(exact: Exact, pairs: list[Any], share: float) -> PyTree:
-    """Logarithms of ``share`` of the penalty at which the last column leaves, over all folds."""
+    """Return logarithms of ``share`` of the penalty that keeps no column in any fold."""
     slopes = [np.abs(X.T @ y) / len(y) for (X, y), _ in pairs]
     if exact.groups is not None:
         slopes = [exact.groups.norms(slope) / exact.groups.roots for slope in slopes]
@@ -164,7 +164,7 @@ def _names(exact: Exact, hyper: PyTree) -> list[str]:
 
 
 def _describe(exact: Exact, design: Design, hyper: PyTree) -> dict[str, float]:
-    """Penalties in natural units, and how many columns the fit on all development rows keeps."""
+    """Return penalties in natural units, and how many columns the fit on development rows keeps."""
     parts = hyper if isinstance(hyper, dict) else {"": hyper}
     found = {}
     for level, part in parts.items():
@@ -175,14 +175,14 @@ def _describe(exact: Exact, design: Design, hyper: PyTree) -> dict[str, float]:
 
 
 def _developed(design: Design, exact: Exact, hyper: PyTree) -> tuple[np.ndarray, Any, float]:
-    """``(w, centre, mean)`` of the fit on all development rows."""
+    """Return ``(w, centre, mean)`` of the fit on all development rows."""
     X, y = design.development
     centre, mean, unit = X.mean(0), y.mean(), y.std()
     return exact.fit(X - centre, (y - mean) / unit, hyper) * unit, centre, mean
 
 
 def _picture(design: Design, exact: Exact, figure: Any, hyper: PyTree, params: Any) -> None:
-    """The columns that the fit on all development rows keeps."""
+    """Draw the columns that the fit on all development rows keeps."""
     del params
     w, _, _ = _developed(design, exact, hyper)
     kept = np.flatnonzero(w)
@@ -204,7 +204,7 @@ def _score(predicted: np.ndarray, design: Design) -> Metrics:
 
 
 def _baselines(design: Design, pairs: list[Any]) -> dict[str, Metrics]:
-    """What a user would run instead; each is fitted on all development rows in the end."""
+    """Score what a user would run instead; each is fitted on all development rows in the end."""
     X, y = design.development
     one = Exact("lasso", Penalty(("all",)), None)
     largest = float(np.exp(_start(one, pairs, 1.0)))

@@ -39,13 +39,13 @@ one_thread = threadpool_limits.wrap(limits=1)
 
 
 def two_classes(params: PyTree, X: Array, y: Array) -> Array:
-    """Minus the log-likelihood of each row, ``[n]``; ``y`` is 0 or 1, weights are ``[d]``."""
+    """Return minus the log-likelihood of each row; ``y`` is 0 or 1, weights are ``[d]``."""
     score = X @ params["weights"] + params["intercept"]
     return jax.nn.softplus(score) - y * score
 
 
 def many_classes(params: PyTree, X: Array, y: Array) -> Array:
-    """Minus the log-likelihood of each row, ``[n]``; ``y`` in ``0 .. C-1``, weights ``[d, C]``."""
+    """Return minus the log-likelihood of each row; ``y`` in ``0 .. C-1``, weights ``[d, C]``."""
     scores = X @ params["weights"] + params["intercept"]
     return -jnp.take_along_axis(jax.nn.log_softmax(scores), y[:, None], axis=-1)[:, 0]
 
@@ -73,7 +73,7 @@ def logistic(
     second: float = 0.0,
     start: float = 0.01,
 ) -> Task:
-    """Penalties of a logistic regression for a classification data set.
+    """Make the task of tuning penalties of a logistic regression.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def _shrinkage(penalty: Groups, design: Design) -> Shrinkage:
 
 
 def _cast(batch: tuple) -> tuple:
-    """Features and weights in JAX's floating-point type; class numbers stay integers."""
+    """Convert features and weights to JAX's floating-point type; classes stay integers."""
     dtype = jnp.result_type(float)
     return tuple(jnp.asarray(x, dtype if x.dtype.kind == "f" else jnp.int32) for x in batch)
 
@@ -156,7 +156,7 @@ def _zeros(design: Design, folds: int | None) -> PyTree:
 
 
 def _with_intercept(batch: tuple) -> np.ndarray:
-    """Rows with the intercept's 1, times the root of their weight, where folds have one."""
+    """Append the intercept's 1 to rows; with folds, times the root of their weight."""
     X, _, *weight = batch
     X = np.concatenate([X, np.ones((*X.shape[:-1], 1))], axis=-1)
     return X * np.sqrt(weight[0])[..., None] if weight else X
@@ -164,7 +164,7 @@ def _with_intercept(batch: tuple) -> np.ndarray:
 
 @one_thread
 def _refit(design: Design, model: Model, hyper: Array) -> Metrics:
-    """Test metrics of the fit with these penalties on all development rows, in float64."""
+    """Score the fit with these penalties on all development rows, in float64."""
     batch = design.development
 
     def fit(hyper: Array) -> PyTree:
@@ -186,13 +186,13 @@ def _refit(design: Design, model: Model, hyper: Array) -> Metrics:
 
 @partial(jax.jit, static_argnums=0)  # here, that tasks of the same shapes compile it once
 def _loss(model: Model, flat: Array, like: PyTree, hyper: Array, batch: tuple) -> Any:
-    """The inner loss at the parameters ``flat``, shaped ``like``, and its slope."""
+    """Return the inner loss at the parameters ``flat``, shaped ``like``, and its slope."""
     unravel = ravel_pytree(like)[1]
     return jax.value_and_grad(lambda flat: holdout(model).inner(unravel(flat), hyper, batch))(flat)
 
 
 def _score(scores: np.ndarray, design: Design) -> Metrics:
-    """Of log-odds ``[n]``, or of scores ``[n, C]``."""
+    """Score log-odds ``[n]``, or of scores ``[n, C]``."""
     y = design.test[1]
     if scores.ndim == 1:
         scores = np.stack([np.zeros_like(scores), scores], axis=-1)
@@ -205,7 +205,7 @@ def _score(scores: np.ndarray, design: Design) -> Metrics:
 
 @one_thread
 def _baselines(design: Design, start: float) -> dict[str, Metrics]:
-    """What a user would run instead; each is fitted on all development rows in the end."""
+    """Score what a user would run instead; each is fitted on all development rows in the end."""
     X, y = design.development
     train = design.train if design.folds else design.train[:, None]
     ours = [(np.flatnonzero(used), np.flatnonzero(~used)) for used in train.T]

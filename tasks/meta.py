@@ -47,7 +47,7 @@ def meta(
     root: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """A shared start, representation or learning rates for a family of tasks.
+    """Make the task of learning a start, a representation or learning rates for many tasks.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def _check(adapt: str, learn_rates: bool, test_tasks: int, step_size: float) -> 
 
 
 def _describe(hyper: PyTree) -> dict[str, float]:
-    """Sizes, in natural units."""
+    """Return sizes, in natural units."""
     weights = jax.tree.leaves({k: v for k, v in hyper.items() if not k.startswith("log_")})
     squares = sum(float(jnp.sum(w**2)) for w in weights)
     facts = {"rms shared weight": (squares / sum(w.size for w in weights)) ** 0.5}
@@ -154,14 +154,14 @@ def _describe(hyper: PyTree) -> dict[str, float]:
 
 
 def _solver(how: Adaptation, step_size: float, hyper: PyTree) -> Any:
-    """How test tasks adapt: where the params are a minimiser, to the minimum."""
+    """Return how test tasks adapt: where the params are a minimiser, to the minimum."""
     if how.kind in ("ridge", "proximal"):
         return bl.Direct() if how.kind == "ridge" else bl.LBFGS()
     return bl.GradientDescent(step_size=LearnedRates() if "log_rates" in hyper else step_size)
 
 
 def _metrics(how: Adaptation, family: Family, step_size: float, hyper: PyTree) -> Metrics:
-    """Means over the test tasks after each reported number of steps, half their 95 % intervals."""
+    """Return means over the test tasks at each reported step, half their 95 % intervals."""
     solver = _solver(how, step_size, hyper)
     name, metrics, halves = "error" if family.classes else "mse", {}, {}
     for steps in REPORTED.get(how.kind, STEPS):
@@ -177,7 +177,7 @@ def _metrics(how: Adaptation, family: Family, step_size: float, hyper: PyTree) -
 
 @partial(jax.jit, static_argnames=("how", "steps"))
 def _scores(how: Adaptation, solver: Any, steps: int, hyper: PyTree, tasks: bl.Data) -> Array:
-    """Error rate, or mean squared error, of each task after it has adapted; ``[tasks]``."""
+    """Return error rate, or mean squared error, of each task after it has adapted; ``[tasks]``."""
     problem, key = how.problem(), jax.random.key(0)
 
     def one(task: bl.Data) -> Array:

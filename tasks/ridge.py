@@ -34,7 +34,7 @@ GRID = np.logspace(-5, 3, 60)  # penalties of the mean loss; columns have varian
 
 
 def squared_error(w: Array, X: Array, y: Array) -> Array:
-    """Half the squared residual of each row, ``[n]``."""
+    """Return half the squared residual of each row, ``[n]``."""
     return (X @ w - y) ** 2 / 2
 
 
@@ -55,7 +55,7 @@ def ridge(
     second: float = 0.0,
     start: float = 0.1,
 ) -> Task:
-    """Ridge penalties for a regression data set.
+    """Make the task of tuning ridge penalties for a regression data set.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def _value(levels: tuple[Moments, Moments], strengths: Penalty) -> Callable[[Arr
 
 
 def _refit(design: Design, strengths: Penalty, hyper: Array) -> Metrics:
-    """Test metrics of the ridge fit with these penalties on all development rows."""
+    """Score the ridge fit with these penalties on all development rows."""
     X, y = design.development
     centre, mean = X.mean(0), y.mean()
     moments = Moments.from_rows(X - centre, y - mean)
@@ -134,7 +134,7 @@ def _score(predicted: np.ndarray, design: Design) -> Metrics:
 
 
 def _baselines(design: Design, levels: tuple[Moments, Moments], start: float) -> dict[str, Metrics]:
-    """What a user would run instead; each is fitted on all development rows in the end."""
+    """Score what a user would run instead; each is fitted on all development rows in the end."""
     one = Penalty(("all",))
     value = in_float64(jax.jit(_value(levels, one)))
     best = min(np.log(GRID), key=lambda hyper: float(value(hyper)))

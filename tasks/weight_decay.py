@@ -50,7 +50,7 @@ def weight_decay(
     root: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """A log-decay for every weight and intercept of a softmax regression or a small network.
+    """Make the task of a log-decay for every weight of a softmax regression or small network.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def _score(model: Model, parts: Images, params: PyTree) -> Metrics:
 def _baselines(
     problem: bl.Problem, model: Model, parts: Images, params: PyTree, steps: int
 ) -> dict[str, Metrics]:
-    """One decay for all weights, the best on the validation rows; and none."""
+    """Score one decay for all weights, the best on the validation rows; and none."""
     solver = bl.SGD(step_size=0.2, momentum=0.9)
     # exp(-inf) = 0: no decay. A step of 0.2 is stable below a curvature of 19.
     logs = cast(np.append(GRID, -np.inf))[0]
@@ -144,7 +144,7 @@ def _baselines(
 
 
 def _picture(parts: Images, figure: Any, hyper: PyTree, params: PyTree) -> None:
-    """Log-decays of the pixels for each class, and the weights that they leave."""
+    """Draw log-decays of the pixels for each class, and the weights that they leave."""
     lines = {"log-decay": hyper["W"], "weight": params["W"]}
     places = figure.subplots(2, parts.classes, squeeze=False)
     for line, (name, columns) in zip(places, lines.items(), strict=True):

@@ -43,7 +43,7 @@ class Design:
         return self.train.shape[1] if self.train.ndim == 2 else None
 
     def batches(self, y: np.ndarray) -> tuple[Batch, Batch]:
-        """Inner and outer batch as :mod:`tasks.parts.losses` expects them, with targets ``y``."""
+        """Return the batches of both levels for :mod:`tasks.parts.losses`, with targets ``y``."""
         train = self.train
         if self.folds is None:
             return (self.X[train], y[train]), (self.X[~train], y[~train])
@@ -53,7 +53,7 @@ class Design:
         return (self.X, y, inner), (self.X, y, outer)
 
     def notes(self) -> dict[str, Any]:
-        """What to record with a result."""
+        """Return what to record with a result."""
         parts = {name: len(getattr(self.parts, name)) for name in ("train", "validation", "test")}
         return {
             "source": self.table.source,
@@ -98,7 +98,7 @@ def prepare(chosen: Tabular, kind: Kind) -> Design:
 
 
 def standardised(design: Design) -> np.ndarray:
-    """Targets centred on the training rows of each fold, all in one unit; like ``design.y``.
+    """Return targets centred on the training rows of each fold, all in one unit.
 
     Raises
     ------
