@@ -78,27 +78,13 @@ def meta(
     {'bias': (1,), 'kernel': (40, 1)}
     """
     _check(adapt, learn_rates, test_tasks, step_size)
+    sizes = {"shots": shots, "queries": queries, "test_tasks": test_tasks, "seed": seed}
     if data == "sinusoid":
-        family = sinusoids(
-            shots=shots,
-            queries=queries,
-            pool=pool,
-            test_tasks=test_tasks,
-            test_queries=test_queries or 100,
-            seed=seed,
-        )
+        family = sinusoids(**sizes, pool=pool, test_queries=test_queries or 100)
         network = Network(Dense(tuple(widths)), family.shape, family.outputs)
     elif data == "omniglot":
-        family = omniglot(
-            ways=ways,
-            shots=shots,
-            queries=queries,
-            test_tasks=test_tasks,
-            test_queries=test_queries or 5,
-            test_alphabets=test_alphabets,
-            root=root,
-            seed=seed,
-        )
+        unseen = {"test_queries": test_queries or 5, "test_alphabets": test_alphabets}
+        family = omniglot(**sizes, **unseen, ways=ways, root=root)
         *channels, width = widths
         network = Network(Convolutions(tuple(channels), width), family.shape, family.outputs)
     else:
@@ -111,6 +97,7 @@ def meta(
         hyper["log_rates"] = jax.tree.map(lambda w: jnp.full_like(w, np.log(step_size)), params)
     measure = partial(_metrics, how, family, step_size)
     trained = (network, family, baseline_steps, seed)
+    picture = partial(meta_picture.sinusoids, how, _solver(how, step_size, hyper), family.test)
     return Task(
         name=f"meta {data}",
         problem=how.problem(),
@@ -120,9 +107,7 @@ def meta(
         metrics=lambda hyper, _: measure(hyper),
         baselines=lambda: meta_baselines.run(measure, how, *trained),
         describe=_describe,
-        picture=None
-        if family.classes
-        else partial(meta_picture.sinusoids, how, _solver(how, step_size, hyper), family.test),
+        picture=None if family.classes else picture,
         notes=family.notes | {"adapt": adapt, "network": str(widths)},
     )
 
