@@ -104,9 +104,15 @@ def single_loops(case: Case, repeats: int, steps: int = 2048) -> list[str]:
 
             def run(numbers: Any = numbers, data: Any = data, estimator: Any = estimator) -> Any:
                 result = bl.tune(
-                    case.problem, estimator, outer, *numbers, data,
-                    steps=steps, every=steps, key=jax.random.key(0),
-                )  # fmt: skip
+                    case.problem,
+                    estimator,
+                    outer,
+                    *numbers,
+                    data,
+                    steps=steps,
+                    every=steps,
+                    key=jax.random.key(0),
+                )
                 assert not result.diverged, result.message
                 return result.hyper
 

@@ -120,10 +120,19 @@ def run(case: Case, estimator: Any, rule: Any, rate: float, budget: int, seed: i
     rows, state, spent, key = [], None, 0, jax.random.key(seed)
     while spent < budget:
         result = bl.tune(
-            case.problem, estimator, bl.transform(optax.sgd, learning_rate=rate),
-            case.hyper, case.params, case.data, steps=EVERY, key=key, state=state, every=EVERY,
-            record=_record, adaptive=rule,
-        )  # fmt: skip
+            case.problem,
+            estimator,
+            bl.transform(optax.sgd, learning_rate=rate),
+            case.hyper,
+            case.params,
+            case.data,
+            steps=EVERY,
+            key=key,
+            state=state,
+            every=EVERY,
+            record=_record,
+            adaptive=rule,
+        )
         rows.append({name: np.asarray(column) for name, column in result.history.items()})
         state, spent = result.state, spent + rows[-1]["gradients"].sum()
     history = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

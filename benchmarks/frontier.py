@@ -74,11 +74,13 @@ def torch_peers(case: Case, args: argparse.Namespace, done: list[Point]) -> Iter
         arrays: dict[str, Any] = {
             f"{name}{i}": leaf
             for name, tree in (
-                ("params", case.params), ("hyper", case.hyper),
-                ("inner", case.data.inner), ("outer", case.data.outer),
+                ("params", case.params),
+                ("hyper", case.hyper),
+                ("inner", case.data.inner),
+                ("outer", case.data.outer),
             )
             for i, leaf in enumerate(jax.tree.leaves(tree))
-        }  # fmt: skip
+        }
         settings = dict(name=case.name, step_size=case.step_size, batch=case.batch)
         np.savez(pathlib.Path(folder) / "case.npz", **arrays, **settings, steps=case.steps)
         script = str(pathlib.Path(__file__).with_name("torch_peers.py"))
@@ -127,9 +129,14 @@ def plot(results: dict[str, list[Point]], path: str) -> None:
             mine = sorted(mine, key=lambda p: p.seconds)
             style, marker = ("--", "x") if family.startswith(PEERS) else ("-", "o")
             axis.loglog(
-                [p.seconds for p in mine], [p.error for p in mine], style, marker=marker,
-                color=colours[family], label=family, linewidth=3 if family == "Auto" else 1.2,
-            )  # fmt: skip
+                [p.seconds for p in mine],
+                [p.error for p in mine],
+                style,
+                marker=marker,
+                color=colours[family],
+                label=family,
+                linewidth=3 if family == "Auto" else 1.2,
+            )
         for target in TARGETS:
             axis.axhline(target, color="0.85", linewidth=0.8, zorder=0)
         axis.set(title=name, xlabel="CPU seconds", ylabel="relative error of the hypergradient")

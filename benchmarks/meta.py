@@ -63,11 +63,20 @@ def main() -> None:
     alone = by_hand(network, task.data, args.steps)
     candidates = {
         "by hand": lambda: alone(task.hyper["start"], key),
-        "bl.tune": lambda: bl.tune(
-            task.problem, estimator, outer, task.hyper, task.params, task.data,
-            steps=args.steps, key=key, every=args.steps,
-        ).hyper,
-    }  # fmt: skip
+        "bl.tune": lambda: (
+            bl.tune(
+                task.problem,
+                estimator,
+                outer,
+                task.hyper,
+                task.params,
+                task.data,
+                steps=args.steps,
+                key=key,
+                every=args.steps,
+            ).hyper
+        ),
+    }
     first = {name: cpu_clock(call) for name, call in candidates.items()}
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(args.turns):

@@ -1,6 +1,6 @@
 """Calls of value and hypergradient: Auto without any setting, and Adam over a grid of step sizes.
 
-python -m benchmarks.outer [--cases V3 V4 V8 V9 V10 V11] [--rule Auto]
+python -m benchmarks.outer [--cases lasso ijcnn1 distillation ...] [--rule Auto]
 
 Of all Adams the best is taken anew for every target: the fewest calls to the bar of the case, and
 the lowest value after a quarter of the calls, and after all of them.
@@ -25,9 +25,16 @@ def values(case: Case, outer: Any, calls: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bl.DivergenceWarning)
         result = bl.tune(
-            case.problem, case.estimator, outer, case.hyper, case.params, case.data,
-            steps=calls, key=jax.random.key(0), every=calls,
-        )  # fmt: skip
+            case.problem,
+            case.estimator,
+            outer,
+            case.hyper,
+            case.params,
+            case.data,
+            steps=calls,
+            key=jax.random.key(0),
+            every=calls,
+        )
     seen = np.full(calls, np.inf)
     rows = np.asarray(result.history["value"])
     seen[: len(rows)] = np.where(np.isfinite(rows), rows, np.inf)

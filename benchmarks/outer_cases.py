@@ -1,4 +1,4 @@
-"""The problems of `outer.py`: V3, V4, V8, V9, V10, V11, with oracles that are exact or nearly."""
+"""The six problems of `outer.py`, with oracles that are exact or nearly."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 import bilevel as bl
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-LONGEST = 1.99  # bound of V10's step sizes; the largest curvature is 1
+LONGEST = 1.99  # bound of the step sizes of `schedule`; the largest curvature is 1
 
 
 class Case(NamedTuple):
@@ -33,16 +33,17 @@ class Case(NamedTuple):
 
 
 def lasso() -> Case:
-    """V3: one penalty of a lasso; the derivative is discontinuous where the support changes."""
+    """One penalty of a lasso; the derivative is discontinuous where the support changes."""
     X, y = load_diabetes(return_X_y=True)
     X = PolynomialFeatures(2, include_bias=False).fit_transform(StandardScaler().fit_transform(X))
     rows = np.random.RandomState(0).permutation(len(y))
     train, validation = rows[:150], rows[150:300]
     X = StandardScaler().fit(X[train]).transform(X)
     distinct = [
-        j for j in range(X.shape[1])
+        j
+        for j in range(X.shape[1])
         if all(abs(X[train, j] @ X[train, i]) < (1 - 1e-9) * 150 for i in range(j))
-    ]  # fmt: skip
+    ]
     X, y = X[:, distinct], (y - y[train].mean()) / y[train].std()
     data = bl.Data(inner=(X[train], y[train]), outer=(X[validation], y[validation]))
     solver = bl.FISTA(float(150 / np.linalg.eigvalsh(X[train].T @ X[train])[-1]))
@@ -62,7 +63,7 @@ def _soft(z: Any, log_alpha: Any, step: Any) -> Any:
 
 
 def ijcnn1() -> Case:
-    """V4: a penalty for each of 22 inputs of a logistic regression on 49 990 rows."""
+    """A penalty for each of 22 inputs of a logistic regression on 49 990 rows."""
     with np.load(_shared("ijcnn1")) as file:
         part = {name: np.asarray(file[name], float) for name in file.files}
     data = bl.Data(inner=(part["X_train"], part["y_train"]), outer=(part["X_test"], part["y_test"]))
@@ -81,7 +82,7 @@ def _penalised_logistic(w: Any, log_penalty: Any, batch: Any) -> Any:
 
 
 def distillation() -> Case:
-    """V8: ten images from which ridge regression learns the digits; in the dual, 100 params."""
+    """Ten images from which ridge regression learns the digits; in the dual, 100 params."""
     with np.load(_shared("mnist")) as file:
         X, y = file["x_train"], file["y_train"]
     X = X.reshape(-1, 14, 2, 14, 2).mean((2, 4)).reshape(-1, 196) / 255
@@ -107,7 +108,7 @@ def _distilled(a: Any, images: Any, batch: Any) -> Any:
 
 
 def quadratics(examples: int = 1024, dim: int = 100) -> Case:
-    """V9: random quadratics of both levels, with as many variables each."""
+    """Random quadratics of both levels, with as many variables each."""
     from tests.single_loop.quadratics import PROBLEM, make
 
     made = make(examples, dim)
@@ -116,7 +117,7 @@ def quadratics(examples: int = 1024, dim: int = 100) -> Case:
 
 
 def schedule() -> Case:
-    """V10: the step sizes of 100 SGD steps on a noisy quadratic, whose expected loss is known."""
+    """The step sizes of 100 SGD steps on a noisy quadratic, whose expected loss is known."""
     problem = bl.Problem(_nothing, _expected_loss, quadratic=True)
     data = bl.Data(inner=np.zeros(1), outer=np.arange(1.0, 101.0))
     start = np.full(100, np.log(0.1))
@@ -138,7 +139,7 @@ def _expected_loss(w: Any, log_step: Any, batch: Any) -> Any:
 
 
 def overfit() -> Case:
-    """V11: one weight decay per weight, 7850 of them, memorises 50 validation digits."""
+    """One weight decay per weight, 7850 of them, memorises 50 validation digits."""
     with np.load(_shared("mnist")) as file:
         X, y = file["x_train"].reshape(-1, 784) / 255, file["y_train"].astype(np.int32)
     rows = np.random.RandomState(0).permutation(len(y))
@@ -170,10 +171,10 @@ def _shared(name: str) -> Path:
 
 
 CASES: dict[str, Callable[[], Case]] = {
-    "V3": lasso,
-    "V4": ijcnn1,
-    "V8": distillation,
-    "V9": quadratics,
-    "V10": schedule,
-    "V11": overfit,
+    "lasso": lasso,
+    "ijcnn1": ijcnn1,
+    "distillation": distillation,
+    "quadratics": quadratics,
+    "schedule": schedule,
+    "overfit": overfit,
 }

@@ -34,9 +34,14 @@ def columns(axis: Any, values: np.ndarray, useful: int, common: float, name: str
 def above(axis: Any) -> None:
     """A legend that hides no point."""
     axis.legend(
-        fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False,
-        columnspacing=0.8, handletextpad=0.3,
-    )  # fmt: skip
+        fontsize=8,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=3,
+        frameon=False,
+        columnspacing=0.8,
+        handletextpad=0.3,
+    )
 
 
 def coefficients(axis: Any, truth: np.ndarray, found: dict[str, np.ndarray]) -> None:

@@ -23,7 +23,13 @@ from pathlib import Path
 from experiments.common.errors import BadInputError
 
 ROOT = Path(__file__).resolve().parents[1]
-FIXED = ["task.degree=1", "estimator.steps=100", "plot=false", "baselines=false", "progress=off"]
+FIXED = [
+    "task.table.degree=1",
+    "estimator.steps=100",
+    "plot=false",
+    "baselines=false",
+    "progress=off",
+]
 
 HAND_WRITTEN = """
 import sys
@@ -32,7 +38,7 @@ import joblib
 def one(seed, steps):
     import jax, optax, bilevel as bl
     from tasks.ridge import ridge
-    task = ridge(degree=1, seed=seed)
+    task = ridge({"degree": 1, "seed": seed})
     solver = bl.SGD(step_size=0.02, batch_size=32)
     result = bl.tune(
         task.problem, bl.Forward(solver, steps=100), bl.transform(optax.adam, learning_rate=0.1),
@@ -61,7 +67,7 @@ def ways(
         "warm": [*cached("alone"), f"hydra.run.dir={runs['warm']}"],
         "vmap": [*cached("vmap"), f"vmap.seeds={seeds}", f"hydra.run.dir={runs['vmap']}"],
         "basic": [*cached("basic"), many, f"hydra.sweep.dir={runs['basic']}", "-m"],
-    }  # fmt: skip
+    }
     if launcher:
         place = f"hydra.sweep.dir={folder / launcher / 'runs'}"
         found[launcher] = [*cached(launcher), many, f"hydra/launcher={launcher}", place, "-m"]

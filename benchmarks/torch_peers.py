@@ -69,9 +69,12 @@ class Problem:
         fixed = [x.detach() for x in h]
         scale = torch.cat([g.ravel() for g in torch.autograd.grad(self.inner(w, fixed), w)]).norm()
         solver = torch.optim.LBFGS(
-            w, max_iter=500, tolerance_grad=tol * float(scale) / 10, tolerance_change=0,
+            w,
+            max_iter=500,
+            tolerance_grad=tol * float(scale) / 10,
+            tolerance_change=0,
             line_search_fn="strong_wolfe",
-        )  # fmt: skip
+        )
 
         def closure() -> torch.Tensor:
             solver.zero_grad()

@@ -60,7 +60,7 @@ def augmentation(
     root: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """Sizes of random shifts, rotations, zooms and shears for a network's training images.
+    """Make the task of sizing shifts, rotations, zooms and shears of a network's training images.
 
     Parameters
     ----------
@@ -116,9 +116,15 @@ class _Judge:
     """Networks trained under one policy or another, and judged on images as they are."""
 
     def __init__(
-        self, problem: bl.Problem, parts: Images, params: PyTree, solver: bl.SGD, steps: int,
-        draws: int, seed: int,
-    ) -> None:  # fmt: skip
+        self,
+        problem: bl.Problem,
+        parts: Images,
+        params: PyTree,
+        solver: bl.SGD,
+        steps: int,
+        draws: int,
+        seed: int,
+    ) -> None:
         outer: Any = problem.outer
         self.parts, self.model, self.draws, self.seed = parts, outer.model, draws, seed
         key = jax.random.key(seed)
@@ -131,13 +137,13 @@ class _Judge:
         self.fit = fit
 
     def drawn(self, rows: Rows) -> tuple[np.ndarray, ...]:
-        """Each row so many times, with its random numbers."""
+        """Repeat each row so many times, with its random numbers."""
         X, y = (np.concatenate([part] * self.draws) for part in rows)
         z = np.random.RandomState(self.seed).normal(size=(len(y), NUMBERS))
         return X, y, z
 
     def score(self, hyper: Any, fitted: Rows, judged: Rows) -> Metrics:
-        """Of the network trained on rows ``fitted`` under the policy ``hyper``."""
+        """Score the network trained on rows ``fitted`` under the policy ``hyper``."""
         rows = cast(*self.drawn(fitted))
         params = self.fit(jnp.asarray(hyper, rows[0].dtype), rows)
         X, y = cast(*judged)
@@ -148,13 +154,13 @@ class _Judge:
         }
 
     def refit(self, hyper: Any) -> Metrics:
-        """On the test rows, after training and validation rows together."""
+        """Score on the test rows, after training on training and validation rows together."""
         both = zip(self.parts.train, self.parts.validation, strict=True)
         X, y = (np.concatenate(pair) for pair in both)
         return self.score(hyper, (X, y), self.parts.test)
 
     def baselines(self) -> dict[str, Metrics]:
-        """No policy, one by hand, and the best of a random search on the validation rows."""
+        """Score no policy, one by hand, and the best of a random search on the validation rows."""
         rng = np.random.RandomState(self.seed)
         tried = rng.uniform(np.log(0.01), np.log(1.0), (SEARCH, len(MAGNITUDES)))
         held = self.parts.validation
@@ -170,7 +176,7 @@ class _Judge:
 
 
 def _picture(parts: Images, figure: Any, hyper: Array, params: PyTree) -> None:
-    """Some training images, and below each what the policy makes of it."""
+    """Draw some training images, and below each what the policy makes of it."""
     del params
     X = jnp.asarray(parts.train[0][:10])
     places = figure.subplots(4, 10, squeeze=False)

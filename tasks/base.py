@@ -1,4 +1,4 @@
-"""What a task is: a bilevel problem on real data, and all that is needed to judge its outcome."""
+"""Define a task: a bilevel problem on real data, and all that is needed to judge its outcome."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

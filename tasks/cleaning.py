@@ -26,7 +26,7 @@ NOISE = ("uniform", "other", "pair")
 def corrupt(
     y: np.ndarray, classes: int, noise: str, fraction: float, rng: np.random.RandomState
 ) -> np.ndarray:
-    """Labels of which ``round(fraction n)``, chosen at random, are drawn anew, ``[n]``.
+    """Draw ``round(fraction n)`` of the labels anew, chosen at random, ``[n]``.
 
     ``"uniform"`` draws from all classes, so that one in ``classes`` stays right; ``"other"`` from
     the wrong ones; ``"pair"`` takes the next class, which a classifier learns as if it were right.
@@ -48,7 +48,7 @@ def corrupt(
 
 
 def f1(flagged: np.ndarray, wrong: np.ndarray) -> float:
-    """Harmonic mean of precision and recall of the flags; a wrong label is the positive class."""
+    """Return the F1 score of the flags; a wrong label is the positive class."""
     return float(2 * np.sum(flagged & wrong) / max(np.sum(flagged) + np.sum(wrong), 1))
 
 
@@ -65,7 +65,7 @@ def cleaning(
     root: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """A weight for each training example of which some have wrong labels.
+    """Make the task of weighting training examples of which some have wrong labels.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def cleaning(
 
 
 def describe(hyper: Array) -> dict[str, float]:
-    """Spread of the weights, and the share that is flagged."""
+    """Return the spread of the weights, and the share that is flagged."""
     weights = np.asarray(jax.nn.sigmoid(hyper))
     low, middle, high = np.quantile(weights, [0, 0.5, 1])
     flagged = float(np.mean(weights < high / 2))
@@ -135,7 +135,7 @@ class _Referee:
         self._fit = fitter(linear, solver, steps, decay)
 
     def fit(self, weights: np.ndarray, trust: float = 1.0) -> PyTree:
-        """Params after a fit with these weights of the training rows; their mean is kept at 1."""
+        """Return params fitted with these weights of the training rows; their mean is kept at 1."""
         every = np.concatenate([weights, np.full(self.validation, trust)])
         dtype = jnp.result_type(float)
         start = linear_zeros(self.rows[0].shape[1], self.parts.classes)
@@ -159,7 +159,7 @@ class _Referee:
         }
 
     def baselines(self) -> dict[str, Metrics]:
-        """What needs no hypergradient, and what nobody has: the wrong labels known."""
+        """Score what needs no hypergradient, and what nobody has: the wrong labels known."""
         n = len(self.wrong)
         alone = self.fit(np.zeros(n))
         y = np.asarray(self.rows[1][:n])
@@ -179,7 +179,7 @@ class _Referee:
 
 
 def _picture(parts: Images, labels: np.ndarray, figure: Any, hyper: Array, params: PyTree) -> None:
-    """Weights of right and wrong labels; the examples that are trusted least."""
+    """Draw the weights of right and wrong labels, and the examples that are trusted least."""
     del params
     weights = np.asarray(jax.nn.sigmoid(hyper))
     wrong = labels != parts.train[1]

@@ -16,6 +16,7 @@ from tasks.base import Metrics, PyTree, Task
 from tasks.datasets import openml
 from tasks.datasets.files import SUFFIXES, read
 from tasks.datasets.tables import BUNDLED, SHARED
+from tasks.datasets.tabular import NAMES
 from tasks.logistic import logistic
 from tasks.ridge import ridge
 
@@ -32,7 +33,7 @@ def custom(
     seed: int = 0,
     **table: Any,
 ) -> Task:
-    """What your function returns; without a function, a linear model for your table.
+    """Return the task of your function, or without one a linear model for your table.
 
     Parameters
     ----------
@@ -43,7 +44,8 @@ def custom(
     kind : ``"regression"`` (:func:`tasks.ridge.ridge`) or ``"classification"``
         (:func:`tasks.logistic.logistic`); by default that of the set, for a csv or parquet file
         classification if the target is text or has two values.
-    settings : keywords of the function; without one, of ``ridge`` or ``logistic``.
+    settings : keywords of the function; without one, of ``ridge`` or ``logistic``, or of their
+        table.
     table : ``target`` and ``root``, as for :func:`tasks.datasets.tables.load`.
 
     Raises
@@ -53,7 +55,7 @@ def custom(
     Examples
     --------
     >>> from tasks.custom import custom
-    >>> custom("tasks.ridge:ridge", settings={"degree": 1}).params.shape
+    >>> custom("tasks.ridge:ridge", settings={"table": {"degree": 1}}).params.shape
     (5, 10)
     """
     given = dict(settings or {})
@@ -62,8 +64,10 @@ def custom(
         if chosen not in KINDS:
             raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}.")
         penalty = "global" if chosen == "classification" else "per_input"
-        how: dict[str, Any] = {"penalty": penalty} | table | given
-        return KINDS[chosen](data, seed=seed, **how)
+        rows = {"data": data, "seed": seed} | table
+        rows |= {name: given.pop(name) for name in NAMES & given.keys()} | given.pop("table", {})
+        how: dict[str, Any] = {"penalty": penalty} | given
+        return KINDS[chosen](rows, **how)
     make = _find(function)
     accepted = inspect.signature(make).parameters
     if "seed" in accepted:
@@ -82,7 +86,7 @@ def custom(
 
 
 def _kind(data: str, target: str | None) -> str:
-    """Of a named set its own; of a table what its target looks like."""
+    """Return the kind of a named set, or what the target of a table looks like."""
     if data in BUNDLED | SHARED:
         return (BUNDLED | SHARED)[data]
     if data.startswith(openml.PREFIX) or Path(data).suffix not in SUFFIXES:
@@ -137,7 +141,7 @@ def _module(place: str, name: str) -> Any:
 
 
 def _task(name: str, problem: bl.Problem, data: bl.Data, hyper: PyTree, params: PyTree) -> Task:
-    """A problem alone: judged by its own outer loss, beside the start's hyperparameters."""
+    """Make a task of a problem alone, judged by its own outer loss beside that of the start."""
 
     def metrics(hyper: PyTree, params: PyTree) -> Metrics:
         return {"outer_loss": float(jax.jit(problem.outer)(params, hyper, data.outer))}
@@ -146,9 +150,7 @@ def _task(name: str, problem: bl.Problem, data: bl.Data, hyper: PyTree, params: 
         if problem.prox is not None or problem.start is not None:
             return {}
         # Wherever the tuned run's solver stops, this is the best that no tuning can do.
-        fitted = bl.solve(
-            problem, bl.LBFGS(), hyper, params, data, jax.random.key(0), steps=2000
-        )  # fmt: skip
+        fitted = bl.solve(problem, bl.LBFGS(), hyper, params, data, jax.random.key(0), steps=2000)
         return {"no tuning (where hyper starts)": metrics(hyper, fitted)}
 
     def describe(hyper: PyTree) -> dict[str, float]:

@@ -27,7 +27,7 @@ DRAWS = 100
 
 
 def targets(y: np.ndarray, classes: int) -> np.ndarray:
-    """One-hot rows less ``1/C``, ``[n, C]``."""
+    """Return one-hot rows less ``1/C``, ``[n, C]``."""
     return np.eye(classes)[y] - 1 / classes
 
 
@@ -48,7 +48,7 @@ class Dual:
 
 
 def squared_error(A: Array, hyper: PyTree, batch: Any) -> Array:
-    """Half the mean squared error on the real rows ``(X [n, d], T [n, C])``."""
+    """Return half the mean squared error on the real rows ``(X [n, d], T [n, C])``."""
     X, T = batch
     return jnp.mean(jnp.sum((X @ (hyper["images"].T @ A) - T) ** 2, axis=1)) / 2
 
@@ -65,7 +65,7 @@ def distillation(
     root: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """Synthetic images, and their labels if asked, that stand for all training rows.
+    """Make the task of synthetic images (and labels, if asked) that stand for all training rows.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def distillation(
 
 @jax.jit  # here, that tasks of the same shapes compile it once
 def _exact(known: tuple[Array, ...], hyper: PyTree) -> Any:
-    """Outer loss at the exact inner minimiser, and its gradient."""
+    """Return the outer loss at the exact inner minimiser, and its gradient."""
     penalty, T, *rows = known
 
     def value(hyper: PyTree) -> Array:
@@ -134,11 +134,11 @@ class _Judge:
         self.X, self.T = self.standardised(X), targets(y, parts.classes)
 
     def standardised(self, X: np.ndarray) -> np.ndarray:
-        """Rows around the training mean, whose mean square norm is 1 on the training rows."""
+        """Return rows around the training mean; the mean square norm of training rows is 1."""
         return (X - self.centre) / self.scale
 
     def some(self, per_class: int, rng: np.random.RandomState) -> np.ndarray:
-        """Training rows drawn at random, ``per_class`` of each class, by class."""
+        """Draw training rows at random, ``per_class`` of each class, by class."""
         members = [np.flatnonzero(self.parts.train[1] == c) for c in range(self.parts.classes)]
         if (fewest := min(map(len, members))) < per_class:
             raise ValueError(
@@ -148,7 +148,7 @@ class _Judge:
         return self.X[np.concatenate(chosen)]
 
     def score(self, S: Any, T: Any) -> Metrics:
-        """Of the ridge fit to the rows ``S`` with targets ``T``."""
+        """Score the ridge fit to the rows ``S`` with targets ``T``."""
         S, T = np.asarray(S, float), np.asarray(T, float)
         few = len(S) < S.shape[1]  # the dual system is smaller
         system = (S @ S.T if few else S.T @ S) + self.penalty * np.eye(min(S.shape))
@@ -159,7 +159,7 @@ class _Judge:
         return {"test_error": float(np.mean(wrong)), "train_loss": float(loss)}
 
     def baselines(self, per_class: int, T: np.ndarray, seed: int) -> dict[str, Metrics]:
-        """As many rows by other means, and all of them."""
+        """Score as many rows by other means, and all of them."""
         rng = np.random.RandomState(seed)
         draws = [self.score(self.some(per_class, rng), T) for _ in range(DRAWS)]
         y = self.parts.train[1]
@@ -180,7 +180,7 @@ class _Judge:
 
 
 def _picture(judge: _Judge, start: np.ndarray, figure: Any, hyper: PyTree, params: PyTree) -> None:
-    """The images that the run started from, and below them what they have become."""
+    """Draw the images that the run started from, and below them what they have become."""
     del params
     rows, shape = min(len(start), 20), judge.parts.shape
     places = figure.subplots(2, rows, squeeze=False)

@@ -24,13 +24,13 @@ WEIGHTS = ("examples", "network")
 
 
 def two_layers(params: PyTree, X: Array) -> Array:
-    """Log-odds of the rare class, ``[n, 1]``, by one hidden layer of rectified units."""
+    """Return log-odds of the rare class, ``[n, 1]``, by one hidden layer of rectified units."""
     hidden = jax.nn.relu(X @ params["W1"] + params["b1"])
     return hidden @ params["W2"] + params["b2"]
 
 
 def start(d: int, hidden: int, seed: int) -> PyTree:
-    """He's initialisation below, normal of size 0.1 above."""
+    """Draw weights: He's initialisation below, normal of size 0.1 above."""
     rng = np.random.RandomState(seed)
     first, last = rng.normal(0, np.sqrt(2 / d), (d, hidden)), rng.normal(0, 0.1, (hidden, 1))
     W1, b1, W2, b2 = cast(first, np.zeros(hidden), last, np.zeros(1))
@@ -38,7 +38,7 @@ def start(d: int, hidden: int, seed: int) -> PyTree:
 
 
 def by_loss(hyper: PyTree, i: Array, losses: Array) -> Array:
-    """Weights as a function of the losses, ``[n]``; their mean over the batch is 1."""
+    """Return weights as a function of the losses, ``[n]``; their mean over the batch is 1."""
     weights = jax.nn.sigmoid(two_layers(hyper, losses[:, None])[:, 0])
     return weights / jnp.mean(weights)
 
@@ -60,7 +60,7 @@ def imbalance(
     root: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """Weights of the rows of two classes that are not equally frequent.
+    """Make the task of weighting the rows of two classes that are not equally frequent.
 
     Parameters
     ----------
@@ -96,9 +96,13 @@ def imbalance(
             "are needed, and some rows of each."
         )
     parts = images(
-        data, train={common: train - few, rare: few}, validation={common: clean, rare: clean},
-        pool=pool, root=root, seed=seed,
-    )  # fmt: skip
+        data,
+        train={common: train - few, rare: few},
+        validation={common: clean, rare: clean},
+        pool=pool,
+        root=root,
+        seed=seed,
+    )
     X, y = parts.train
     params = start(X.shape[1], hidden, seed)
     network = weights == "network"
@@ -119,7 +123,7 @@ def imbalance(
 
 
 def _describe(network: bool, y: np.ndarray, hyper: PyTree) -> dict[str, float]:
-    """The rare class's part of the weights, or the weights of an easy and of a hard example."""
+    """Return the rare class's part of the weights, or those of an easy and a hard example."""
     if network:
         losses = jnp.array([0.05, 3.0])
         easy, hard = np.asarray(by_loss(hyper, losses, losses), float)
@@ -133,23 +137,29 @@ class _Judge:
     """Classifiers fitted by SGD as in the run, judged on the test rows."""
 
     def __init__(
-        self, parts: Images, params: PyTree, *, steps: int, step_size: float, batch_size: int,
+        self,
+        parts: Images,
+        params: PyTree,
+        *,
+        steps: int,
+        step_size: float,
+        batch_size: int,
         seed: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.parts, self.params, self.key = parts, params, jax.random.key(seed)
         self.batch_size = batch_size
         solver = bl.SGD(step_size, batch_size, sampling="epoch")
         self.fit = fitter(two_layers, solver, steps)
 
     def score(self, params: PyTree) -> Metrics:
-        """Errors on all test rows, and on those of each class."""
+        """Return errors on all test rows, and on those of each class."""
         X, y = self.parts.test
         wrong = predict(two_layers(params, jnp.asarray(X))) != y
         common, rare = (float(np.mean(wrong[y == label])) for label in (0, 1))
         return {"test_error": float(np.mean(wrong)), "common_error": common, "rare_error": rare}
 
     def baselines(self) -> dict[str, Metrics]:
-        """Weights that a user would try first, on the training rows or with the balanced set."""
+        """Score the weights that a user would try first, with and without the balanced set."""
         train, clean = self.parts.train, self.parts.validation
         X, y = (np.concatenate(pair) for pair in zip(train, clean, strict=True))
         both = X, y
@@ -170,5 +180,5 @@ class _Judge:
 
 
 def _inverse(y: np.ndarray) -> np.ndarray:
-    """Weights of the two classes whose mean over the rows is 1."""
+    """Return weights of the two classes whose mean over the rows is 1."""
     return len(y) / (2 * np.bincount(y, minlength=2))

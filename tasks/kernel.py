@@ -29,6 +29,7 @@ from threadpoolctl import threadpool_limits
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
 from tasks.datasets.design import Design, prepare, standardised
+from tasks.datasets.tabular import TableChoice, Tabular
 from tasks.judges.pictures import bars
 from tasks.parts.moments import in_float64
 
@@ -38,7 +39,7 @@ one_thread = threadpool_limits.wrap(limits=1)
 
 
 def kernel(X: Array, Z: Array, hyper: PyTree) -> Array:
-    """``[n, m]`` for rows ``[n, d]`` and ``[m, d]``."""
+    """Return the kernel matrix ``[n, m]`` of rows ``[n, d]`` and ``[m, d]``."""
     scale = jnp.exp(-hyper["length_scales"])
     X, Z = X * scale, Z * scale
     squares = jnp.sum(X**2, 1)[:, None] + jnp.sum(Z**2, 1) - 2 * X @ Z.T
@@ -69,28 +70,23 @@ class Score:
 
 
 PROBLEM = bl.Problem(Fit(), Score(), quadratic=True)
+DEFAULT = Tabular("diabetes", "holdout", degree=1)
 
 
 def kernel_ridge(
-    data: str = "diabetes",
+    table: TableChoice = DEFAULT,
     *,
-    validation: float = 0.3,
-    test: float = 0.3,
     start: float = 3.0,
     noise: float = 0.1,
-    rows: int | None = None,
-    target: str | None = None,
-    root: str | None = None,
-    seed: int = 0,
 ) -> Task:
-    """Length-scales and noise of a kernel ridge regression.
+    """Make the task of tuning length-scales and noise of a kernel ridge regression.
 
     Parameters
     ----------
-    data, root, target : as for :func:`tasks.datasets.tables.load`.
+    table : a data set by name, or settings of :class:`tasks.datasets.tabular.Tabular`; ``outer`` is
+        ``"holdout"``. Time grows with the cube of the training rows, memory with the square: take
+        ``rows`` of a large set.
     start, noise : every length-scale and the noise variance at the start.
-    validation, test, rows, seed : as for :func:`tasks.datasets.splits.split`. Time grows with the
-        cube of the training rows, memory with the square: take ``rows`` of a large set.
 
     Notes
     -----
@@ -108,10 +104,10 @@ def kernel_ridge(
     """
     if not (start > 0 and noise > 0):
         raise ValueError(f"start={start!r} and noise={noise!r} must be positive.")
-    design = prepare(
-        data, "regression", "holdout", degree=1, clip=None, folds=0,
-        validation=validation, test=test, rows=rows, target=target, root=root, seed=seed,
-    )  # fmt: skip
+    chosen = DEFAULT.changed(table)
+    if chosen.outer != "holdout":
+        raise ValueError(f"outer={chosen.outer!r}: kernel_ridge has one validation set, 'holdout'.")
+    design = prepare(chosen, "regression")
     (X, y), (X_held, y_held) = design.batches(standardised(design))
     dtype = jnp.result_type(float)
     cast = partial(jax.tree.map, lambda x: jnp.asarray(x, dtype)[None])
@@ -120,7 +116,7 @@ def kernel_ridge(
     value = partial(in_float64(_value), batches)
     names = [f"length-scale of {name}" for name in design.features.names] + ["noise"]
     return Task(
-        name=f"kernel ridge {data}",
+        name=f"kernel ridge {chosen.data}",
         problem=PROBLEM,
         data=bl.Data(inner=cast(batches[0]), outer=cast(batches[1])),
         hyper=jax.tree.map(lambda x: jnp.asarray(x, dtype), hyper),
@@ -145,7 +141,7 @@ def _solve(X: Array, y: Array, hyper: PyTree) -> Array:
 
 @jax.jit  # here, that tasks of the same shapes compile it once
 def _value(batches: tuple, hyper: PyTree) -> Array:
-    """Outer loss at the inner minimiser."""
+    """Return the outer loss at the inner minimiser."""
     (X, y), held = batches
     return Score()(_solve(X, y, hyper), hyper, tuple(leaf[None] for leaf in held))
 
@@ -159,12 +155,12 @@ def _predict(hyper: PyTree, X: Array, y: Array, X_test: Array) -> Array:
 
 
 def _unit(design: Design) -> float:
-    """Squared target units per unit of the losses."""
+    """Return squared target units per unit of the losses."""
     return float(np.var(design.y[design.train]))
 
 
 def _metrics(design: Design, value: Callable, hyper: PyTree) -> Metrics:
-    """Of the fit with these length-scales on all development rows."""
+    """Score the fit with these length-scales on all development rows."""
     X, y = design.development
     mean = y.mean()
     fitted = in_float64(_predict)(hyper, X, y - mean, design.test[0]) + mean
@@ -179,7 +175,7 @@ def _score(predicted: np.ndarray, design: Design) -> Metrics:
 
 @one_thread
 def _baselines(design: Design, value: Callable, start: PyTree) -> dict[str, Metrics]:
-    """What a user would run instead; each is fitted on all development rows in the end."""
+    """Score what a user would run instead; each is fitted on all development rows in the end."""
     X, y = design.development
     grid = [_hyper(X.shape[1], scale, noise) for scale, noise in product(SCALES, NOISES)]
     best = min(grid, key=lambda hyper: float(value(hyper)))
@@ -211,7 +207,7 @@ def _describe(names: list[str], hyper: PyTree) -> dict[str, float]:
 
 
 def _picture(names: tuple[str, ...], start: float, figure: Any, hyper: PyTree, params: Any) -> None:
-    """How far apart two rows may be in each column and still be alike."""
+    """Draw how far apart two rows may be in each column and still be alike."""
     del params
     scales = np.exp(np.asarray(hyper["length_scales"], float))
     bars(figure, names, scales, "length-scale in standard deviations of its column", start)

@@ -25,6 +25,7 @@ import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
 from tasks.datasets.design import Design, prepare, standardised
 from tasks.datasets.tables import BUNDLED, SHARED
+from tasks.datasets.tabular import TableChoice, Tabular
 from tasks.judges.exact_sparse import Exact
 from tasks.judges.exact_sparse import Groups as Membership
 from tasks.judges.pictures import bars
@@ -34,38 +35,28 @@ from tasks.parts.prox import GroupThreshold, SoftThreshold, Squares
 from tasks.parts.stability import stability
 from tasks.ridge import squared_error
 
+DEFAULT = Tabular("diabetes", "holdout", degree=2)
 KINDS = ("lasso", "elastic_net", "group_lasso")
 
 
 def lasso(
-    data: str = "diabetes",
+    table: TableChoice = DEFAULT,
     kind: str = "lasso",
     penalty: Groups = "global",
-    outer: str = "holdout",
     *,
     groups: Groups | None = None,
-    degree: int = 2,
-    clip: float | None = None,
-    folds: int = 5,
-    validation: float = 0.3,
-    test: float = 0.3,
     start: float = 0.5,
-    rows: int | None = None,
-    target: str | None = None,
-    root: str | None = None,
-    seed: int = 0,
 ) -> Task:
-    """Penalties that select columns.
+    """Make the task of tuning penalties that select columns.
 
     Parameters
     ----------
+    table : as for :func:`tasks.ridge.ridge`; or a set of two classes.
     kind : ``"lasso"``, ``"elastic_net"`` or ``"group_lasso"``.
-    penalty : as for :meth:`tasks.parts.penalty.Penalty.of`; for the group lasso ``"global"`` or
-        ``"per_group"``.
+    penalty : as for :meth:`tasks.parts.penalty.Penalty.from_columns`; for the group lasso
+        ``"global"`` or ``"per_group"``.
     groups : which columns are kept or dropped together, by name or pattern; group lasso only.
     start : every penalty at the start, as a share of the least one that keeps no column at all.
-    data, outer, degree, clip, folds, validation, test, rows, target, root, seed : as for
-        :func:`tasks.ridge.ridge`; or a set of two classes.
 
     Raises
     ------
@@ -81,10 +72,8 @@ def lasso(
         raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}.")
     if not 0 < start < 1:
         raise ValueError(f"start={start!r} must lie between 0 and 1, where no column is left.")
-    design = _prepare(
-        data, outer, degree=degree, clip=clip, folds=folds,
-        validation=validation, test=test, rows=rows, target=target, root=root, seed=seed,
-    )  # fmt: skip
+    chosen = DEFAULT.changed(table)
+    design = _prepare(chosen)
     exact, prox = _penalties(kind, penalty, groups, design)
     inner, held = design.batches(standardised(design))
     pairs = _pairs(inner, held)
@@ -95,7 +84,7 @@ def lasso(
     weighted = inner[0] if len(inner) == 2 else inner[0] * np.sqrt(inner[2])[..., None]
     names = _names(exact, hyper)
     return Task(
-        name=f"{kind.replace('_', ' ')} {data}",
+        name=f"{kind.replace('_', ' ')} {chosen.data}",
         problem=replace(problem(Model(squared_error, squares), design.folds), prox=prox),
         data=bl.Data(inner=cast(inner), outer=cast(held)),
         hyper=cast(hyper),
@@ -109,16 +98,16 @@ def lasso(
     )
 
 
-def _prepare(data: str, outer: str, **settings: Any) -> Design:
-    """Numbers to predict; of two classes -1 and 1."""
-    kind = (BUNDLED | SHARED).get(data, "regression")
-    design = prepare(data, kind, outer, **settings)
+def _prepare(chosen: Tabular) -> Design:
+    """Prepare numbers to predict; of two classes -1 and 1."""
+    kind = (BUNDLED | SHARED).get(chosen.data, "regression")
+    design = prepare(chosen, kind)
     if kind == "regression":
         return design
     if len(design.table.classes) > 2:
         raise ValueError(
-            f"{data!r} has {len(design.table.classes)} classes: the lasso predicts a number, or "
-            "two classes as -1 and 1. Use task=multinomial."
+            f"{chosen.data!r} has {len(design.table.classes)} classes: the lasso predicts a "
+            "number, or two classes as -1 and 1. Use task=multinomial."
         )
     (X, y), (X_test, y_test) = design.development, design.test
     signs = [2.0 * labels - 1 for labels in (design.y, y, y_test)]
@@ -131,7 +120,7 @@ def _penalties(
     if kind != "group_lasso":
         if groups is not None:
             raise ValueError(f"groups belong to kind='group_lasso', not to {kind!r}.")
-        strengths = Penalty.of(penalty, design.features)
+        strengths = Penalty.from_columns(penalty, design.features)
         return Exact(kind, strengths, None), SoftThreshold(strengths)
     if groups is None or penalty not in ("global", "per_group"):
         raise ValueError(
@@ -139,7 +128,7 @@ def _penalties(
             f"dropped together, and penalty='global' or 'per_group'; got groups={groups!r}, "
             f"penalty={penalty!r}."
         )
-    members = Penalty.of(groups, design.features)
+    members = Penalty.from_columns(groups, design.features)
     of = members.groups or (0,) * len(design.features.names)
     if members.shape and members.groups is None:
         of = tuple(range(len(members.names)))  # every column its own
@@ -148,7 +137,7 @@ def _penalties(
 
 
 def _pairs(inner: tuple, held: tuple) -> list[Any]:
-    """``((X, y), (X, y))`` of the training and validation rows of each fold."""
+    """Return ``((X, y), (X, y))`` of the training and validation rows of each fold."""
     if len(inner) == 2:
         return [(inner, held)]
     X, y, weight = inner
@@ -159,7 +148,7 @@ def _pairs(inner: tuple, held: tuple) -> list[Any]:
 
 
 def _start(exact: Exact, pairs: list[Any], share: float) -> PyTree:
-    """Logarithms of ``share`` of the penalty at which the last column leaves, over all folds."""
+    """Return logarithms of ``share`` of the penalty that keeps no column in any fold."""
     slopes = [np.abs(X.T @ y) / len(y) for (X, y), _ in pairs]
     if exact.groups is not None:
         slopes = [exact.groups.norms(slope) / exact.groups.roots for slope in slopes]
@@ -175,7 +164,7 @@ def _names(exact: Exact, hyper: PyTree) -> list[str]:
 
 
 def _describe(exact: Exact, design: Design, hyper: PyTree) -> dict[str, float]:
-    """Penalties in natural units, and how many columns the fit on all development rows keeps."""
+    """Return penalties in natural units, and how many columns the fit on development rows keeps."""
     parts = hyper if isinstance(hyper, dict) else {"": hyper}
     found = {}
     for level, part in parts.items():
@@ -186,14 +175,14 @@ def _describe(exact: Exact, design: Design, hyper: PyTree) -> dict[str, float]:
 
 
 def _developed(design: Design, exact: Exact, hyper: PyTree) -> tuple[np.ndarray, Any, float]:
-    """``(w, centre, mean)`` of the fit on all development rows."""
+    """Return ``(w, centre, mean)`` of the fit on all development rows."""
     X, y = design.development
     centre, mean, unit = X.mean(0), y.mean(), y.std()
     return exact.fit(X - centre, (y - mean) / unit, hyper) * unit, centre, mean
 
 
 def _picture(design: Design, exact: Exact, figure: Any, hyper: PyTree, params: Any) -> None:
-    """The columns that the fit on all development rows keeps."""
+    """Draw the columns that the fit on all development rows keeps."""
     del params
     w, _, _ = _developed(design, exact, hyper)
     kept = np.flatnonzero(w)
@@ -215,7 +204,7 @@ def _score(predicted: np.ndarray, design: Design) -> Metrics:
 
 
 def _baselines(design: Design, pairs: list[Any]) -> dict[str, Metrics]:
-    """What a user would run instead; each is fitted on all development rows in the end."""
+    """Score what a user would run instead; each is fitted on all development rows in the end."""
     X, y = design.development
     one = Exact("lasso", Penalty(("all",)), None)
     largest = float(np.exp(_start(one, pairs, 1.0)))

@@ -25,25 +25,27 @@ import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
 from tasks.datasets.design import Design, prepare
 from tasks.datasets.splits import set_aside
+from tasks.datasets.tabular import TableChoice, Tabular
 from tasks.judges.pictures import penalties
 from tasks.parts.losses import Model, holdout, problem
 from tasks.parts.moments import in_float64
 from tasks.parts.penalty import Groups, Penalty, describe
 from tasks.parts.stability import stability
 
+DEFAULT = Tabular("breast_cancer", "kfold", degree=1)
 GRID = np.logspace(-4, 2, 13)  # penalties of the mean loss; columns have variance 1
 # L-BFGS multiplies many small matrices: on a busy machine BLAS threads made it 70 times slower.
 one_thread = threadpool_limits.wrap(limits=1)
 
 
 def two_classes(params: PyTree, X: Array, y: Array) -> Array:
-    """Minus the log-likelihood of each row, ``[n]``; ``y`` is 0 or 1, weights are ``[d]``."""
+    """Return minus the log-likelihood of each row; ``y`` is 0 or 1, weights are ``[d]``."""
     score = X @ params["weights"] + params["intercept"]
     return jax.nn.softplus(score) - y * score
 
 
 def many_classes(params: PyTree, X: Array, y: Array) -> Array:
-    """Minus the log-likelihood of each row, ``[n]``; ``y`` in ``0 .. C-1``, weights ``[d, C]``."""
+    """Return minus the log-likelihood of each row; ``y`` in ``0 .. C-1``, weights ``[d, C]``."""
     scores = X @ params["weights"] + params["intercept"]
     return -jnp.take_along_axis(jax.nn.log_softmax(scores), y[:, None], axis=-1)[:, 0]
 
@@ -65,31 +67,22 @@ class Shrinkage:
 
 
 def logistic(
-    data: str = "breast_cancer",
+    table: TableChoice = DEFAULT,
     penalty: Groups = "per_feature",
-    outer: str = "kfold",
     *,
-    degree: int = 1,
-    clip: float | None = None,
-    folds: int = 5,
-    validation: float = 0.3,
-    test: float = 0.3,
     second: float = 0.0,
     start: float = 0.01,
-    rows: int | None = None,
-    target: str | None = None,
-    root: str | None = None,
-    seed: int = 0,
 ) -> Task:
-    """Penalties of a logistic regression for a classification data set.
+    """Make the task of tuning penalties of a logistic regression.
 
     Parameters
     ----------
-    data, root, target : as for :func:`tasks.datasets.tables.load`; labels may be text.
-    penalty : as for :meth:`tasks.parts.penalty.Penalty.of`, shared by all classes; or, for more
-        than two classes, ``"per_class"`` or ``"per_weight"`` (every column and class its own).
-    outer, degree, clip, folds, validation, test, second, start, rows, seed : as for
-        :func:`tasks.ridge.ridge`; parts and folds have their share of each class.
+    table : as for :func:`tasks.ridge.ridge`; labels may be text; parts and folds have their share
+        of each class.
+    penalty : as for :meth:`tasks.parts.penalty.Penalty.from_columns`, shared by all classes; or,
+        for more than two classes, ``"per_class"`` or ``"per_weight"`` (every column and class its
+        own).
+    second, start : as for :func:`tasks.ridge.ridge`.
 
     Raises
     ------
@@ -103,10 +96,8 @@ def logistic(
     """
     if not start > 0:
         raise ValueError(f"start={start!r} must be a positive penalty.")
-    design = prepare(
-        data, "classification", outer, degree=degree, clip=clip, folds=folds,
-        validation=validation, test=test, rows=rows, target=target, root=root, seed=seed,
-    )  # fmt: skip
+    chosen = DEFAULT.changed(table)
+    design = prepare(chosen, "classification")
     shrinkage = _shrinkage(penalty, design)
     loss = two_classes if len(design.table.classes) == 2 else many_classes
     model = Model(loss, shrinkage)
@@ -117,7 +108,7 @@ def logistic(
     # The loss curves at most 1/4 along a row and 1 for the intercept, for many classes 1/2.
     bound = 0.25 if loss is two_classes else 0.5
     return Task(
-        name=f"logistic {data}",
+        name=f"logistic {chosen.data}",
         problem=problem(model, design.folds),
         data=bl.Data(inner=_cast(inner), outer=_cast(held)),
         hyper=hyper,
@@ -147,13 +138,13 @@ def _shrinkage(penalty: Groups, design: Design) -> Shrinkage:
     if penalty == "per_weight":
         every = tuple(f"{name} for {label}" for name in features.names for label in classes)
         return Shrinkage(Penalty(every), (d, C))
-    strengths = Penalty.of(penalty, features)
+    strengths = Penalty.from_columns(penalty, features)
     rows = 1 if strengths.shape == () else d
     return Shrinkage(strengths, (rows,) if C == 2 else (rows, 1))
 
 
 def _cast(batch: tuple) -> tuple:
-    """Features and weights in JAX's floating-point type; class numbers stay integers."""
+    """Convert features and weights to JAX's floating-point type; classes stay integers."""
     dtype = jnp.result_type(float)
     return tuple(jnp.asarray(x, dtype if x.dtype.kind == "f" else jnp.int32) for x in batch)
 
@@ -165,7 +156,7 @@ def _zeros(design: Design, folds: int | None) -> PyTree:
 
 
 def _with_intercept(batch: tuple) -> np.ndarray:
-    """Rows with the intercept's 1, times the root of their weight, where folds have one."""
+    """Append the intercept's 1 to rows; with folds, times the root of their weight."""
     X, _, *weight = batch
     X = np.concatenate([X, np.ones((*X.shape[:-1], 1))], axis=-1)
     return X * np.sqrt(weight[0])[..., None] if weight else X
@@ -173,7 +164,7 @@ def _with_intercept(batch: tuple) -> np.ndarray:
 
 @one_thread
 def _refit(design: Design, model: Model, hyper: Array) -> Metrics:
-    """Test metrics of the fit with these penalties on all development rows, in float64."""
+    """Score the fit with these penalties on all development rows, in float64."""
     batch = design.development
 
     def fit(hyper: Array) -> PyTree:
@@ -182,8 +173,11 @@ def _refit(design: Design, model: Model, hyper: Array) -> Metrics:
         limits = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 0, "gtol": 1e-7}
         found = minimize(
             lambda flat: tuple(map(np.asarray, _loss(model, flat, like, hyper, batch))),
-            np.asarray(start), jac=True, method="L-BFGS-B", options=limits,
-        )  # fmt: skip
+            np.asarray(start),
+            jac=True,
+            method="L-BFGS-B",
+            options=limits,
+        )
         return unravel(jnp.asarray(found.x))
 
     params = in_float64(fit)(hyper)
@@ -192,13 +186,13 @@ def _refit(design: Design, model: Model, hyper: Array) -> Metrics:
 
 @partial(jax.jit, static_argnums=0)  # here, that tasks of the same shapes compile it once
 def _loss(model: Model, flat: Array, like: PyTree, hyper: Array, batch: tuple) -> Any:
-    """The inner loss at the parameters ``flat``, shaped ``like``, and its slope."""
+    """Return the inner loss at the parameters ``flat``, shaped ``like``, and its slope."""
     unravel = ravel_pytree(like)[1]
     return jax.value_and_grad(lambda flat: holdout(model).inner(unravel(flat), hyper, batch))(flat)
 
 
 def _score(scores: np.ndarray, design: Design) -> Metrics:
-    """Of log-odds ``[n]``, or of scores ``[n, C]``."""
+    """Score log-odds ``[n]``, or of scores ``[n, C]``."""
     y = design.test[1]
     if scores.ndim == 1:
         scores = np.stack([np.zeros_like(scores), scores], axis=-1)
@@ -211,7 +205,7 @@ def _score(scores: np.ndarray, design: Design) -> Metrics:
 
 @one_thread
 def _baselines(design: Design, start: float) -> dict[str, Metrics]:
-    """What a user would run instead; each is fitted on all development rows in the end."""
+    """Score what a user would run instead; each is fitted on all development rows in the end."""
     X, y = design.development
     train = design.train if design.folds else design.train[:, None]
     ours = [(np.flatnonzero(used), np.flatnonzero(~used)) for used in train.T]

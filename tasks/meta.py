@@ -47,7 +47,7 @@ def meta(
     root: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """A shared start, representation or learning rates for a family of tasks.
+    """Make the task of learning a start, a representation or learning rates for many tasks.
 
     Parameters
     ----------
@@ -78,17 +78,13 @@ def meta(
     {'bias': (1,), 'kernel': (40, 1)}
     """
     _check(adapt, learn_rates, test_tasks, step_size)
+    sizes = {"shots": shots, "queries": queries, "test_tasks": test_tasks, "seed": seed}
     if data == "sinusoid":
-        family = sinusoids(
-            shots=shots, queries=queries, pool=pool, test_tasks=test_tasks,
-            test_queries=test_queries or 100, seed=seed,
-        )  # fmt: skip
+        family = sinusoids(**sizes, pool=pool, test_queries=test_queries or 100)
         network = Network(Dense(tuple(widths)), family.shape, family.outputs)
     elif data == "omniglot":
-        family = omniglot(
-            ways=ways, shots=shots, queries=queries, test_tasks=test_tasks,
-            test_queries=test_queries or 5, test_alphabets=test_alphabets, root=root, seed=seed,
-        )  # fmt: skip
+        unseen = {"test_queries": test_queries or 5, "test_alphabets": test_alphabets}
+        family = omniglot(**sizes, **unseen, ways=ways, root=root)
         *channels, width = widths
         network = Network(Convolutions(tuple(channels), width), family.shape, family.outputs)
     else:
@@ -101,6 +97,7 @@ def meta(
         hyper["log_rates"] = jax.tree.map(lambda w: jnp.full_like(w, np.log(step_size)), params)
     measure = partial(_metrics, how, family, step_size)
     trained = (network, family, baseline_steps, seed)
+    picture = partial(meta_picture.sinusoids, how, _solver(how, step_size, hyper), family.test)
     return Task(
         name=f"meta {data}",
         problem=how.problem(),
@@ -110,9 +107,7 @@ def meta(
         metrics=lambda hyper, _: measure(hyper),
         baselines=lambda: meta_baselines.run(measure, how, *trained),
         describe=_describe,
-        picture=None
-        if family.classes
-        else partial(meta_picture.sinusoids, how, _solver(how, step_size, hyper), family.test),
+        picture=None if family.classes else picture,
         notes=family.notes | {"adapt": adapt, "network": str(widths)},
     )
 
@@ -129,7 +124,7 @@ def _check(adapt: str, learn_rates: bool, test_tasks: int, step_size: float) -> 
 
 
 def _describe(hyper: PyTree) -> dict[str, float]:
-    """Sizes, in natural units."""
+    """Return sizes, in natural units."""
     weights = jax.tree.leaves({k: v for k, v in hyper.items() if not k.startswith("log_")})
     squares = sum(float(jnp.sum(w**2)) for w in weights)
     facts = {"rms shared weight": (squares / sum(w.size for w in weights)) ** 0.5}
@@ -144,14 +139,14 @@ def _describe(hyper: PyTree) -> dict[str, float]:
 
 
 def _solver(how: Adaptation, step_size: float, hyper: PyTree) -> Any:
-    """How test tasks adapt: where the params are a minimiser, to the minimum."""
+    """Return how test tasks adapt: where the params are a minimiser, to the minimum."""
     if how.kind in ("ridge", "proximal"):
         return bl.Direct() if how.kind == "ridge" else bl.LBFGS()
     return bl.GradientDescent(step_size=LearnedRates() if "log_rates" in hyper else step_size)
 
 
 def _metrics(how: Adaptation, family: Family, step_size: float, hyper: PyTree) -> Metrics:
-    """Means over the test tasks after each reported number of steps, half their 95 % intervals."""
+    """Return means over the test tasks at each reported step, half their 95 % intervals."""
     solver = _solver(how, step_size, hyper)
     name, metrics, halves = "error" if family.classes else "mse", {}, {}
     for steps in REPORTED.get(how.kind, STEPS):
@@ -167,7 +162,7 @@ def _metrics(how: Adaptation, family: Family, step_size: float, hyper: PyTree) -
 
 @partial(jax.jit, static_argnames=("how", "steps"))
 def _scores(how: Adaptation, solver: Any, steps: int, hyper: PyTree, tasks: bl.Data) -> Array:
-    """Error rate, or mean squared error, of each task after it has adapted; ``[tasks]``."""
+    """Return error rate, or mean squared error, of each task after it has adapted; ``[tasks]``."""
     problem, key = how.problem(), jax.random.key(0)
 
     def one(task: bl.Data) -> Array:

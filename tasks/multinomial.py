@@ -34,7 +34,7 @@ one_thread = threadpool_limits.wrap(limits=1)
 
 
 def many_classes(params: PyTree, X: tuple[Array, Array], y: Array) -> Array:
-    """Minus the log-likelihood of each row, ``[n]``; a row has K columns and values, ``[n, K]``.
+    """Return minus the log-likelihood of each row; a row has K columns and values, ``[n, K]``.
 
     The last class has no intercept: with one for each, a shift of all would change nothing, and
     the Hessian of the inner loss would be singular.
@@ -46,7 +46,7 @@ def many_classes(params: PyTree, X: tuple[Array, Array], y: Array) -> Array:
 
 
 def shrinkage(params: PyTree, hyper: Array) -> Array:
-    """``1/2 sum_jc exp(h_jc) w_jc^2``; ``h`` is ``()``, ``[d, 1]``, ``[1, C]`` or ``[d, C]``."""
+    """Return ``1/2 sum_jc exp(h_jc) w_jc^2``; ``h`` broadcasts against ``[d, C]``."""
     w = params["weights"]
     return jnp.sum(jnp.broadcast_to(jnp.exp(hyper), w.shape) * w**2) / 2
 
@@ -66,7 +66,7 @@ class _Design:
     def fit(
         self, rows: np.ndarray, hyper: Any, start: np.ndarray | None = None, ftol: float = 1e-10
     ) -> np.ndarray:
-        """Weights, with the intercepts as the last row, ``[d + 1, C]``, in float64."""
+        """Fit weights, with the intercepts as the last row, ``[d + 1, C]``, in float64."""
         X, d, C = self.X[rows], self.X.shape[1], len(self.classes)
         target = sparse.csr((np.ones(len(rows)), (np.arange(len(rows)), self.y[rows])))
         target = target.toarray()  # [n, C]
@@ -86,11 +86,11 @@ class _Design:
         return found.x.reshape(d + 1, C)
 
     def loss(self, rows: np.ndarray, w: np.ndarray) -> float:
-        """Mean minus log-likelihood."""
+        """Return the mean of minus the log-likelihood."""
         return self.score(rows, self.X[rows] @ w[:-1] + w[-1])["test_log_loss"]
 
     def score(self, rows: np.ndarray, scores: np.ndarray) -> Metrics:
-        """Of scores ``[n, C]``."""
+        """Return the metrics of scores ``[n, C]``."""
         y = self.y[rows]
         logs = log_softmax(scores, axis=1)
         return {
@@ -99,7 +99,7 @@ class _Design:
         }
 
     def tested(self, w: np.ndarray) -> Metrics:
-        """Of the test rows."""
+        """Return the metrics on the test rows."""
         return self.score(self.parts.test, self.X[self.parts.test] @ w[:-1] + w[-1])
 
 
@@ -117,7 +117,7 @@ def multinomial(
     root: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """Penalties of a multinomial logistic regression on sparse rows.
+    """Make the task of tuning penalties of a multinomial logistic regression on sparse rows.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def multinomial(
     dtype = jnp.result_type(float)
 
     def batch(chosen: np.ndarray) -> Any:
-        padded = sparse.Rows.of(sparse.csr(X[chosen]), width)
+        padded = sparse.Rows.from_matrix(sparse.csr(X[chosen]), width)
         return (padded.index, jnp.asarray(padded.value, dtype)), jnp.asarray(table.y[chosen])
 
     names = {"global": ["all"], "per_class": list(table.classes)}.get(penalty, [])
@@ -202,7 +202,7 @@ def _describe(names: list[str], hyper: Array) -> dict[str, float]:
 
 
 def _baselines(design: _Design, start: float) -> dict[str, Metrics]:
-    """What a user would run instead; each is fitted on all development rows in the end."""
+    """Score what a user would run instead; each is fitted on all development rows in the end."""
     parts, w, losses = design.parts, None, []
     for penalty in GRID[::-1]:  # from strong to weak, each from where the last one ended
         w = design.fit(parts.train, np.log(penalty), w, ftol=1e-7)

@@ -22,17 +22,19 @@ import bilevel as bl
 from tasks.base import Metrics, Task
 from tasks.datasets.design import Design, prepare, standardised
 from tasks.datasets.splits import set_aside
+from tasks.datasets.tabular import TableChoice, Tabular
 from tasks.judges.pictures import penalties
 from tasks.parts.losses import Model, problem
 from tasks.parts.moments import Moments, in_float64, validation_loss
 from tasks.parts.penalty import Groups, Penalty, describe
 from tasks.parts.stability import stability
 
+DEFAULT = Tabular("diabetes", "kfold", degree=2)
 GRID = np.logspace(-5, 3, 60)  # penalties of the mean loss; columns have variance 1
 
 
 def squared_error(w: Array, X: Array, y: Array) -> Array:
-    """Half the squared residual of each row, ``[n]``."""
+    """Return half the squared residual of each row, ``[n]``."""
     return (X @ w - y) ** 2 / 2
 
 
@@ -47,34 +49,19 @@ class Shrinkage:
 
 
 def ridge(
-    data: str = "diabetes",
+    table: TableChoice = DEFAULT,
     penalty: Groups = "per_input",
-    outer: str = "kfold",
     *,
-    degree: int = 2,
-    clip: float | None = None,
-    folds: int = 5,
-    validation: float = 0.3,
-    test: float = 0.3,
     second: float = 0.0,
     start: float = 0.1,
-    rows: int | None = None,
-    target: str | None = None,
-    root: str | None = None,
-    seed: int = 0,
 ) -> Task:
-    """Ridge penalties for a regression data set.
+    """Make the task of tuning ridge penalties for a regression data set.
 
     Parameters
     ----------
-    data, root, target : as for :func:`tasks.datasets.tables.load`.
-    penalty : as for :meth:`tasks.parts.penalty.Penalty.of`.
-    outer : ``"holdout"``, one validation set; or ``"kfold"``, the mean over ``folds`` folds of
-        training and validation rows together, all moved in one vmapped call.
-    degree : 1, the columns; 2, also their squares and products.
-    clip : bound on standardised columns before they are multiplied, ``None`` for none; without it
-        one far outlier among thousands of rows rules squares, products and stable step sizes.
-    validation, test, rows, seed : as for :func:`tasks.datasets.splits.split`.
+    table : a data set by name, or settings of :class:`tasks.datasets.tabular.Tabular`: all of them,
+        or those that differ from ``DEFAULT``.
+    penalty : as for :meth:`tasks.parts.penalty.Penalty.from_columns`.
     second : share of the validation rows to set aside for early stopping; ``"holdout"`` only.
     start : the penalty of every column at the start; 1 is the variance of a column.
 
@@ -89,27 +76,25 @@ def ridge(
     Examples
     --------
     >>> from tasks.ridge import ridge
-    >>> ridge("diabetes", outer="holdout").params.shape
+    >>> ridge({"outer": "holdout"}).params.shape
     (64,)
     """
     if not start > 0:
         raise ValueError(f"start={start!r} must be a positive penalty.")
-    design = prepare(
-        data, "regression", outer, degree=degree, clip=clip, folds=folds,
-        validation=validation, test=test, rows=rows, target=target, root=root, seed=seed,
-    )  # fmt: skip
-    strengths = Penalty.of(penalty, design.features)
+    chosen = DEFAULT.changed(table)
+    design = prepare(chosen, "regression")
+    strengths = Penalty.from_columns(penalty, design.features)
     inner, held = design.batches(standardised(design))
     held, aside = set_aside(held, second, design.folds)
     model = Model(squared_error, Shrinkage(strengths), quadratic=True)
     dtype = jnp.result_type(float)
     hyper = jnp.full(strengths.shape, np.log(start), dtype)
     cast = partial(jax.tree.map, lambda x: jnp.asarray(x, dtype))
-    levels = Moments.of(*inner), Moments.of(*held)
+    levels = Moments.from_rows(*inner), Moments.from_rows(*held)
     # Each fold weighs its rows: the step sizes that are stable follow from the weighted rows.
     weighted = inner[0] if len(inner) == 2 else inner[0] * np.sqrt(inner[2])[..., None]
     return Task(
-        name=f"ridge {data}",
+        name=f"ridge {chosen.data}",
         problem=problem(model, design.folds),
         data=bl.Data(inner=cast(inner), outer=cast(held)),
         hyper=hyper,
@@ -134,10 +119,10 @@ def _value(levels: tuple[Moments, Moments], strengths: Penalty) -> Callable[[Arr
 
 
 def _refit(design: Design, strengths: Penalty, hyper: Array) -> Metrics:
-    """Test metrics of the ridge fit with these penalties on all development rows."""
+    """Score the ridge fit with these penalties on all development rows."""
     X, y = design.development
     centre, mean = X.mean(0), y.mean()
-    moments = Moments.of(X - centre, y - mean)
+    moments = Moments.from_rows(X - centre, y - mean)
     w = in_float64(lambda hyper: moments.minimiser(strengths(hyper)))(hyper)
     return _score((design.test[0] - centre) @ w + mean, design)
 
@@ -149,7 +134,7 @@ def _score(predicted: np.ndarray, design: Design) -> Metrics:
 
 
 def _baselines(design: Design, levels: tuple[Moments, Moments], start: float) -> dict[str, Metrics]:
-    """What a user would run instead; each is fitted on all development rows in the end."""
+    """Score what a user would run instead; each is fitted on all development rows in the end."""
     one = Penalty(("all",))
     value = in_float64(jax.jit(_value(levels, one)))
     best = min(np.log(GRID), key=lambda hyper: float(value(hyper)))

@@ -53,7 +53,7 @@ def schedule(
     root: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """A learning rate per step for a small network, or for the noisy quadratic.
+    """Make the task of a learning rate per step for a network or the noisy quadratic.
 
     Parameters
     ----------

@@ -12,10 +12,21 @@ from typing import Any
 from benchmarks.benchopt.run import ours, prepare, theirs
 
 NAMES = {
-    "soba": "SOBA", "saba": "SABA", "srba": "SRBA", "stocbio": "StocBiO", "amigo": "AmIGO",
-    "mrbo": "MRBO", "f2sa": "F2SA", "vrbo": "VRBO", "fsla": "FSLA", "ttsa": "TTSA", "bsa": "BSA",
-    "sustain": "SUSTAIN", "bome": "BOME", "pzobo": "PZOBO",
-}  # fmt: skip
+    "soba": "SOBA",
+    "saba": "SABA",
+    "srba": "SRBA",
+    "stocbio": "StocBiO",
+    "amigo": "AmIGO",
+    "mrbo": "MRBO",
+    "f2sa": "F2SA",
+    "vrbo": "VRBO",
+    "fsla": "FSLA",
+    "ttsa": "TTSA",
+    "bsa": "BSA",
+    "sustain": "SUSTAIN",
+    "bome": "BOME",
+    "pzobo": "PZOBO",
+}
 
 
 class Blocks:

@@ -119,6 +119,9 @@ def explain(error: Exception) -> str:
         where = parent._get_full_key(None)
         names = [str(key) for key in parent if key not in ("hydra", "_target_")]
         full = f"{where}.{cause.key}" if where else str(cause.key)
+        for name in names:  # `task.degree` of the release before is `task.table.degree`
+            if isinstance(node := parent._get_node(name), DictConfig) and cause.key in node:
+                return f"{full}: there is no such setting. It is {where}.{name}.{cause.key}."
         return f"{full}: there is no such setting. {suggest(str(cause.key), names)}"
     return "\n".join(str(part) for part in (error, cause) if part is not None)
 

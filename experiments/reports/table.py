@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-SEEDS = ("seed", "task.seed")
+SEEDS = ("seed", "task.seed", "task.table.seed")
 COUNTS = ("gradients", "hvps", "jvps", "vjps")  # oracle calls, in results and histories
 COLUMNS = ("task", "run", "completed", "of", "metric", "mean", "95 %", "value", "calls", "seconds")
 COLUMNS += ("MiB", "difference", "d 95 %")

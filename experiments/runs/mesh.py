@@ -108,8 +108,8 @@ def spread(task: Task, mesh: Mesh) -> Task:
     if len(whole) == len(levels):
         raise BadInputError(
             f"mesh.data={n}: neither the {rows['inner']} inner nor the {rows['outer']} outer rows "
-            f"are a multiple of {n}. Choose the sizes of the parts as numbers of rows (for most "
-            "tasks task.rows=, task.validation= and task.test=), or another number of devices."
+            f"are a multiple of {n}. Choose the sizes of the parts as numbers of rows (rows=, "
+            "validation= and test= of task or task.table), or another number of devices."
         )
     spec = {name: PartitionSpec() if name in whole else PartitionSpec(AXIS) for name in levels}
     placed = {

@@ -27,7 +27,7 @@ def with_second_part(node: dict[str, Any], patience: int | None) -> dict[str, An
     if "second" not in inspect.signature(target).parameters:
         raise BadInputError(
             f"early_stopping: {node['_target_']} sets no second validation part aside. Use "
-            "task=ridge_holdout or task=logistic task.outer=holdout, or early_stopping=null."
+            "task=ridge_holdout or task=logistic task.table.outer=holdout, or early_stopping=null."
         )
     return {"second": SHARE} | node
 

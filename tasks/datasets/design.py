@@ -8,6 +8,7 @@ import numpy as np
 from tasks.datasets.features import Features, Scale
 from tasks.datasets.splits import Split, deal, split
 from tasks.datasets.tables import Kind, Table, load
+from tasks.datasets.tabular import Tabular
 
 Batch = tuple[np.ndarray, ...]
 OUTER = ("holdout", "kfold")
@@ -42,7 +43,7 @@ class Design:
         return self.train.shape[1] if self.train.ndim == 2 else None
 
     def batches(self, y: np.ndarray) -> tuple[Batch, Batch]:
-        """Inner and outer batch as :mod:`tasks.parts.losses` expects them, with targets ``y``."""
+        """Return the batches of both levels for :mod:`tasks.parts.losses`, with targets ``y``."""
         train = self.train
         if self.folds is None:
             return (self.X[train], y[train]), (self.X[~train], y[~train])
@@ -52,7 +53,7 @@ class Design:
         return (self.X, y, inner), (self.X, y, outer)
 
     def notes(self) -> dict[str, Any]:
-        """What to record with a result."""
+        """Return what to record with a result."""
         parts = {name: len(getattr(self.parts, name)) for name in ("train", "validation", "test")}
         return {
             "source": self.table.source,
@@ -66,21 +67,7 @@ class Design:
         }
 
 
-def prepare(
-    data: str,
-    kind: Kind,
-    outer: str,
-    *,
-    degree: int,
-    clip: float | None,
-    folds: int,
-    validation: float,
-    test: float,
-    rows: int | None,
-    target: str | None,
-    root: str | None,
-    seed: int,
-) -> Design:
+def prepare(chosen: Tabular, kind: Kind) -> Design:
     """Load, split, expand and standardise; scales are learned without the rows that judge.
 
     A single hold-out learns them on its training rows, folds each on theirs. Which columns exist
@@ -90,16 +77,19 @@ def prepare(
     ------
     ValueError : bad data, shares or folds; ``outer`` other than ``"holdout"`` or ``"kfold"``.
     """
-    if outer not in OUTER:
-        raise ValueError(f"outer={outer!r} must be one of {', '.join(OUTER)}.")
-    table = load(data, root, kind=kind, target=target)
-    parts = split(table, validation=validation, test=test, seed=seed, rows=rows)
-    fitted = parts.train if outer == "holdout" else parts.development
-    features = Features.fit(table.X[fitted], table.feature_names, degree, clip, table.X)
+    if chosen.outer not in OUTER:
+        raise ValueError(f"outer={chosen.outer!r} must be one of {', '.join(OUTER)}.")
+    table = load(chosen.data, chosen.root, kind=kind, target=chosen.target)
+    shares: dict[str, Any] = {"validation": chosen.validation, "test": chosen.test}
+    parts = split(table, **shares, seed=chosen.seed, rows=chosen.rows)
+    fitted = parts.train if chosen.outer == "holdout" else parts.development
+    columns = table.X[fitted], table.feature_names
+    features = Features.fit(*columns, chosen.degree, chosen.clip, table.X)
     Z, y = features.transform(table.X[parts.development]), table.y[parts.development]
-    if outer == "holdout":
+    if chosen.outer == "holdout":
         X, targets, train = Z, y, np.arange(len(y)) < len(parts.train)
     else:
+        folds = chosen.folds
         train = deal(y, folds, stratify=bool(table.classes))[:, None] != np.arange(folds)
         X = np.stack([Scale.fit(Z[used])(Z) for used in train.T], axis=1)
         targets = np.repeat(y[:, None], folds, axis=1)
@@ -108,7 +98,7 @@ def prepare(
 
 
 def standardised(design: Design) -> np.ndarray:
-    """Targets centred on the training rows of each fold, all in one unit; like ``design.y``.
+    """Return targets centred on the training rows of each fold, all in one unit.
 
     Raises
     ------

@@ -80,7 +80,7 @@ class Features:
         )
 
     def transform(self, X: np.ndarray) -> np.ndarray:
-        """The design matrix of any rows, ``[n, d]``."""
+        """Return the design matrix of any rows, ``[n, d]``."""
         expanded = self.expansion.transform(self.raw(X).clip(-self.clip, self.clip))
         return self.scale(np.asarray(expanded)[:, self.kept])
 
@@ -94,17 +94,17 @@ class Scale:
 
     @classmethod
     def fit(cls, X: np.ndarray) -> "Scale":
-        """Of the rows of ``X``."""
+        """Learn the scale of the rows of ``X``."""
         mean, spread = X.mean(0), X.std(0)
         return cls(mean, np.where(spread > SAME * np.abs(X).max(0), spread, 0.0))
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
-        """Centred columns in units of their spread; a constant one is 0 on the fitted rows."""
+        """Return centred columns in units of their spread; a constant one is 0 where fitted."""
         return (X - self.mean) / np.where(self.spread > 0, self.spread, 1.0)
 
 
 def _distinct(X: np.ndarray) -> np.ndarray:
-    """Indices of the columns that vary and that no earlier one equals up to shift, scale, sign."""
+    """Return the columns that vary and that no earlier one equals up to shift, scale, sign."""
     scale = Scale.fit(X)
     varies = np.flatnonzero(scale.spread)
     Z, new = scale(X)[:, varies], np.ones(varies.size, bool)

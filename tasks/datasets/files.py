@@ -51,7 +51,7 @@ def read(path: Path, target: str | None = None) -> Raw:
 
 
 def numbers(values: np.ndarray, column: str, raw_source: str, row: Callable[[int], str]) -> Any:
-    """A column as float64, or a sentence that says which entry is not a number.
+    """Return a column as float64, or refuse with the entry that is not a number.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def numbers(values: np.ndarray, column: str, raw_source: str, row: Callable[[int
 
 
 def _number(value: Any) -> float | None:
-    """A missing entry is NaN, anything that is not a number is None."""
+    """Return NaN for a missing entry, None for anything that is not a number."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return np.nan
     try:
@@ -129,7 +129,7 @@ def _read_frame(path: Path, target: str | None) -> Raw:
 
 
 def plain(series: Any) -> np.ndarray:
-    """A column as NumPy has it; where pandas has types of its own, objects with None as missing."""
+    """Return a column as NumPy has it; for pandas' own types, objects with None as missing."""
     if isinstance(series.dtype, np.dtype) and series.dtype != object:
         return series.to_numpy()
     values = series.to_numpy(dtype=object).copy()

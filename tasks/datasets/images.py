@@ -33,7 +33,7 @@ class Images:
     source: str
 
     def notes(self) -> dict:
-        """What to record with a result."""
+        """Return what to record with a result."""
         parts = {name: len(getattr(self, name)[1]) for name in ("train", "validation", "test")}
         return {"source": self.source, "rows": parts}
 
@@ -110,7 +110,7 @@ def images(
 def _take(
     name: str, size: Sizes, order: np.ndarray, y: np.ndarray, source: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first rows of ``order``, so many in all or of each class, in that order; and the rest."""
+    """Take the first rows of ``order``, so many in all or of each class; and the rest."""
     wanted = size if isinstance(size, Mapping) else {None: size}
     taken = np.zeros(len(order), bool)
     for label, count in wanted.items():
@@ -126,13 +126,13 @@ def _take(
 
 
 def cast(*arrays: np.ndarray) -> tuple:
-    """Floats in JAX's current floating-point type, whole numbers as int32."""
+    """Convert floats to JAX's current floating-point type, whole numbers to int32."""
     dtype = jnp.result_type(float)
     return tuple(jnp.asarray(x, dtype if x.dtype.kind == "f" else jnp.int32) for x in arrays)
 
 
 def _mnist(root: str | None) -> tuple[np.ndarray, np.ndarray, Rows, str]:
-    """As bytes: 70 000 images in float64 are 440 MB."""
+    """Read MNIST as bytes: 70 000 images in float64 are 440 MB."""
     path = (Path(root) if root is not None else ROOT) / "mnist.npz"
     if not path.is_file():
         raise ValueError(

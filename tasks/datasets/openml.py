@@ -16,7 +16,7 @@ TRIED = (
 
 
 def read(name: str) -> files.Raw:
-    """The set ``openml:NAME``, ``openml:NAME:VERSION`` or ``openml:ID``; numeric columns only.
+    """Read ``openml:NAME``, ``openml:NAME:VERSION`` or ``openml:ID``; numeric columns only.
 
     Raises
     ------

@@ -17,7 +17,7 @@ CSR = Any  # scipy's own class, of whose attributes a type checker knows too lit
 
 
 def csr(*arrays: Any, **settings: Any) -> CSR:
-    """``scipy.sparse.csr_matrix``."""
+    """Return a ``scipy.sparse.csr_matrix``."""
     return sp.csr_matrix(*arrays, **settings)
 
 
@@ -29,8 +29,8 @@ class Rows:
     value: np.ndarray
 
     @classmethod
-    def of(cls, X: CSR, width: int) -> "Rows":
-        """Of a matrix of at most ``width`` entries a row; what pads has the value 0."""
+    def from_matrix(cls, X: CSR, width: int) -> "Rows":
+        """Pad the rows of a matrix to ``width`` entries; what pads has the value 0."""
         lengths = np.diff(X.indptr)
         place = np.arange(width) < lengths[:, None]
         index, value = np.zeros((X.shape[0], width), np.int32), np.zeros((X.shape[0], width))
@@ -39,7 +39,7 @@ class Rows:
 
 
 def read(data: str, root: str | None = None) -> Table:
-    """A classification set whose ``X`` is a scipy CSR matrix.
+    """Read a classification set whose ``X`` is a scipy CSR matrix.
 
     Parameters
     ----------
@@ -57,9 +57,14 @@ def read(data: str, root: str | None = None) -> Table:
     if path is None:
         table = load(data, root, kind="classification")
         return Table(
-            csr(table.X), table.y, table.feature_names, table.classes, table.source,
-            table.test_rows, table.notes,
-        )  # fmt: skip
+            csr(table.X),
+            table.y,
+            table.feature_names,
+            table.classes,
+            table.source,
+            table.test_rows,
+            table.notes,
+        )
     if not path.is_file():
         raise ValueError(
             f"data set {data!r} is not here: there is no {path}. Pass root=FOLDER with it, the "
@@ -100,7 +105,7 @@ def _csr(arrays: dict[str, np.ndarray], name: str, path: Path) -> CSR:
 
 
 def common(X: CSR, least: int) -> np.ndarray:
-    """The columns that at least ``least`` rows use.
+    """Return the columns that at least ``least`` rows use.
 
     Raises
     ------
@@ -113,7 +118,7 @@ def common(X: CSR, least: int) -> np.ndarray:
 
 
 def weighted(X: CSR, train: np.ndarray, how: str) -> CSR:
-    """Entries in the units that a penalty is to be fair in, by what the ``train`` rows say.
+    """Scale entries to units in which one penalty is fair, by what the ``train`` rows say.
 
     ``"tfidf"``, for counts: ``(1 + log count) (1 + log (1 + n) / (1 + rows with the column))``,
     rows of length 1; scikit-learn's ``TfidfTransformer(sublinear_tf=True)``. ``"scale"``: columns
@@ -145,7 +150,7 @@ def weighted(X: CSR, train: np.ndarray, how: str) -> CSR:
 
 
 def largest(X: CSR, width: int | None) -> tuple[CSR, int, float]:
-    """Each row's ``width`` largest entries, the width, and what share of all squares is kept.
+    """Keep each row's ``width`` largest entries; also the width, and the share of squares kept.
 
     Raises
     ------

@@ -89,7 +89,7 @@ def _some(order: np.ndarray, rows: int, total: int) -> np.ndarray:
 def set_aside(
     batch: tuple[np.ndarray, ...], share: float, folds: int | None
 ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...] | None]:
-    """``(kept, aside)``: every so-manieth validation row, so that each class has its share.
+    """Set every k-th validation row aside, so that each class has its share: ``(kept, aside)``.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def set_aside(
 
 
 def deal(y: np.ndarray, folds: int, *, stratify: bool) -> np.ndarray:
-    """The fold, ``0 .. folds - 1``, that validates each row, ``[n]``; even, also in each class.
+    """Return the fold that validates each row, ``[n]``, ``0 .. folds - 1``; even in each class.
 
     Rows are dealt in the order that they come in, which a :class:`Split` has made random.
 

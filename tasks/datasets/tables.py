@@ -142,7 +142,7 @@ def _unknown(data: str, folder: Path, kind: Kind) -> str:
 
 
 def checked(raw: files.Raw, kind: Kind) -> Table:
-    """The table of what a reader found, or a sentence on why nothing can be learned from it."""
+    """Return the table of what a reader found, or say why nothing can be learned from it."""
     if kind == "regression":
         y, classes = files.numbers(raw.y, raw.target, raw.source, raw.row), ()
         if np.ptp(y) == 0:
@@ -156,7 +156,7 @@ def checked(raw: files.Raw, kind: Kind) -> Table:
 
 
 def _classes(raw: files.Raw) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Class numbers and their labels."""
+    """Return class numbers and their labels."""
     if raw.y.dtype.kind in "biuf":
         values = files.numbers(raw.y, raw.target, raw.source, raw.row)
         labels, y, counts = np.unique(values, return_inverse=True, return_counts=True)

@@ -39,7 +39,7 @@ class Family:
 def sinusoids(
     *, shots: int, queries: int, pool: int, test_tasks: int, test_queries: int, seed: int
 ) -> Family:
-    r"""Regressions ``y = a sin(x - p)``, ``a ~ U[.1, 5]``, ``p ~ U[0, pi]``, ``x ~ U[-5, 5]``.
+    r"""Draw regressions ``y = a sin(x - p)``, ``a ~ U[.1, 5]``, ``p ~ U[0, pi]``, ``x ~ U[-5, 5]``.
 
     The family of MAML (Finn et al., 2017). ``pool`` tasks are drawn once and kept.
     """
@@ -107,7 +107,7 @@ def omniglot(
     root: str | None,
     seed: int,
 ) -> Family:
-    """Handwritten characters: training and test tasks come from different alphabets.
+    """Read handwritten characters: training and test tasks come from different alphabets.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def omniglot(
 
 
 def _omniglot(root: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images ``[characters, drawers, 28, 28]``, the alphabet of each character, their names."""
+    """Read images ``[characters, drawers, 28, 28]``, each character's alphabet, their names."""
     path = (Path(root) if root is not None else ROOT) / f"{OMNIGLOT}.npz"
     if not path.is_file():
         raise ValueError(

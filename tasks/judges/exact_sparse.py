@@ -21,7 +21,7 @@ Batch = tuple[np.ndarray, ...]
 def coordinate_descent(
     X: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray, start: np.ndarray | None = None
 ) -> np.ndarray:
-    """Minimiser without groups, ``[d]``; penalties ``a > 0``, ``b >= 0`` of each column ``[d]``.
+    """Return the minimiser without groups; penalties ``a > 0``, ``b >= 0`` of each column ``[d]``.
 
     One penalty per column is one for all on columns divided by it; squares are rows of their own.
     """
@@ -44,15 +44,15 @@ class Groups:
 
     @property
     def roots(self) -> np.ndarray:
-        """``sqrt(|g|)``, ``[G]``."""
+        """Return ``sqrt(|g|)``, ``[G]``."""
         return np.sqrt(np.bincount(self.of))
 
     def norms(self, w: np.ndarray) -> np.ndarray:
-        """``|w_g|``, ``[G]``."""
+        """Return ``|w_g|``, ``[G]``."""
         return np.sqrt(np.bincount(self.of, w**2, len(self.roots)))
 
     def fit(self, X: np.ndarray, y: np.ndarray, a: np.ndarray) -> np.ndarray:
-        """Minimiser with groups, ``[d]``, by accelerated proximal steps that restart.
+        """Find the minimiser with groups, ``[d]``, by accelerated proximal steps that restart.
 
         Raises
         ------
@@ -77,7 +77,7 @@ class Groups:
 def sensitivity(
     inner: Batch, outer: Batch, w: np.ndarray, a: np.ndarray, b: np.ndarray, groups: Groups | None
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Half the mean squared error of ``outer`` at the minimiser ``w``, and its slopes.
+    """Return half the mean squared error of ``outer`` at the minimiser ``w``, and its slopes.
 
     The slopes in ``log a`` and ``log b``, by column, ``[d]``: a linear system on the support.
     """
@@ -108,7 +108,7 @@ class Exact:
     groups: Groups | None
 
     def penalties(self, hyper: Any, d: int) -> tuple[np.ndarray, np.ndarray]:
-        """``(a, b)``: per column, or per group; and per column."""
+        """Return ``(a, b)``: per column, or per group; and per column."""
         l1, l2 = (hyper["l1"], hyper["l2"]) if self.kind == "elastic_net" else (hyper, None)
         size = d if self.groups is None else len(self.groups.roots)
         a = np.exp(np.asarray(l1, float))
@@ -127,7 +127,7 @@ class Exact:
         return coordinate_descent(X, y, a, b)
 
     def value_and_grad(self, folds: list[Any], hyper: Any) -> tuple[float, Any]:
-        """Mean outer loss over pairs ``((X, y), (X, y))`` of training and validation rows."""
+        """Return the mean outer loss over pairs ``((X, y), (X, y))`` of both levels' rows."""
         a, b = self.penalties(hyper, folds[0][0][0].shape[1])
         found = [
             sensitivity((X, y), held, self.fit(X, y, hyper), a, b, self.groups)
@@ -149,7 +149,7 @@ class Exact:
 
 
 def external(params: Any, hyper: Any, data: Batch) -> Any:
-    """``fn`` of :class:`bilevel.External` for ``task=lasso`` and ``lasso_elastic``.
+    """Fit for :class:`bilevel.External` with ``task=lasso`` and ``lasso_elastic``.
 
     Raises
     ------
@@ -165,6 +165,6 @@ def external(params: Any, hyper: Any, data: Batch) -> Any:
     if not weight:
         return coordinate_descent(X, y, a, b, start)
     used = [rows > 0 for rows in weight[0].T]
-    return np.stack([
-        coordinate_descent(X[rows, f], y[rows, f], a, b, start[f]) for f, rows in enumerate(used)
-    ])  # fmt: skip
+    return np.stack(
+        [coordinate_descent(X[rows, f], y[rows, f], a, b, start[f]) for f, rows in enumerate(used)]
+    )

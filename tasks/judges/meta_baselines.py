@@ -28,7 +28,7 @@ def run(
     steps: int,
     seed: int,
 ) -> dict[str, Metrics]:
-    """Each baseline's start (or representation), judged in the way of the run itself."""
+    """Judge each baseline's start (or representation) in the way of the run itself."""
     key = jax.random.fold_in(jax.random.key(seed), 1)
     plain = jax.jit(how.hyper)(jax.random.key(seed))
     start = plain["start"] if "start" in plain else jax.jit(network.init)(jax.random.key(seed))
@@ -53,7 +53,7 @@ def run(
 
 
 def _rows(data: bl.Data, key: Array) -> tuple[Array, Array]:
-    """All examples of some tasks, ``[TASKS, n, ...]``."""
+    """Return all examples of some tasks, ``[TASKS, n, ...]``."""
     rows = jax.random.randint(key, (TASKS,), 0, len(data.inner[0]))
     X, y = (
         jnp.concatenate([jnp.asarray(a)[rows], jnp.asarray(b)[rows]], 1)
@@ -66,7 +66,7 @@ def _rows(data: bl.Data, key: Array) -> tuple[Array, Array]:
 def _joint(
     network: Network, loss: Any, steps: int, start: PyTree, data: bl.Data, key: Array
 ) -> PyTree:
-    """Adam on the mean loss over tasks, none of which is adapted to."""
+    """Fit by Adam on the mean loss over tasks, none of which is adapted to."""
     tx = optax.adam(1e-3)
 
     def objective(weights: PyTree, X: Array, y: Array) -> Array:
@@ -104,7 +104,7 @@ def _reptile(
 
 
 def _nearest(family: Family) -> Metrics:
-    """The class of the example that has the closest pixels."""
+    """Predict the class of the example that has the closest pixels."""
     (X, y), (Xq, yq) = (
         tuple(np.asarray(leaf) for leaf in level)
         for level in (family.test.inner, family.test.outer)

@@ -17,7 +17,7 @@ SHOWN = (0, 1, 11)  # steps of adaptation
 def sinusoids(
     how: Adaptation, solver: Any, tasks: bl.Data, figure: Any, hyper: PyTree, params: PyTree
 ) -> None:
-    """Four test tasks: their points, the curve behind them, the network after some steps."""
+    """Draw four test tasks: their points, the curve behind them, the network after some steps."""
     del params
     x = jnp.linspace(-5.0, 5.0, 200)[:, None]
     places = figure.subplots(1, 4, sharey=True)

@@ -9,7 +9,7 @@ MOST = 30  # bars that can still be told apart
 
 
 def bars(figure: Any, names: Sequence[str], values: Any, label: str, start: float | None) -> None:
-    """One bar for each value, on a logarithmic axis from ``start``; of many, the longest.
+    """Draw one bar for each value, on a logarithmic axis from ``start``; of many, the longest.
 
     With ``start=None`` values may be negative, and bars leave 0 on a linear axis.
     """
@@ -32,6 +32,6 @@ def bars(figure: Any, names: Sequence[str], values: Any, label: str, start: floa
 
 
 def penalties(names: Sequence[str], start: float, figure: Any, hyper: Any, params: Any) -> None:
-    """``exp(hyper)``, from the penalty that all of them began at."""
+    """Draw ``exp(hyper)``, from the penalty that all of them began at."""
     del params
     bars(figure, names, np.exp(np.asarray(hyper, float)), "penalty", start)

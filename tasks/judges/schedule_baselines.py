@@ -14,7 +14,7 @@ SEGMENTS = 10
 
 
 def network(judge: Any, hyper: PyTree) -> dict[str, Metrics]:
-    """Judged on the test rows; they choose by the validation loss of other runs."""
+    """Judge schedules on the test rows; they choose by the validation loss of other runs."""
     steps = len(hyper["rate"])
     shapes = {
         f"best constant rate (of {RATES.size})": np.ones(steps),
@@ -41,7 +41,7 @@ def network(judge: Any, hyper: PyTree) -> dict[str, Metrics]:
 
 
 def _greedy(judge: Any, hyper: PyTree, starts: PyTree, keys: Array) -> np.ndarray:
-    """Segment by segment, the rate whose validation loss is least where the segment ends.
+    """Choose segment by segment the rate whose validation loss is least where the segment ends.
 
     What has been trained stays: a short horizon is what makes this cheap, and wrong.
     """

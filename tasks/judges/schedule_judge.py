@@ -31,33 +31,33 @@ class Judge:
     seed: int
 
     def solver(self, hyper: PyTree) -> bl.SGD:
-        """SGD that reads the schedule."""
+        """Return SGD that reads the schedule."""
         momentum = Momentum() if "momentum" in hyper else None
         return bl.SGD(
             step_size=Rate(), batch_size=self.batch_size, momentum=momentum, sampling="epoch"
         )
 
     def ends(self, hyper: PyTree, starts: PyTree, keys: Array) -> PyTree:
-        """The weights after training from each of ``starts``."""
+        """Return the weights after training from each of ``starts``."""
         return _train(
             self.problem, self.solver(hyper), len(hyper["rate"]), hyper, starts, self.data, keys
         )
 
     def keys(self, stream: int) -> Array:
-        """One for each run."""
+        """Return a key for each run."""
         key = jax.random.fold_in(jax.random.key(self.seed), stream)
         return jax.random.split(key, self.runs)
 
     def starts(self, keys: Array) -> PyTree:
-        """New weights, one for each key."""
+        """Draw new weights, one set for each key."""
         return _starts(self.network, keys)
 
     def losses(self, ends: PyTree) -> np.ndarray:
-        """Validation loss of each training."""
+        """Return the validation loss of each training."""
         return np.asarray(_scores(self.network, ends, self.data.outer)[1])
 
     def __call__(self, hyper: PyTree) -> Metrics:
-        """Mean error rate on the test rows with half its 95 % interval, accuracy, and losses."""
+        """Return the mean test error with half its 95 % interval, accuracy, and losses."""
         keys = self.keys(1)
         ends = self.ends(hyper, self.starts(keys), keys)
         errors, losses = (np.asarray(x) for x in _scores(self.network, ends, self.test))
@@ -94,7 +94,7 @@ def _train(
 
 @partial(jax.jit, static_argnames="network")
 def _scores(network: Network, weights: PyTree, rows: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Error rate and cross-entropy of each training."""
+    """Return error rate and cross-entropy of each training."""
     X, y = rows
 
     def one(weights: PyTree) -> tuple[Array, Array]:

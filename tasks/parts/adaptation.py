@@ -22,12 +22,12 @@ KINDS = ("all", "head", "proximal", "ridge")
 
 
 def squared_error(outputs: Array, y: Array) -> Array:
-    """Mean squared residual, ``()``."""
+    """Return the mean squared residual, ``()``."""
     return jnp.mean((outputs - y) ** 2)
 
 
 def cross_entropy(outputs: Array, y: Array) -> Array:
-    """Minus the mean log-likelihood of the class numbers ``y``, ``()``."""
+    """Return minus the mean log-likelihood of the class numbers ``y``, ``()``."""
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(outputs), y[:, None], axis=-1))
 
 
@@ -51,7 +51,7 @@ class Adaptation:
     strength: float = 0.0
 
     def hyper(self, key: Array) -> PyTree:
-        """What is shared, before anything is learned."""
+        """Return what is shared, before anything is learned."""
         weights = self.network.init(key)
         if self.kind != "ridge":
             return {"start": weights}
@@ -60,21 +60,21 @@ class Adaptation:
         return {"body": weights["body"], "log_penalty": zero, **scale}
 
     def params(self, hyper: PyTree) -> PyTree:
-        """Where a task begins; for ridge, where a closed form finds the shapes."""
+        """Return where a task begins; for ridge, where a closed form finds the shapes."""
         if self.kind == "ridge":
             template = jax.eval_shape(self.network.init, jax.random.key(0))["head"]
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), template)
         return hyper["start"]["head"] if self.kind == "head" else hyper["start"]
 
     def outputs(self, params: PyTree, hyper: PyTree, x: Array) -> Array:
-        """Of the network that a task has made its own, ``[n, outputs]``."""
+        """Return outputs of the network that a task has adapted, ``[n, outputs]``."""
         if self.kind in ("all", "proximal"):
             return self.network(params, x)
         body = hyper["body"] if self.kind == "ridge" else hyper["start"]["body"]
         return self.network({"body": body, "head": params}, x)
 
     def problem(self) -> bl.Problem:
-        """The inner and the outer loss of one task; batches are ``(X [n, *shape], y)``."""
+        """Return the inner and the outer loss of one task; batches are ``(X [n, *shape], y)``."""
         inner = bl.OutputLoss(Outputs(self), Learn(self))
         if self.kind == "ridge":
             return bl.Problem(inner, Judge(self), quadratic=True)

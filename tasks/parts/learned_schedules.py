@@ -17,7 +17,7 @@ class Rate:
     """``step_size`` of a solver: ``hyper["rate"][k]`` at step k, after the last step the last."""
 
     def __call__(self, count: Array, hyper: PyTree) -> Array:
-        """The rate of one step."""
+        """Return the rate of one step."""
         rates = hyper["rate"]
         return rates[jnp.minimum(count, len(rates) - 1)]
 
@@ -31,13 +31,13 @@ class Momentum:
 
 
 def space(hyper: PyTree, largest: float) -> dict[str, Any]:
-    """Rates on a log scale, none above ``largest``: beyond 2 / curvature training diverges."""
+    """Return the space of rates, none above ``largest``: beyond 2 / curvature SGD diverges."""
     every = {"rate": Log(high=largest, closed="high"), "momentum": Box(0.0, 1.0)}
     return {name: every[name] for name in hyper}
 
 
 def describe(hyper: PyTree) -> dict[str, float]:
-    """Mean rates of the beginning, the middle and the end, and the momentum."""
+    """Return mean rates of the beginning, the middle and the end, and the momentum."""
     rates = np.asarray(hyper["rate"], float)
     parts = dict(zip(("first", "middle", "last"), np.array_split(rates, 3), strict=True))
     facts = {f"mean rate, {name} third": float(part.mean()) for name, part in parts.items()}
@@ -47,7 +47,7 @@ def describe(hyper: PyTree) -> dict[str, float]:
 
 
 def picture(figure: Any, hyper: PyTree, params: PyTree, **beside: np.ndarray) -> None:
-    """The rate of every step, and those of other schedules in grey."""
+    """Draw the rate of every step, and those of other schedules in grey."""
     del params
     place = figure.subplots()
     for style, (name, rates) in zip(("--", ":"), beside.items(), strict=False):

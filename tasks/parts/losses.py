@@ -30,7 +30,7 @@ class Model:
 
 
 def holdout(model: Model) -> bl.Problem:
-    """Mean loss plus penalty over training rows; mean loss over validation rows.
+    """Return the problem of one hold-out: penalised training loss, mean validation loss.
 
     A batch is ``(X [n, d], y [n])``.
     """
@@ -38,7 +38,7 @@ def holdout(model: Model) -> bl.Problem:
 
 
 def kfold(model: Model) -> bl.Problem:
-    r"""All folds in one call, under one ``hyper``; params have a leading axis of F folds.
+    r"""Return the problem of all folds at once; params have a leading axis of F folds.
 
     A batch is ``(X [n, F, d], y [n, F], weight [n, F])``, the weight being ``n / n_f`` on the
     ``n_f`` rows that fold f uses and 0 elsewhere, so that the mean over any rows drawn at random
@@ -54,7 +54,7 @@ def kfold(model: Model) -> bl.Problem:
 
 
 def problem(model: Model, folds: int | None) -> bl.Problem:
-    """:func:`kfold`, or :func:`holdout` for ``None``."""
+    """Return :func:`kfold`, or :func:`holdout` for ``None``."""
     return holdout(model) if folds is None else kfold(model)
 
 

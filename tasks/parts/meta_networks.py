@@ -19,7 +19,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Features of a batch."""
+        """Return features of a batch."""
         for width in self.widths:
             x = nn.relu(nn.Dense(width)(x))
         return x
@@ -37,7 +37,7 @@ class Convolutions(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Features of a batch of grey images."""
+        """Return features of a batch of grey images."""
         x = x[..., None]
         for channels in self.channels:
             x = nn.relu(nn.Dense(channels)(_patches(x)))
@@ -45,7 +45,7 @@ class Convolutions(nn.Module):
 
 
 def _patches(x: Array) -> Array:
-    """The 3 x 3 neighbourhoods of every other pixel, ``[n, h, w, c] -> [n, h/2, w/2, 9 c]``."""
+    """Return 3 x 3 neighbourhoods of every other pixel, ``[n, h, w, c] -> [n, h/2, w/2, 9 c]``."""
     h, w = (-(-size // 2) for size in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), (1, 2 * h + 1 - x.shape[1]), (1, 2 * w + 1 - x.shape[2]), (0, 0)))
     shifted = [x[:, i : i + 2 * h : 2, j : j + 2 * w : 2] for i in range(3) for j in range(3)]
@@ -70,7 +70,7 @@ class Network:
     outputs: int
 
     def init(self, key: Array) -> PyTree:
-        """Weights of variance 1 / fan-in, biases 0, in the type of JAX: flax makes float32."""
+        """Draw weights of variance 1 / fan-in, biases 0, in the type of JAX: flax makes float32."""
         key_body, key_head = jax.random.split(key)
         x = jnp.zeros((1, *self.shape))
         features, variables = self.body.init_with_output(key_body, x)
@@ -82,7 +82,7 @@ class Network:
         }
 
     def __call__(self, weights: PyTree, x: Array) -> Array:
-        """Outputs ``[n, outputs]`` of a batch ``[n, *shape]``.
+        """Return outputs ``[n, outputs]`` of a batch ``[n, *shape]``.
 
         Raises
         ------

@@ -18,28 +18,30 @@ class Moments(NamedTuple):
     c: Any
 
     @classmethod
-    def of(cls, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> "Moments":
-        """Of a batch of :mod:`tasks.parts.losses`, in its precision."""
+    def from_rows(cls, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> "Moments":
+        """Return the moments of a batch of :mod:`tasks.parts.losses`, in its precision."""
         if weight is None:
             n = len(y)
             return cls(X.T @ X / n, X.T @ y / n, y @ y / n)
         root = np.sqrt(weight)
-        each = [cls.of(root[:, [f]] * X[:, f], root[:, f] * y[:, f]) for f in range(y.shape[1])]
+        each = [
+            cls.from_rows(root[:, [f]] * X[:, f], root[:, f] * y[:, f]) for f in range(y.shape[1])
+        ]
         return cls(*(np.stack(parts) for parts in zip(*each, strict=True)))
 
     def minimiser(self, strengths: Array) -> Array:
-        """``argmin_w loss(w) + 1/2 sum_j s_j w_j^2``, ``[d]``; strengths s ``()`` or ``[d]``."""
+        """Return ``argmin_w loss(w) + 1/2 sum_j s_j w_j^2``, ``[d]``; s is ``()`` or ``[d]``."""
         d = self.b.shape[-1]
         diagonal = jnp.diag(jnp.broadcast_to(strengths, (d,)))
         return jnp.linalg.solve(jnp.asarray(self.A) + diagonal, jnp.asarray(self.b))
 
     def loss(self, w: Array) -> Array:
-        """``1/2 mean (x . w - y)^2``, ``()``."""
+        """Return ``1/2 mean (x . w - y)^2``, ``()``."""
         return (w @ self.A @ w - 2 * self.b @ w + self.c) / 2
 
 
 def validation_loss(inner: Moments, outer: Moments, strengths: Array) -> Array:
-    """Outer loss at the inner minimiser, averaged over folds where there are any; ``()``."""
+    """Return the outer loss at the inner minimiser, averaged over folds where there are any."""
     if inner.A.ndim == 2:
         return outer.loss(inner.minimiser(strengths))
     each = jax.vmap(lambda i, o: o.loss(i.minimiser(strengths)))(inner, outer)
@@ -47,7 +49,7 @@ def validation_loss(inner: Moments, outer: Moments, strengths: Array) -> Array:
 
 
 def in_float64(fn: Callable) -> Callable:
-    """``fn`` on float64 copies of its arrays, giving NumPy arrays, whatever JAX's precision is."""
+    """Wrap ``fn`` to work on float64 copies of its arrays and to return NumPy arrays."""
 
     @wraps(fn)
     def wrapped(*trees: Any) -> Any:

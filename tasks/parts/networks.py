@@ -27,7 +27,7 @@ class Network:
 
 
 def perceptron(sizes: tuple[int, ...], seed: int) -> tuple[Network, PyTree]:
-    """Dense layers with rectified units between them, and their params in JAX's float type.
+    """Return dense layers with rectified units between, and params in JAX's float type.
 
     Examples
     --------

@@ -42,7 +42,7 @@ class Expected:
 
 
 def noisy_quadratic(hyper: PyTree, largest: float) -> Task:
-    """Curvatures 1 / i, noise of variance i / 100 in the gradient's zero, i = 1 .. 100; w = 1."""
+    """Make curvatures 1 / i, noise of variance i / 100 in the gradient's zero, i = 1 .. 100."""
     steps, dtype = len(hyper["rate"]), jnp.result_type(float)
     i = jnp.arange(1, 101, dtype=dtype)
     noise = jnp.zeros((steps, steps + 1, 100), dtype)
@@ -71,7 +71,7 @@ def noisy_quadratic(hyper: PyTree, largest: float) -> Task:
 
 
 def expected_loss(rates: np.ndarray, momentum: float = 0.0) -> float:
-    """Of SGD on the noisy quadratic, by its second moments in float64.
+    """Return the expected loss of SGD on the noisy quadratic, by its second moments in float64.
 
     Without momentum ``A <- (1 - r h)^2 A + r^2 h^2 c``; with it the 2 x 2 moments of ``(w, v)``.
     """
@@ -90,7 +90,7 @@ def expected_loss(rates: np.ndarray, momentum: float = 0.0) -> float:
 
 
 def baselines(steps: int) -> dict[str, Metrics]:
-    """The best constant; the schedule that is best for the very next step, at every step."""
+    """Score the best constant, and the schedule that is best for the next step at every step."""
     constants = np.geomspace(0.1, 1.99, 100)
     best = min(expected_loss(np.full(steps, rate)) for rate in constants)
     cosine = (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
@@ -103,7 +103,7 @@ def baselines(steps: int) -> dict[str, Metrics]:
 
 
 def greedy(steps: int) -> np.ndarray:
-    """``argmin_r`` of the expected loss a step on, ``sum h^2 A / sum h^3 (A + c)``, T times."""
+    """Return ``argmin_r`` of the next expected loss, ``sum h^2 A / sum h^3 (A + c)``, T times."""
     i = np.arange(1, 101, dtype=float)
     h, c = 1 / i, i / 100
     A, rates = np.ones(100), []

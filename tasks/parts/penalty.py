@@ -30,7 +30,7 @@ class Penalty:
     groups: tuple[int, ...] | None = None
 
     def __call__(self, hyper: Array) -> Array:
-        """Strengths, ``()`` or ``[d]``."""
+        """Return strengths, ``()`` or ``[d]``."""
         strengths = jnp.exp(hyper)
         return strengths if self.groups is None else strengths[np.array(self.groups)]
 
@@ -40,8 +40,8 @@ class Penalty:
         return () if len(self.names) == 1 else (len(self.names),)
 
     @classmethod
-    def of(cls, spec: Groups, features: Features) -> "Penalty":
-        """Read a specification.
+    def from_columns(cls, spec: Groups, features: Features) -> "Penalty":
+        """Read which columns share a penalty.
 
         Parameters
         ----------
@@ -84,7 +84,7 @@ def _by_input(name: str, powers: np.ndarray) -> str:
 
 
 def _grouped(labels: list[str]) -> Penalty:
-    """The penalty whose groups are the distinct labels, in order of appearance."""
+    """Return the penalty whose groups are the distinct labels, in order of appearance."""
     names = tuple(dict.fromkeys(labels))
     if len(names) == 1:
         return Penalty(names)
@@ -92,7 +92,7 @@ def _grouped(labels: list[str]) -> Penalty:
 
 
 def _assign(spec: Mapping | Sequence, features: Features) -> list[str]:
-    """The group of each column, by the first pattern that fits."""
+    """Return the group of each column, by the first pattern that fits."""
     if not isinstance(spec, Mapping):
         spec = {f"group {i}": patterns for i, patterns in enumerate(spec)}
     pairs = [(group, pattern) for group, patterns in spec.items() for pattern in patterns]
@@ -124,7 +124,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def describe(penalty: Penalty, hyper: Any) -> dict[str, float]:
-    """Penalties in natural units: each by name, or their spread where there are many."""
+    """Return penalties in natural units: each by name, or their spread where there are many."""
     values = np.exp(np.asarray(hyper, np.float64)).ravel()
     if values.size <= 20:
         names = ["penalty"] if values.size == 1 else [f"penalty of {n}" for n in penalty.names]

@@ -6,7 +6,7 @@ BATCH = 32
 
 
 def stability(X: np.ndarray, penalty: float, bound: float = 1.0) -> dict[str, float]:
-    r"""Curvatures of a linear model's inner loss, and the step sizes below which SGD is stable.
+    r"""Return curvatures of a linear model's inner loss, and the stability limits of SGD.
 
     With rows ``x_i [d]`` (times the square root of their weight), Hessians of single rows at most
     ``bound x_i x_i^T``, and penalties at most ``penalty``, write
@@ -31,6 +31,6 @@ def stability(X: np.ndarray, penalty: float, bound: float = 1.0) -> dict[str, fl
 
 
 def _largest(X: np.ndarray) -> float:
-    """Largest eigenvalue of ``mean x x^T``, by the smaller of the two Gram matrices."""
+    """Return the largest eigenvalue of ``mean x x^T``, by the smaller of the two Gram matrices."""
     gram = X.T @ X if X.shape[0] >= X.shape[1] else X @ X.T
     return float(np.linalg.eigvalsh(gram)[-1]) / len(X)

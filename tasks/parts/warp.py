@@ -17,7 +17,7 @@ NUMBERS = 5  # random numbers per image
 
 
 def warp(X: Array, magnitudes: Array, z: Array, shape: tuple[int, int]) -> Array:
-    """Images ``X [n, d]`` moved by ``magnitudes [4]`` times ``z [n, 5]``; ``[n, d]``.
+    """Move images ``X [n, d]`` by ``magnitudes [4]`` times ``z [n, 5]``; ``[n, d]``.
 
     Shift is in pixels, rotation in radians, zoom and shear are logarithms and slopes.
     """
@@ -39,5 +39,5 @@ def _one(image: Array, magnitudes: Array, z: Array) -> Array:
 
 
 def _hat(at: Array, nodes: Array) -> Array:
-    """Weights of linear interpolation, ``[p, nodes]``."""
+    """Return weights of linear interpolation, ``[p, nodes]``."""
     return jnp.maximum(1 - jnp.abs(at[:, None] - nodes), 0)

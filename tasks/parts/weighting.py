@@ -16,30 +16,30 @@ Model = Callable[[PyTree, Array], Array]  # (params, X [n, d]) -> scores [n, C];
 
 
 def linear(params: PyTree, X: Array) -> Array:
-    """Scores ``X W + b``, ``[n, C]``."""
+    """Return scores ``X W + b``, ``[n, C]``."""
     return X @ params["W"] + params["b"]
 
 
 def linear_zeros(d: int, classes: int) -> PyTree:
-    """Where :func:`linear` starts."""
+    """Return the params that :func:`linear` starts from."""
     return {"W": jnp.zeros((d, classes)), "b": jnp.zeros(classes)}
 
 
 def cross_entropy(scores: Array, y: Array) -> Array:
-    """Minus the log-likelihood of each row, ``[n]``; one column of scores is the log-odds of 1."""
+    """Return minus the log-likelihood of each row; one column of scores is the log-odds of 1."""
     if scores.shape[-1] == 1:
         return jax.nn.softplus(scores[:, 0]) - y * scores[:, 0]
     return -jnp.take_along_axis(jax.nn.log_softmax(scores), y[:, None], axis=-1)[:, 0]
 
 
 def predict(scores: Any) -> np.ndarray:
-    """The likeliest class of each row, ``[n]``."""
+    """Return the likeliest class of each row, ``[n]``."""
     scores = np.asarray(scores)
     return (scores[:, 0] > 0).astype(int) if scores.shape[-1] == 1 else np.argmax(scores, axis=1)
 
 
 def square(params: PyTree) -> Array:
-    """Sum of the squares of all entries, ``()``."""
+    """Return the sum of the squares of all entries, ``()``."""
     return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)), start=jnp.zeros(()))
 
 
@@ -77,19 +77,19 @@ class Mean:
 
 
 def itself(hyper: Array, i: Array, losses: Array) -> Array:
-    """Hyperparameters that are the weights."""
+    """Return hyperparameters that are the weights."""
     return hyper[i]
 
 
 def squashed(hyper: Array, i: Array, losses: Array) -> Array:
-    """Weights between 0 and 1: the sigmoid of the hyperparameters."""
+    """Return weights between 0 and 1: the sigmoid of the hyperparameters."""
     return jax.nn.sigmoid(hyper[i])
 
 
 def fitter(
     model: Model, solver: Any, steps: int, decay: float = 0.0
 ) -> Callable[[PyTree, Array, tuple, Array], PyTree]:
-    """``(start, weights, (X, y), key) -> params``, compiled once for all weights.
+    """Return ``(start, weights, (X, y), key) -> params``, compiled once for all weights.
 
     The solver that the task recommends runs on ``mean_i weight_i loss_i + decay |params|^2``.
     """

@@ -33,21 +33,21 @@ class FromRest:
     solver: bl.SGD
 
     def init(self, params: PyTree, data: PyTree) -> PyTree:
-        """The solver's own."""
+        """Do as the solver does."""
         return self.solver.init(params, data)
 
     def refresh(self, state: PyTree) -> PyTree:
-        """Velocities are 0; counts and permutations go on."""
+        """Set velocities to 0; counts and permutations go on."""
         return jax.tree.map(lambda x: jnp.zeros_like(x) if is_inexact(x) else x, state)
 
     def step(
         self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: PyTree
     ) -> tuple[PyTree, PyTree]:
-        """The solver's own."""
+        """Do as the solver does."""
         return self.solver.step(loss, params, hyper, data, key, state)
 
     def max_curvature(self, hyper: PyTree, state: PyTree) -> Array:
-        """The solver's own."""
+        """Do as the solver does."""
         return self.solver.max_curvature(hyper, state)
 
 

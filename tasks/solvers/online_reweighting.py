@@ -44,7 +44,7 @@ class LookAhead:
     from_zero: bool = False
 
     def init(self, params: PyTree, data: bl.Data) -> InnerState:
-        """The start point; no batch has been looked at yet."""
+        """Return the start point; no batch has been looked at yet."""
         return init_inner_state(
             params, self.solver.init(params, data.inner), (None, jnp.array(False))
         )

@@ -67,9 +67,10 @@ def test_smooth_problem_is_within_the_tolerance(make) -> None:
 def test_start_point_and_step_size_are_unrolled() -> None:
     """What the minimiser does not know is seen through the steps, exactly as by Reverse."""
     problem = bl.Problem(
-        lambda w, h, x: jnp.mean((w - x) ** 2) / 2, lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
+        lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
+        lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
         start=lambda h, w: h["start"] + w,
-    )  # fmt: skip
+    )
     solver = bl.SGD(lambda count, h: jnp.exp(h["rate"]), batch_size=3)
     data = bl.Data(inner=np.arange(5.0), outer=np.ones(1))
     hyper, w = {"start": np.array(1.0), "rate": np.array(-2.0)}, np.array(0.5)

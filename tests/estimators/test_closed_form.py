@@ -14,9 +14,7 @@ from bilevel.testing import dense_hypergradient, logistic, ridge
 
 
 def estimate(problem: bl.Problem, hyper: Any, params: Any, data: bl.Data) -> bl.Estimate:
-    return bl.hypergradient(
-        problem, bl.ClosedForm(), hyper, params, data, jax.random.key(0)
-    )[0]  # fmt: skip
+    return bl.hypergradient(problem, bl.ClosedForm(), hyper, params, data, jax.random.key(0))[0]
 
 
 def least_squares(ridge: float = 0.0, *, quadratic: bool = True) -> bl.Problem:
@@ -135,6 +133,12 @@ def test_tune_says_that_there_is_no_minimiser(x64: None) -> None:
     hyper, params, data = draw(0, rows=40, features=12, rank=9)
     with pytest.warns(bl.DivergenceWarning, match="no minimiser is defined"):
         bl.tune(
-            least_squares(), bl.ClosedForm(), optax.sgd(0.1), hyper, params, data,
-            steps=3, key=jax.random.key(0),
-        )  # fmt: skip
+            least_squares(),
+            bl.ClosedForm(),
+            optax.sgd(0.1),
+            hyper,
+            params,
+            data,
+            steps=3,
+            key=jax.random.key(0),
+        )

@@ -132,9 +132,15 @@ def test_a_divergence_is_explained_by_the_solver_inside(wrap: Any, limit: float)
     start, params = jnp.asarray(case.hyper), jnp.asarray(case.params)
     with pytest.warns(bl.DivergenceWarning, match=f"above the {limit} that"):
         bl.tune(
-            case.problem, estimator, optax.sgd(-30.0), start, params, case.data,
-            steps=40, key=jax.random.key(0),
-        )  # fmt: skip
+            case.problem,
+            estimator,
+            optax.sgd(-30.0),
+            start,
+            params,
+            case.data,
+            steps=40,
+            key=jax.random.key(0),
+        )
 
 
 def test_refuses_one_copy() -> None:

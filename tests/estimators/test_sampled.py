@@ -160,9 +160,15 @@ def test_tune_learns_the_best_start() -> None:
     problem = bl.Problem(inner, outer, start=lambda start, params: start)
     estimator = bl.Sampled(bl.Reverse(bl.GradientDescent(0.2), steps=1), tasks=20)
     result = bl.tune(
-        problem, estimator, optax.sgd(lambda count: 1 / (count + 4)), np.zeros(2), np.zeros(2),
-        data, steps=400, key=jax.random.key(0),
-    )  # fmt: skip
+        problem,
+        estimator,
+        optax.sgd(lambda count: 1 / (count + 4)),
+        np.zeros(2),
+        np.zeros(2),
+        data,
+        steps=400,
+        key=jax.random.key(0),
+    )
     assert not result.diverged
     spread = np.std(shrink * (shrink * best + 0.2 * a * b - c), 0) / np.mean(shrink**2, 0)
     # A step of 1/t averages the noise of 400 x 20 tasks, up to the factor of 1/t steps.
@@ -175,9 +181,15 @@ def test_divergence_is_reported() -> None:
     estimator = bl.Sampled(bl.Reverse(bl.GradientDescent(50.0), steps=10), tasks=4)
     with pytest.warns(bl.DivergenceWarning, match="Use a smaller step size"):
         result = bl.tune(
-            problem, estimator, optax.sgd(0.1), np.ones(2), np.ones(2), pool(),
-            steps=3, key=jax.random.key(0),
-        )  # fmt: skip
+            problem,
+            estimator,
+            optax.sgd(0.1),
+            np.ones(2),
+            np.ones(2),
+            pool(),
+            steps=3,
+            key=jax.random.key(0),
+        )
     assert result.diverged
 
 

@@ -16,7 +16,8 @@ from tests.experiments import fake_slurm
 
 # A task that any process finds, as small as one can be.
 QUICK = [
-    "task.degree=1", "task.outer=holdout", "task.penalty=global", "estimator=one_step", "steps=2",
+    "task.table.degree=1", "task.table.outer=holdout", "task.penalty=global", "estimator=one_step",
+    "steps=2",
     "every=1", "estimator.steps=20", "plot=false", "baselines=false", "progress=off",
 ]  # fmt: skip
 EXTRA = {"joblib": "joblib", "submitit": "slurm", "ray": "ray"}

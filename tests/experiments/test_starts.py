@@ -16,9 +16,9 @@ from tests.experiments.conftest import Command
 from tests.experiments.test_search import QUICK as SEARCH
 
 HOLDOUT = [
-    "task=ridge_holdout", "task.degree=1", "task.penalty=per_feature", "estimator=closed_form",
-    "outer=adam", "outer.learning_rate=0.5", "plot=false", "baselines=false", "compile_cache=null",
-    "every=5",
+    "task=ridge_holdout", "task.table.degree=1", "task.penalty=per_feature",
+    "estimator=closed_form", "outer=adam", "outer.learning_rate=0.5",
+    "plot=false", "baselines=false", "compile_cache=null", "every=5",
 ]  # fmt: skip
 
 
@@ -83,8 +83,8 @@ def test_early_stopping_sets_rows_aside(command: Command, tmp_path: Path) -> Non
 
 def test_rows_are_set_aside_once() -> None:
     """Training rows stay; validation rows are in one of the two parts, none in both."""
-    whole = ridge("diabetes", outer="holdout", degree=1)
-    split = ridge("diabetes", outer="holdout", degree=1, second=0.25)
+    whole = ridge({"outer": "holdout", "degree": 1})
+    split = ridge({"outer": "holdout", "degree": 1}, second=0.25)
     np.testing.assert_array_equal(split.data.inner[0], whole.data.inner[0])
     parts = np.concatenate([split.data.outer[0], split.second[0]])
     both = [np.unique(rows, axis=0) for rows in (parts, np.asarray(whole.data.outer[0]))]
@@ -96,7 +96,7 @@ def test_rows_are_set_aside_once() -> None:
     exact = split.exact(split.hyper)[0]
     assert exact != pytest.approx(whole.exact(whole.hyper)[0])
     with pytest.raises(ValueError, match=r"second=0\.001 of"):
-        ridge("diabetes", outer="holdout", degree=1, second=0.001)
+        ridge({"outer": "holdout", "degree": 1}, second=0.001)
 
 
 def test_a_hybrid_search_runs_what_it_should(

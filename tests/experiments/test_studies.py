@@ -44,13 +44,13 @@ def test_rare_runs_are_called_unreliable():
 
 @pytest.mark.slow
 def test_derivatives_of_sgd():
-    """V1 and all regimes: |z| < 4 for the largest of some hundred correlated comparisons."""
+    """Ridge and all regimes: |z| < 4 for the largest of some hundred correlated comparisons."""
     sizes = sgd_derivatives.Sizes(
-        exact_steps=30_000, steps=1000, runs=100, v1_runs=100, rare_runs=200, chunks=1
+        exact_steps=30_000, steps=1000, runs=100, ridge_runs=100, rare_runs=200, chunks=1
     )
     result = sgd_derivatives.run(sizes, 0, base.quiet)
     assert failed(result) == []
-    for row in result.tables["reference case V1"]:
+    for row in result.tables["ridge against reference moments"]:
         assert row["exact recursion"] == pytest.approx(row["reference"], rel=1e-6)
     for row in result.tables["rare runs"]:
         assert row["median / exact"] < 1

@@ -77,15 +77,15 @@ def relative(ours: JointMoments, expected: tuple[Any, Any, Any]) -> float:
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 
-# Reference case V1: E |D_k - D*|^2 at k = 100, 1000, 10000, one row per step.
-V1 = {
+# Reference moments of ridge: E |D_k - D*|^2 at k = 100, 1000, 10000, one row per step.
+RIDGE_MOMENTS = {
     "constant": (0.9409347, 0.07825044, 0.008649864),
     "decreasing": (0.1230221, 0.04025557, 0.004518999),
 }
 
 
-def reference_v1(kind: str) -> tuple[Ridge, np.ndarray]:
-    """The process of V1 (theta is the ridge penalty itself) and its 10000 step sizes."""
+def reference_ridge(kind: str) -> tuple[Ridge, np.ndarray]:
+    """The process of `RIDGE_MOMENTS` (theta is the penalty itself), and its step sizes."""
     rng = np.random.default_rng(0)
     A = rng.standard_normal((50, 5)) * np.linspace(0.5, 1.5, 5)
     b = A @ rng.standard_normal(5) + 0.5 * rng.standard_normal(50)

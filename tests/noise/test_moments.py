@@ -1,4 +1,4 @@
-"""Structured moments against the dense oracle and by listing; V1's curve; the 1/k law."""
+"""Structured moments against the dense oracle, by listing, and ridge's reference; the 1/k law."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,15 @@ import pytest
 from bilevel.noise import Compressed, LeastSquares
 from bilevel.noise.moments import rules, run
 from tests.marks import quick_cases
-from tests.noise.linear_models import V1, dense, joint, last, model, reference_v1, relative
+from tests.noise.linear_models import (
+    RIDGE_MOMENTS,
+    dense,
+    joint,
+    last,
+    model,
+    reference_ridge,
+    relative,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 STEPS = 30
@@ -102,13 +110,13 @@ def errors(process, start, rule):
     return run(process, start, rule, lambda now: now.squared_errors()[1][0])[1]
 
 
-@pytest.mark.parametrize("kind", V1)
-def test_reference_case_v1(kind):
+@pytest.mark.parametrize("kind", RIDGE_MOMENTS)
+def test_reference_moments_of_ridge(kind):
     """The exact curve of the reference case, to every digit that it prints."""
-    process, step_size = reference_v1(kind)
+    process, step_size = reference_ridge(kind)
     start = process.start(np.zeros(5))
     curve = errors(process, start, rules.sgd(step_size))
-    for steps, printed in zip((100, 1000, 10000), V1[kind], strict=True):
+    for steps, printed in zip((100, 1000, 10000), RIDGE_MOMENTS[kind], strict=True):
         assert float(f"{curve[steps - 1]:.7g}") == pytest.approx(printed, rel=2e-7)
     if kind == "decreasing":
         assert np.log10(curve[9999] / curve[999]) == pytest.approx(-0.95, abs=0.005)

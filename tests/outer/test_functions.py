@@ -84,8 +84,11 @@ def test_rosenbrock_takes_at_most_as_many_evaluations_as_scipy_twice() -> None:
     function = jax.jit(jax.value_and_grad(rosenbrock))
     theirs = minimize(
         lambda x: [np.asarray(part) for part in function(jnp.asarray(x))],
-        start, jac=True, method="L-BFGS-B", options={"ftol": 0.0, "gtol": 1e-6},
-    )  # fmt: skip
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        options={"ftol": 0.0, "gtol": 1e-6},
+    )
     result = run("Auto", rosenbrock, start)
     assert theirs.fun < 1e-9
     assert result.best[2 * theirs.nfev] < 1e-9

@@ -43,8 +43,10 @@ def lowest() -> float:
     function = jax.jit(jax.value_and_grad(exact))
     found = minimize(
         lambda h: [np.asarray(part, float) for part in function(jnp.asarray(h, float))],
-        np.zeros(FEATURES), jac=True, bounds=[(-12, 12)] * FEATURES,
-    )  # fmt: skip
+        np.zeros(FEATURES),
+        jac=True,
+        bounds=[(-12, 12)] * FEATURES,
+    )
     return found.fun
 
 

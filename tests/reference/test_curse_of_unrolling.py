@@ -1,4 +1,4 @@
-"""V5: the curse of unrolling, in closed form (Scieur, Gidel, Bertrand, Pedregosa, NeurIPS 2022).
+"""The curse of unrolling, in closed form (Scieur, Gidel, Bertrand, Pedregosa, NeurIPS 2022).
 
 ``f = theta x'Ax / 2 - b'x``, ``b = diag(A)``, theta = 1, so x* = 1 and J* = dx*/dtheta = -1;
 from x_0 = 0, with ``rho = 1 - h lambda`` per coordinate:

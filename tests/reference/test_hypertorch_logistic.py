@@ -1,4 +1,4 @@
-"""V12: the validation losses that hypertorch's logistic-regression example prints.
+"""The validation losses that hypertorch's logistic-regression example prints.
 
 Source: prolearner/hypertorch, examples/logistic_regression.ipynb: cold starts, 100 gradient steps,
 reverse mode through the last 10, SGD with momentum on the penalties, clamped at 1e-8.

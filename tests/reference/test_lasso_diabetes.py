@@ -1,4 +1,4 @@
-"""V3: the lasso with one penalty on diabetes, degree-2 features; derivatives known to 8 digits.
+"""The lasso with one penalty on diabetes, degree-2 features; derivatives known to 8 digits.
 
 Standardised features, their degree-2 polynomial, a permutation by ``RandomState(0)`` into 150
 training, 150 validation and 142 test rows; columns and y standardised on the training rows, 64
@@ -44,9 +44,10 @@ def data() -> bl.Data:
     X = StandardScaler().fit(X[train]).transform(X)
     # The square of the binary feature is that feature again, up to scale and sign.
     distinct = [
-        j for j in range(X.shape[1])
+        j
+        for j in range(X.shape[1])
         if all(abs(X[train, j] @ X[train, i]) < (1 - 1e-9) * TRAIN for i in range(j))
-    ]  # fmt: skip
+    ]
     X = X[:, distinct]
     y = (y - y[train].mean()) / y[train].std()
     return bl.Data(inner=(X[train], y[train]), outer=(X[validation], y[validation]))

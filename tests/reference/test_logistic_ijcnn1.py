@@ -1,4 +1,4 @@
-"""V4: ijcnn1, one log-penalty per feature; the value function solved by Newton's method in numpy.
+"""Logistic regression on ijcnn1, one log-penalty per feature, solved by Newton's method in numpy.
 
 Inner: mean logistic loss on the 49 990 training rows + sum exp(lam) w^2 / 2; outer: mean logistic
 loss on the 91 701 test rows. The fast test takes 4 000 random rows of each: the file has a period
@@ -17,7 +17,7 @@ import pytest
 import bilevel as bl
 from bilevel import single_loop
 
-BEST_SINGLE, WANTED = 0.2105, 0.2060  # of cases.md: one penalty for all, and Adam's after 50
+BEST_SINGLE, WANTED = 0.2105, 0.2060  # one penalty for all, and Adam's after 50
 START = -2 * np.ones(22)
 
 
@@ -74,9 +74,15 @@ def best_single(data: bl.Data) -> float:
 def deterministic(data: bl.Data, evaluations: int) -> float:
     estimator = bl.Implicit(bl.Newton(bl.Dense(), tol=1e-5), 20, bl.Dense())
     result = bl.tune(
-        PROBLEM, estimator, optax.adam(0.5), START, np.zeros(22), data, steps=evaluations,
+        PROBLEM,
+        estimator,
+        optax.adam(0.5),
+        START,
+        np.zeros(22),
+        data,
+        steps=evaluations,
         key=jax.random.key(0),
-    )  # fmt: skip
+    )
     return value(result.hyper, data)
 
 
@@ -86,9 +92,16 @@ def stochastic(data: bl.Data, batch_size: int, epochs: int = 60) -> float:
     estimator, _ = single_loop.preset("saba", 0.25, batch_size=batch_size, sampling="epoch")
     outer = optax.chain(optax.adam(optax.exponential_decay(30 / steps, steps, 0.1)), AT_MOST_1)
     result = bl.tune(
-        PROBLEM, estimator, outer, START, np.zeros(22), data, steps=steps,
-        key=jax.random.key(0), every=steps,
-    )  # fmt: skip
+        PROBLEM,
+        estimator,
+        outer,
+        START,
+        np.zeros(22),
+        data,
+        steps=steps,
+        key=jax.random.key(0),
+        every=steps,
+    )
     assert not result.diverged
     return value(result.hyper, data)
 

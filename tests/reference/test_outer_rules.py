@@ -1,4 +1,4 @@
-"""Auto, which needs no step size, on V3, V4, V8 to V11: the bars, and the best of eight Adams.
+"""Auto, which needs no step size, on six reference problems: the bars, and the best of eight Adams.
 
 Who arrives when is `benchmarks.outer`'s to say: for each target the Adam that needs the fewest
 calls, a call being one value with its hypergradient, refused trials included.
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("x64")]
 
 WITHIN = 2.0  # times the calls of the best Adam
 # Where Auto does not arrive, and how far above Adam's value, relatively, it ends: docs/outer.md.
-MISSED = {("V4", "Adam's best at 100"): 0.005, ("V11", "Adam's best at 50"): 0.5}
+MISSED = {("ijcnn1", "Adam's best at 100"): 0.005, ("overfit", "Adam's best at 50"): 0.5}
 
 
 def raced(name: str, case: Case) -> Race:
@@ -30,30 +30,31 @@ def raced(name: str, case: Case) -> Race:
     return run
 
 
-def test_v3_takes_at_most_15_evaluations() -> None:
-    seen = raced("V3", CASES["V3"]()._replace(budget=16)).seen
+def test_lasso_takes_at_most_15_evaluations() -> None:
+    seen = raced("lasso", CASES["lasso"]()._replace(budget=16)).seen
     assert 0.30656923 - 1e-7 < seen[14] <= 0.306575
 
 
-def test_v10_takes_at_most_100_evaluations() -> None:
-    seen = raced("V10", CASES["V10"]()._replace(bar=None, budget=52)).seen
+def test_schedule_takes_at_most_100_evaluations() -> None:
+    seen = raced("schedule", CASES["schedule"]()._replace(bar=None, budget=52)).seen
     assert 0.0135 < seen[99] <= 0.0140
 
 
-def test_v9_small() -> None:
-    raced("V9", quadratics(64, 10)._replace(budget=40))
+def test_small_quadratics() -> None:
+    raced("quadratics", quadratics(64, 10)._replace(budget=40))
 
 
 @pytest.mark.slow
-def test_v9_at_full_size() -> None:
-    raced("V9", CASES["V9"]())
+def test_quadratics_at_full_size() -> None:
+    raced("quadratics", CASES["quadratics"]())
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # V4: a thousand calls with an exact solve on 49 990 rows
+@pytest.mark.timeout(1200)  # ijcnn1: a thousand calls, each with an exact solve
 @pytest.mark.usefixtures("shared_data")
 @pytest.mark.parametrize(
-    ("name", "calls", "start"), [("V4", 100, 0.5216425), ("V8", 400, 0.35212), ("V11", 50, 1.3049)]
+    ("name", "calls", "start"),
+    [("ijcnn1", 100, 0.5216425), ("distillation", 400, 0.35212), ("overfit", 50, 1.3049)],
 )
 def test_the_bar_is_reached(name: str, calls: int, start: float) -> None:
     """In as many calls as the reference answers allow, from the value that they give."""

@@ -1,4 +1,4 @@
-"""V1: moments of the derivative of SGD on one row at a time (arXiv 2405.15894, Figure 1).
+"""Moments of the derivative of SGD on one row at a time (arXiv 2405.15894, Figure 1).
 
 The expected squared errors come from exact second-moment recursions, computed independently.
 """

@@ -1,4 +1,4 @@
-"""V11: one weight decay per weight, 7850 of them, fits the validation examples too.
+"""One weight decay per weight, 7850 of them, fits the validation examples too.
 
 Lorraine, Vicol, Duvenaud, AISTATS 2020, section 5.1: with as many hyperparameters as weights the
 validation set is memorised, which shows that the hypergradient is right in every direction. 50

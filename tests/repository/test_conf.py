@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 import bilevel as bl
@@ -142,7 +143,14 @@ def test_average_follows_steps() -> None:
 
 
 def test_one_integer_seeds_the_task() -> None:
-    assert composed("seed=7")["task"]["seed"] == 7
+    assert composed("seed=7")["task"]["table"]["seed"] == 7
+
+
+def test_a_setting_that_has_moved_into_a_node_is_refused_with_its_place() -> None:
+    assert composed("task.table.degree=1")["task"]["table"]["degree"] == 1
+    with pytest.raises(HydraException) as caught:
+        composed("task.degree=1")
+    assert hydra_compat.explain(caught.value).endswith("It is task.table.degree.")
 
 
 def test_folders_are_named_without_what_needs_quoting() -> None:

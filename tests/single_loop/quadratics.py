@@ -1,4 +1,4 @@
-"""Case V9: random quadratics at both levels, after the simulated data set of the field's benchmark.
+"""Random quadratics at both levels, after the simulated data set of the field's benchmark.
 
     loss_i = (a_i w)^2 / 2 + (b_i lam)^2 / 2 + (c_i lam)(d_i w) + l_i w + m_i lam
 

@@ -32,9 +32,18 @@ def tune(preset: str, steps: int, state: Any = None, **sizes: float) -> tuple[bl
     _, outer = single_loop.preset(preset, lam, batch_size=8)
     blocks: list[bl.Result] = []
     result = bl.tune(
-        PROBLEM, estimator, outer, LAMBDA, W, CASE.data, steps=steps, every=CHUNK,
-        key=None if state else jax.random.key(0), state=state, callback=blocks.append,
-    )  # fmt: skip
+        PROBLEM,
+        estimator,
+        outer,
+        LAMBDA,
+        W,
+        CASE.data,
+        steps=steps,
+        every=CHUNK,
+        key=None if state else jax.random.key(0),
+        state=state,
+        callback=blocks.append,
+    )
     return result, len(blocks)
 
 

@@ -30,9 +30,14 @@ def test_minibatch_noise_is_not_taken_for_divergence() -> None:
 
 
 MIXED = bl.SingleLoop(
-    bl.transform(optax.adam, learning_rate=0.05), 7, SVRG(5), SAGA(), STORM(bl.Decay(1.0, 0.5)),
-    adjoint_step=0.05, sampling="epoch",
-)  # fmt: skip
+    bl.transform(optax.adam, learning_rate=0.05),
+    7,
+    SVRG(5),
+    SAGA(),
+    STORM(bl.Decay(1.0, 0.5)),
+    adjoint_step=0.05,
+    sampling="epoch",
+)
 
 
 @pytest.mark.extended

@@ -1,4 +1,4 @@
-"""Case V9, the field's simulated quadratics: what each kind of method reaches."""
+"""The field's simulated quadratics: what each kind of method reaches."""
 
 from typing import Any
 

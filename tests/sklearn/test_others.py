@@ -116,18 +116,26 @@ RIDGE = bl.Problem(inner, loss, quadratic=True)
 @pytest.mark.extended
 def test_search_finds_what_a_grid_finds_and_refits():
     search = BilevelSearchCV(
-        RIDGE, 2.0, jnp.zeros(8), predict_fn=lambda w, X: X @ w, steps=40, cv=KFold(4),
+        RIDGE,
+        2.0,
+        jnp.zeros(8),
+        predict_fn=lambda w, X: X @ w,
+        steps=40,
+        cv=KFold(4),
         outer=optax.adam(0.3),
-    ).fit(X, Y)  # fmt: skip
+    ).fit(X, Y)
     # A mean over the rows of a fold: the penalty of the sum is n times as large.
     grid = np.linspace(-5, 2, 60)
     scores = [
         cross_val_score(
-            Ridge(30 * np.exp(g), fit_intercept=False), X, Y, cv=KFold(4),
+            Ridge(30 * np.exp(g), fit_intercept=False),
+            X,
+            Y,
+            cv=KFold(4),
             scoring="neg_mean_squared_error",
         ).mean()
         for g in grid
-    ]  # fmt: skip
+    ]
     np.testing.assert_allclose(search.best_score_, max(scores), rtol=1e-3)
     assert len(search.cv_results_["params"]) == 40
     assert search.cv_results_["rank_test_score"][search.best_index_] == 1

@@ -15,9 +15,13 @@ from tests.solvers.cases import SOLVERS, make, soft_threshold
 def attempt(solver: Any, name: str, problem: bl.Problem | None = None) -> Any:
     case = make(name)
     return bl.hypergradient(
-        problem or case.problem, bl.Implicit(solver, steps=2), case.hyper, case.params, case.data,
+        problem or case.problem,
+        bl.Implicit(solver, steps=2),
+        case.hyper,
+        case.params,
+        case.data,
         jax.random.key(0),
-    )  # fmt: skip
+    )
 
 
 def run(solver: Any, name: str, steps: int) -> Any:
@@ -68,9 +72,13 @@ def test_steps_cannot_be_differentiated(
     sentence = f"{estimator.__name__} cannot differentiate the steps {why}.*Use Implicit"
     with pytest.raises(ValueError, match=sentence):
         bl.hypergradient(
-            case.problem, estimator(factory(1.0), 5), case.hyper, case.params, case.data,
+            case.problem,
+            estimator(factory(1.0), 5),
+            case.hyper,
+            case.params,
+            case.data,
             jax.random.key(0),
-        )  # fmt: skip
+        )
 
 
 def test_settings() -> None:

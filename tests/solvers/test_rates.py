@@ -21,9 +21,14 @@ def errors(solver: Any, seed: int, steps: int, calls: int) -> list[float]:
     _, exact = case.exact(case.hyper)
     for call in range(calls):
         estimate, state = bl.hypergradient(
-            case.problem, bl.Forward(solver, steps), case.hyper, case.params, case.data,
-            jax.random.fold_in(jax.random.key(seed), call), state=state,
-        )  # fmt: skip
+            case.problem,
+            bl.Forward(solver, steps),
+            case.hyper,
+            case.params,
+            case.data,
+            jax.random.fold_in(jax.random.key(seed), call),
+            state=state,
+        )
         found.append(float(np.linalg.norm(estimate.grad - exact) / np.linalg.norm(exact)))
     return found
 
@@ -48,9 +53,14 @@ def test_derivative_of_newton_converges_quadratically() -> None:
     _, exact = bl.testing.dense_hypergradient(case.problem, case.hyper, case.params, case.data)
     for _ in range(3):
         estimate, state = bl.hypergradient(
-            case.problem, bl.Forward(solver, 1), case.hyper, case.params, case.data,
-            jax.random.key(0), state=state,
-        )  # fmt: skip
+            case.problem,
+            bl.Forward(solver, 1),
+            case.hyper,
+            case.params,
+            case.data,
+            jax.random.key(0),
+            state=state,
+        )
         error.append(abs(float(estimate.grad / exact) - 1))
     digits = -np.log10(error)
     assert digits[0] > 1

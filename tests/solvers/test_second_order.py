@@ -47,9 +47,13 @@ def test_identity_design(solver: Any) -> None:
         lambda w, h, t: jnp.sum((w - t) ** 2) / 2,
     )
     estimate, _ = bl.hypergradient(
-        problem, bl.Implicit(solver, steps=4), h, np.zeros(3), bl.Data(inner=y, outer=np.ones(3)),
+        problem,
+        bl.Implicit(solver, steps=4),
+        h,
+        np.zeros(3),
+        bl.Data(inner=y, outer=np.ones(3)),
         jax.random.key(0),
-    )  # fmt: skip
+    )
     exact = -np.sum((y / (1 + h) - 1) * y) / (1 + h) ** 2
     np.testing.assert_allclose(estimate.grad, exact, rtol=1e-10)
 
@@ -61,9 +65,12 @@ def test_lbfgs_takes_the_steps_of_scipy() -> None:
     data, key = bl.Data(inner=curvature, outer=curvature), jax.random.key(0)
     w = bl.solve(problem, bl.LBFGS(), 0.0, np.zeros(12), data, key, steps=20)
     reference = scipy.optimize.minimize(
-        lambda w: (np.sum(curvature * (w - 1) ** 2) / 2, curvature * (w - 1)), np.zeros(12),
-        jac=True, method="L-BFGS-B", options={"maxiter": 20, "ftol": 0, "gtol": 0, "maxcor": 10},
-    )  # fmt: skip
+        lambda w: (np.sum(curvature * (w - 1) ** 2) / 2, curvature * (w - 1)),
+        np.zeros(12),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 20, "ftol": 0, "gtol": 0, "maxcor": 10},
+    )
     np.testing.assert_allclose(problem.inner(w, 0.0, curvature), reference.fun, rtol=1e-6)
 
 

@@ -53,9 +53,13 @@ def test_one_step_of_newton_is_enough() -> None:
     case, solver = logistic(0), bl.Newton(linear=bl.CG(tol=1e-13))
     _, exact = dense_hypergradient(case.problem, case.hyper, case.params, case.data)
     estimate, _ = bl.hypergradient(
-        case.problem, bl.Reverse(solver, 8, truncate=1), case.hyper, case.params, case.data,
+        case.problem,
+        bl.Reverse(solver, 8, truncate=1),
+        case.hyper,
+        case.params,
+        case.data,
         jax.random.key(0),
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(estimate.grad, exact, rtol=1e-10)
 
 

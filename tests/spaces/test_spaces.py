@@ -54,7 +54,7 @@ LEAVES: dict[str, tuple[Any, np.ndarray, Any]] = {
         np.array([0.5, 2.0, 0.5, 2.0]),
         lambda x: 9 * np.exp(-np.log1p(np.exp(-x)))[[0, 1, 0, 1]],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.usefixtures("x64")
@@ -107,7 +107,7 @@ INSIDE = {
     "Softplus": (Softplus(5.0, 0.01), lambda y: y > 5),
     "Simplex": (Simplex(), lambda y: (y > 0) & (abs(y.sum() - 1) < 1e-6)),
     "Tied": (Tied("aab", Log()), lambda y: (y > 0) & (y[0] == y[1])),
-}  # fmt: skip
+}
 MOVED = Spaces.of({name: space for name, (space, _) in INSIDE.items()})
 
 
@@ -169,7 +169,7 @@ def test_a_start_on_or_outside_the_boundary_is_refused(space: Any, hyper: Any, w
         (lambda: Tied(()), "Tied needs the group of each entry"),
         (lambda: bl.Problem(abs, abs, space={"a": Log}), "spaces such as bl.spaces.Log()"),
     ],
-)  # fmt: skip
+)
 def test_spaces_that_cannot_be(make: Any, words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=re.escape(words)):
         make()

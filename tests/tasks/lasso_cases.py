@@ -9,11 +9,9 @@ import numpy as np
 import bilevel as bl
 from tasks.base import Task
 from tasks.datasets.design import Design, prepare
+from tasks.datasets.tabular import Tabular
 from tasks.lasso import lasso
 
-SETTINGS: dict[str, Any] = dict(
-    degree=2, clip=None, validation=0.3, test=0.3, rows=None, target=None, root=None
-)
 GROUPS = {"body": ["age*", "sex", "bmi*", "bp*"], "blood": ["s?", "s?^2"], "rest": ["*"]}
 KINDS = [
     ("lasso", "global"),
@@ -25,14 +23,18 @@ KINDS = [
 ]
 
 
+def table(outer: str = "holdout", seed: int = 1) -> Tabular:
+    return Tabular("diabetes", outer, degree=2, folds=3, seed=seed)
+
+
 def make(kind: str, penalty: str = "global", outer: str = "holdout", seed: int = 1) -> Task:
     groups = GROUPS if kind == "group_lasso" else None
-    return lasso("diabetes", kind, penalty, outer, groups=groups, folds=3, seed=seed)
+    return lasso(table(outer, seed), kind, penalty, groups=groups)
 
 
 @cache
 def design(outer: str = "holdout") -> Design:
-    return prepare("diabetes", "regression", outer, folds=3, seed=1, **SETTINGS)
+    return prepare(table(outer), "regression")
 
 
 def folds(outer: str) -> list[tuple]:
@@ -52,6 +54,10 @@ def at(made: Task, hyper: Any) -> tuple[bl.Estimate, Any]:
     X = np.asarray(made.data.inner[0])
     solver = bl.FISTA(0.9 / np.linalg.eigvalsh(X.T @ X / len(X))[-1])
     return bl.hypergradient(
-        made.problem, bl.Implicit(solver, steps=3000), hyper, made.params, made.data,
+        made.problem,
+        bl.Implicit(solver, steps=3000),
+        hyper,
+        made.params,
+        made.data,
         jax.random.key(0),
-    )  # fmt: skip
+    )

@@ -37,9 +37,16 @@ def test_hypergradient_is_the_central_difference(x64) -> None:
     """Of two steps of training, by all four sizes."""
     task = augmentation(train=10, validation=20, test=10, draws=2, hidden=6)
     solver = bl.SGD(step_size=0.3)
-    estimate, _ = jax.jit(lambda hyper: bl.hypergradient(
-        task.problem, bl.Reverse(solver, steps=2), hyper, task.params, task.data, jax.random.key(0)
-    ))(task.hyper)  # fmt: skip
+    estimate, _ = jax.jit(
+        lambda hyper: bl.hypergradient(
+            task.problem,
+            bl.Reverse(solver, steps=2),
+            hyper,
+            task.params,
+            task.data,
+            jax.random.key(0),
+        )
+    )(task.hyper)
 
     @jax.jit
     def value(hyper: jax.Array) -> jax.Array:

@@ -49,9 +49,12 @@ def test_hypergradient_is_the_central_difference(x64) -> None:
 
     def value(hyper: np.ndarray) -> float:
         model = LogisticRegression(
-            C=1 / (2 * decay * len(y)), fit_intercept=False, tol=1e-12, max_iter=1000,
+            C=1 / (2 * decay * len(y)),
+            fit_intercept=False,
+            tol=1e-12,
+            max_iter=1000,
             solver="newton-cholesky",
-        )  # fmt: skip
+        )
         model.fit(X, y, sample_weight=1 / (1 + np.exp(-hyper)))
         return log_loss(labels, model.predict_proba(held), labels=model.classes_)
 
@@ -91,9 +94,10 @@ def test_baselines_stand_in_their_order() -> None:
     """Known wrong labels help, wrong labels hurt: on 480 of 800 pair flips nobody doubts it."""
     task = cleaning(train=800, validation=100, noise="pair", fraction=0.6, refit_steps=300)
     rows = task.baselines()
-    oracle, noisy = (rows[name]["test_error"] for name in (
-        "oracle: wrong labels known and dropped", "training rows as they are, alone"
-    ))  # fmt: skip
+    oracle, noisy = (
+        rows[name]["test_error"]
+        for name in ("oracle: wrong labels known and dropped", "training rows as they are, alone")
+    )
     assert oracle < 0.1 < 0.5 < noisy
     assert all(
         row["test_error"] == pytest.approx(1 - row["test_accuracy"]) for row in rows.values()
@@ -113,9 +117,16 @@ def test_heavy_ball_starts_from_rest(x64) -> None:
     task = cleaning(train=50, validation=20, test=20)
     estimator = bl.Implicit(FromRest(bl.SGD(0.1, momentum=0.9)), steps=3, linear=bl.CG())
     result = bl.tune(
-        task.problem, estimator, optax.sgd(0.0), task.hyper, task.params, task.data, steps=2,
-        every=2, key=jax.random.key(0),
-    )  # fmt: skip
+        task.problem,
+        estimator,
+        optax.sgd(0.0),
+        task.hyper,
+        task.params,
+        task.data,
+        steps=2,
+        every=2,
+        key=jax.random.key(0),
+    )
     X, y, _ = map(np.asarray, task.data.inner)
     X, w = np.concatenate([X, np.ones((50, 1))], axis=1), np.zeros((65, 10))
     for _ in range(2):
@@ -129,7 +140,7 @@ def test_heavy_ball_starts_from_rest(x64) -> None:
 
 
 @pytest.mark.slow
-def test_v2_mnist(shared_data: Path) -> None:
+def test_cleaning_of_mnist(shared_data: Path) -> None:
     """Accuracy of the inner model, F1, and the retrained accuracy of the published protocol."""
     metrics = run_experiment("cleaning_paper").metrics
     assert metrics["inner_accuracy"] >= 0.893

@@ -1,5 +1,7 @@
 """Splits, folds, standardised columns and penalties: what each row and column is used for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.pipeline import make_pipeline
@@ -10,10 +12,11 @@ from tasks.datasets.design import prepare
 from tasks.datasets.features import Features
 from tasks.datasets.splits import deal, split
 from tasks.datasets.tables import Table, load
+from tasks.datasets.tabular import Tabular
 from tasks.parts.stability import stability
 
 SHARES = dict(validation=0.3, test=0.2, rows=None)
-COMMON = dict(degree=1, clip=None, folds=3, **SHARES, target=None, root=None, seed=0)
+COMMON = Tabular("diabetes", folds=3, test=0.2)
 
 
 def table(n: int, classes: int = 0, test_rows=None) -> Table:
@@ -139,11 +142,11 @@ def test_outliers_are_clipped_before_they_are_squared() -> None:
 
 
 def test_scales_come_from_training_rows_alone() -> None:
-    one = prepare("diabetes", "regression", "holdout", **COMMON)
+    one = prepare(replace(COMMON, outer="holdout"), "regression")
     assert one.folds is None
     np.testing.assert_allclose(one.X[one.train].mean(0), 0, atol=1e-12)
     np.testing.assert_allclose(one.X[one.train].std(0), 1)
-    folds = prepare("diabetes", "regression", "kfold", **COMMON)
+    folds = prepare(COMMON, "regression")
     assert folds.folds == 3
     np.testing.assert_array_equal(folds.train.sum(1), 2)  # each row trains all folds but one
     for f in range(3):
@@ -152,14 +155,15 @@ def test_scales_come_from_training_rows_alone() -> None:
         np.testing.assert_allclose(X.std(0), 1)
     assert not set(one.parts.test) & set(one.parts.development)
     with pytest.raises(ValueError, match="outer='cv' must be one of holdout, kfold"):
-        prepare("diabetes", "regression", "cv", **COMMON)
+        prepare(replace(COMMON, outer="cv"), "regression")
 
 
 @pytest.mark.parametrize("outer", ["holdout", "kfold"])
 def test_no_number_of_the_judging_rows_reaches_the_training_columns(outer: str, tmp_path) -> None:
     """Other values in validation and test rows leave every training column as it was."""
     data, path = load("diabetes"), tmp_path / "t.npz"
-    before = prepare("diabetes", "regression", outer, **COMMON | dict(degree=2))
+    chosen = replace(COMMON, outer=outer, degree=2)
+    before = prepare(chosen, "regression")
     # Folds share the columns of all their rows, so there only the test rows are out of sight.
     unseen = (
         before.parts.test if outer == "kfold" else np.r_[before.parts.validation, before.parts.test]
@@ -167,7 +171,7 @@ def test_no_number_of_the_judging_rows_reaches_the_training_columns(outer: str, 
     X = data.X.copy()
     X[unseen] = 7 + 100 * np.random.default_rng(0).normal(size=(len(unseen), X.shape[1]))
     np.savez(path, X=X, y=data.y, feature_names=np.array(data.feature_names))
-    after = prepare(str(path), "regression", outer, **COMMON | dict(degree=2))
+    after = prepare(replace(chosen, data=str(path)), "regression")
     assert before.parts.digest == after.parts.digest
     shared = [after.features.names.index(name) for name in before.features.names]
     one, other = before.X, after.X[..., shared]
@@ -182,10 +186,8 @@ def test_no_number_of_the_judging_rows_reaches_the_training_columns(outer: str, 
 def test_all_seeds_have_the_same_columns() -> None:
     """Pixels that only a few digits use are constant in the training rows of some seeds."""
     data = load("digits", kind="classification")
-    made = [
-        prepare("digits", "classification", "holdout", **COMMON | dict(seed=seed))
-        for seed in range(6)
-    ]
+    digits = replace(COMMON, data="digits", outer="holdout")
+    made = [prepare(replace(digits, seed=seed), "classification") for seed in range(6)]
     varying = {np.count_nonzero(np.ptp(data.X[d.parts.train], axis=0)) for d in made}
     assert len(varying) > 1
     assert {d.X.shape for d in made} == {(1438, 61)}

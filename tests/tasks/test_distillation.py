@@ -100,7 +100,7 @@ def test_too_few_rows_of_a_class_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_v8_mnist(shared_data: Path) -> None:
+def test_distilled_mnist(shared_data: Path) -> None:
     """Ten images of 14 x 14 for 5000: accuracy and loss in 400 evaluations."""
     metrics = run_experiment("distillation_paper", "seed=5").metrics
     assert 1 - metrics["test_error"] >= 0.852

@@ -7,7 +7,6 @@ import pytest
 from tasks import (
     augmentation,
     cleaning,
-    decays,
     distillation,
     imbalance,
     kernel,
@@ -15,13 +14,14 @@ from tasks import (
     logistic,
     multinomial,
     ridge,
+    weight_decay,
 )
 from tasks.datasets import images, tables
 from tasks.parts import networks
 from tasks.solvers import from_rest
 
-MODULES = [augmentation, cleaning, tables, decays, distillation, from_rest, images]
-MODULES += [imbalance, kernel, lasso, logistic, multinomial, networks, ridge]
+MODULES = [augmentation, cleaning, tables, distillation, from_rest, images]
+MODULES += [imbalance, kernel, lasso, logistic, multinomial, networks, ridge, weight_decay]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)

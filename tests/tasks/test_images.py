@@ -12,9 +12,9 @@ from tasks.augmentation import augmentation
 from tasks.base import Task
 from tasks.cleaning import cleaning
 from tasks.datasets.images import images
-from tasks.decays import decays
 from tasks.distillation import distillation
 from tasks.imbalance import imbalance
+from tasks.weight_decay import weight_decay
 
 X, Y = load_digits(return_X_y=True)
 
@@ -77,8 +77,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "imbalance": imbalance,
     "imbalance_network": lambda seed: imbalance(weights="network", seed=seed),
     "distillation": distillation,
-    "decays": decays,
-    "decays_network": lambda seed: decays(hidden=5, seed=seed),
+    "decays": weight_decay,
+    "decays_network": lambda seed: weight_decay(hidden=5, seed=seed),
     "augmentation": lambda seed: augmentation(draws=2, seed=seed),
 }
 

@@ -36,10 +36,17 @@ def tuned(solver: bl.SGD, total: float) -> dict[str, np.ndarray]:
     data = bl.Data(inner=(X, y, np.arange(N)), outer=(held, labels))
     params = {"W": jnp.zeros((3, 1)), "b": jnp.zeros(1)}
     result = bl.tune(
-        problem, LookAhead(solver, from_zero=True), bl.transform(positive_part, total=total),
-        jnp.zeros(N), params, data, steps=STEPS, key=jax.random.key(0), every=STEPS,
+        problem,
+        LookAhead(solver, from_zero=True),
+        bl.transform(positive_part, total=total),
+        jnp.zeros(N),
+        params,
+        data,
+        steps=STEPS,
+        key=jax.random.key(0),
+        every=STEPS,
         record=lambda h, p, _: {"h": h, "w": jnp.concatenate([p["W"][:, 0], p["b"]])},
-    )  # fmt: skip
+    )
     assert not result.diverged
     return {name: np.asarray(result.history[name]) for name in ("h", "w", "value")}
 
@@ -88,9 +95,13 @@ def test_positive_part_of_nothing_is_nothing() -> None:
 def test_network_hypergradient_is_the_central_difference(x64) -> None:
     task = imbalance(weights="network", hidden=6, train=30, share=0.2, clean=3, steps=1)
     estimator = LookAhead(bl.SGD(0.1))
-    run = jax.jit(lambda h: bl.hypergradient(
-        task.problem, estimator, h, task.params, task.data, jax.random.key(0)
-    )[0].grad)  # fmt: skip
+    run = jax.jit(
+        lambda h: (
+            bl.hypergradient(task.problem, estimator, h, task.params, task.data, jax.random.key(0))[
+                0
+            ].grad
+        )
+    )
 
     def ahead(hyper: Any) -> Any:
         loss = lambda w: task.problem.inner(w, hyper, task.data.inner)  # noqa: E731
@@ -117,7 +128,7 @@ def test_bad_settings_are_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_v7_mnist(shared_data: Path) -> None:
+def test_imbalance_of_mnist(shared_data: Path) -> None:
     """9 against 4 with 1 %: mean test error of six seeds; the standard error of three is 0.006."""
     errors = [
         run_experiment("imbalance_paper", f"seed={seed}").metrics["test_error"] for seed in range(6)

@@ -18,24 +18,26 @@ from sklearn.linear_model import RidgeCV
 import bilevel as bl
 from tasks.base import Task
 from tasks.datasets.design import Design, prepare
+from tasks.datasets.tabular import Tabular
 from tasks.kernel import FLOOR, NOISES, SCALES, kernel, kernel_ridge
 from tests.compiling import compilations
 from tests.tasks.experiment import run_experiment
 
-SETTINGS: dict[str, Any] = dict(
-    degree=1, clip=None, folds=0, validation=0.3, test=0.3, target=None, root=None
-)
 ROWS = 150
+
+
+def table(seed: int = 1) -> Tabular:
+    return Tabular("diabetes", "holdout", rows=ROWS, seed=seed)
 
 
 @cache
 def task(seed: int = 1) -> Task:
-    return kernel_ridge("diabetes", rows=ROWS, seed=seed)
+    return kernel_ridge(table(seed))
 
 
 @cache
 def design() -> Design:
-    return prepare("diabetes", "regression", "holdout", rows=ROWS, seed=1, **SETTINGS)
+    return prepare(table(), "regression")
 
 
 def random_hyper() -> dict[str, Any]:
@@ -60,7 +62,7 @@ def value(hyper: Any) -> float:
 
 
 def test_value_and_hypergradient_are_those_of_scikit_learn(x64) -> None:
-    made, hyper = kernel_ridge("diabetes", rows=ROWS, seed=1), random_hyper()
+    made, hyper = kernel_ridge(table()), random_hyper()
     assert made.exact is not None
     rng, step = np.random.default_rng(1), 1e-5
     way = {"length_scales": rng.normal(size=10), "noise": rng.normal()}
@@ -178,3 +180,5 @@ def test_columns_that_say_nothing_are_left_out_and_gaps_refused(tmp_path) -> Non
         kernel_ridge(str(path))
     with pytest.raises(ValueError, match=r"start=0 and noise=0.1 must be positive"):
         kernel_ridge(start=0)
+    with pytest.raises(ValueError, match=r"outer='kfold': kernel_ridge has one validation set"):
+        kernel_ridge({"outer": "kfold"})

@@ -111,9 +111,15 @@ def test_value_and_support_are_scikit_learns(kind: str, x64) -> None:
 def tuned(made: Task, estimator: Any) -> bl.Result:
     outer = bl.transform(optax.sgd, learning_rate=3.0)
     return bl.tune(
-        made.problem, estimator, outer, made.hyper, made.params, made.data, steps=30,
+        made.problem,
+        estimator,
+        outer,
+        made.hyper,
+        made.params,
+        made.data,
+        steps=30,
         key=jax.random.key(0),
-    )  # fmt: skip
+    )
 
 
 def test_metrics_are_those_of_scikit_learn_on_development_rows() -> None:
@@ -168,7 +174,7 @@ def test_equal_problems_are_equal() -> None:
 
 
 def test_two_classes_are_signs() -> None:
-    made = lasso("breast_cancer", degree=1, outer="holdout")
+    made = lasso({"data": "breast_cancer", "degree": 1})
     assert made.exact is not None
     assert set(np.sign(made.data.inner[1]).tolist()) == {-1.0, 1.0}
     metrics = made.metrics(np.log(0.01), None)
@@ -182,12 +188,12 @@ def test_columns_that_say_nothing_are_left_out_and_gaps_refused(tmp_path) -> Non
     path = tmp_path / "t.csv"
     rows = [f"{a:.3f},{a:.3f},7,{b:.3f},{a - b:.3f}" for a, b in rng.normal(size=(40, 2))]
     path.write_text("\n".join(["a,again,same,b,y", *rows]))
-    made = lasso(str(path), penalty="per_feature", degree=1, outer="holdout")
+    made = lasso({"data": str(path), "degree": 1}, penalty="per_feature")
     assert made.notes["column_names"] == ["a", "b"]
     assert made.notes["dropped_columns"] == ["again", "same"]
     path.write_text("\n".join(["a,again,same,b,y", *rows, "1,,7,0,1"]))
     with pytest.raises(ValueError, match=r"column 'again' has 1 missing .*line 42"):
-        lasso(str(path), degree=1, outer="holdout")
+        lasso({"data": str(path), "degree": 1})
 
 
 def test_bad_settings_are_refused() -> None:

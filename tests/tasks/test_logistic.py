@@ -13,22 +13,24 @@ from sklearn.metrics import accuracy_score, log_loss
 import bilevel as bl
 from tasks.base import Task
 from tasks.datasets.design import Design, prepare
+from tasks.datasets.tabular import Tabular
 from tasks.logistic import GRID, logistic
 from tests.compiling import compilations
 from tests.marks import quick_cases
 
-SETTINGS: dict[str, Any] = dict(degree=1, clip=None, folds=3, validation=0.3, test=0.3, rows=None)
-SETTINGS |= dict(target=None, root=None, seed=1)
+
+def table(data: str, outer: str = "holdout", seed: int = 1) -> Tabular:
+    return Tabular(data, outer, folds=3, seed=seed)
 
 
 @cache
 def task(data: str, penalty: str = "per_feature", outer: str = "holdout") -> Task:
-    return logistic(data, penalty, outer, folds=3, seed=1)
+    return logistic(table(data, outer), penalty)
 
 
 @cache
 def design(data: str, outer: str = "holdout") -> Design:
-    return prepare(data, "classification", outer, **SETTINGS)
+    return prepare(table(data, outer), "classification")
 
 
 def scikit(C: float, **settings: Any) -> LogisticRegression:
@@ -58,7 +60,7 @@ def test_metrics_are_those_of_scikit_learn(data: str, penalty: str) -> None:
 
 @pytest.mark.parametrize("data", ["breast_cancer", "wine"])
 def test_losses_are_log_losses(data: str, x64) -> None:
-    made = logistic(data, "global", "holdout", seed=1)
+    made = logistic(table(data), "global")
     parts = design(data)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), made.params)
@@ -79,7 +81,7 @@ def test_losses_are_log_losses(data: str, x64) -> None:
 @quick_cases(1, "outer", ["holdout", "kfold"])
 def test_hypergradient_is_the_central_difference(data: str, outer: str, x64) -> None:
     """Of the outer loss where scikit-learn puts the inner minimisers, fold by fold."""
-    made = logistic(data, "per_feature", outer, folds=3, seed=1)
+    made = logistic(table(data, outer), "per_feature")
     parts = design(data, outer)
     X = parts.X if parts.folds else parts.X[:, None]
     train = parts.train if parts.folds else parts.train[:, None]
@@ -108,8 +110,8 @@ def test_hypergradient_is_the_central_difference(data: str, outer: str, x64) -> 
 
 @pytest.mark.parametrize("data", ["breast_cancer", "wine"])
 def test_folds_are_explicit_sums_over_their_rows(data: str, x64) -> None:
-    folds = logistic(data, "global", "kfold", folds=3, seed=1)
-    single = logistic(data, "global", "holdout", seed=1).problem
+    folds = logistic(table(data, "kfold"), "global")
+    single = logistic(table(data), "global").problem
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), folds.params)
     losses = jax.jit(single.inner), jax.jit(single.outer)
@@ -168,16 +170,20 @@ def test_baselines_are_what_they_say(outer: str) -> None:
     train = parts.train if outer == "kfold" else parts.train[:, None]
     cv = [(np.flatnonzero(used), np.flatnonzero(~used)) for used in train.T]
     search = LogisticRegressionCV(
-        Cs=(1 / (GRID * len(y))).tolist(), cv=cv, scoring="neg_log_loss", max_iter=10_000,
-        l1_ratios=(0.0,), use_legacy_attributes=False,
-    ).fit(X, y)  # fmt: skip
+        Cs=(1 / (GRID * len(y))).tolist(),
+        cv=cv,
+        scoring="neg_log_loss",
+        max_iter=10_000,
+        l1_ratios=(0.0,),
+        use_legacy_attributes=False,
+    ).fit(X, y)
     name = next(n for n in names if "same" in n)
     expected = log_loss(parts.test[1], search.predict_proba(parts.test[0]))
     assert baselines[name]["test_log_loss"] == pytest.approx(expected)
 
 
 def test_minibatch_loss_is_unbiased(x64) -> None:
-    made = logistic("wine", "per_class", "kfold", folds=3, seed=1)
+    made = logistic(table("wine", "kfold"), "per_class")
     params = jax.tree.map(lambda a: a + 0.3, made.params)
     single = jax.tree.map(lambda a: a[:, None], made.data.inner)
     inner = jax.jit(made.problem.inner)
@@ -204,7 +210,7 @@ def test_bad_settings_are_refused() -> None:
 
 
 def test_equal_problems_share_their_compilation() -> None:
-    a, b = (logistic("wine", "per_class", "holdout", seed=seed) for seed in (1, 2))
+    a, b = (logistic(table("wine", seed=seed), "per_class") for seed in (1, 2))
     assert a.problem == b.problem
     a.metrics(a.hyper, None)
     with compilations() as count:

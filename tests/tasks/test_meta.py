@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import bilevel as bl
+from tasks.base import Task
 from tasks.datasets.task_distributions import Episodes
 from tasks.meta import meta
 from tasks.parts.adaptation import LearnedRates
@@ -23,6 +24,15 @@ def arrays(level: Any, row: int) -> tuple[np.ndarray, np.ndarray]:
     """``[n, 2]`` inputs with the intercept's 1, and targets ``[n]``."""
     x, y = (np.asarray(leaf[row])[:, 0] for leaf in level)
     return np.stack([x, np.ones_like(x)], 1), y
+
+
+def call(task: Task, estimator: Any) -> tuple[bl.Estimate, Any]:
+    return bl.hypergradient(task.problem, estimator, task.hyper, task.params, task.data, KEY)
+
+
+def tune(task: Task, estimator: Any, outer: Any, **settings: Any) -> bl.Result:
+    start = task.hyper, task.params, task.data
+    return bl.tune(task.problem, estimator, outer, *start, **settings)
 
 
 def flat(head: Any) -> np.ndarray:
@@ -63,9 +73,7 @@ def test_implicit_maml_of_a_linear_model_is_the_closed_form(x64) -> None:
     expected = strength * np.linalg.solve(H, 2 * Xq.T @ (Xq @ w - yq) / len(yq))
     linear = bl.GaussNewton(bl.CG(tol=1e-12))  # here the Hessian itself
     implicit = bl.Implicit(bl.GradientDescent(0.03), steps=600, linear=linear)
-    estimate, state = bl.hypergradient(
-        task.problem, bl.Sampled(implicit, 2), task.hyper, task.params, task.data, KEY
-    )
+    estimate, state = call(task, bl.Sampled(implicit, 2))
     np.testing.assert_allclose(flat(state.params["head"]), w, rtol=1e-8)
     np.testing.assert_allclose(flat(estimate.grad["start"]["head"]), expected, rtol=1e-8)
 
@@ -84,9 +92,7 @@ def test_ridge_head_is_the_closed_form(x64) -> None:
     H = F.T @ F / len(y) + np.eye(5)
     w = np.linalg.solve(H, F.T @ y / len(y))
     slope = -(2 * Fq.T @ (Fq @ w - yq) / len(yq)) @ np.linalg.solve(H, w)
-    estimate, state = bl.hypergradient(
-        task.problem, bl.Sampled(bl.ClosedForm(), 1), task.hyper, task.params, task.data, KEY
-    )
+    estimate, state = call(task, bl.Sampled(bl.ClosedForm(), 1))
     np.testing.assert_allclose(state.params["kernel"][:, 0], w[:4], rtol=1e-9)
     assert estimate.grad["log_penalty"] == pytest.approx(slope, rel=1e-9)
 
@@ -110,7 +116,7 @@ def test_maml_is_the_central_difference_of_numpy(x64) -> None:
         return np.mean(((np.maximum(Xq[:, :1] @ A + a, 0) @ B)[:, 0] + b - yq) ** 2)
 
     estimator = bl.Sampled(bl.Reverse(bl.GradientDescent(0.05), steps=1), 1)
-    estimate, _ = bl.hypergradient(task.problem, estimator, task.hyper, task.params, task.data, KEY)
+    estimate, _ = call(task, estimator)
     assert estimate.value == pytest.approx(value(leaves), rel=1e-12)
     rng, step = np.random.default_rng(0), 1e-6
     for _ in range(3):
@@ -157,9 +163,8 @@ def test_episodes_show_no_drawing_twice() -> None:
         character = {label: set(shown[labels == label] // 20) for label in range(4)}
         assert len(set.union(*character.values())) == 4
         assert all(len(found) == 1 for found in character.values())
-        assert all(
-            {code // 20} == character[label] for code, label in zip(other, truth, strict=True)
-        )
+        pairs = zip(other, truth, strict=True)
+        assert all({code // 20} == character[label] for code, label in pairs)
     assert len(np.unique(codes // 20)) == 12
 
 
@@ -174,19 +179,13 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         meta("omniglot", root=str(tmp_path))
     task = meta(**SMALL)
     with pytest.raises(ValueError, match=r"estimator=sampled, which draws tasks"):
-        bl.hypergradient(
-            task.problem, bl.Reverse(bl.GradientDescent(0.01), 1), task.hyper, task.params,
-            task.data, KEY,
-        )  # fmt: skip
+        call(task, bl.Reverse(bl.GradientDescent(0.01), 1))
 
 
 def maml(task: Any, steps: int, state: Any = None, **how: Any) -> bl.Result:
     estimator = bl.Sampled(bl.Reverse(bl.GradientDescent(**how), steps=1), tasks=25)
     outer = bl.transform(optax.adam, learning_rate=1e-3)
-    return bl.tune(
-        task.problem, estimator, outer, task.hyper, task.params, task.data,
-        steps=steps, key=jax.random.key(5), state=state, every=500,
-    )  # fmt: skip
+    return tune(task, estimator, outer, steps=steps, key=jax.random.key(5), state=state, every=500)
 
 
 def judged_by_numpy(start: Any, curves: int = 4000) -> np.ndarray:
@@ -210,7 +209,7 @@ def judged_by_numpy(start: Any, curves: int = 4000) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_v6() -> None:
+def test_sinusoids_by_maml() -> None:
     task = meta(pool=200_000)
     result = maml(task, 20_000, step_size=0.01)
     metrics = task.metrics(result.hyper, None)
@@ -244,10 +243,7 @@ def test_omniglot(shared_data: Path) -> None:
     """5 ways, 1 shot, unseen alphabets: above .80 within 2 000 iterations; pixels alone: .46."""
     task = meta("omniglot", "ridge", shots=1, queries=5, widths=(32, 32, 32, 64), test_tasks=500)
     estimator = bl.Sampled(bl.ClosedForm(), tasks=4, draw=Episodes(5, 1, 5))
-    result = bl.tune(
-        task.problem, estimator, optax.adam(2e-3), task.hyper, task.params, task.data,
-        steps=800, key=jax.random.key(5), every=100,
-    )  # fmt: skip
+    result = tune(task, estimator, optax.adam(2e-3), steps=800, key=jax.random.key(5), every=100)
     metrics = task.metrics(result.hyper, None)
     print(metrics)
     assert metrics["accuracy"] - metrics["±"] > 0.80

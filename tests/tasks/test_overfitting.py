@@ -1,7 +1,7 @@
 """The outer loop over-fits the validation rows as any optimiser does; a second set of them tells.
 
-One decay per weight memorises 50 validation images (case V11). Four sets of rows: training,
-validation, held out for early stopping, and test rows that nobody sees.
+One decay per weight memorises 50 validation images. Four sets of rows: training, validation,
+held out for early stopping, and test rows that nobody sees.
 """
 
 from typing import Any

@@ -23,7 +23,7 @@ FEATURES = Features.fit(load("diabetes").X, load("diabetes").feature_names, 2)
     ],
 )
 def test_penalties_by_name(spec, names) -> None:
-    penalty = Penalty.of(spec, FEATURES)
+    penalty = Penalty.from_columns(spec, FEATURES)
     assert set(penalty.names) == set(names)
     hyper = np.log(np.arange(1.0, 1 + len(penalty.names))).reshape(penalty.shape)
     strengths = np.broadcast_to(penalty(hyper), (64,))
@@ -59,4 +59,4 @@ def test_penalties_by_name(spec, names) -> None:
 )
 def test_bad_groups_are_refused(spec, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Penalty.of(spec, FEATURES)
+        Penalty.from_columns(spec, FEATURES)

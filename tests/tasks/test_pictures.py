@@ -29,8 +29,8 @@ def test_penalties_and_length_scales_are_those_found() -> None:
     rng = np.random.default_rng(0)
     tasks = {
         "penalties": [
-            ridge("diabetes", "per_feature", degree=1),
-            logistic("wine", "per_class", "holdout"),
+            ridge({"degree": 1}, "per_feature"),
+            logistic({"data": "wine", "outer": "holdout"}, "per_class"),
             multinomial("digits", "per_class", rows=300),
         ],
         "column_names": [kernel_ridge("diabetes")],
@@ -54,7 +54,7 @@ def test_of_many_the_farthest_from_the_start_are_shown() -> None:
 
 
 def test_coefficients_are_those_of_the_columns_kept() -> None:
-    made = lasso("diabetes", degree=1)
+    made = lasso({"degree": 1})
     names, ends, _ = drawn(made, np.log(0.1))
     assert len(names) == made.describe(np.log(0.1))["columns kept"]
     assert {"bmi", "s5"} <= set(names)

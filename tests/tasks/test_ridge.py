@@ -13,28 +13,35 @@ from sklearn.linear_model import LinearRegression, Ridge, RidgeCV
 import bilevel as bl
 from tasks.base import Task
 from tasks.datasets.design import Design, prepare
+from tasks.datasets.tabular import Tabular
 from tasks.ridge import GRID, ridge
 from tests.compiling import compilations
 from tests.marks import quick_cases
 
-SETTINGS: dict[str, Any] = dict(
-    clip=None, validation=0.3, test=0.3, rows=None, target=None, root=None
-)
 PENALTIES = ["global", "per_feature", "per_input", "by_degree"]
+
+
+def table(outer: str, degree: int = 2, folds: int = 3, seed: int = 1) -> Tabular:
+    return Tabular("diabetes", outer, degree=degree, folds=folds, seed=seed)
 
 
 @cache
 def task(outer: str, penalty: str = "per_input", degree: int = 2, folds: int = 3) -> Task:
-    return ridge("diabetes", penalty, outer, degree=degree, folds=folds, seed=1)
+    return ridge(table(outer, degree, folds), penalty)
 
 
 @cache
 def design(outer: str, degree: int = 2, folds: int = 3) -> Design:
-    return prepare("diabetes", "regression", outer, degree=degree, folds=folds, seed=1, **SETTINGS)
+    return prepare(table(outer, degree, folds), "regression")
 
 
 def random_hyper(made: Task, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(-2.0, 1.0, np.shape(made.hyper))
+
+
+def call(made: Task, estimator: Any, hyper: jax.Array) -> tuple[bl.Estimate, Any]:
+    key = jax.random.key(0)
+    return bl.hypergradient(made.problem, estimator, hyper, made.params, made.data, key)
 
 
 def fitted(X: np.ndarray, y: np.ndarray, strengths: np.ndarray) -> tuple[np.ndarray, float]:
@@ -96,14 +103,12 @@ def test_exact_hypergradient_is_the_central_difference(penalty: str, outer: str)
 @quick_cases(1, "penalty", ["global", "per_input"])
 def test_losses_and_their_hypergradient_agree_with_the_closed_form(outer, penalty, x64) -> None:
     """The closed form knows moments only, the estimator the losses only."""
-    made = ridge("diabetes", penalty, outer, folds=3, seed=1)
+    made = ridge(table(outer), penalty)
     assert made.exact is not None
     assert made.params.dtype == jnp.float64
     hyper = jnp.asarray(random_hyper(made))
     estimator = bl.Implicit(bl.GradientDescent(0.08), steps=3000, linear=bl.CG(tol=1e-12))
-    estimate, _ = bl.hypergradient(
-        made.problem, estimator, hyper, made.params, made.data, jax.random.key(0)
-    )
+    estimate, _ = call(made, estimator, hyper)
     value, grad = made.exact(hyper)
     np.testing.assert_allclose(estimate.value, value, rtol=1e-9)
     np.testing.assert_allclose(estimate.grad, grad, rtol=1e-6, atol=1e-9)
@@ -115,9 +120,7 @@ def test_single_precision_is_close(outer: str) -> None:
     assert made.exact is not None
     assert made.params.dtype == made.hyper.dtype == jnp.float32
     estimator = bl.Implicit(bl.GradientDescent(0.2), steps=1000)
-    estimate, _ = bl.hypergradient(
-        made.problem, estimator, made.hyper, made.params, made.data, jax.random.key(0)
-    )
+    estimate, _ = call(made, estimator, made.hyper)
     value, grad = made.exact(made.hyper)
     np.testing.assert_allclose(estimate.value, value, rtol=1e-5)
     np.testing.assert_allclose(estimate.grad, grad, rtol=1e-3, atol=1e-5 * np.linalg.norm(grad))
@@ -125,7 +128,7 @@ def test_single_precision_is_close(outer: str) -> None:
 
 def test_folds_are_explicit_fits_of_their_rows(x64) -> None:
     """Masks and weights against each fold's own rows, losses and gradients, at any params."""
-    made = ridge("diabetes", "per_input", "kfold", folds=3, seed=1)
+    made = ridge(table("kfold"))
     X, y, weight = (np.asarray(a) for a in made.data.inner)
     X_held, y_held, weight_held = (np.asarray(a) for a in made.data.outer)
     hyper = random_hyper(made)
@@ -149,7 +152,7 @@ def test_folds_are_explicit_fits_of_their_rows(x64) -> None:
 @quick_cases(1, "outer", ["holdout", "kfold"])
 def test_minibatch_loss_is_unbiased(outer: str, x64) -> None:
     """The mean over all batches of one row is the full loss, and so is that over a partition."""
-    made = ridge("diabetes", "per_input", outer, folds=3, seed=1)
+    made = ridge(table(outer))
     params = jnp.asarray(np.random.default_rng(3).normal(size=made.params.shape))
     full = made.problem.inner(params, made.hyper, made.data.inner)
     n = len(made.data.inner[0])
@@ -176,10 +179,10 @@ def test_hyperparameters_batch_under_vmap() -> None:
 
 
 def test_equal_problems_share_their_compilation() -> None:
-    a, b = (ridge("diabetes", "by_degree", "kfold", seed=seed) for seed in (0, 1))
+    a, b = (ridge(table("kfold", seed=seed), "by_degree") for seed in (0, 1))
     assert a.problem == b.problem
     assert hash(a.problem) == hash(b.problem)
-    assert a.problem != ridge("diabetes", "per_input", "kfold").problem
+    assert a.problem != ridge(table("kfold")).problem
     assert a.problem.quadratic
     assert a.exact is not None
     assert b.exact is not None
@@ -243,18 +246,3 @@ def test_notes_are_plain_and_complete() -> None:
     assert notes["rows"] == {"train": 176, "validation": 133, "test": 133}
     assert notes["dropped_columns"] == ["sex^2"]
     assert (notes["columns"], notes["folds"]) == (64, 3)
-
-
-def test_bad_settings_are_refused(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"start=0 must be a positive penalty"):
-        ridge(start=0)
-    with pytest.raises(ValueError, match="outer='loo' must be one of holdout, kfold"):
-        ridge(outer="loo")
-    with pytest.raises(ValueError, match="folds=1 must lie between 2 and the 309 rows"):
-        ridge(folds=1)
-    path = tmp_path / "t.csv"
-    path.write_text("a,y\n" + "".join(f"{i},{int(i == 3)}\n" for i in range(9)))
-    order = np.random.RandomState(0).permutation(9)
-    assert 3 in order[-3:]  # the one row that differs is a test row
-    with pytest.raises(ValueError, match=r"target is the same in all training rows"):
-        ridge(str(path), "global", degree=1, folds=2, validation=3, test=3)

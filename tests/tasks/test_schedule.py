@@ -1,4 +1,4 @@
-"""Schedules: V10 of `cases.md` in expectation, and central differences through a training."""
+"""Schedules: the noisy quadratic in expectation, and central differences through a training."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from tasks.parts.learned_schedules import Momentum, Rate
 from tasks.schedule import schedule
 from tests.marks import quick_cases
 
-# V10, measured apart.
+# The schedule of the noisy quadratic, measured apart.
 START, CONSTANT, GREEDY, OPTIMUM = 2.59369, 0.035217, 0.078402, 0.013520
 KEY = jax.random.key(0)
 
@@ -65,13 +65,20 @@ def test_moments_are_those_of_simulated_noise() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("outer", [bl.transform(optax.adam, learning_rate=0.1), Auto()])
-def test_v10_the_whole_horizon(outer, x64) -> None:
+def test_the_whole_horizon(outer, x64) -> None:
     """100 evaluations from .1 on: <= .0140, far below what a horizon of one step finds."""
     task = schedule("quadratic", momentum=None, largest=1.99)
     result = bl.tune(
-        task.problem, bl.Reverse(quadratic_solver(False), steps=100), outer, task.hyper,
-        task.params, task.data, steps=100, key=KEY, warm_start=False,
-    )  # fmt: skip
+        task.problem,
+        bl.Reverse(quadratic_solver(False), steps=100),
+        outer,
+        task.hyper,
+        task.params,
+        task.data,
+        steps=100,
+        key=KEY,
+        warm_start=False,
+    )
     value = float(np.min(result.history["value"]))
     print(value)
     assert OPTIMUM - 1e-6 <= value <= 0.0140

@@ -23,7 +23,7 @@ def arrays(X: sp.csr_matrix, name: str) -> dict[str, np.ndarray]:
 
 def test_padded_rows_are_the_matrix() -> None:
     X = table()
-    rows = sparse.Rows.of(X, 6)
+    rows = sparse.Rows.from_matrix(X, 6)
     filled = np.zeros(X.shape)
     np.add.at(filled, (np.arange(20)[:, None], rows.index), rows.value)
     np.testing.assert_array_equal(filled, X.toarray())
@@ -61,9 +61,13 @@ def test_own_test_rows_and_text_labels(tmp_path: Path) -> None:
     path = tmp_path / "two.npz"
     names = np.array(["cat", "dog"])
     np.savez(
-        path, **arrays(X[0], "X_train"), **arrays(X[1], "X_test"), y_train=y[0], y_test=y[1],
+        path,
+        **arrays(X[0], "X_train"),
+        **arrays(X[1], "X_test"),
+        y_train=y[0],
+        y_test=y[1],
         target_names=names,
-    )  # fmt: skip
+    )
     found = sparse.read(str(path))
     assert found.classes == ("cat", "dog")
     np.testing.assert_array_equal(found.y, np.concatenate(y))

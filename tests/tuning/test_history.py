@@ -64,8 +64,10 @@ def test_a_loop_writes_one_vector_per_dtype_of_numbers() -> None:
     arrays, numbers = blank(jax.eval_shape(row, 0), LENGTH)
     assert sorted(x.shape for x in arrays) == [(LENGTH, 2, 2), (LENGTH, 3)]
     assert sorted((x.dtype.name, x.shape) for x in numbers) == [
-        ("bool", (LENGTH, 1)), ("float32", (LENGTH, 2)), ("int32", (LENGTH, 2)),
-    ]  # fmt: skip
+        ("bool", (LENGTH, 1)),
+        ("float32", (LENGTH, 2)),
+        ("int32", (LENGTH, 2)),
+    ]
 
 
 def test_blocks_follow_one_another() -> None:

@@ -105,9 +105,12 @@ def test_a_population_fills_the_space() -> None:
     space = {"a": Log(1e-4, 1e2), "b": Box(2.0, 3.0), "c": Tied("aab"), "d": Simplex(), "e": Log()}
     problem = bl.Problem(well, well, space=space)
     hyper = {
-        "a": np.array([0.1, 1.0]), "b": np.array(2.5), "c": np.array([1.0, 1.0, 2.0]),
-        "d": np.full(3, 1 / 3), "e": np.array(5.0),
-    }  # fmt: skip
+        "a": np.array([0.1, 1.0]),
+        "b": np.array(2.5),
+        "c": np.array([1.0, 1.0, 2.0]),
+        "d": np.full(3, 1 / 3),
+        "e": np.array(5.0),
+    }
     n = 9
     points = bl.population(problem, hyper, n, seed=1, spread=1.0)
     problem.require_inside(points)

@@ -82,8 +82,14 @@ def test_tune_warns_once_at_its_start_and_goes_on() -> None:
 
     def steep(scale: Any) -> Any:
         return bl.tune(
-            UNMARKED, estimator, run[0], CASE.hyper, scale * CASE.params, CASE.data,
-            steps=1, key=jax.random.key(0),
-        ).params  # fmt: skip
+            UNMARKED,
+            estimator,
+            run[0],
+            CASE.hyper,
+            scale * CASE.params,
+            CASE.data,
+            steps=1,
+            key=jax.random.key(0),
+        ).params
 
     assert np.isfinite(jax.jit(steep)(jnp.ones(()))).all()

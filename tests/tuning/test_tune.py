@@ -142,9 +142,15 @@ def test_callback_sees_the_run_grow() -> None:
 def test_history_counts_what_each_step_cost() -> None:
     result = tune(ESTIMATORS["Implicit"], steps=3)
     assert set(result.history) == {
-        "value", "grad_norm", "inner_residual", "linear_residual",
-        "gradients", "hvps", "jvps", "vjps",
-    }  # fmt: skip
+        "value",
+        "grad_norm",
+        "inner_residual",
+        "linear_residual",
+        "gradients",
+        "hvps",
+        "jvps",
+        "vjps",
+    }
     assert (result.history["gradients"] >= 6).all()
     assert (result.history["hvps"] >= 2).all()
     assert (result.history["jvps"] == 0).all()

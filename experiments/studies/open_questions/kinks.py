@@ -1,8 +1,7 @@
 r"""Problems with kinks for `seed_nonsmooth`, and their exact hypergradients in NumPy.
 
-Both references solve the problem with a slow first-order method, read off which kinks are active,
-solve the optimality conditions that remain (linear ones) and refuse an answer that does not
-satisfy the rest.
+Both references solve the problem by coordinates, read off which kinks are active, solve the
+optimality conditions that remain (linear ones) and refuse an answer that does not satisfy the rest.
 """
 
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from bilevel.solvers.proximal import forward_backward
 from bilevel.solvers.sampling import Sampler
 from bilevel.utils import register_node
 from experiments.studies.open_questions import problems
+from tasks.judges.exact_sparse import coordinate_descent, sensitivity
 
 BATCH, LAM1 = 8, 0.1
 
@@ -108,10 +108,8 @@ def sparse_reference(inner: Any, outer: Any, log_lam1: float, lam2: float) -> Re
     (X, y), lam1 = inner, float(np.exp(log_lam1))
     n, d = X.shape
     A, b = X.T @ X / n + lam2 * np.eye(d), X.T @ y / n
-    w, step = np.zeros(d), 1 / np.linalg.eigvalsh(X.T @ X / n + lam2 * np.eye(d))[-1]
-    for _ in range(20_000):
-        v = w - step * (A @ w - b)
-        w = np.sign(v) * np.maximum(np.abs(v) - step * lam1, 0)
+    penalties = np.full(d, lam1), np.full(d, lam2)
+    w = coordinate_descent(X, y, *penalties)
     S, s = w != 0, np.sign(w)
     w = np.zeros(d)
     w[S] = np.linalg.solve(A[np.ix_(S, S)], b[S] - lam1 * s[S])
@@ -123,7 +121,8 @@ def sparse_reference(inner: Any, outer: Any, log_lam1: float, lam2: float) -> Re
     V, c = outer
     slope = V.T @ (V @ w - c) / len(c)
     pulls = [-lam1 * subgradient] + ([-lam2 * w] if lam2 else [])
-    exact = [np.linalg.solve(A[np.ix_(S, S)], pull[S]) @ slope[S] for pull in pulls]
+    _, *slopes = sensitivity(inner, outer, w, *penalties, None)
+    exact = [by_column.sum() for by_column in slopes[: len(pulls)]]
     missed = [np.linalg.solve(A, pull) @ slope for pull in pulls]
     return Reference(w, np.array(exact), np.array(missed), int(S.sum()))
 

@@ -38,7 +38,7 @@ class Decayed:
         return jnp.mean(cross_entropy(self.model(params, X), y)) + sum(jax.tree.leaves(terms))
 
 
-def decays(
+def weight_decay(
     data: str = "digits",
     *,
     hidden: int | None = None,
@@ -50,7 +50,7 @@ def decays(
     root: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """A log-decay for every weight and intercept of a softmax regression or a small network.
+    """Make the task of a log-decay for every weight of a softmax regression or small network.
 
     Parameters
     ----------
@@ -69,8 +69,8 @@ def decays(
 
     Examples
     --------
-    >>> from tasks.decays import decays
-    >>> sum(leaf.size for leaf in decays("digits").hyper.values())
+    >>> from tasks.weight_decay import weight_decay
+    >>> sum(leaf.size for leaf in weight_decay("digits").hyper.values())
     650
     """
     parts = images(data, train=train, validation=validation, test=test, root=root, seed=seed)
@@ -113,7 +113,7 @@ def _score(model: Model, parts: Images, params: PyTree) -> Metrics:
 def _baselines(
     problem: bl.Problem, model: Model, parts: Images, params: PyTree, steps: int
 ) -> dict[str, Metrics]:
-    """One decay for all weights, the best on the validation rows; and none."""
+    """Score one decay for all weights, the best on the validation rows; and none."""
     solver = bl.SGD(step_size=0.2, momentum=0.9)
     # exp(-inf) = 0: no decay. A step of 0.2 is stable below a curvature of 19.
     logs = cast(np.append(GRID, -np.inf))[0]
@@ -144,7 +144,7 @@ def _baselines(
 
 
 def _picture(parts: Images, figure: Any, hyper: PyTree, params: PyTree) -> None:
-    """Log-decays of the pixels for each class, and the weights that they leave."""
+    """Draw log-decays of the pixels for each class, and the weights that they leave."""
     lines = {"log-decay": hyper["W"], "weight": params["W"]}
     places = figure.subplots(2, parts.classes, squeeze=False)
     for line, (name, columns) in zip(places, lines.items(), strict=True):
@@ -153,8 +153,10 @@ def _picture(parts: Images, figure: Any, hyper: PyTree, params: PyTree) -> None:
         middle = float(np.median(columns))
         for label, place in enumerate(line):
             place.imshow(
-                columns[:, label].reshape(parts.shape), "RdBu_r", vmin=middle - bound,
+                columns[:, label].reshape(parts.shape),
+                "RdBu_r",
+                vmin=middle - bound,
                 vmax=middle + bound,
-            )  # fmt: skip
+            )
             place.set(title=str(label), xticks=[], yticks=[])
         line[0].set_ylabel(name)

@@ -8,11 +8,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from tasks.datasets.images import images
-from tasks.decays import decays
+from tasks.weight_decay import weight_decay
 
 
 def test_inner_loss_of_the_network_by_hand(x64) -> None:
-    task = decays(hidden=7, train=20, validation=10)
+    task = weight_decay(hidden=7, train=20, validation=10)
     rng = np.random.RandomState(0)
     params, hyper = (
         jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), task.params) for _ in range(2)
@@ -33,7 +33,7 @@ def test_inner_loss_of_the_network_by_hand(x64) -> None:
 @pytest.mark.extended
 def test_single_decay_is_that_of_scikit_learn() -> None:
     """One decay for all weights and intercepts is ridge's C on rows with a column of ones."""
-    task = decays(fit_steps=3000)
+    task = weight_decay(fit_steps=3000)
     parts = images("digits", train=50, validation=50)
     (name, found), *_ = task.baselines().items()
     X, held, tested = (
