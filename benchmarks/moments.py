@@ -49,11 +49,14 @@ def candidates(n, m, p, steps, runs):
     b, J = rng.standard_normal(m), rng.standard_normal((m, p))
     schedule = jnp.full(steps, 0.1)
     rule = rules.sgd(schedule)
-    squares = LeastSquares.of(A, J, batch_size=1)
-    ridge = Ridge.of(A, b, 0.1, np.zeros((n, p)), J, batch_size=1)
+    squares = LeastSquares.from_data(A, J, batch_size=1)
+    ridge = Ridge.from_data(A, b, 0.1, np.zeros((n, p)), J, batch_size=1)
     forms = {"least squares": (squares, squares.start(jnp.zeros((n, p))))}
     if n <= 30:
-        forms["compressed"] = (Compressed.of(squares), squares.start(jnp.zeros((n, p))))
+        forms["compressed"] = (
+            Compressed.from_least_squares(squares),
+            squares.start(jnp.zeros((n, p))),
+        )
     forms["ridge, joint"] = (ridge, ridge.start(jnp.zeros(n)))
     compiled = jax.jit(exact)
     calls = {

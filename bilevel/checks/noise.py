@@ -87,7 +87,7 @@ def check_noise(
 ) -> NoiseReport:
     """Compare the noise that :class:`bilevel.Predicted` predicts with that of ``runs`` real runs.
 
-    The theory linearises SGD at rest around one minimum; replication assumes nothing. Where they
+    The theory linearises stationary SGD around one minimum; replication assumes nothing. Where they
     part, one of these does not hold, and the verdict says which way to look. Nothing is printed:
     ``str(report)`` is a table.
 
@@ -143,11 +143,16 @@ def check_noise(
     columns = (predicted, spread, doubt, expected, measured, error)
     found = [_judge(*map(float, row), tol=tol) for row in zip(*columns, strict=True)]
     return NoiseReport(
-        predicted, spread, doubt, predicted_bias, measured, error,
-        np.array([not said for said in found]),
-        tuple("; ".join(said) or "agree" for said in found),
-        runs,
-    )  # fmt: skip
+        predicted=predicted,
+        replicated=spread,
+        uncertainty=doubt,
+        predicted_bias=predicted_bias,
+        measured_bias=measured,
+        bias_uncertainty=error,
+        agrees=np.array([not said for said in found]),
+        verdicts=tuple("; ".join(said) or "agree" for said in found),
+        runs=runs,
+    )
 
 
 def _judge(
@@ -171,8 +176,8 @@ def _judge(
     said = []
     if predicted - spread > tol * spread + 4 * doubt:
         said.append(
-            "less noise than predicted: the runs are not at rest (more steps), or the loss is far "
-            "from quadratic within the noise (a smaller step size)"
+            "less noise than predicted: the runs are not stationary yet (more steps), or the loss "
+            "is far from quadratic within the noise (a smaller step size)"
         )
     elif spread - predicted > tol * spread + 4 * doubt:
         said.append(

@@ -1,6 +1,6 @@
 r"""Prediction: the noise of one SGD hypergradient from theory, with no second run.
 
-At rest, with one influence value per inner example where the last N iterates are averaged, or the
+With one influence value per inner example where the last N stationary iterates are averaged, or the
 stationary moments of the linearised recursion of iterate and derivative where that is small,
 
     standard_error^2 = p Var_i(psi_i) / N   or   h' P_N h'^T,      bias = h'(shift) + h''[P_N] / 2
@@ -48,7 +48,7 @@ class Predicted:
     """Any ``Forward``, ``Reverse`` or ``Implicit`` on SGD, its noise predicted by theory.
 
     Runs the estimator as it is and fills ``evidence.standard_error`` and ``evidence.bias``. The
-    theory describes SGD at rest around one minimum: the start forgotten, a constant step size,
+    theory describes stationary SGD around one minimum: the start forgotten, a constant step size,
     independent batches. It is exact for a quadratic inner loss (standard deviations to leading
     order), else right up to a relative error O(step size). :func:`bilevel.check_noise` sets it
     beside replication, which assumes nothing.
@@ -130,7 +130,7 @@ class Predicted:
                 "with momentum). Average the iterates, whose error bar takes products only: "
                 "Forward(..., average=) or Implicit(..., average=). Or replicate."
             )
-        found = influence.of(problem, hyper, params, data, implicit=implicit)
+        found = influence.compute_influence(problem, hyper, params, data, implicit=implicit)
         deviation = found.standard_deviation(window, solver.batch_size)
         deviation = jnp.where(found.residual < 0.1, deviation, jnp.inf)
         counts = Counts.of(gradients=p, hvps=found.matvecs + 3 * p)
@@ -143,14 +143,14 @@ register_node(Predicted)
 def _dense(
     problem: Problem, hyper: PyTree, params: PyTree, data: Data, estimator: Any, solver: SGD
 ) -> Theory:
-    """By :func:`bilevel.noise.hypergradients.prediction.at_rest`."""
+    """By :func:`bilevel.noise.hypergradients.prediction.stationary_error`."""
     implicit, window = _read(estimator)
     rule = rules.sgd(solver.step_size, solver.momentum, solver.nesterov)
-    found = prediction.at_rest(
+    found = prediction.stationary_error(
         problem, hyper, params, data, rule,
         batch_size=solver.batch_size, window=max(window, 1), implicit=implicit,
     )  # fmt: skip
-    holds = found.rests & found.solved
+    holds = found.stable & found.solved
 
     def tree(values: Array) -> PyTree:
         return _like(hyper, jnp.where(holds, values, jnp.inf))

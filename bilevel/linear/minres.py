@@ -113,6 +113,16 @@ def _advance(hessian: Matvec, at: _Carry) -> _Carry:
     cosine, sine = (jnp.where(radius > 0, x / radius, 0) for x in (diagonal, following))
     w = unit(axpy(-at.far_above, at.w2, axpy(-upper, at.w1, at.v)), radius)
     return _Carry(
-        axpy(cosine * at.left, w, at.x), at.v, unit(image, following), following, w, at.w1,
-        cosine, sine, -at.cosine * following, at.sine * following, sine * at.left, at.k + 1,
-    )  # fmt: skip
+        x=axpy(cosine * at.left, w, at.x),
+        before=at.v,
+        v=unit(image, following),
+        beta=following,
+        w1=w,
+        w2=at.w1,
+        cosine=cosine,
+        sine=sine,
+        above=-at.cosine * following,
+        far_above=at.sine * following,
+        left=sine * at.left,
+        k=at.k + 1,
+    )

@@ -15,7 +15,7 @@ from bilevel.utils.validation import require_smooth
 
 
 @dataclass(frozen=True)
-class Flat:
+class FlatProblem:
     """The losses as functions of ``x [n]`` and ``theta [p]``, the raveled params and hyper."""
 
     problem: Problem
@@ -26,7 +26,9 @@ class Flat:
     to_hyper: Callable[[Array], PyTree]
 
     @classmethod
-    def of(cls, owner: str, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> "Flat":
+    def from_problem(
+        cls, owner: str, problem: Problem, hyper: PyTree, params: PyTree, data: Data
+    ) -> "FlatProblem":
         """Refuses a problem with a proximal part or a start point of its own."""
         require_smooth(owner, problem)
         x, to_params = ravel_pytree(strong(params))
@@ -54,7 +56,7 @@ class Flat:
         """The number m of inner examples."""
         return examples(self.data.inner)
 
-    def map(
+    def map_examples(
         self, fn: Callable[[Callable[[Array, Array], Array]], Any], rows: Array, chunk: int | None
     ) -> Any:
         """``fn(loss of one example)`` for the examples ``rows [k]``; leading axis k.

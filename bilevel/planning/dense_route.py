@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bilevel.noise.per_example import Flat
+from bilevel.noise.per_example import FlatProblem
 from bilevel.planning.analysis import Analysis
 from bilevel.planning.measure import measure
 from bilevel.planning.predict import Run
@@ -16,10 +16,10 @@ def fits(n: int, m: int, p: int) -> bool:
     return n <= 48 and m * n**2 * (1 + p) <= 2e7 and m * n**3 * p <= 2e8
 
 
-def analyse(flat: Flat, factors: dict[int | None, float]) -> Analysis:
+def analyse(flat: FlatProblem, factors: dict[int | None, float]) -> Analysis:
     """Measure, and bind what was measured to a prediction."""
     local, examples = measure(flat)
-    noise = Noise.of(examples, local.h)
+    noise = Noise.from_examples(examples, local.h)
     quadratic = np.abs(local.third).max() <= 1e-12 * local.h[-1]
     share = _QUADRATIC if quadratic else _OTHER
     limits = {size: noise.limit(factor) for size, factor in factors.items()}

@@ -19,7 +19,7 @@ from bilevel.core import Problem
 from bilevel.linear import CG
 from bilevel.linear.extremes import extremes
 from bilevel.noise.hypergradients import influence
-from bilevel.noise.per_example import Flat
+from bilevel.noise.per_example import FlatProblem
 from bilevel.planning.analysis import Analysis, once
 from bilevel.planning.powers import Pair, Powers
 from bilevel.planning.refusals import (
@@ -34,7 +34,7 @@ _LANCZOS, _POWER = 80, 12
 _TRUSTED = 1 / 2  # of the certificate
 
 
-def analyse(flat: Flat, factors: dict[int | None, float], seed: int) -> Analysis:
+def analyse(flat: FlatProblem, factors: dict[int | None, float], seed: int) -> Analysis:
     """O(n p) memory; p + 1 solves by conjugate gradients, two passes over the examples.
 
     Raises
@@ -46,11 +46,11 @@ def analyse(flat: Flat, factors: dict[int | None, float], seed: int) -> Analysis
     found = jax.tree.map(np.asarray, once(partial(_measure, flat), (flat.x, random)))
     require_solved(float(found["decrease"]), float(found["value"]))
     sizes = len(flat.x), flat.count, len(flat.theta)
-    require_quadratic(flat.problem.quadratic, float(found["bend"]), *sizes)
+    require_quadratic(flat.problem.quadratic, float(found["nonlinearity"]), *sizes)
     low, high = found["extremes"]
     require_separated(float(low.value), float(low.error))
     at = flat.to_hyper(flat.theta), flat.to_params(found["x"])
-    psi = influence.of(flat.problem, *at, flat.data, linear=CG(1e-10, 10_000))
+    psi = influence.compute_influence(flat.problem, *at, flat.data, linear=CG(1e-10, 10_000))
     require_solved_linear(max(float(psi.residual), float(found["residual"])))
     variance = np.var(np.asarray(psi.values), axis=1)
     slowest, steepest = float(low.value - low.error), float(high.value + high.error)
@@ -81,7 +81,7 @@ def analyse(flat: Flat, factors: dict[int | None, float], seed: int) -> Analysis
 class Bound:
     """The errors of all runs at one step size and batch size, from above."""
 
-    earliest, bent = 0, 0.0
+    earliest, nonlinearity = 0, 0.0
 
     def __init__(
         self, norms: Any, noise: np.ndarray, slowest: float, step_size: float, share: float
@@ -94,7 +94,7 @@ class Bound:
         square = max(1 - 2 * step_size * slowest * (1 - share), self.mean**2)
         self.lag = (square / self.mean**2) ** 0.5
 
-    def at_rest(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+    def stationary_error(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """Bias (none to first order) and variance, ``[p]``."""
         return np.zeros_like(self.noise), self.noise / window
 
@@ -110,11 +110,11 @@ class Bound:
     left = transient
 
 
-def _measure(flat: Flat, at: tuple[Array, Array]) -> dict[str, Any]:
+def _measure(flat: FlatProblem, at: tuple[Array, Array]) -> dict[str, Any]:
     (first, random), theta = at, flat.theta
     solved = minimise(Problem(flat.inner, flat.inner), theta, first, flat.data)
     x, u = solved.params, first - solved.params
-    here = Flat(flat.problem, flat.data, x, theta, flat.to_params, flat.to_hyper)
+    here = FlatProblem(flat.problem, flat.data, x, theta, flat.to_params, flat.to_hyper)
     gradient, direct = jax.grad(flat.outer, (0, 1))(x, theta)
 
     def one(t: Array) -> tuple[Array, ...]:
@@ -144,10 +144,14 @@ def _measure(flat: Flat, at: tuple[Array, Array]) -> dict[str, Any]:
 
     change = jnp.linalg.norm(curvature(x + u + random) - curvature(x))
     return {
-        "x": x, "decrease": solved.decrease, "value": flat.inner(x, theta, flat.data.inner),
-        "bend": change / jnp.linalg.norm(curvature(x)), "exact": exact,
-        "residual": jnp.max(residual), "extremes": extremes(here.hvp, random, _LANCZOS),
-        "single": jnp.max(flat.map(steepest, jnp.arange(flat.count), 256)),
+        "x": x,
+        "decrease": solved.decrease,
+        "value": flat.inner(x, theta, flat.data.inner),
+        "nonlinearity": change / jnp.linalg.norm(curvature(x)),
+        "exact": exact,
+        "residual": jnp.max(residual),
+        "extremes": extremes(here.hvp, random, _LANCZOS),
+        "single": jnp.max(flat.map_examples(steepest, jnp.arange(flat.count), 256)),
         "parts": size * D + jnp.linalg.norm(x) * slope,
         "norms": jnp.stack([size * D, jnp.linalg.norm(u) * slope, size * coupled]),
-    }  # fmt: skip
+    }

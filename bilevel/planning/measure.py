@@ -10,7 +10,7 @@ from jax import Array
 
 from bilevel.core import Problem
 from bilevel.noise import checks
-from bilevel.noise.per_example import Flat
+from bilevel.noise.per_example import FlatProblem
 from bilevel.planning.analysis import once
 from bilevel.planning.refusals import require_near, require_solved
 from bilevel.solvers.exact import minimise
@@ -35,14 +35,16 @@ class Local(NamedTuple):
     r"""The problem at its solution, in the eigenbasis of the inner Hessian.
 
     The hypergradient of ``x* + u`` and ``D* + E`` is, to second order, ``exact_j + slope_j.u +
-    l.E_j + u.bend_j.u / 2 + u.Q.E_j``, and off quadratic losses its mean at rest is moved by
-    ``-<shift_j, E u u^T> / 2 - <cubic, E u E_j^T>`` (:mod:`bilevel.noise.bias`, by adjoints).
+    l.E_j + u.slope_derivative_j.u / 2 + u.Q.E_j``, and off quadratic losses its stationary mean is
+    moved by ``-<shift_j, E u u^T> / 2 - <cubic, E u E_j^T>`` (:mod:`bilevel.noise.bias`, by
+    adjoints).
 
     Parameters
     ----------
     h, vectors : eigenvalues ``[n]``, eigenvectors ``[n, n]``.
     derivative : ``D* [p, n]``; ``coupling`` ``T_j [p, n, n]``, mean over the examples.
-    gradient, hessian : ``l [n]``, ``Q [n, n]`` of the outer loss; ``slope [p, n]``, ``bend``.
+    gradient, hessian : ``l [n]``, ``Q [n, n]`` of the outer loss.
+    slope, slope_derivative : ``[p, n]``, ``[p, n, n]``.
     third, cubic, shift : ``[n, n, n]`` of the inner loss; along ``H^-1 l``; ``[p, n, n]``.
     exact : ``[p]``, the hypergradient.
     start : ``[n]``, deviation of the point from which the loss is quadratic on the way down.
@@ -58,7 +60,7 @@ class Local(NamedTuple):
     gradient: Any
     hessian: Any
     slope: Any
-    bend: Any
+    slope_derivative: Any
     third: Any
     cubic: Any
     shift: Any
@@ -69,7 +71,7 @@ class Local(NamedTuple):
     solution: Any
 
 
-def measure(flat: Flat) -> tuple[Local, Examples]:
+def measure(flat: FlatProblem) -> tuple[Local, Examples]:
     """Two compiled programs; memory m n^2 (1 + p).
 
     Raises
@@ -84,7 +86,7 @@ def measure(flat: Flat) -> tuple[Local, Examples]:
     D = -np.linalg.solve(ground.hessian, ground.mixed).T
     v = np.linalg.solve(ground.hessian, ground.gradient)
     found = once(partial(_derivatives, flat), (ground.x, D, v))
-    examples, slope, bend, third, along = jax.tree.map(np.asarray, found)
+    examples, slope, slope_derivative, third, along = jax.tree.map(np.asarray, found)
     third = np.einsum("abc,ai,bj,ck->ijk", third, U, U, U, optimize=True)
     examples = Examples(
         U.T @ examples.hessian @ U,
@@ -95,20 +97,31 @@ def measure(flat: Flat) -> tuple[Local, Examples]:
     T, slope, v = np.mean(examples.coupling, 1), slope @ U, U.T @ v
     a = (slope - np.einsum("pab,a->pb", T, v)) / h
     local = Local(
-        h, U, D @ U, T, U.T @ ground.gradient, U.T @ ground.outer_hessian @ U, slope,
-        U.T @ bend @ U, third, np.tensordot(v, third, 1),
-        U.T @ along @ U + np.tensordot(a, third, 1),
-        D @ ground.gradient + ground.direct, U.T @ ground.near, float(ground.delay),
-        float(ground.steepest), ground.x,
-    )  # fmt: skip
+        h=h,
+        vectors=U,
+        derivative=D @ U,
+        coupling=T,
+        gradient=U.T @ ground.gradient,
+        hessian=U.T @ ground.outer_hessian @ U,
+        slope=slope,
+        slope_derivative=U.T @ slope_derivative @ U,
+        third=third,
+        cubic=np.tensordot(v, third, 1),
+        shift=U.T @ along @ U + np.tensordot(a, third, 1),
+        exact=D @ ground.gradient + ground.direct,
+        start=U.T @ ground.near,
+        delay=float(ground.delay),
+        steepest=float(ground.steepest),
+        solution=ground.x,
+    )
     return local, examples
 
 
 def require_convex(hessian: Any) -> tuple[np.ndarray, np.ndarray]:
     """The eigenvalues and eigenvectors of a Hessian, unless it has no strict minimum."""
     cure = (
-        "There the iterates do not settle, and no theory of their noise holds: add a penalty, drop "
-        "dependent features, or measure the noise with bl.Replicated."
+        "There the iterates have no stationary law, and no theory of their noise holds: add a "
+        "penalty, drop dependent features, or measure the noise with bl.Replicated."
     )
     hessian = (hessian + hessian.T) / 2
     checks.positive_definite("bl.plan", "the inner Hessian at the solution", hessian, cure)
@@ -131,7 +144,7 @@ class _Ground(NamedTuple):
     steepest: Array
 
 
-def _ground(flat: Flat, first: Array) -> _Ground:
+def _ground(flat: FlatProblem, first: Array) -> _Ground:
     theta = flat.theta
     solved = minimise(Problem(flat.inner, flat.inner), theta, first, flat.data)
     x = solved.params
@@ -151,14 +164,22 @@ def _ground(flat: Flat, first: Array) -> _Ground:
 
     at, k = jax.lax.while_loop(far, descend, (first, jnp.zeros((), jnp.int32)))
     return _Ground(
-        x, solved.decrease, flat.inner(x, theta, flat.data.inner), H, mixed, gradient, direct,
-        jax.jacfwd(jax.grad(flat.outer))(x, theta), at - x,
-        jnp.where(k < _MOST_DESCENT, k * step, jnp.inf), steepest,
-    )  # fmt: skip
+        x=x,
+        decrease=solved.decrease,
+        value=flat.inner(x, theta, flat.data.inner),
+        hessian=H,
+        mixed=mixed,
+        gradient=gradient,
+        direct=direct,
+        outer_hessian=jax.jacfwd(jax.grad(flat.outer))(x, theta),
+        near=at - x,
+        delay=jnp.where(k < _MOST_DESCENT, k * step, jnp.inf),
+        steepest=steepest,
+    )
 
 
-def _derivatives(flat: Flat, at: tuple[Array, Array, Array]) -> Any:
-    """``(Examples, slope, bend, third, Hessian of v . F_j)`` at ``(x, D, v)``."""
+def _derivatives(flat: FlatProblem, at: tuple[Array, Array, Array]) -> Any:
+    """``(Examples, slope, slope_derivative, third, Hessian of v . F_j)`` at ``(x, D, v)``."""
     (x, D, v), theta = at, flat.theta
     basis = jnp.eye(len(theta), dtype=theta.dtype)
 
@@ -183,5 +204,5 @@ def _derivatives(flat: Flat, at: tuple[Array, Array, Array]) -> Any:
     slope = jax.jacfwd(hypergradient)
     third = jax.jacfwd(jax.jacfwd(lambda x: flat.gradient(x, theta)))(x)
     along = jax.jacfwd(jax.jacfwd(lambda x: moved(flat.gradient, x) @ v))(x)
-    examples = flat.map(one, jnp.arange(flat.count), 256)
+    examples = flat.map_examples(one, jnp.arange(flat.count), 256)
     return examples, slope(x), jax.jacfwd(slope)(x), third, along

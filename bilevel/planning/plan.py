@@ -11,7 +11,7 @@ import numpy as np
 from bilevel.core import Data, Problem, examples
 from bilevel.estimators.refusals import check_losses
 from bilevel.noise.batches import batch_factor
-from bilevel.noise.per_example import Flat
+from bilevel.noise.per_example import FlatProblem
 from bilevel.planning import dense_route, influence_route
 from bilevel.planning.planner import Planner
 from bilevel.planning.refusals import require_slope, require_tolerance
@@ -98,7 +98,7 @@ def plan(
     with jax.enable_x64(True):
         hyper64, params64, data64 = double(hyper), double(params), double(data)
         check_losses(problem, hyper64, params64, data64)
-        flat = Flat.of(owner, problem, hyper64, params64, data64)
+        flat = FlatProblem.from_problem(owner, problem, hyper64, params64, data64)
         if route is None:
             route = (
                 "dense" if dense_route.fits(len(flat.x), count, len(flat.theta)) else "influence"

@@ -18,7 +18,9 @@ from bilevel.solvers.sgd import SGD
 from bilevel.utils import PyTree
 
 _SHARES = tuple(2.0 ** (-k / 2) for k in range(28))  # step sizes, of the largest trusted one
-MOST_BENT = 0.1  # the mean's distance over the spread, above which moments are not linear theory's
+MAX_NONLINEARITY = (
+    0.1  # the mean's distance over the spread, above which moments are not linear theory's
+)
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,10 @@ class Planner:
             return replace(best, verdict=reasons.too_large(fixed, trusted))
         for step_size in [trusted * share for share in _SHARES] if fixed is None else [fixed]:
             empty, run = Candidate(batch_size, step_size), self._run(step_size, batch_size)
-            if run.bent > MOST_BENT:
-                found = replace(empty, verdict="the loss bends within the spread of the iterates")
+            if run.nonlinearity > MAX_NONLINEARITY:
+                found = replace(
+                    empty, verdict="the loss is not quadratic within the spread of the iterates"
+                )
             else:
                 found = cheapest(run, demand, batch_size or self.count, empty)
             better = found.cost < 0.95 * best.cost or best.cost == math.inf
@@ -93,8 +97,8 @@ class Planner:
     def _error(self, of: Candidate) -> tuple[float, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Root mean square; bias, transient, noise, and noise of one iterate, ``[p]`` each."""
         run = self._run(of.step_size, of.batch_size)
-        (bias, variance), transient = run.at_rest(of.window), run.transient(*of.lengths)
-        noise, iterate = np.sqrt(variance / of.replicas), np.sqrt(run.at_rest(1)[1])
+        (bias, variance), transient = run.stationary_error(of.window), run.transient(*of.lengths)
+        noise, iterate = np.sqrt(variance / of.replicas), np.sqrt(run.stationary_error(1)[1])
         total = float(np.sqrt(np.sum((bias + transient) ** 2) + np.sum(noise**2)))
         return total, bias, transient, noise, iterate
 

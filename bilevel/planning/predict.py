@@ -1,6 +1,6 @@
 r"""The error of one run, in closed form: any step size, late start and averaging window.
 
-With ``A`` the mean step, ``P`` the second moment at rest and ``G = sum_{j<N} (N - j) A^j`` the
+With ``A`` the mean step, ``P`` the stationary second moment and ``G = sum_{j<N} (N - j) A^j`` the
 average of N iterates has covariance ``V = (G P + P G^T - N P) / N^2``, exactly: the next iterate
 has the mean ``A z`` given the last, whatever the minibatches do. Its mean is what the start has
 left, ``A^{q+1} (sum_{j<N} A^j) z_0 / N`` after q steps, plus the shift of a loss that is not
@@ -23,7 +23,7 @@ class Run:
         self.local, self.step_size, self.noisy = local, step_size, factor > 0
         self.earliest = int(np.ceil(local.delay / step_size))
         xx, xd, dd = moments = noise.moments(step_size, factor)
-        self.bent = bentness(local, moments)
+        self.nonlinearity = measure_nonlinearity(local, moments)
         self.mu = 1 - step_size * local.h
         self.powers = Powers(self.mu)
         ell, Q, slope, T = local.gradient, local.hessian, local.slope, step_size * local.coupling
@@ -33,21 +33,22 @@ class Run:
         self._diagonal = slope * y_x + ell * y_d
         self._beside = -ell[:, None] * T * y_x[:, None, :]
         self._once = np.sum(self._diagonal, 1)
-        # The products of second order, <bend, V_xx> / 2 + <Q, V_xd>, by rows of G in the same way.
-        self._bent = np.sum(local.bend * xx, 2) + np.einsum("ab,pab->pa", Q, xd)
-        self._bent += np.einsum("ab,pab->pb", Q, xd)
-        self._bent_beside = -T * (xx @ Q).T
-        self._bent_once = np.sum(local.bend * xx, (1, 2)) / 2 + np.sum(Q * xd, (1, 2))
+        # The products of second order, <slope_derivative, V_xx> / 2 + <Q, V_xd>, by rows of G in
+        # the same way.
+        self._second = np.sum(local.slope_derivative * xx, 2) + np.einsum("ab,pab->pa", Q, xd)
+        self._second += np.einsum("ab,pab->pb", Q, xd)
+        self._second_beside = -T * (xx @ Q).T
+        self._second_once = np.sum(local.slope_derivative * xx, (1, 2)) / 2 + np.sum(Q * xd, (1, 2))
         self._shift = -np.sum(local.shift * xx, (1, 2)) / 2 - np.sum(local.cubic * xd, (1, 2))
         # Second moments forget the start more slowly than the mean does: by this factor per step.
         both = self.mu**2 + factor * step_size**2 * noise.spread
         self.lag = float(np.sqrt(max(np.max(both) / max(np.max(self.mu**2), 1e-2), 1)))
 
-    def at_rest(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Bias and variance of the average of ``window`` iterates at rest, ``[p]`` each."""
+    def stationary_error(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """Bias and variance of the average of ``window`` stationary iterates, ``[p]`` each."""
         N, (g, G) = window, self.powers.sums(window).weighted
         variance = 2 * (self._diagonal @ g + np.sum(self._beside * G, (1, 2))) - N * self._once
-        second = self._bent @ g + np.sum(self._bent_beside * G, (1, 2)) - N * self._bent_once
+        second = self._second @ g + np.sum(self._second_beside * G, (1, 2)) - N * self._second_once
         return self._shift + second / N**2, np.maximum(variance, 0) / N**2
 
     def transient(self, start: int, wait: int, window: int) -> np.ndarray:
@@ -55,7 +56,7 @@ class Run:
         return np.sum(self._parts(start, wait, window), (0, 2))
 
     def left(self, start: int, wait: int, window: int) -> np.ndarray:
-        """:meth:`transient` without any cancellation, on which no plan should rest."""
+        """:meth:`transient` without any cancellation, which no plan should rely on."""
         return np.sum(np.abs(self._parts(start, wait, window)), (0, 2))
 
     def _parts(self, start: int, wait: int, window: int) -> np.ndarray:
@@ -66,15 +67,16 @@ class Run:
         u, forgotten = f * u0, -f * local.derivative
         coupled = -self.step_size * (local.coupling * F) @ u0
         terms = [local.slope * u, forgotten * local.gradient, coupled * local.gradient]
-        terms += [(local.bend @ u) * u / 2, (forgotten + coupled) * (local.hessian @ u)]
+        terms += [(local.slope_derivative @ u) * u / 2, (forgotten + coupled) * (local.hessian @ u)]
         return np.stack(terms) * self.lag**wait
 
 
-def bentness(local: Local, moments: Moments) -> float:
-    """How far the mean rests from the solution, over the spread around it, in the Hessian's norm.
+def measure_nonlinearity(local: Local, moments: Moments) -> float:
+    """Return the distance of the stationary mean from the solution over the spread around it.
 
-    0 on a quadratic loss; where it is not small, linear theory has lost the second moments.
+    Norms are the Hessian's. 0 on a quadratic loss; where it is not small, linear theory has lost
+    the second moments.
     """
-    settled = np.tensordot(local.third, moments.xx, 2) / 2
+    shift = np.tensordot(local.third, moments.xx, 2) / 2
     size = np.sum(local.h * np.diagonal(moments.xx))
-    return float(np.sqrt(np.sum(settled**2 / local.h) / size)) if size > 0 else 0.0
+    return float(np.sqrt(np.sum(shift**2 / local.h) / size)) if size > 0 else 0.0

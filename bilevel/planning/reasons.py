@@ -64,15 +64,15 @@ def _noise(best: Candidate, split: Any) -> str:
 
 
 def _mean(split: Any, run: Any) -> str:
-    if run.bent < 1e-6:
+    if run.nonlinearity < 1e-6:
         return (
-            f"At rest the mean is off by {split.bias:.2g}: on a quadratic inner loss only because "
-            "iterate and derivative share minibatches, which averaging removes."
+            f"At stationarity the mean is off by {split.bias:.2g}: on a quadratic inner loss only "
+            "because iterate and derivative share minibatches, which averaging removes."
         )
     return (
-        f"At rest the mean is off by {split.bias:.2g}. The inner loss is not quadratic, and what "
-        "that adds neither averaging nor replicas remove, only a smaller ratio of step size to "
-        "batch size, or bl.Richardson."
+        f"At stationarity the mean is off by {split.bias:.2g}. The inner loss is not quadratic, "
+        "and what that adds neither averaging nor replicas remove, only a smaller ratio of step size "
+        "to batch size, or bl.Richardson."
     )
 
 

@@ -28,12 +28,12 @@ def require_near(delay: float) -> None:
 
 
 def require_quadratic(declared: bool, change: float, n: int, m: int, p: int) -> None:
-    """Refuse a large inner loss with third derivatives: the mean at rest is then not known."""
+    """Refuse a large inner loss with third derivatives: the stationary mean is then not known."""
     if not declared and change > 1e-8:
         raise ValueError(
             f"bl.plan: {n} params, {m} inner examples and {p} hyperparameters are too many for "
-            "exact moments, and the inner loss is not quadratic, so that the mean at rest is off "
-            "by an amount that cheaper theory does not tell. Measure it: bl.Replicated for the "
+            "exact moments, and the inner loss is not quadratic, so that the stationary mean is "
+            "off by an amount that cheaper theory does not tell. Measure it: bl.Replicated for the "
             "noise, bl.Richardson for the bias; or plan on a part of the data."
         )
 

@@ -10,8 +10,8 @@ from bilevel.utils import PyTree
 class Split(NamedTuple):
     """Predicted errors over the size of the hypergradient, Euclidean norms over all of hyper.
 
-    ``total``, the root mean square over runs, of ``bias`` at rest, ``noise`` (standard deviation)
-    and what is left of the start, ``transient``; ``iterate``: the noise of one iterate.
+    ``total``, the root mean square over runs, of the stationary ``bias``, ``noise`` (standard
+    deviation) and what is left of the start, ``transient``; ``iterate``: the noise of one iterate.
     """
 
     total: float

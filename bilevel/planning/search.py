@@ -71,9 +71,11 @@ class Predictor(Protocol):
 
     earliest: int  # the first step at which the derivative may begin
     noisy: bool
-    bent: float  # how far the mean settles from the solution, over the spread around it
+    nonlinearity: (
+        float  # distance of the stationary mean from the solution, over the spread around it
+    )
 
-    def at_rest(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+    def stationary_error(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """Bias and variance of the average of ``window`` iterates."""
         ...
 
@@ -111,15 +113,15 @@ def _fitted(
     share = 0.25 * target if run.noisy else 0.8 * target
 
     def noisy(window: int) -> bool:
-        bias, variance = run.at_rest(window)
+        bias, variance = run.stationary_error(window)
         mean = np.linalg.norm(bias) + share
         return bool(mean**2 + np.sum(variance) / replicas > target**2)
 
     def refused(why: str) -> Candidate:
         return replace(empty, replicas=replicas, verdict=why)
 
-    if run.noisy and np.linalg.norm(run.at_rest(demand.max_steps)[0]) + share > target:
-        return refused("the mean at rest is off by more than the tolerance")
+    if run.noisy and np.linalg.norm(run.stationary_error(demand.max_steps)[0]) + share > target:
+        return refused("the stationary mean is off by more than the tolerance")
     window = _first(lambda n: not noisy(n), 1, demand.max_steps) if run.noisy else 1
     if window is None:
         return refused(_TOO_LONG)

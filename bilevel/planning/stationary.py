@@ -1,4 +1,4 @@
-r"""Second moments of SGD and its derivative at rest, for many step sizes and batch sizes.
+r"""Second moments of SGD and its derivative at stationarity, for many step sizes and batch sizes.
 
 Around the solution ``u' = u - eta mean_batch (H_i u + g_i)`` and, for every hyperparameter, ``E_j'
 = E_j - eta mean_batch (H_i E_j + T_ij u + e_ij)``. In the eigenbasis of the mean Hessian
@@ -42,7 +42,7 @@ class Noise:
     feedback: np.ndarray
 
     @classmethod
-    def of(cls, examples: Examples, h: np.ndarray) -> "Noise":
+    def from_examples(cls, examples: Examples, h: np.ndarray) -> "Noise":
         """Take the means out, sum the examples up once."""
         H, g, e, T = examples
         apart = Examples(
@@ -75,13 +75,13 @@ class Noise:
         return 1 / largest
 
     def moments(self, step_size: float, factor: float) -> Moments:
-        """At rest, for a step size below the limit."""
+        """The stationary moments, for a step size below the limit."""
         (H, g, e, T), h, C, eta = self.examples, self.h, self.coupling, step_size
         m, n = g.shape
         kappa = eta / (h[:, None] + h[None, :] - eta * np.multiply.outer(h, h))
         back = factor * self.feedback.T
 
-        def rest(source: np.ndarray) -> np.ndarray:
+        def stationary_moment(source: np.ndarray) -> np.ndarray:
             """``P = kappa o (source / eta^2 + p c(P))``, of any leading axes."""
             alone = (kappa * source / eta**2).reshape(*source.shape[:-2], n * n)
             term = total = alone
@@ -95,11 +95,11 @@ class Noise:
             return np.tensordot(X @ P, Y, axes=((0, 2), (0, 2))) / m
 
         noisy, left = eta**2 * factor, (1 - eta * h)[:, None]
-        xx = rest(noisy * g.T @ g / m)
+        xx = stationary_moment(noisy * g.T @ g / m)
         shared = np.stack(
             [covary(H, xx, T_j) + g.T @ e_j / m for T_j, e_j in zip(T, e, strict=True)]
         )
-        xd = rest(noisy * shared - eta * left * (xx @ C.transpose(0, 2, 1)))
+        xd = stationary_moment(noisy * shared - eta * left * (xx @ C.transpose(0, 2, 1)))
         dx = xd.transpose(0, 2, 1)
         half = np.stack([covary(H, P, T_j) for P, T_j in zip(dx, T, strict=True)])
         half = noisy * half - eta * left * (dx @ C.transpose(0, 2, 1))
@@ -107,4 +107,4 @@ class Noise:
             [covary(T_j, xx, T_j) + e_j.T @ e_j / m for T_j, e_j in zip(T, e, strict=True)]
         )
         own = noisy * own + eta**2 * C @ xx @ C.transpose(0, 2, 1)
-        return Moments(xx, xd, rest(half + half.transpose(0, 2, 1) + own))
+        return Moments(xx, xd, stationary_moment(half + half.transpose(0, 2, 1) + own))

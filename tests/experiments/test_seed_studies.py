@@ -66,7 +66,9 @@ def test_influences_add_up_to_those_of_the_library() -> None:
     iterate, derivative = theory.influences(at)
     x = jnp.asarray(bl.testing.dense_solution(at.problem, at.hyper, at.params, at.data))
     library = jax.jit(
-        lambda x, h: influence.of(at.problem, h, x, at.data, linear=bl.CG(tol=1e-12)).values[0]
+        lambda x, h: influence.compute_influence(
+            at.problem, h, x, at.data, linear=bl.CG(tol=1e-12)
+        ).values[0]
     )(x, jnp.asarray(at.hyper))
     np.testing.assert_allclose(-(iterate + derivative), library, rtol=1e-8, atol=1e-10)
 

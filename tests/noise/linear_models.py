@@ -23,7 +23,7 @@ class Model(NamedTuple):
     J: np.ndarray
 
     def ridge(self, batch_size: int | None, sampling: str = "iid") -> Ridge:
-        return Ridge.of(*self, batch_size=batch_size, sampling=sampling)
+        return Ridge.from_data(*self, batch_size=batch_size, sampling=sampling)
 
 
 def model(seed: int, m: int = 11, n: int = 3, p: int = 2) -> Model:
@@ -89,7 +89,7 @@ def reference_ridge(kind: str) -> tuple[Ridge, np.ndarray]:
     rng = np.random.default_rng(0)
     A = rng.standard_normal((50, 5)) * np.linspace(0.5, 1.5, 5)
     b = A @ rng.standard_normal(5) + 0.5 * rng.standard_normal(50)
-    process = Ridge.of(A, b, 0.1, np.ones((5, 1)), batch_size=1)
+    process = Ridge.from_data(A, b, 0.1, np.ones((5, 1)), batch_size=1)
     largest = (A**2).sum(1).max() + 0.1
     mu = np.linalg.eigvalsh(process.curvature)[0]
     k = np.arange(10000)

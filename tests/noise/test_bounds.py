@@ -24,17 +24,17 @@ def test_path_is_the_recursion_written_out():
     np.testing.assert_allclose(found, expected, rtol=1e-13)
 
 
-@pytest.mark.parametrize("bend", [0.0, 0.7])
-def test_floor_is_above_where_the_recursion_ends(bend):
+@pytest.mark.parametrize("lipschitz", [0.0, 0.7])
+def test_floor_is_above_where_the_recursion_ends(lipschitz):
     """With ``B^2 = M^2 (1+C)^2`` times the floor of x; without B the two are equal."""
     mu, L, noise, size = 0.4, 1.5, 2.5, 0.3
     eta = float(bounds.step_cap(mu, L))
     of_x = 4 * noise * eta / mu
-    error = bend * (1 + size) * np.sqrt(of_x)
+    error = lipschitz * (1 + size) * np.sqrt(of_x)
     last = float(bounds.path(np.full(8000, eta), mu, L, noise, 1.0, error)[-1])
-    limit = float(bounds.floor(eta, mu, noise, bend, size))
+    limit = float(bounds.floor(eta, mu, noise, lipschitz, size))
     assert last <= limit * (1 + 1e-9)
-    if not bend:
+    if not lipschitz:
         assert last == pytest.approx(limit, rel=1e-9)
 
 
@@ -47,7 +47,7 @@ def errors(process, start, rule):
 def test_the_exact_moments_keep_to_the_bound(decreasing):
     rng = np.random.default_rng(1)
     A, J = rng.standard_normal((11, 3)), rng.standard_normal((11, 4))
-    process = LeastSquares.of(A, J, batch_size=1)
+    process = LeastSquares.from_data(A, J, batch_size=1)
     mu = np.linalg.eigvalsh(A.T @ A / 11)[0]
     L = (A**2).sum(1).max()
     k = np.arange(3000)

@@ -47,9 +47,9 @@ def test_stationary_solve_is_where_the_recursion_ends_and_the_dense_solve(moment
 def test_stationary_least_squares_solves_the_equation_of_the_theory():
     """``H P + P H - eta (H P H + p (K(P) - H P H)) = eta p W``, the sum over rows spelt out."""
     case, eta = model(seed=1), 0.3
-    process = LeastSquares.of(case.A, case.J, batch_size=2)
+    process = LeastSquares.from_data(case.A, case.J, batch_size=2)
     P = stationary(process, rules.sgd(eta)).second[0, :, 0]
-    compressed = stationary(Compressed.of(process), rules.sgd(eta)).second[0, :, 0]
+    compressed = stationary(Compressed.from_least_squares(process), rules.sgd(eta)).second[0, :, 0]
     np.testing.assert_allclose(compressed, P, rtol=1e-12)
     H = case.A.T @ case.A / len(case.A)
     squares = case.A[:, :, None] * case.A[:, None, :]
@@ -84,16 +84,16 @@ def test_contraction_is_the_radius_of_the_lifted_map():
 
 
 def test_the_derivative_is_stable_exactly_where_the_iterate_is():
-    """Just below the common limit its error settles, just above it grows."""
+    """Just below the common limit its error converges, just above it grows."""
     process = model(seed=4).ridge(1)
     limit = float(step_limit(process).value)
     start = process.start(np.ones(3))
-    for share, settles in ((0.95, True), (1.05, False)):
+    for share, converges in ((0.95, True), (1.05, False)):
         schedule = repeated(rules.sgd(share * limit), 2000)
         once = last(process, start, schedule)
         twice = last(process, once, schedule)
         before, after = (float(m.squared_errors()[1][0]) for m in (once, twice))
-        assert after == pytest.approx(before, rel=1e-6) if settles else after > 1e3 * before
+        assert after == pytest.approx(before, rel=1e-6) if converges else after > 1e3 * before
 
 
 def test_one_over_k_limit_is_where_a_long_recursion_ends():
@@ -124,10 +124,10 @@ def test_gaussian_diagonal_is_the_closed_form_of_the_full_covariance():
 def test_diagonals_approach_the_exact_moments_as_the_step_shrinks():
     """Additive noise leaves out a relative O(step size): ten times less at a tenth of the step."""
     case = model(seed=7)
-    process = LeastSquares.of(case.A, case.J, batch_size=2)
+    process = LeastSquares.from_data(case.A, case.J, batch_size=2)
     exact = {eta: stationary(process, rules.sgd(eta)).squared_error() for eta in (0.05, 0.005)}
     for gaussian in (False, True):
-        form, _ = Diagonal.of(process, gaussian)
+        form, _ = Diagonal.from_least_squares(process, gaussian)
         gaps = [abs(float(form.stationary(eta).sum() / exact[eta]) - 1) for eta in exact]
         assert gaps[1] < gaps[0] / 8
         assert gaps[0] < 0.05

@@ -24,7 +24,7 @@ def ridge(seed=0):
     A, V, w = rng.standard_normal((17, 3)), rng.standard_normal((9, 3)), rng.standard_normal(3)
     b, y = A @ w + 0.6 * rng.standard_normal(17), V @ w + 0.6 * rng.standard_normal(9)
     data, penalty = bl.Data(inner=(A, b), outer=(V, y)), np.exp(-1.0)
-    process = Ridge.of(A, b, penalty, np.full((3, 1), penalty), batch_size=2)
+    process = Ridge.from_data(A, b, penalty, np.full((3, 1), penalty), batch_size=2)
     return (LOG_RIDGE, jnp.asarray(-1.0), jnp.zeros(3), data), process
 
 
@@ -38,23 +38,23 @@ def outer_parts(parts, x):
 def linear_theory(problem, hyper, params, data, batch_size, rule):
     """All predictions in one program: op by op they would compile for most of a minute."""
     parts = problem, hyper, params, data
-    around = linearised.around(*parts, batch_size=batch_size)
-    at_rest = around.process.stationary(rule)
-    second = at_rest.second[0, :, 0]
-    shift = bias.mean_shift(*parts, around, second)
-    return around, at_rest, shift, bias.hypergradient_error(*parts, around, second)
+    here = linearised.linearise(*parts, batch_size=batch_size)
+    stationary = here.process.stationary(rule)
+    second = stationary.second[0, :, 0]
+    shift = bias.mean_shift(*parts, here, second)
+    return here, stationary, shift, bias.hypergradient_error(*parts, here, second)
 
 
 @pytest.mark.extended
 def test_exact_on_a_quadratic_problem():
     parts, process = ridge()
-    around, dense, shift, found = linear_theory(*parts, 2, rules.sgd(0.1))
-    np.testing.assert_allclose(around.derivative, process.derivative, rtol=1e-12)
+    here, dense, shift, found = linear_theory(*parts, 2, rules.sgd(0.1))
+    np.testing.assert_allclose(here.derivative, process.derivative, rtol=1e-12)
     exact = jax.jit(limits.stationary)(process, rules.sgd(0.1))
-    for ours, theirs in zip(around.blocks(dense), exact, strict=True):
+    for ours, theirs in zip(here.blocks(dense), exact, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-14)
     np.testing.assert_allclose(shift, 0, atol=1e-14)
-    slope, Q = outer_parts(parts, around.solution)
+    slope, Q = outer_parts(parts, here.solution)
     expected = error.predict(exact, process.derivative, slope, Q)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10)
@@ -62,13 +62,13 @@ def test_exact_on_a_quadratic_problem():
 
 def test_blocks_start_where_they_are_told_to():
     parts, process = ridge()
-    around = linear_theory(*parts, 2, rules.sgd(0.1))[0]
-    ours = around.blocks(around.start(jnp.ones(3), 0.5, slots=2))
+    here = linear_theory(*parts, 2, rules.sgd(0.1))[0]
+    ours = here.blocks(here.start(jnp.ones(3), 0.5, slots=2))
     theirs = process.start(jnp.ones(3), 0.5, slots=2)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-14)
     shift = jnp.arange(6.0)
-    moved = around.blocks(around.start(around.solution, around.derivative), shift)
+    moved = here.blocks(here.start(here.solution, here.derivative), shift)
     np.testing.assert_allclose(moved.xd[0, 0, :, 0], np.outer(shift[:3], shift[3:]))
     np.testing.assert_allclose(moved.dd[0, 0, :, 0], np.outer(shift[3:], shift[3:]))
 
@@ -92,14 +92,14 @@ def test_logistic_regression_within_the_order_of_the_step(seed):
     problem, data = bl.Problem(_logistic, _log_loss), bl.Data(inner=(X, y), outer=(V, v))
     parts = problem, jnp.asarray(-2.0), jnp.zeros(4), data
     eta = 0.3
-    around, at_rest, shift, predicted = linear_theory(*parts, 1, rules.sgd(eta))
-    second = at_rest.second[0, :, 0]
-    curvature = np.linalg.eigvalsh(around.process.matrices.mean(0)[:4, :4])[0]
+    here, stationary, shift, predicted = linear_theory(*parts, 1, rules.sgd(eta))
+    second = stationary.second[0, :, 0]
+    curvature = np.linalg.eigvalsh(here.process.matrices.mean(0)[:4, :4])[0]
 
     estimator = bl.Forward(bl.SGD(eta, batch_size=1), steps=int(14 / (eta * curvature)))
     keys = jax.random.split(jax.random.key(seed), 4000)
-    x, D = runs(problem, estimator, parts[1], around.solution, data, keys, segments=1)
-    z = np.concatenate([x[:, 0] - around.solution, D[:, 0, 0] - around.derivative[0]], 1)
+    x, D = runs(problem, estimator, parts[1], here.solution, data, keys, segments=1)
+    z = np.concatenate([x[:, 0] - here.solution, D[:, 0, 0] - here.derivative[0]], 1)
     assert np.abs(z_scores(z, shift)).max() < 4
     assert np.abs(z_scores(z, 0 * shift)).max() > 8
     for part in (slice(0, 4), slice(4, 8)):
@@ -118,21 +118,21 @@ def test_influence_is_the_dense_solve(name):
     """``psi_i = -c.C^{-1} F_i`` with dense third derivatives; trees, several hyperparameters."""
     case = getattr(bl.testing, name)(seed=0)
     parts = jax.tree.map(jnp.asarray, (case.hyper, case.params, case.data))
-    around = jax.jit(partial(linearised.around, case.problem, batch_size=1))(*parts)
+    here = jax.jit(partial(linearised.linearise, case.problem, batch_size=1))(*parts)
     unravel = ravel_pytree(case.params)[1]
-    of = partial(influence.of, case.problem, linear=bl.CG(tol=1e-12), chunk=5)
-    found = jax.jit(of)(parts[0], unravel(around.solution), parts[2])
+    of = partial(influence.compute_influence, case.problem, linear=bl.CG(tol=1e-12), chunk=5)
+    found = jax.jit(of)(parts[0], unravel(here.solution), parts[2])
     assert float(found.residual) < 1e-10
-    (p, n), C = around.derivative.shape, around.process.matrices.mean(0)
+    (p, n), C = here.derivative.shape, here.process.matrices.mean(0)
 
     def hypergradient(z):
         params = unravel(z[:n])
         slope = ravel_pytree(jax.grad(case.problem.outer)(params, case.hyper, case.data.outer))[0]
         return z[n:].reshape(p, n) @ slope
 
-    z = jnp.concatenate([around.solution, around.derivative.ravel()])
+    z = jnp.concatenate([here.solution, here.derivative.ravel()])
     slopes = jax.jacobian(hypergradient)(z)
-    expected = slopes @ jnp.linalg.solve(C, around.process.offsets.T)
+    expected = slopes @ jnp.linalg.solve(C, here.process.offsets.T)
     np.testing.assert_allclose(found.values, expected, rtol=1e-7, atol=1e-10)
     deviation = found.standard_deviation(window=50, batch_size=2)
     np.testing.assert_allclose(deviation, found.values.std(axis=1) / 10, rtol=1e-12)
@@ -149,7 +149,7 @@ def test_influence_is_the_limit_of_the_exact_tail_average():
     start = process.start(process.solution, process.derivative, slots=2)
     end = jax.jit(lambda p, s, r: run(p, s, r, lambda now: 0)[0])(process, start, schedule)
     exact = error.predict(end, process.derivative, slope, Q, slot=-1)
-    found = jax.jit(partial(influence.of, problem))(hyper, process.solution, data)
+    found = jax.jit(partial(influence.compute_influence, problem))(hyper, process.solution, data)
     np.testing.assert_allclose(
         found.standard_deviation(window, 2), exact.standard_deviation, rtol=0.02
     )
@@ -159,18 +159,18 @@ def test_refusals():
     problem, hyper, params, data = ridge()[0]
     concave = bl.Problem(lambda w, h, batch: -problem.inner(w, h, batch), problem.outer)
     with pytest.raises(ValueError, match="indefinite"):
-        linearised.around(concave, hyper, params, data, batch_size=1)
+        linearised.linearise(concave, hyper, params, data, batch_size=1)
     far = bl.Problem(
         lambda w, h, batch: jnp.mean(jnp.sqrt(1 + (w - batch[1][:, None]) ** 2)), problem.outer
     )
     with pytest.raises(ValueError, match="Newton steps from params end"):
-        linearised.around(far, hyper, params + 1e3, data, batch_size=1)
+        linearised.linearise(far, hyper, params + 1e3, data, batch_size=1)
     with pytest.raises(ValueError, match="depend on one another"):
-        linearised.around(problem, hyper, params, data, batch_size=1, sampling="epoch")
+        linearised.linearise(problem, hyper, params, data, batch_size=1, sampling="epoch")
     started = bl.Problem(problem.inner, problem.outer, start=lambda h, w: w * h)
     with pytest.raises(ValueError, match="start"):
-        influence.of(started, hyper, params, data)
+        influence.compute_influence(started, hyper, params, data)
     process = ridge()[1]
-    at_rest = process.start(process.solution, process.derivative)
+    stationary = process.start(process.solution, process.derivative)
     with pytest.raises(ValueError, match="hessian has shape"):
-        error.predict(at_rest, process.derivative, jnp.ones(3), jnp.ones((2, 2)))
+        error.predict(stationary, process.derivative, jnp.ones(3), jnp.ones((2, 2)))

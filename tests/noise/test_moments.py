@@ -53,9 +53,9 @@ def test_least_squares_sums_over_columns_what_ridge_keeps_apart(momentum):
     rule, whole = schedule(momentum), case.ridge(2)
     both = last(whole, whole.start(np.ones(3), 0.0, rule.slots), rule)
     for targets, start, block in ((case.b, np.ones(3), both.xx), (case.J, 0.0, both.dd.sum(0))):
-        process = LeastSquares.of(case.A, targets, batch_size=2)
+        process = LeastSquares.from_data(case.A, targets, batch_size=2)
         begin = process.start(jnp.broadcast_to(start, process.solution.shape), rule.slots)
-        for form in (process, Compressed.of(process)):
+        for form in (process, Compressed.from_least_squares(process)):
             second = last(form, begin, rule).second
             assert np.abs(second - block).max() < 1e-12 * np.abs(block).max()
 
@@ -133,7 +133,7 @@ def test_decreasing_steps_give_one_over_k():
     step = rules.sgd(2 / (mu * (k + 8 / mu**2)))
     t = k + 8 / mu**2
     for targets in (rng.standard_normal(50), rng.standard_normal((50, 3))):
-        process = Compressed.of(LeastSquares.of(A, targets, batch_size=1))
+        process = Compressed.from_least_squares(LeastSquares.from_data(A, targets, batch_size=1))
         begin = process.start(jnp.zeros_like(process.solution))
         curve = run(process, begin, step, lambda now: now.squared_error())[1]
         slope = np.log(curve[-1] / curve[10_000]) / np.log(t[-1] / t[10_000])
@@ -143,15 +143,15 @@ def test_decreasing_steps_give_one_over_k():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda c: LeastSquares.of(c.A, c.b, 1, "epoch"), "depend on one another"),
-        (lambda c: LeastSquares.of(c.A, c.b[:-1], 1), "A has 11 rows"),
-        (lambda c: LeastSquares.of(c.A[:2], c.b[:2], 1), "singular"),
+        (lambda c: LeastSquares.from_data(c.A, c.b, 1, "epoch"), "depend on one another"),
+        (lambda c: LeastSquares.from_data(c.A, c.b[:-1], 1), "A has 11 rows"),
+        (lambda c: LeastSquares.from_data(c.A[:2], c.b[:2], 1), "singular"),
         (lambda c: c._replace(penalty=-5.0).ridge(1), "indefinite"),
         (lambda c: c._replace(J=c.J[:, :1]).ridge(1), "2 hyperparameters"),
         (lambda c: c._replace(penalty_jacobian=np.ones((4, 2))).ridge(1), "A has 3 features"),
         (lambda c: c.ridge(12), "larger than the number"),
         (lambda c: c.ridge(2, "shuffled"), "sampling must be one of"),
-        (lambda c: LeastSquares.of(c.b, c.b, 1), r"\[examples, features\]"),
+        (lambda c: LeastSquares.from_data(c.b, c.b, 1), r"\[examples, features\]"),
         (lambda c: rules.sgd(-0.1), "must be positive"),
         (lambda c: rules.sgd(0.1, momentum=1.0), "momentum must lie in"),
         (lambda c: rules.tail_weights(10, 11), "window=11"),

@@ -44,7 +44,7 @@ def test_four_regimes(regime, seed):
     keys = jax.random.split(jax.random.key(seed), 2000)
     x, D = runs(LEAST_SQUARES, estimator, jnp.zeros(n), jnp.zeros(n), data, keys, segments=segments)
     for found, targets in ((x, b), (jnp.swapaxes(D, 2, 3), J)):
-        process = LeastSquares.of(A, targets, batch_size=2)
+        process = LeastSquares.from_data(A, targets, batch_size=2)
         start = process.start(jnp.zeros_like(process.solution))
         curve = errors(process, start, rules.sgd(schedule))[segment - 1 :: segment]
         squares = jnp.sum((found - process.solution) ** 2, axis=range(2, found.ndim))
@@ -65,7 +65,7 @@ def test_cross_sampling_removes_the_bias_of_the_hypergradient(seed):
     b, y = A @ w + 0.6 * rng.standard_normal(17), V @ w + 0.6 * rng.standard_normal(9)
     log_penalty, eta, steps = jnp.asarray(-1.0), 0.06, 300
     penalty = np.exp(-1.0)
-    process = Ridge.of(A, b, penalty, np.full((3, 1), penalty), batch_size=1)
+    process = Ridge.from_data(A, b, penalty, np.full((3, 1), penalty), batch_size=1)
     Q = V.T @ V / 9
     slope = Q @ np.asarray(process.solution) - V.T @ y / 9
     end = jax.jit(lambda p, s, r: run(p, s, r, lambda now: 0)[0])(

@@ -76,7 +76,7 @@ def exact_error(candidate):
     """Of a candidate on the ridge problem, from :class:`bilevel.noise.Ridge`."""
     (A, b), (V, c) = RIDGE.data.inner, RIDGE.data.outer
     penalty = np.exp(RIDGE.hyper)
-    process = Ridge.of(A, b, penalty, np.diag(penalty), batch_size=candidate.batch_size)
+    process = Ridge.from_data(A, b, penalty, np.diag(penalty), batch_size=candidate.batch_size)
     outer = V.T @ (V @ process.solution - c) / len(c), V.T @ V / len(c)
     one = candidate.step_size, candidate.steps, candidate.start, candidate.window
     return float(_exact(process, outer, *one))

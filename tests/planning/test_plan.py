@@ -49,7 +49,7 @@ def test_moments_and_bias_are_those_of_the_dense_theory(logistic):
     @jax.jit
     def theory(hyper, params, data):
         parts = LOGISTIC.problem, hyper, params, data
-        around = linearised.around(*parts, batch_size=4)
+        around = linearised.linearise(*parts, batch_size=4)
         second = around.process.stationary(rules.sgd(eta)).second[0, :, 0]
         found = bias.hypergradient_error(*parts, around, second)
         return around.process.matrices[:, :4, :4], found
@@ -57,7 +57,7 @@ def test_moments_and_bias_are_those_of_the_dense_theory(logistic):
     hyper, params, data = LOGISTIC.hyper, logistic.params, LOGISTIC.data
     hessians, expected = theory(jnp.asarray(hyper), params, data)
     run = logistic.planner.problem.predict(eta, 4)
-    mean, variance = run.at_rest(1)
+    mean, variance = run.stationary_error(1)
     np.testing.assert_allclose(logistic.exact, expected.exact[0], rtol=1e-9)
     np.testing.assert_allclose(mean, expected.bias, rtol=1e-6)
     np.testing.assert_allclose(np.sqrt(variance), expected.standard_deviation, rtol=1e-6)
@@ -66,7 +66,7 @@ def test_moments_and_bias_are_those_of_the_dense_theory(logistic):
 
 
 @pytest.mark.usefixtures("x64")
-def test_predictions_on_a_quadratic_are_exact_once_at_rest(ridge):
+def test_predictions_on_a_quadratic_are_exact_once_stationary(ridge):
     """Every length after the start is forgotten; the window may be short or long."""
     for window in (1, 7, 300):
         best = replace(ridge.chosen, batch_size=4, step_size=0.2, start=90, wait=80, window=window)
@@ -225,7 +225,7 @@ def test_refusals_of_what_cannot_be_met(ridge, logistic):
         only(ridge, 1, max_steps=20).plan(0.01)
     with pytest.raises(ValueError, match=r"step_size=0.4 is above 0.2386, the largest that the th"):
         only(ridge, 1, step_size=0.4).plan(0.1)
-    with pytest.raises(ValueError, match="the mean at rest is off by more than the tolerance"):
+    with pytest.raises(ValueError, match="the stationary mean is off by more than the tolerance"):
         only(logistic, 1, step_size=0.3).plan(0.01)
 
 

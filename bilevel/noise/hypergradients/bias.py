@@ -20,19 +20,24 @@ from jax import Array
 from bilevel.core import Data, Problem
 from bilevel.noise.hypergradients.error import HypergradientError
 from bilevel.noise.moments.linearised import Linearised, joint_gradient
-from bilevel.noise.per_example import Flat
+from bilevel.noise.per_example import FlatProblem
 from bilevel.utils import PyTree
 
 
 def mean_shift(
-    problem: Problem, hyper: PyTree, params: PyTree, data: Data, around: Linearised, second: Array
+    problem: Problem,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    linearised: Linearised,
+    second: Array,
 ) -> Array:
-    """How far from the solution the mean of ``(x, D)`` settles, to first order; ``[d]``.
+    """How far from the solution the stationary mean of ``(x, D)`` is, to first order; ``[d]``.
 
     Parameters
     ----------
     params : any, for their structure.
-    around : the linearisation.
+    linearised : the linearisation.
     second : its stationary second moment ``[d, d]``, slot 0.
 
     Examples
@@ -42,19 +47,21 @@ def mean_shift(
     >>> case = bl.testing.logistic(seed=0)
     >>> @jax.jit
     ... def shift(*parts):
-    ...     around = linearised.around(case.problem, *parts, batch_size=2)
-    ...     second = around.process.stationary(rules.sgd(0.1)).second[0, :, 0]
-    ...     return bias.mean_shift(case.problem, *parts, around, second)
+    ...     here = linearised.linearise(case.problem, *parts, batch_size=2)
+    ...     second = here.process.stationary(rules.sgd(0.1)).second[0, :, 0]
+    ...     return bias.mean_shift(case.problem, *parts, here, second)
     >>> shift(case.hyper, case.params, case.data).shape
     (8,)
     """
-    flat = Flat.of("bias.mean_shift", problem, hyper, params, data)
+    flat = FlatProblem.from_problem("bias.mean_shift", problem, hyper, params, data)
 
     def whole(x: Array, theta: Array) -> Array:
         return flat.inner(x, theta, data.inner)
 
-    bent = _bend(partial(joint_gradient, whole, flat.theta), _at(around), second)
-    return -jnp.linalg.solve(jnp.mean(around.process.matrices, 0), bent) / 2
+    third_order = _contract_second_derivative(
+        partial(joint_gradient, whole, flat.theta), _at(linearised), second
+    )
+    return -jnp.linalg.solve(jnp.mean(linearised.process.matrices, 0), third_order) / 2
 
 
 def hypergradient_error(
@@ -62,13 +69,13 @@ def hypergradient_error(
     hyper: PyTree,
     params: PyTree,
     data: Data,
-    around: Linearised,
+    linearised: Linearised,
     second: Array,
     *,
     read: Array | None = None,
     implicit: bool = False,
 ) -> HypergradientError:
-    """Bias and standard deviation at rest of the hypergradient of one run, to first order.
+    """Stationary bias and standard deviation of the hypergradient of one run, to first order.
 
     Arguments as for :func:`mean_shift`; the outer loss may depend on hyper. ``value_bias`` is that
     of the outer loss itself. For the exact statement on quadratics, and for cross-sampling, see
@@ -81,9 +88,9 @@ def hypergradient_error(
     implicit : the hypergradient is the implicit one at ``x``, ``dL/dtheta - (d grad / d theta)^T
         H(x)^{-1} grad_x L(x)``, whatever ``D`` is.
     """
-    flat = Flat.of("bias.hypergradient_error", problem, hyper, params, data)
-    shift = mean_shift(problem, hyper, params, data, around, second)
-    (p, n), z = around.derivative.shape, _at(around)
+    flat = FlatProblem.from_problem("bias.hypergradient_error", problem, hyper, params, data)
+    shift = mean_shift(problem, hyper, params, data, linearised, second)
+    (p, n), z = linearised.derivative.shape, _at(linearised)
     read = second if read is None else read
 
     def hypergradient(z: Array) -> Array:
@@ -95,7 +102,7 @@ def hypergradient_error(
         return flat.outer(z[:n], flat.theta)
 
     def moved(fn: Callable[[Array], Array]) -> Array:
-        return jax.jvp(fn, (z,), (shift,))[1] + _bend(fn, z, read) / 2
+        return jax.jvp(fn, (z,), (shift,))[1] + _contract_second_derivative(fn, z, read) / 2
 
     slopes = jax.jacfwd(hypergradient)(z)
     variance = jnp.einsum("ia,ab,ib->i", slopes, read, slopes)
@@ -104,17 +111,17 @@ def hypergradient_error(
     )
 
 
-def _implicit_derivative(flat: Flat, x: Array) -> Array:
+def _implicit_derivative(flat: FlatProblem, x: Array) -> Array:
     """``-(H(x)^{-1} d grad / d theta)^T``, ``[p, n]``."""
     in_x, in_theta = jax.jacfwd(flat.gradient, (0, 1))(x, flat.theta)
     return -jnp.linalg.solve(in_x, in_theta).T
 
 
-def _at(around: Linearised) -> Array:
-    return jnp.concatenate([around.solution, around.derivative.ravel()])
+def _at(linearised: Linearised) -> Array:
+    return jnp.concatenate([linearised.solution, linearised.derivative.ravel()])
 
 
-def _bend(fn: Callable[[Array], Array], z: Array, second: Array) -> Array:
+def _contract_second_derivative(fn: Callable[[Array], Array], z: Array, second: Array) -> Array:
     """``fn''(z)[second]``: second derivatives along the columns of a square root of ``second``."""
     values, vectors = jnp.linalg.eigh((second + second.T) / 2)
     columns = (vectors * jnp.sqrt(jnp.maximum(values, 0))).T

@@ -5,9 +5,9 @@ hypergradient ``D^T grad(x)`` of a run has, with ``u = x - x*`` and ``E = D - D*
 
     mean - D*^T l = Ebar^T l + D*^T Q ubar + <Q, E[u E^T]>
 
-from second moments alone. The last term is O(step size) and stays although ``x`` and ``D`` are each
-unbiased at rest: they share their minibatches. With ``x`` in ``grad(x)`` from an independent run
-(``Forward(..., cross=True)``) it is ``Ebar^T Q ubar``, which vanishes at rest. The standard
+from second moments alone. The last term is O(step size) and stays although the stationary ``x`` and
+``D`` are each unbiased: they share their minibatches. With ``x`` in ``grad(x)`` from an independent
+run (``Forward(..., cross=True)``) it is ``Ebar^T Q ubar``, 0 at stationarity. The standard
 deviation is the delta method's: linear in ``(u, E)`` around their means, which leaves out
 fourth-order noise; under cross-sampling it is exact.
 """
@@ -60,10 +60,10 @@ def predict(
     >>> import jax, jax.numpy as jnp
     >>> from bilevel.noise import Ridge, hypergradient_error, limits, rules
     >>> A, b = jnp.array([[1.0], [2.0], [1.0]]), jnp.array([1.0, 0.0, 3.0])
-    >>> process = Ridge.of(A, b, 0.5, jnp.array([[0.5]]), batch_size=1)
-    >>> at_rest = jax.jit(limits.stationary)(process, rules.sgd(0.1))
+    >>> process = Ridge.from_data(A, b, 0.5, jnp.array([[0.5]]), batch_size=1)
+    >>> end = jax.jit(limits.stationary)(process, rules.sgd(0.1))
     >>> l, Q = process.solution - 1.0, jnp.eye(1)
-    >>> error = hypergradient_error.predict(at_rest, process.derivative, l, Q)
+    >>> error = hypergradient_error.predict(end, process.derivative, l, Q)
     >>> error.bias.shape
     (1,)
     """

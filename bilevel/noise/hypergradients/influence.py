@@ -22,8 +22,9 @@ from jax import Array
 from bilevel.core import Data, Problem
 from bilevel.linear import CG
 from bilevel.noise.batches import batch_factor
-from bilevel.noise.per_example import Flat
+from bilevel.noise.per_example import FlatProblem
 from bilevel.utils import PyTree
+from bilevel.utils.deprecation import renamed
 
 
 class Influence(NamedTuple):
@@ -45,7 +46,7 @@ class Influence(NamedTuple):
         return jnp.sqrt(p * jnp.var(self.values, axis=1) / window)
 
 
-def of(
+def compute_influence(
     problem: Problem,
     hyper: PyTree,
     params: PyTree,
@@ -78,11 +79,11 @@ def of(
     ...     outer=lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
     ... )
     >>> data = bl.Data(inner=jnp.array([1.0, 3.0]), outer=jnp.array([1.5]))
-    >>> found = influence.of(problem, 1.0, jnp.array(1.0), data)  # w* = 2 / (1 + h)
+    >>> found = influence.compute_influence(problem, 1.0, jnp.array(1.0), data)  # w* = 2 / (1 + h)
     >>> found.standard_deviation(window=100, batch_size=1).shape
     (1,)
     """
-    flat = Flat.of("influence.of", problem, hyper, params, data)
+    flat = FlatProblem.from_problem("influence.compute_influence", problem, hyper, params, data)
     x, theta = flat.x, flat.theta
     v = linear.solve(flat.hvp, jax.grad(flat.outer)(x, theta), jnp.zeros_like(x))
 
@@ -94,17 +95,27 @@ def of(
             """How ``fn(x, theta)`` changes when theta moves along t and x with it."""
             return jax.jvp(fn, (x, theta), (moved.x, t))[1]
 
-        bent = jax.grad(lambda x: along(lambda *at: v.x @ flat.gradient(*at), x))(x)
-        b = along(jax.grad(flat.outer), x) - bent
+        third_order = jax.grad(lambda x: along(lambda *at: v.x @ flat.gradient(*at), x))(x)
+        b = along(jax.grad(flat.outer), x) - third_order
         a = linear.solve(flat.hvp, b, jnp.zeros_like(x))
 
         def psi(loss: Any) -> Array:
             noise = a.x @ jax.grad(loss)(x, theta)
             return -noise if implicit else -noise - along(lambda *at: v.x @ jax.grad(loss)(*at), x)
 
-        values = flat.map(psi, jnp.arange(flat.count), chunk)
+        values = flat.map_examples(psi, jnp.arange(flat.count), chunk)
         return values, jnp.maximum(moved.residual, a.residual), moved.matvecs + a.matvecs
 
     values, residuals, matvecs = jax.lax.map(one, jnp.eye(len(theta), dtype=theta.dtype))
     residual = jnp.maximum(jnp.max(residuals), v.residual)
     return Influence(values, residual, jnp.sum(matvecs) + v.matvecs)
+
+
+_RENAMED: dict[str, tuple[str, object]] = {
+    "of": ("compute_influence", compute_influence),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Return what an old name stands for, with a warning."""
+    return renamed(__name__, _RENAMED, name)

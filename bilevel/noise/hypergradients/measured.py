@@ -16,7 +16,7 @@ from jax import Array
 
 from bilevel.core import Data, Problem
 from bilevel.linear.extremes import Eigenvalue, extremes
-from bilevel.noise.per_example import Flat
+from bilevel.noise.per_example import FlatProblem
 from bilevel.utils import PyTree
 from bilevel.utils.validation import require_positive_int
 
@@ -63,7 +63,7 @@ def hessian_extremes(
     >>> bool(0 < smallest.value < largest.value)
     True
     """
-    flat = Flat.of("estimate.hessian_extremes", problem, hyper, params, data)
+    flat = FlatProblem.from_problem("estimate.hessian_extremes", problem, hyper, params, data)
     start = jax.random.normal(key, flat.x.shape, flat.x.dtype)
     return extremes(flat.hvp, start, steps)
 
@@ -107,7 +107,7 @@ def gradient_noise(
     >>> float(estimate.gradient_noise(problem, 0.0, jnp.array(2.0), data).gradient.value)
     1.0
     """
-    flat = Flat.of("estimate.gradient_noise", problem, hyper, params, data)
+    flat = FlatProblem.from_problem("estimate.gradient_noise", problem, hyper, params, data)
     rows = _rows(flat.count, sample, key)
     D = None if derivative is None else _flatten(derivative, flat)
     center = _contribution(lambda x, theta: flat.inner(x, theta, data.inner), flat, D)
@@ -118,13 +118,13 @@ def gradient_noise(
         sizes = jax.tree.map(lambda x: jnp.sum(x**2, -1), apart)
         return sizes, apart[0] if covariance else ()
 
-    sizes, apart = flat.map(one, rows, chunk)
+    sizes, apart = flat.map_examples(one, rows, chunk)
     traces = [_mean(x, flat.count) for x in sizes]
     spread = apart.T @ apart / len(rows) if covariance else None
     return GradientNoise(traces[0], traces[1] if D is not None else None, spread)
 
 
-def _contribution(loss: Any, flat: Flat, D: Array | None) -> tuple[Array, ...]:
+def _contribution(loss: Any, flat: FlatProblem, D: Array | None) -> tuple[Array, ...]:
     """Gradient ``[n]`` of a loss ``(x, theta) -> ()``, and its derivatives, ``[p, n]``."""
     gradient = jax.grad(loss)
     if D is None:
@@ -137,7 +137,7 @@ def _contribution(loss: Any, flat: Flat, D: Array | None) -> tuple[Array, ...]:
     return jax.vmap(along, out_axes=(None, 0))(D, basis)
 
 
-def _flatten(derivative: PyTree, flat: Flat) -> Array:
+def _flatten(derivative: PyTree, flat: FlatProblem) -> Array:
     """``[p, n]``, from a tree like params with a leading axis p."""
     p, n = len(flat.theta), len(flat.x)
     leaves = [jnp.asarray(leaf).reshape(p, -1) for leaf in jax.tree.leaves(derivative)]

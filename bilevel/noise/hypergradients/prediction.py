@@ -1,4 +1,4 @@
-r"""What noise leaves of the hypergradient of a run at rest, read at an iterate or at an average.
+r"""What noise leaves of a stationary run's hypergradient, read at an iterate or at an average.
 
 An unrolled hypergradient is read at ``z = (x, D)``, an implicit one at ``x`` alone. With ``P`` the
 stationary second moment of the linearised recursion, ``A`` its mean map and ``P_n`` the covariance
@@ -20,28 +20,29 @@ from bilevel.core import Data, Problem
 from bilevel.noise.hypergradients import bias
 from bilevel.noise.hypergradients.error import HypergradientError
 from bilevel.noise.moments.affine import Affine
-from bilevel.noise.moments.linearised import Linearised, around
+from bilevel.noise.moments.linearised import Linearised, linearise
 from bilevel.noise.moments.rules import Rule
 from bilevel.noise.quadratic.averaging import weighted_powers
 from bilevel.utils import PyTree
+from bilevel.utils.deprecation import renamed
 from bilevel.utils.validation import require_positive_int
 
 NEWTON_STEPS = 30
 
 
-class AtRest(NamedTuple):
-    """``error``, and whether it means anything: ``rests ()``, ``solved ()``, booleans.
+class StationaryError(NamedTuple):
+    """``error``, and whether it means anything: ``stable ()``, ``solved ()``, booleans.
 
-    ``rests`` : the step size is below the mean-square limit, so that second moments settle.
+    ``stable`` : the step size is below the mean-square limit, so that second moments converge.
     ``solved`` : Newton's method arrived at a minimum, where the theory is set up.
     """
 
     error: HypergradientError
-    rests: Array
+    stable: Array
     solved: Array
 
 
-def at_rest(
+def stationary_error(
     problem: Problem,
     hyper: PyTree,
     params: PyTree,
@@ -51,7 +52,7 @@ def at_rest(
     batch_size: int | None,
     window: int = 1,
     implicit: bool = False,
-) -> AtRest:
+) -> StationaryError:
     """Bias and standard deviation of a hypergradient, everything dense: of size ``(s d)^2``.
 
     ``d`` is ``n (1 + p)``, or ``n`` if ``implicit``, and ``s`` the slots of ``rule``. To first
@@ -66,7 +67,7 @@ def at_rest(
 
     Raises
     ------
-    ValueError : as :func:`bilevel.noise.linearised.around`; ``window`` below 1.
+    ValueError : as :func:`bilevel.noise.linearised.linearise`; ``window`` below 1.
 
     Examples
     --------
@@ -75,20 +76,24 @@ def at_rest(
     >>> import jax
     >>> from bilevel.noise import prediction, rules
     >>> case = bl.testing.ridge(seed=0)
-    >>> found = jax.jit(partial(prediction.at_rest, case.problem, batch_size=2, window=100))(
-    ...     case.hyper, case.params, case.data, rules.sgd(0.05)
-    ... )
-    >>> found.error.standard_deviation.shape, bool(found.rests & found.solved)
+    >>> of = partial(prediction.stationary_error, case.problem, batch_size=2, window=100)
+    >>> found = jax.jit(of)(case.hyper, case.params, case.data, rules.sgd(0.05))
+    >>> found.error.standard_deviation.shape, bool(found.stable & found.solved)
     ((4,), True)
     """
-    require_positive_int("prediction.at_rest", "window", window)
-    here = around(
-        problem, hyper, params, data, batch_size=batch_size, newton_steps=NEWTON_STEPS
-    )  # fmt: skip
+    require_positive_int("prediction.stationary_error", "window", window)
+    here = linearise(
+        problem,
+        hyper,
+        params,
+        data,
+        batch_size=batch_size,
+        newton_steps=NEWTON_STEPS,
+    )
     n, d = len(here.solution), here.process.offsets.shape[1]
     part = n if implicit else d
     process = _restrict(here.process, part)
-    moments, margin = process.settle(rule)
+    moments, margin = process.stationary_with_margin(rule)
     second = moments.second.reshape(rule.slots * part, rule.slots * part)
     read = average_covariance(process.mean_map(rule), second, window)
 
@@ -98,11 +103,11 @@ def at_rest(
     error = bias.hypergradient_error(
         problem, hyper, params, data, here, whole(second), read=whole(read), implicit=implicit
     )
-    return AtRest(error, margin > 0, _solved(here))
+    return StationaryError(error, margin > 0, _solved(here))
 
 
 def average_covariance(mean_map: Array, second: Array, window: int) -> Array:
-    """Covariance of the mean of ``window`` consecutive iterates at rest, ``[k, k]``; exact.
+    """Covariance of the mean of ``window`` consecutive stationary iterates, ``[k, k]``; exact.
 
     Parameters
     ----------
@@ -126,3 +131,14 @@ def _solved(here: Linearised) -> Array:
     step = jnp.linalg.solve(H, jnp.mean(here.process.offsets, 0)[:n])
     small = jnp.finfo(step.dtype).eps ** 0.5 * (1 + jnp.linalg.norm(here.solution))
     return (jnp.linalg.norm(step) <= small) & (jnp.linalg.eigvalsh((H + H.T) / 2)[0] > 0)
+
+
+_RENAMED: dict[str, tuple[str, object]] = {
+    "at_rest": ("stationary_error", stationary_error),
+    "AtRest": ("StationaryError", StationaryError),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Return what an old name stands for, with a warning."""
+    return renamed(__name__, _RENAMED, name)

@@ -20,6 +20,7 @@ from jax import Array
 from bilevel.noise.moments.rows import require_shape
 from bilevel.noise.moments.rules import Rule, outer
 from bilevel.utils import is_traced, register_node
+from bilevel.utils.deprecation import RenamedMethod
 
 
 class Moments(NamedTuple):
@@ -97,14 +98,14 @@ class Affine:
         ------
         ValueError : no limit exists, because the second moments grow.
         """
-        moments, margin = self.settle(rule)
+        moments, margin = self.stationary_with_margin(rule)
         _require_stable(margin)
         return moments
 
-    def settle(self, rule: Rule) -> tuple[Moments, Array]:
+    def stationary_with_margin(self, rule: Rule) -> tuple[Moments, Array]:
         """:meth:`stationary`, and a margin ``()``: positive exactly where the moments converge."""
         d, s = self.offsets.shape[1], rule.slots
-        slots = _resting(rule, self.fixed_point())
+        slots = _stationary_mean(rule, self.fixed_point())
         mean = Moments(slots, jnp.zeros((s, d, s, d), slots.dtype))
         source = self.step(mean, rule).second.reshape(s * d, s * d)
         each = self._maps(rule)[:, :-1, :-1]
@@ -119,8 +120,10 @@ class Affine:
         moments = Moments(slots, solved[:, 0].reshape(s, d, s, d))
         return moments, jnp.linalg.eigvalsh(answer + answer.T)[0]
 
+    settle = RenamedMethod("stationary_with_margin")
+
     def mean_map(self, rule: Rule) -> Array:
-        """What one step does to the mean's deviation from its rest, ``[s d, s d]``."""
+        """What one step does to the mean's deviation from the stationary mean, ``[s d, s d]``."""
         return jnp.mean(self._maps(rule)[:, :-1, :-1], 0)
 
     def _maps(self, rule: Rule) -> Array:
@@ -138,18 +141,18 @@ class Affine:
 register_node(Affine, ["matrices", "offsets", "factor"], [])
 
 
-def _resting(rule: Rule, z: Array) -> Array:
-    """All slots when the mean of slot 0 rests at ``z`` and the mean gradient there is 0."""
+def _stationary_mean(rule: Rule, z: Array) -> Array:
+    """All slots when the stationary mean of slot 0 is ``z`` and the mean gradient there is 0."""
     s = rule.slots
     mean = jnp.zeros((s, *z.shape), z.dtype).at[0].set(z)
     if s == 1:
         return mean
-    rest = jnp.eye(s - 1) - rule.transition[1:, 1:]
-    return mean.at[1:].set(jnp.linalg.solve(rest, jnp.outer(rule.transition[1:, 0], z)))
+    others = jnp.eye(s - 1) - rule.transition[1:, 1:]
+    return mean.at[1:].set(jnp.linalg.solve(others, jnp.outer(rule.transition[1:, 0], z)))
 
 
 def _require_stable(margin: Array) -> None:
-    """Raise unless what unit noise would settle at is positive definite."""
+    """Raise unless the stationary moment of unit noise is positive definite."""
     if not is_traced(margin) and not margin > 0:
         raise ValueError(
             "Affine.stationary: the step size is beyond the mean-square limit: second moments grow "

@@ -16,6 +16,7 @@ from bilevel.noise.moments.affine import Moments
 from bilevel.noise.moments.least_squares import LeastSquares, advance
 from bilevel.noise.moments.rules import Rule
 from bilevel.utils import register_node
+from bilevel.utils.deprecation import RenamedMethod
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Compressed:
     factor: Any
 
     @classmethod
-    def of(cls, process: LeastSquares) -> "Compressed":
+    def from_least_squares(cls, process: LeastSquares) -> "Compressed":
         """Sum over the rows.
 
         Examples
@@ -47,7 +48,8 @@ class Compressed:
         >>> import numpy as np
         >>> from bilevel.noise import Compressed, LeastSquares
         >>> A, b = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]), np.array([1.0, 0.0, 3.0])
-        >>> Compressed.of(LeastSquares.of(A, b, batch_size=1)).quadratic.shape
+        >>> process = LeastSquares.from_data(A, b, batch_size=1)
+        >>> Compressed.from_least_squares(process).quadratic.shape
         (3, 3)
         """
         A, residuals = process.rows.A, process.residuals
@@ -63,6 +65,8 @@ class Compressed:
             process.solution,
             process.factor,
         )
+
+    of = RenamedMethod("from_least_squares")
 
     def start(self, x: Array, slots: int = 1) -> Moments:
         """As :meth:`LeastSquares.start`."""
@@ -82,10 +86,10 @@ class Compressed:
         H = self.curvature
         return self._symmetric(self.quadratic @ self._upper(P)) - H @ P @ H
 
-    def settle(self, rule: Rule, solve: Callable[[Array], Array]) -> Moments:
+    def stationary_moments(self, rule: Rule, solve: Callable[[Array], Array]) -> Moments:
         """The stationary moments: see :func:`bilevel.noise.limits.stationary`."""
-        rest = self.start(self.solution, rule.slots)
-        return rest._replace(second=solve(self.step(rest, rule).second))
+        still = self.start(self.solution, rule.slots)
+        return still._replace(second=solve(self.step(still, rule).second))
 
     def _upper(self, P: Array) -> Array:
         return P[jnp.triu_indices(len(P))]

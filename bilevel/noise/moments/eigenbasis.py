@@ -19,6 +19,7 @@ from bilevel.noise import checks
 from bilevel.noise.moments.least_squares import LeastSquares
 from bilevel.noise.moments.rules import Rule
 from bilevel.utils import register_node
+from bilevel.utils.deprecation import RenamedMethod
 
 
 class DiagonalMoments(NamedTuple):
@@ -51,11 +52,13 @@ class Diagonal:
     gaussian: bool
 
     @classmethod
-    def of(cls, process: LeastSquares, gaussian: bool) -> tuple["Diagonal", Array]:
+    def from_least_squares(cls, process: LeastSquares, gaussian: bool) -> tuple["Diagonal", Array]:
         """The diagonal of a process with rows, and its eigenvectors ``[n, n]``."""
         h, vectors = jnp.linalg.eigh(process.curvature)
         W = process.rows.weighted(jnp.sum(process.residuals**2, 1))
         return cls(h, jnp.sum(vectors * (W @ vectors), 0), process.factor, gaussian), vectors
+
+    of = RenamedMethod("from_least_squares")
 
     def start(self, deviation: Array, slots: int = 1) -> DiagonalMoments:
         """The moments at a known deviation, in the eigenbasis, ``[n]`` or ``[n, p]`` (summed)."""

@@ -1,7 +1,8 @@
 r"""How gradient noise becomes spread of the iterates, and spread becomes gradient noise again.
 
 In the eigenbasis of the mean Hessian (eigenvalues ``h``) a rule moves coordinate j by the small
-matrix ``A_j = T - L h_j e_0^T``. Constant gradient noise ``V`` then settles at ``kappa o V``,
+matrix ``A_j = T - L h_j e_0^T``. Constant gradient noise ``V`` leads to the stationary moment
+``kappa o V``,
 
     kappa_jl = [(I - A_j (x) A_l)^{-1} (L (x) L)]_00     (SGD: eta / (h_j + h_l - eta h_j h_l))
 
@@ -54,7 +55,7 @@ class Response(NamedTuple):
     maps: Array
 
     @classmethod
-    def of(cls, owner: str, process: Multiplicative, rule: Rule) -> "Response":
+    def from_process(cls, owner: str, process: Multiplicative, rule: Rule) -> "Response":
         """Refuses an indefinite Hessian, and a step at which the mean diverges."""
         h, vectors = jnp.linalg.eigh(hessian(owner, process))
         reads = jnp.zeros(rule.slots, h.dtype).at[0].set(1)
@@ -65,7 +66,7 @@ class Response(NamedTuple):
             checks.below_limit(owner, roots.max(), 1.0, what)
         return cls(vectors, maps)
 
-    def settle(self, source: Array) -> Array:
+    def stationary_moment(self, source: Array) -> Array:
         """``P`` with ``P = A P A^T + source``; ``[s, n, s, n]`` in the eigenbasis."""
         s, n = source.shape[:2]
         pairs = jnp.einsum("jab,lcd->jlacbd", self.maps, self.maps).reshape(n, n, s * s, s * s)
@@ -74,10 +75,10 @@ class Response(NamedTuple):
         return solved.reshape(n, n, s, s).transpose(2, 0, 3, 1)
 
     def kappa(self, owner: str, rule: Rule) -> Array:
-        """What unit gradient noise between each two coordinates settles at, ``[n, n]``."""
+        """The stationary moment of unit gradient noise between each two coordinates, ``[n, n]``."""
         n = len(self.vectors)
         unit = jnp.einsum("a,b,jl->ajbl", rule.gain, rule.gain, jnp.ones((n, n)))
-        kappa = self.settle(unit)[0, :, 0]
+        kappa = self.stationary_moment(unit)[0, :, 0]
         if not is_traced(kappa) and not bool((kappa > 0).all()):
             raise ValueError(
                 f"{owner}: the response to gradient noise is not positive, so {describe(rule)} is "
@@ -117,19 +118,19 @@ def strength(process: Multiplicative, rule: Rule, steps: int = 60) -> Eigenvalue
     --------
     >>> import jax.numpy as jnp
     >>> from bilevel.noise import LeastSquares, feedback, rules
-    >>> process = LeastSquares.of(jnp.array([[1.0], [2.0]]), jnp.ones(2), batch_size=1)
+    >>> process = LeastSquares.from_data(jnp.array([[1.0], [2.0]]), jnp.ones(2), batch_size=1)
     >>> found = feedback.strength(process, rules.sgd(0.2))
     >>> round(float(found.value), 4)  # 0.2 (8.5 - 6.25) / (2 2.5 - 0.2 6.25)
     0.12
     """
-    response = Response.of("feedback.strength", process, rule)
+    response = Response.from_process("feedback.strength", process, rule)
     kappa = response.kappa("feedback.strength", rule)
     return _largest(process, response, kappa, steps)
 
 
 def stable(owner: str, process: Multiplicative, rule: Rule) -> tuple[Response, Array]:
     """The response and its kappa, after refusing a rule beyond the mean-square limit."""
-    response = Response.of(owner, process, rule)
+    response = Response.from_process(owner, process, rule)
     kappa = response.kappa(owner, rule)
     found = _largest(process, response, kappa, 60)
     what = (

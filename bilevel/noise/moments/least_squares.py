@@ -7,9 +7,9 @@ For ``f_i = |a_i.x - b_i|^2 / 2`` the deviation ``u = x - x*`` moves by
 
 with ``M = I - eta H``. The derivative of the iterates with respect to ``theta`` in ``b(theta)``
 is the same process with the p targets ``J = db / dtheta``, the same minibatches included, and it
-does not see ``u``: so ``LeastSquares.of(A, J)`` describes it, and its second moment, summed over
-the p columns, stays ``[n, n]`` however many hyperparameters there are. What ties the two together
-(the bias of a hypergradient) is in :mod:`bilevel.noise.ridge`.
+does not see ``u``: so ``LeastSquares.from_data(A, J)`` describes it, and its second moment, summed
+over the p columns, stays ``[n, n]`` however many hyperparameters there are. What ties the two
+together (the bias of a hypergradient) is in :mod:`bilevel.noise.ridge`.
 
 Setting: Iutzeler, Pauwels, Vaiter, NeurIPS 2024, section on least squares; the recursions are
 elementary and are tested against :mod:`bilevel.noise.affine`.
@@ -28,6 +28,7 @@ from bilevel.noise.moments.feedback import Multiplicative
 from bilevel.noise.moments.rows import Rows, solve_normal
 from bilevel.noise.moments.rules import Rule, push, spread, transposed
 from bilevel.utils import register_node
+from bilevel.utils.deprecation import RenamedMethod
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class LeastSquares:
     factor: Any
 
     @classmethod
-    def of(
+    def from_data(
         cls, A: Any, targets: Any, batch_size: int | None, sampling: str = "iid"
     ) -> "LeastSquares":
         """The process of minibatch SGD on ``mean |a_i.x - targets_i|^2 / 2``.
@@ -67,16 +68,18 @@ class LeastSquares:
         >>> import numpy as np
         >>> from bilevel.noise import LeastSquares
         >>> A, b = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]), np.array([1.0, 0.0, 3.0])
-        >>> iterate = LeastSquares.of(A, b, batch_size=1)
-        >>> derivative = LeastSquares.of(A, np.eye(3), batch_size=1)  # theta = b
+        >>> iterate = LeastSquares.from_data(A, b, batch_size=1)
+        >>> derivative = LeastSquares.from_data(A, np.eye(3), batch_size=1)  # theta = b
         >>> derivative.solution.shape
         (2, 3)
         """
-        rows = Rows.of(A)
+        rows = Rows.from_matrix(A)
         solution = solve_normal("LeastSquares", rows, rows.gramian, targets)
         residuals = jnp.asarray(targets) - rows.A @ solution
         factor = batch_factor(len(rows.A), batch_size, sampling)
         return cls(rows, residuals.reshape(len(rows.A), -1), solution, factor)
+
+    of = RenamedMethod("from_data")
 
     @property
     def curvature(self) -> Array:
@@ -104,10 +107,10 @@ class LeastSquares:
         """``K(P) - H P H``, ``[n, n]``: see :mod:`bilevel.noise.feedback`."""
         return self.rows.fluctuation(P)
 
-    def settle(self, rule: Rule, solve: Callable[[Array], Array]) -> Moments:
+    def stationary_moments(self, rule: Rule, solve: Callable[[Array], Array]) -> Moments:
         """The stationary moments: see :func:`bilevel.noise.limits.stationary`."""
-        rest = self.start(self.solution, rule.slots)
-        return rest._replace(second=solve(self.step(rest, rule).second))
+        still = self.start(self.solution, rule.slots)
+        return still._replace(second=solve(self.step(still, rule).second))
 
 
 register_node(LeastSquares, ["rows", "residuals", "solution", "factor"], [])

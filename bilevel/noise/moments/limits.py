@@ -22,17 +22,18 @@ from bilevel.noise.moments import feedback
 from bilevel.noise.moments.affine import Affine
 from bilevel.noise.moments.rules import Rule, spread
 from bilevel.utils import is_traced
+from bilevel.utils.deprecation import renamed
 
 
-class Settles(feedback.Multiplicative, Protocol):
-    """A process that can be brought to rest block by block."""
+class HasStationaryMoments(feedback.Multiplicative, Protocol):
+    """A process whose stationary moments can be solved for block by block."""
 
-    def settle(self, rule: Rule, solve: Callable[[Array], Array]) -> Any:
-        """The stationary moments, given ``solve``: source of a block -> the block at rest."""
+    def stationary_moments(self, rule: Rule, solve: Callable[[Array], Array]) -> Any:
+        """The stationary moments, given ``solve``: source of a block -> the stationary block."""
         ...
 
 
-def stationary(process: Settles, rule: Rule, max_steps: int = 500) -> Any:
+def stationary(process: HasStationaryMoments, rule: Rule, max_steps: int = 500) -> Any:
     """The moments that ``process.step`` leaves as they are, for one rule (no leading axis).
 
     A handful of O(m n^2) products per block; their number grows towards the mean-square limit.
@@ -45,9 +46,9 @@ def stationary(process: Settles, rule: Rule, max_steps: int = 500) -> Any:
     --------
     >>> import jax.numpy as jnp
     >>> from bilevel.noise import LeastSquares, limits, rules
-    >>> process = LeastSquares.of(jnp.array([[1.0], [2.0]]), jnp.ones(2), batch_size=1)
-    >>> at_rest = limits.stationary(process, rules.sgd(0.2))
-    >>> round(float(at_rest.squared_error()), 5)  # 0.2 0.16 / (2 2.5 - 0.2 8.5)
+    >>> process = LeastSquares.from_data(jnp.array([[1.0], [2.0]]), jnp.ones(2), batch_size=1)
+    >>> end = limits.stationary(process, rules.sgd(0.2))
+    >>> round(float(end.squared_error()), 5)  # 0.2 0.16 / (2 2.5 - 0.2 8.5)
     0.0097
     """
     response, kappa = feedback.stable("limits.stationary", process, rule)
@@ -57,12 +58,12 @@ def stationary(process: Settles, rule: Rule, max_steps: int = 500) -> Any:
     def solve(source: Array) -> Array:
         """``P = (mean step of P) + p L L^T (x) c(P_00) + source``."""
         source = response.rotate(source)
-        alone = response.settle(source)[0, :, 0] / root
+        alone = response.stationary_moment(source)[0, :, 0] / root
         found = solver.solve(lambda Y: Y - product(Y), alone, alone).x
         noise = response.fluctuation(process, root * found)
-        return response.back(response.settle(source + spread(rule, noise)))
+        return response.back(response.stationary_moment(source + spread(rule, noise)))
 
-    return process.settle(rule, solve)
+    return process.stationary_moments(rule, solve)
 
 
 def inverse_time(process: Affine, gamma: float) -> Array:
@@ -97,3 +98,13 @@ def inverse_time(process: Affine, gamma: float) -> Array:
     shifted, eye = gamma * C - jnp.eye(d) / 2, jnp.eye(d)
     operator = jnp.kron(shifted, eye) + jnp.kron(eye, shifted)
     return jnp.linalg.solve(operator, source.reshape(-1)).reshape(d, d)
+
+
+_RENAMED: dict[str, tuple[str, object]] = {
+    "Settles": ("HasStationaryMoments", HasStationaryMoments),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Return what an old name stands for, with a warning."""
+    return renamed(__name__, _RENAMED, name)

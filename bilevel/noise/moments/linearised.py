@@ -26,8 +26,9 @@ from bilevel.noise import checks
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.moments.affine import Affine, Moments
 from bilevel.noise.moments.ridge import JointMoments
-from bilevel.noise.per_example import Flat
+from bilevel.noise.per_example import FlatProblem
 from bilevel.utils import PyTree, is_traced
+from bilevel.utils.deprecation import renamed
 
 
 class Linearised(NamedTuple):
@@ -63,7 +64,7 @@ class Linearised(NamedTuple):
         )
 
 
-def around(
+def linearise(
     problem: Problem,
     hyper: PyTree,
     params: PyTree,
@@ -85,17 +86,17 @@ def around(
     >>> import bilevel as bl
     >>> from bilevel.noise import linearised, rules
     >>> case = bl.testing.logistic(seed=0)
-    >>> around = linearised.around(
+    >>> here = linearised.linearise(
     ...     case.problem, case.hyper, case.params, case.data, batch_size=2
     ... )
-    >>> moments = around.process.stationary(rules.sgd(0.1))
-    >>> around.blocks(moments).squared_errors()[1].shape
+    >>> moments = here.process.stationary(rules.sgd(0.1))
+    >>> here.blocks(moments).squared_errors()[1].shape
     (1,)
     """
-    flat = Flat.of("linearised.around", problem, hyper, params, data)
+    flat = FlatProblem.from_problem("linearised.linearise", problem, hyper, params, data)
     x = _newton(flat, newton_steps)
     H = jax.jacfwd(flat.gradient)(x, flat.theta)
-    checks.positive_definite("linearised.around", "the Hessian of the inner loss", (H + H.T) / 2)
+    checks.positive_definite("linearised.linearise", "the Hessian of the inner loss", (H + H.T) / 2)
     mixed = jax.jacfwd(flat.gradient, argnums=1)(x, flat.theta)
     derivative = -jnp.linalg.solve(H, mixed).T
     z = jnp.concatenate([x, derivative.ravel()])
@@ -105,7 +106,7 @@ def around(
         joint = partial(joint_gradient, loss, flat.theta)
         return jax.jacfwd(joint)(z), joint(z)
 
-    matrices, values = flat.map(both, rows, None)
+    matrices, values = flat.map_examples(both, rows, None)
     factor = batch_factor(flat.count, batch_size, sampling)
     return Linearised(Affine(matrices, -values, factor), x, derivative)
 
@@ -123,7 +124,7 @@ def joint_gradient(loss: Any, theta: Array, z: Array) -> Array:
     return jnp.concatenate([gradient(z[:n], theta), derivatives.ravel()])
 
 
-def _newton(flat: Flat, steps: int) -> Array:
+def _newton(flat: FlatProblem, steps: int) -> Array:
     """The root of the full gradient, or a refusal."""
 
     def move(_: Any, x: Array) -> Array:
@@ -133,13 +134,23 @@ def _newton(flat: Flat, steps: int) -> Array:
     x = jax.lax.fori_loop(0, steps, move, flat.x)
     if not is_traced(x):
         rows = jnp.arange(flat.count)
-        singles = flat.map(lambda loss: jax.grad(loss)(flat.x, flat.theta), rows, None)
+        singles = flat.map_examples(lambda loss: jax.grad(loss)(flat.x, flat.theta), rows, None)
         scale = float(jnp.sqrt(jnp.mean(jnp.sum(singles**2, 1))))
         left = float(jnp.linalg.norm(flat.gradient(x, flat.theta)))
         if not left <= float(jnp.finfo(x.dtype).eps) ** 0.5 * scale:
             raise ValueError(
-                f"linearised.around: {steps} Newton steps from params end at a gradient of norm "
+                f"linearised.linearise: {steps} Newton steps from params end at a gradient of norm "
                 f"{left:.3g} (one example's has {scale:.3g}). Start from params near the "
                 "minimiser, for example those of bl.solve."
             )
     return x
+
+
+_RENAMED: dict[str, tuple[str, object]] = {
+    "around": ("linearise", linearise),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Return what an old name stands for, with a warning."""
+    return renamed(__name__, _RENAMED, name)

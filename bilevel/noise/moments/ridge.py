@@ -31,6 +31,7 @@ from bilevel.noise.batches import batch_factor
 from bilevel.noise.moments.rows import Rows, require_shape, solve_normal
 from bilevel.noise.moments.rules import Rule, outer, push, spread, transposed
 from bilevel.utils import register_node
+from bilevel.utils.deprecation import RenamedMethod
 
 
 class JointMoments(NamedTuple):
@@ -78,7 +79,7 @@ class Ridge:
     factor: Any
 
     @classmethod
-    def of(
+    def from_data(
         cls,
         A: Any,
         b: Any,
@@ -110,11 +111,11 @@ class Ridge:
         >>> from bilevel.noise import Ridge
         >>> A, b = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]), np.array([1.0, 0.0, 3.0])
         >>> penalty = np.exp([-1.0, -1.0])  # one log-penalty per feature
-        >>> process = Ridge.of(A, b, penalty, np.diag(penalty), batch_size=1)
+        >>> process = Ridge.from_data(A, b, penalty, np.diag(penalty), batch_size=1)
         >>> process.derivative.shape
         (2, 2)
         """
-        rows = Rows.of(A)
+        rows = Rows.from_matrix(A)
         m, n = rows.A.shape
         penalty = jnp.broadcast_to(jnp.asarray(penalty, rows.A.dtype), (n,))
         coupling = jnp.asarray(penalty_jacobian, rows.A.dtype).T
@@ -136,6 +137,8 @@ class Ridge:
             derivative,
             batch_factor(m, batch_size, sampling),
         )
+
+    of = RenamedMethod("from_data")
 
     def start(self, x: Array, derivative: Any = 0.0, slots: int = 1) -> JointMoments:
         """The moments at a known ``x [n]`` and ``derivative [p, n]``; other slots undeviating."""
@@ -185,12 +188,12 @@ class Ridge:
         """``K(P) - H P H``, ``[n, n]``: see :mod:`bilevel.noise.feedback`."""
         return self.rows.fluctuation(P)
 
-    def settle(self, rule: Rule, solve: Callable[[Array], Array]) -> JointMoments:
+    def stationary_moments(self, rule: Rule, solve: Callable[[Array], Array]) -> JointMoments:
         """The stationary moments: see :func:`bilevel.noise.limits.stationary`."""
-        rest = self.start(self.solution, self.derivative, rule.slots)
-        rest = rest._replace(xx=solve(self.step(rest, rule).xx))
-        rest = rest._replace(xd=jax.vmap(solve)(self.step(rest, rule).xd))
-        return rest._replace(dd=jax.vmap(solve)(self.step(rest, rule).dd))
+        still = self.start(self.solution, self.derivative, rule.slots)
+        still = still._replace(xx=solve(self.step(still, rule).xx))
+        still = still._replace(xd=jax.vmap(solve)(self.step(still, rule).xd))
+        return still._replace(dd=jax.vmap(solve)(self.step(still, rule).dd))
 
     def _covariance(
         self, P: Array, weights: Array, r: Array, s: Array, u: Array, v: Array

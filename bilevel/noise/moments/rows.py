@@ -20,7 +20,7 @@ class Rows(NamedTuple):
     gramian: Array
 
     @classmethod
-    def of(cls, A: Any) -> "Rows":
+    def from_matrix(cls, A: Any) -> "Rows":
         """The rows with their Gram matrix."""
         A = jnp.asarray(A, jnp.result_type(A, float))
         if A.ndim != 2:

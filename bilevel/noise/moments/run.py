@@ -38,7 +38,7 @@ def run(
     >>> import jax.numpy as jnp
     >>> from bilevel.noise import LeastSquares, moments, rules
     >>> A, b = jnp.array([[1.0], [2.0]]), jnp.array([1.0, 1.0])
-    >>> process = LeastSquares.of(A, b, batch_size=1)
+    >>> process = LeastSquares.from_data(A, b, batch_size=1)
     >>> schedule = rules.sgd(jnp.full(30, 0.1))
     >>> last, errors = moments.run(
     ...     process, process.start(jnp.zeros(1)), schedule, lambda now: now.squared_error()

@@ -39,7 +39,7 @@ def step_limit(
     --------
     >>> import jax.numpy as jnp
     >>> from bilevel.noise import LeastSquares, stability
-    >>> process = LeastSquares.of(jnp.array([[1.0], [2.0]]), jnp.ones(2), batch_size=1)
+    >>> process = LeastSquares.from_data(jnp.array([[1.0], [2.0]]), jnp.ones(2), batch_size=1)
     >>> round(float(stability.step_limit(process).value), 4)  # 2 2.5 / 8.5
     0.5882
     """
@@ -73,7 +73,7 @@ def contraction(process: feedback.Multiplicative, step_size: Any, steps: int = 1
     --------
     >>> import jax.numpy as jnp
     >>> from bilevel.noise import LeastSquares, stability
-    >>> process = LeastSquares.of(jnp.array([[1.0], [2.0]]), jnp.ones(2), batch_size=1)
+    >>> process = LeastSquares.from_data(jnp.array([[1.0], [2.0]]), jnp.ones(2), batch_size=1)
     >>> round(float(stability.contraction(process, 0.2).value), 4)  # 1 - 0.2 5 + 0.04 8.5
     0.34
     """

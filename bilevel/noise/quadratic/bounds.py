@@ -32,7 +32,7 @@ def step_cap(strong_convexity: Any, smoothness: Any) -> Array:
 
 
 def floor(
-    step_size: Any, strong_convexity: Any, noise: Any, bend: Any = 0.0, size: Any = 0.0
+    step_size: Any, strong_convexity: Any, noise: Any, hessian_lipschitz: Any = 0.0, size: Any = 0.0
 ) -> Array:
     """``limsup E |D_k - D*|^2 <= (4 sigma^2 eta / mu) (1 + 3 M (1 + C) / mu)^2``; ``()``.
 
@@ -40,7 +40,7 @@ def floor(
     ----------
     step_size : the limit of the step sizes.
     strong_convexity, noise : ``mu``, ``sigma^2``.
-    bend, size : ``M``, ``C``; both 0 on least squares.
+    hessian_lipschitz, size : ``M``, ``C``; both 0 on least squares.
 
     Examples
     --------
@@ -50,7 +50,7 @@ def floor(
     """
     checks.positive("bounds.floor", step_size=step_size, strong_convexity=strong_convexity)
     spread = 4 * noise * step_size / strong_convexity
-    return jnp.asarray(spread * (1 + 3 * bend * (1 + size) / strong_convexity) ** 2)
+    return jnp.asarray(spread * (1 + 3 * hessian_lipschitz * (1 + size) / strong_convexity) ** 2)
 
 
 def path(

@@ -16,7 +16,7 @@ from jax import Array
 from bilevel.noise import checks
 from bilevel.utils.validation import require_positive_int
 
-_BISECTIONS = 200  # enough for any float64 to settle
+_BISECTIONS = 200  # enough for any float64 to converge
 
 
 def covariance(

@@ -16,7 +16,7 @@ def predicted(at: Setting, step: float, batch: int, steps: int) -> tuple[float, 
     """Exact bias and delta-method standard deviation of ``Forward`` on ridge, over ``|exact|``."""
     (A, b), (V, c) = at.data.inner, at.data.outer
     d, penalty = A.shape[1], float(np.exp(at.hyper))
-    process = noise.Ridge.of(A, b, penalty, penalty * jnp.ones((d, 1)), batch_size=batch)
+    process = noise.Ridge.from_data(A, b, penalty, penalty * jnp.ones((d, 1)), batch_size=batch)
     start = process.start(jnp.asarray(at.params))
     rule = noise.rules.sgd(jnp.full(steps, step))
     moments = jax.jit(lambda s: noise.moments.run(process, s, rule, lambda _: ())[0])(start)

@@ -140,7 +140,7 @@ def reference(runs: int, key: Any, track: base.Track) -> tuple[base.Table, base.
     rng = np.random.default_rng(0)
     A = rng.standard_normal((50, 5)) * np.linspace(0.5, 1.5, 5)
     b = A @ rng.standard_normal(5) + 0.5 * rng.standard_normal(50)
-    process = Ridge.of(A, b, 0.1, np.ones((5, 1)), batch_size=1)
+    process = Ridge.from_data(A, b, 0.1, np.ones((5, 1)), batch_size=1)
     largest, k = (A**2).sum(1).max() + 0.1, np.arange(10_000)
     mu = np.linalg.eigvalsh(process.curvature)[0]
     schedules = {

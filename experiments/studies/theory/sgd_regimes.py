@@ -64,8 +64,8 @@ def curves(regime: Regime, bounded: bool = True) -> Curves:
     A, schedule, found = regime.A, rules.sgd(regime.steps), []
     eigenvalues, L = np.linalg.eigvalsh(A.T @ A / len(A)), (A**2).sum(1).max()
     for which, targets in enumerate((regime.b, regime.J)):
-        whole = LeastSquares.of(A, targets, batch_size=1)
-        process, zero = Compressed.of(whole), jnp.zeros_like(whole.solution)
+        whole = LeastSquares.from_data(A, targets, batch_size=1)
+        process, zero = Compressed.from_least_squares(whole), jnp.zeros_like(whole.solution)
         exact = _moments(process, process.start(zero), schedule)[which]
         noise = float(((np.asarray(whole.residuals) ** 2).sum(1) * (A**2).sum(1)).mean())
         size = float(jnp.sum(whole.solution**2))
@@ -82,7 +82,7 @@ def predictions(regime: Regime, exact: np.ndarray) -> list[dict[str, Any]]:
     A, eta = regime.A, regime.steps
     rows = []
     for which, targets in enumerate((regime.b, regime.J)):
-        process, curve = LeastSquares.of(A, targets, batch_size=1), exact[which]
+        process, curve = LeastSquares.from_data(A, targets, batch_size=1), exact[which]
         weight = np.asarray(process.curvature) / 2 if which == 0 else np.eye(A.shape[1])
         if regime.name == "decreasing step":
             t = np.arange(1, len(curve) + 1) + 8 / _mu(A) ** 2

@@ -54,7 +54,7 @@ def simulate(problem, steps, hyper, data, x, D, H, keys, *, stride):
 def sample(regime: Regime, runs: int, chunks: int, stride: int, key: Any, track: Any) -> np.ndarray:
     """`[runs, K, 2]` of one column."""
     A, b, J = regime.A, regime.b, regime.J
-    x, D = (LeastSquares.of(A, targets, batch_size=1).solution for targets in (b, J))
+    x, D = (LeastSquares.from_data(A, targets, batch_size=1).solution for targets in (b, J))
     data, hyper = bl.Data(inner=(A, b, J), outer=A), jnp.zeros(J.shape[1])
     call = partial(simulate, LEAST_SQUARES, jnp.asarray(regime.steps), hyper, data, x, D.T)
     parts = jnp.split(jax.random.split(key, runs), chunks)
