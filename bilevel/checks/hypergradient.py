@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.checks.cost import measure
@@ -117,14 +117,14 @@ def _directions(p: int, most: int, seed: int) -> np.ndarray:
 
 
 def _differences(
-    problem: Problem, free: PyTree, solution: PyTree, data: Data, along: Any, epsilon: float
+    problem: Problem, free: PyTree, solution: PyTree, data: Data, along: PyTree, epsilon: float
 ) -> tuple[float, np.ndarray, float]:
     """``(value, slopes, relative uncertainty)``, every inner solve started at ``solution``."""
     flat, unravel = ravel_pytree(free)
     shifts = np.array([1.0, -1.0, 0.5, -0.5]) * epsilon
     moved = flat + (shifts[:, None, None] * along).reshape(-1, flat.size)
 
-    def evaluate(point: Any) -> tuple[Any, Any]:
+    def evaluate(point: PyTree) -> tuple[Array, Array]:
         there = unravel(point) if problem.space is None else problem.space.natural(unravel(point))
         reached = minimise(problem, there, solution, data)
         return problem.outer(reached.params, there, data.outer), reached.decrease
@@ -155,11 +155,11 @@ def _defaults(
     step_size = 0.9 / L
     gradient = jax.grad(problem.inner)
 
-    def unfinished(carry: Any) -> Any:
+    def unfinished(carry: tuple[PyTree, ...]) -> PyTree:
         _, g, k = carry
         return (norm(g) > 1e-9 * L * norm(solution)) & (k < _MOST_STEPS // 2)
 
-    def advance(carry: Any) -> Any:
+    def advance(carry: tuple[PyTree, ...]) -> PyTree:
         w, g, k = carry
         w = axpy(-step_size, g, w)
         return w, gradient(w, hyper, data.inner), k + 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Operator:
     """
 
     product: Matvec
-    damping: Any = None
+    damping: float | Array | None = None
     minibatch: Callable[[PyTree, Array, int], PyTree] | None = None
     support: PyTree = None
     gauss_newton: "Callable[[], Operator] | None" = None
@@ -72,8 +72,8 @@ class Solution(NamedTuple):
 
     x: PyTree
     residual: Array
-    matvecs: Any
-    condition: Any = None
+    matvecs: int | Array
+    condition: Array | None = None
 
 
 class LinearSolver(Protocol):
@@ -107,7 +107,7 @@ def warm_start(hessian: Matvec, b: PyTree, x0: PyTree) -> tuple[PyTree, PyTree, 
     return x0, r, jnp.where(cold, 0, 1).astype(jnp.int32)
 
 
-def attainable(tol: Any, b: PyTree) -> Array:
+def attainable(tol: float | Array, b: PyTree) -> Array:
     """The residual norm to stop at: ``tol |b|``, but not below the rounding of the dtype."""
     return jnp.maximum(tol, 2 * jnp.finfo(dtype(b)).eps) * norm(b)
 

@@ -1,7 +1,6 @@
 """BiCGSTAB: systems without symmetry in short memory (van der Vorst, 1992)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,7 @@ class BiCGSTAB:
     Array([1., 2.], dtype=float32)
     """
 
-    tol: Any = 1e-6
+    tol: float | Array = 1e-6
     max_steps: int = 500
 
     def __post_init__(self) -> None:
@@ -49,11 +48,11 @@ class BiCGSTAB:
         target = attainable(self.tol, b)
         x0, shadow, first = warm_start(hessian, b, x0)
 
-        def unfinished(carry: Any) -> Array:
+        def unfinished(carry: tuple[PyTree, ...]) -> Array:
             _, r, _, rho, k = carry
             return (norm(r) > target) & (rho != 0) & (k < self.max_steps)
 
-        def advance(carry: Any) -> Any:
+        def advance(carry: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
             x, r, p, rho, k = carry
             image = hessian(p)
             alpha = _ratio(rho, vdot(shadow, image))

@@ -1,7 +1,6 @@
 """Conjugate gradients (Hestenes and Stiefel, 1952)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,7 @@ class CG:
     Array([1., 1.], dtype=float32)
     """
 
-    tol: Any = 1e-6
+    tol: float | Array = 1e-6
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
@@ -51,11 +50,11 @@ class CG:
         target = attainable(self.tol, b) ** 2
         x0, r, first = warm_start(hessian, b, x0)
 
-        def unfinished(carry: Any) -> Array:
+        def unfinished(carry: tuple[PyTree, ...]) -> Array:
             _, _, _, squared, curved, k = carry
             return (squared > target) & curved & (k < self.max_steps)
 
-        def advance(carry: Any) -> Any:
+        def advance(carry: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
             x, r, p, squared, _, k = carry
             image = hessian(p)
             curvature = vdot(p, image)

@@ -1,9 +1,10 @@
 """Extreme eigenvalues of a symmetric operator from products alone, each with an error bound."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from bilevel.linear.lanczos import Matvec, tridiagonal
 
@@ -11,8 +12,8 @@ from bilevel.linear.lanczos import Matvec, tridiagonal
 class Eigenvalue(NamedTuple):
     """``value``, and ``error``: an eigenvalue of the operator lies within it; both ``()``."""
 
-    value: Any
-    error: Any
+    value: Array
+    error: Array
 
 
 def extremes(product: Matvec, start: Array, steps: int) -> tuple[Eigenvalue, Eigenvalue]:
@@ -53,7 +54,7 @@ def extremes(product: Matvec, start: Array, steps: int) -> tuple[Eigenvalue, Eig
     return measured(0), measured(-1)
 
 
-def largest_on_matrices(product: Any, n: int, steps: int, dtype: Any) -> Eigenvalue:
+def largest_on_matrices(product: Matvec, n: int, steps: int, dtype: DTypeLike) -> Eigenvalue:
     """The largest eigenvalue of a self-adjoint map of ``[n, n]`` matrices that keeps them PSD.
 
     Its leading eigenvector is positive semidefinite (Krein and Rutman), so the identity, which is

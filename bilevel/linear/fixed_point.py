@@ -1,7 +1,6 @@
 """The adjoint fixed-point iteration (Grazzi, Franceschi, Pontil, Salzo, ICML 2020: AID-FP)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +39,9 @@ class FixedPoint:
     Array([1., 1.], dtype=float32)
     """
 
-    tol: Any = 1e-6
+    tol: float | Array = 1e-6
     max_steps: int = 1000
-    step_size: Any = None
+    step_size: float | Array | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that could not end or would do nothing."""
@@ -59,12 +58,12 @@ class FixedPoint:
         # A contraction never lets the residual grow: ten times more is divergence, and shows.
         most = 10 * norm(r)
 
-        def unfinished(carry: Any) -> Array:
+        def unfinished(carry: tuple[PyTree, ...]) -> Array:
             _, r, k = carry
             size = norm(r)
             return (size > target) & (size <= most) & (k < self.max_steps)
 
-        def advance(carry: Any) -> Any:
+        def advance(carry: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
             x, r, k = carry
             return axpy(step, r, x), axpy(-step, hessian(r), r), k + 1
 

@@ -1,7 +1,7 @@
 """GMRES: systems without symmetry (Saad and Schultz, 1986)."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class GMRES:
     Array([1., 2.], dtype=float32)
     """
 
-    tol: Any = 1e-6
+    tol: float | Array = 1e-6
     max_steps: int = 1000
     restart: int = 30
 
@@ -59,11 +59,11 @@ class GMRES:
         target = attainable(self.tol, b)
         x0, r, first = warm_start(hessian, b, x0)
 
-        def unfinished(carry: Any) -> Array:
+        def unfinished(carry: tuple[PyTree, ...]) -> Array:
             _, r, gained, k = carry
             return (norm(r) > target) & gained & (k < self.max_steps)
 
-        def cycle(carry: Any) -> Any:
+        def cycle(carry: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
             x, r, _, k = carry
             before = norm(r)
             correction, used = _cycle(hessian, r, target, self.restart, self.max_steps - k)
@@ -122,7 +122,7 @@ def _advance(hessian: Matvec, at: _Arnoldi) -> _Arnoldi:
         column = column + overlap
     length = norm(image)
 
-    def rotate(i: Any, column: Array) -> Array:
+    def rotate(i: Array, column: Array) -> Array:
         a, b = column[i], column[i + 1]
         c, s = at.cosine[i], at.sine[i]
         return column.at[i].set(c * a + s * b).at[i + 1].set(c * b - s * a)

@@ -5,7 +5,7 @@ the small matrix) and spectral quadrature (their first components squared).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,9 @@ def tridiagonal(matvec: Matvec, vector: Array, steps: int) -> Tridiagonal:
     steps = min(steps, vector.shape[0])
     tiny = 10 * jnp.finfo(vector.dtype).eps
 
-    def body(carry: Any, j: Array) -> tuple[Any, tuple[Array, Array]]:
+    def body(
+        carry: tuple[Array, Array], j: Array
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         basis, scale = carry
         image = matvec(basis[j])
         alpha = basis[j] @ image

@@ -1,7 +1,7 @@
 """MINRES: symmetric systems that may be indefinite or singular (Paige and Saunders, 1975)."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class MINRES:
     Array([ 1., -1.], dtype=float32)
     """
 
-    tol: Any = 1e-6
+    tol: float | Array = 1e-6
     max_steps: int = 1000
 
     def __post_init__(self) -> None:

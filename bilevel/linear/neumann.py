@@ -1,7 +1,6 @@
 """The truncated Neumann series (Lorraine, Vicol, Duvenaud, AISTATS 2020)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from jax import Array
@@ -40,7 +39,7 @@ class Neumann:
     """
 
     terms: int = 100
-    step_size: Any = None
+    step_size: float | Array | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that sum nothing."""
@@ -51,7 +50,7 @@ class Neumann:
         """Sum the series; ``x0`` is not used, the key serves to measure the step size."""
         step, used = stable_step("Neumann", self.step_size, hessian, b, key)
 
-        def add(_: Any, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        def add(_: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             x, term = carry
             term = axpy(-step, hessian(term), term)
             return axpy(step, term, x), term

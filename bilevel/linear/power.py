@@ -1,7 +1,5 @@
 """Power iteration: the largest eigenvalue of a symmetric operator, from products alone."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -36,14 +34,14 @@ def gaussian(like: PyTree, key: Array) -> PyTree:
     return jax.tree.unflatten(treedef, draws)
 
 
-def require_step_size(owner: str, step_size: Any) -> None:
+def require_step_size(owner: str, step_size: float | Array | None) -> None:
     """Raise on a given step size that is not positive; ``None`` stands for a measured one."""
     if step_size is not None:
         require_positive(owner, "step_size", step_size)
 
 
 def stable_step(
-    owner: str, step_size: Any, matvec: Matvec, b: PyTree, key: Array | None
+    owner: str, step_size: float | Array | None, matvec: Matvec, b: PyTree, key: Array | None
 ) -> tuple[Array, int]:
     """``(step, products used)``: the given step, or 1 / the largest eigenvalue, measured."""
     if step_size is not None:

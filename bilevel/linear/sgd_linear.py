@@ -1,7 +1,6 @@
 """SGD on the linear system (Grazzi et al., AISTATS 2021; Arbel and Mairal, ICLR 2022: AmIGO)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +40,7 @@ class SGDLinear:
     >>> estimator = bl.Implicit(bl.SGD(step_size=0.1, batch_size=32), steps=200, linear=linear)
     """
 
-    step_size: Any
+    step_size: float | Array | Schedule
     steps: int = 100
     batch_size: int = 32
     average: int = 0
@@ -62,13 +61,13 @@ class SGDLinear:
         """Iterate from ``x0``."""
         operator = as_operator(hessian)
 
-        def advance(k: Any, x: PyTree) -> PyTree:
+        def advance(k: Array, x: PyTree) -> PyTree:
             image = operator.sample(x, jax.random.fold_in(key, k), self.batch_size)
             return axpy(-evaluate(self.step_size, k, None), axpy(-1, b, image), x)
 
         first = self.steps - self.average
 
-        def averaged(k: Any, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        def averaged(k: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             x, mean = carry
             x = advance(k, x)
             return x, axpy(1 / (k - first + 1), axpy(-1, mean, x), mean)

@@ -1,15 +1,14 @@
 """What the formulas of noise theory ask of their inputs; tracers pass, as they have no value."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.utils import is_inexact, is_traced
 
 
-def symmetric(owner: str, name: str, matrix: Any) -> Array:
+def symmetric(owner: str, name: str, matrix: ArrayLike) -> Array:
     """``matrix`` as an array ``[d, d]``, or a refusal: not square, not finite, not symmetric."""
     array = jnp.asarray(matrix)
     array = array if is_inexact(array) else array.astype(float)
@@ -24,7 +23,7 @@ def symmetric(owner: str, name: str, matrix: Any) -> Array:
     return array
 
 
-def semi_definite(owner: str, name: str, matrix: Any, cure: str = "") -> Array:
+def semi_definite(owner: str, name: str, matrix: ArrayLike, cure: str = "") -> Array:
     """A symmetric ``matrix`` without negative eigenvalues (beyond rounding)."""
     array = symmetric(owner, name, matrix)
     if not is_traced(array) and (low := _lowest(array)) < -_rounding(array):
@@ -35,7 +34,7 @@ def semi_definite(owner: str, name: str, matrix: Any, cure: str = "") -> Array:
     return array
 
 
-def positive_definite(owner: str, name: str, matrix: Any, cure: str = "") -> Array:
+def positive_definite(owner: str, name: str, matrix: ArrayLike, cure: str = "") -> Array:
     """A symmetric ``matrix`` whose eigenvalues are all positive (beyond rounding)."""
     array = symmetric(owner, name, matrix)
     if not is_traced(array) and (low := _lowest(array)) <= _rounding(array):
@@ -47,7 +46,7 @@ def positive_definite(owner: str, name: str, matrix: Any, cure: str = "") -> Arr
     return array
 
 
-def hessian(owner: str, matrix: Any) -> Array:
+def hessian(owner: str, matrix: ArrayLike) -> Array:
     """A positive definite Hessian ``[d, d]``: without it there is no stationary state."""
     cure = (
         "Noise spreads without bound along flat or falling directions: add a penalty, use "
@@ -56,26 +55,26 @@ def hessian(owner: str, matrix: Any) -> Array:
     return positive_definite(owner, "hessian", matrix, cure)
 
 
-def momentum(owner: str, value: Any) -> Any:
+def momentum(owner: str, value: float | Array) -> float | Array:
     """A heavy-ball momentum in [0, 1), or an array of them."""
     if not is_traced(value) and not np.all((np.asarray(value) >= 0) & (np.asarray(value) < 1)):
         raise ValueError(f"{owner}: momentum must lie in [0, 1), got {value}.")
     return value
 
 
-def positive(owner: str, **values: Any) -> None:
+def positive(owner: str, **values: float | Array) -> None:
     """Scalars that must be positive and finite."""
     for name, value in values.items():
         if not is_traced(value) and (jnp.ndim(value) or not 0 < float(value) < np.inf):
             raise ValueError(f"{owner}: {name} must be a positive finite number, got {value}.")
 
 
-def below_limit(owner: str, value: Any, limit: Any, what: str) -> None:
+def below_limit(owner: str, value: float | Array, limit: float | Array, what: str) -> None:
     """Raise unless ``value < limit``, the edge beyond which no stationary state exists."""
     below(f"{owner}: no stationary state exists", value, limit, what, "Take a smaller step size.")
 
 
-def below(owner: str, value: Any, limit: Any, what: str, cure: str) -> None:
+def below(owner: str, value: float | Array, limit: float | Array, what: str, cure: str) -> None:
     """Raise unless ``value < limit``."""
     if not is_traced((value, limit)) and not float(value) < float(limit):
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,8 @@ from jax.flatten_util import ravel_pytree
 from bilevel.core import Data, Problem, examples
 from bilevel.utils import PyTree, strong
 from bilevel.utils.validation import require_smooth
+
+ExampleLoss = Callable[[Array, Array], Array]  # (x, theta) -> (), the loss of one example
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ class FlatProblem:
         return examples(self.data.inner)
 
     def map_examples(
-        self, fn: Callable[[Callable[[Array, Array], Array]], Any], rows: Array, chunk: int | None
-    ) -> Any:
+        self, fn: Callable[[ExampleLoss], PyTree], rows: Array, chunk: int | None
+    ) -> PyTree:
         """``fn(loss of one example)`` for the examples ``rows [k]``; leading axis k.
 
         ``fn`` sees ``(x, theta) -> ()``. ``chunk`` examples are vectorised at a time (None: all).
         """
 
-        def one(row: Array) -> Any:
+        def one(row: Array) -> PyTree:
             batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[row][None], self.data.inner)
             return fn(lambda x, theta: self.inner(x, theta, batch))
 

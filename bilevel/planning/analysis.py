@@ -1,11 +1,14 @@
 """What the search needs of a problem, whichever route found it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from bilevel.planning.search import Predictor
+from bilevel.utils import PyTree
 
 
 class Analysis(NamedTuple):
@@ -29,10 +32,10 @@ class Analysis(NamedTuple):
     curvature: tuple[float, float]
     limits: dict[int | None, float]
     trusted: dict[int | None, float]
-    predict: Any
+    predict: Callable[[float, int | None], Predictor]
 
 
-def once(fn: Callable[[Any], Any], arguments: Any) -> Any:
+def once(fn: Callable[[PyTree], PyTree], arguments: PyTree) -> PyTree:
     """``fn(arguments)`` as one compiled program: op by op, each product would compile alone."""
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], arguments)
     return jax.tree.map(lambda leaf: leaf[0], jax.lax.map(fn, one))

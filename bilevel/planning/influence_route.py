@@ -8,7 +8,6 @@ bounded by the slowest mode with the norms of its parts; second moments forget i
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from bilevel.core import Problem
 from bilevel.linear import CG
 from bilevel.linear.extremes import extremes
 from bilevel.noise.hypergradients import influence
-from bilevel.noise.per_example import FlatProblem
+from bilevel.noise.per_example import ExampleLoss, FlatProblem
 from bilevel.planning.analysis import Analysis, once
 from bilevel.planning.powers import Pair, Powers
 from bilevel.planning.refusals import (
@@ -29,6 +28,7 @@ from bilevel.planning.refusals import (
     require_solved_linear,
 )
 from bilevel.solvers.exact import minimise
+from bilevel.utils import PyTree
 
 _LANCZOS, _POWER = 80, 12
 _TRUSTED = 1 / 2  # of the certificate
@@ -84,7 +84,7 @@ class Bound:
     earliest, nonlinearity = 0, 0.0
 
     def __init__(
-        self, norms: Any, noise: np.ndarray, slowest: float, step_size: float, share: float
+        self, norms: np.ndarray, noise: np.ndarray, slowest: float, step_size: float, share: float
     ) -> None:
         """``norms`` ``|l| |D_j|``, ``|slope_j| |u|``, ``|l| |T_j u|``, and ``noise``: ``[p]``."""
         self.norms, self.noise, self.step_size = norms, noise, step_size
@@ -110,7 +110,7 @@ class Bound:
     left = transient
 
 
-def _measure(flat: FlatProblem, at: tuple[Array, Array]) -> dict[str, Any]:
+def _measure(flat: FlatProblem, at: tuple[Array, Array]) -> dict[str, PyTree]:
     (first, random), theta = at, flat.theta
     solved = minimise(Problem(flat.inner, flat.inner), theta, first, flat.data)
     x, u = solved.params, first - solved.params
@@ -130,10 +130,10 @@ def _measure(flat: FlatProblem, at: tuple[Array, Array]) -> dict[str, Any]:
     exact, residual, D, slope, coupled = jax.lax.map(one, basis)
     size = jnp.linalg.norm(gradient)
 
-    def steepest(loss: Any) -> Array:
+    def steepest(loss: ExampleLoss) -> Array:
         """Largest curvature of one example, by power iteration."""
 
-        def again(_: Any, v: Array) -> Array:
+        def again(_: Array, v: Array) -> Array:
             v = v / jnp.maximum(jnp.linalg.norm(v), 1e-300)
             return jax.jvp(lambda x: jax.grad(loss)(x, theta), (x,), (v,))[1]
 

@@ -1,7 +1,8 @@
 """What a plan needs to know of a problem: measured once at its solution, in float64."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ from jax import Array
 
 from bilevel.core import Problem
 from bilevel.noise import checks
-from bilevel.noise.per_example import FlatProblem
+from bilevel.noise.per_example import ExampleLoss, FlatProblem
 from bilevel.planning.analysis import once
 from bilevel.planning.refusals import require_near, require_solved
 from bilevel.solvers.exact import minimise
+from bilevel.utils import PyTree
 
 _MOST_DESCENT = 10_000
 
@@ -25,10 +27,10 @@ class Examples(NamedTuple):
     n]`` ``H_i D_j + d grad f_i / d theta_j``, and ``coupling [p, m, n, n]``, its derivative in x.
     """
 
-    hessian: Any
-    gradient: Any
-    derivative: Any
-    coupling: Any
+    hessian: np.ndarray
+    gradient: np.ndarray
+    derivative: np.ndarray
+    coupling: np.ndarray
 
 
 class Local(NamedTuple):
@@ -53,22 +55,22 @@ class Local(NamedTuple):
     solution : ``x*``, in the order of ``ravel_pytree(params)``.
     """
 
-    h: Any
-    vectors: Any
-    derivative: Any
-    coupling: Any
-    gradient: Any
-    hessian: Any
-    slope: Any
-    slope_derivative: Any
-    third: Any
-    cubic: Any
-    shift: Any
-    exact: Any
-    start: Any
+    h: np.ndarray
+    vectors: np.ndarray
+    derivative: np.ndarray
+    coupling: np.ndarray
+    gradient: np.ndarray
+    hessian: np.ndarray
+    slope: np.ndarray
+    slope_derivative: np.ndarray
+    third: np.ndarray
+    cubic: np.ndarray
+    shift: np.ndarray
+    exact: np.ndarray
+    start: np.ndarray
     delay: float
     steepest: float
-    solution: Any
+    solution: np.ndarray
 
 
 def measure(flat: FlatProblem) -> tuple[Local, Examples]:
@@ -117,7 +119,7 @@ def measure(flat: FlatProblem) -> tuple[Local, Examples]:
     return local, examples
 
 
-def require_convex(hessian: Any) -> tuple[np.ndarray, np.ndarray]:
+def require_convex(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The eigenvalues and eigenvectors of a Hessian, unless it has no strict minimum."""
     cure = (
         "There the iterates have no stationary law, and no theory of their noise holds: add a "
@@ -153,13 +155,13 @@ def _ground(flat: FlatProblem, first: Array) -> _Ground:
     steepest = jnp.linalg.eigvalsh(jax.jacfwd(flat.gradient)(first, theta))[-1]
     step = 1 / jnp.maximum(steepest, jnp.linalg.eigvalsh(H)[-1])
 
-    def far(carry: Any) -> Array:
+    def far(carry: tuple[Array, Array]) -> Array:
         at, k = carry
         linear = H @ (at - x)
         gap = flat.gradient(at, theta) - linear
         return (jnp.sum(gap**2) > 0.04 * jnp.sum(linear**2)) & (k < _MOST_DESCENT)
 
-    def descend(carry: Any) -> Any:
+    def descend(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         return carry[0] - step * flat.gradient(carry[0], theta), carry[1] + 1
 
     at, k = jax.lax.while_loop(far, descend, (first, jnp.zeros((), jnp.int32)))
@@ -178,12 +180,12 @@ def _ground(flat: FlatProblem, first: Array) -> _Ground:
     )
 
 
-def _derivatives(flat: FlatProblem, at: tuple[Array, Array, Array]) -> Any:
+def _derivatives(flat: FlatProblem, at: tuple[Array, Array, Array]) -> PyTree:
     """``(Examples, slope, slope_derivative, third, Hessian of v . F_j)`` at ``(x, D, v)``."""
     (x, D, v), theta = at, flat.theta
     basis = jnp.eye(len(theta), dtype=theta.dtype)
 
-    def moved(gradient: Any, x: Array) -> Array:
+    def moved(gradient: Callable[[Array, Array], Array], x: Array) -> Array:
         """``F_j(x) = H(x) D_j + d gradient / d theta_j``, ``[p, n]``."""
 
         def along(D: Array, t: Array) -> Array:
@@ -191,7 +193,7 @@ def _derivatives(flat: FlatProblem, at: tuple[Array, Array, Array]) -> Any:
 
         return jax.vmap(along)(D, basis)
 
-    def one(loss: Any) -> Examples:
+    def one(loss: ExampleLoss) -> Examples:
         gradient = jax.grad(loss)
         hessian = jax.jacfwd(lambda x: gradient(x, theta))(x)
         coupling = jax.jacfwd(partial(moved, gradient))(x)

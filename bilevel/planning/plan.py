@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -127,5 +126,5 @@ def _like(tree: PyTree, values: np.ndarray) -> PyTree:
     """``values [p]`` as NumPy arrays in the structure of ``tree``."""
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
-    parts: Any = zip(np.split(values, ends), leaves, strict=True)
+    parts = zip(np.split(values, ends), leaves, strict=True)
     return jax.tree.unflatten(structure, [part.reshape(np.shape(leaf)) for part, leaf in parts])

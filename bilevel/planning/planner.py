@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
+from bilevel.estimators.base import Estimator
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.replicated import Replicated
 from bilevel.planning import reasons
@@ -43,7 +43,7 @@ class Planner:
     replicas: int | None
     max_steps: int
     budget: float
-    known: dict[tuple[float, int | None], Any] = field(default_factory=dict)
+    known: dict[tuple[float, int | None], Predictor] = field(default_factory=dict)
 
     def plan(self, tolerance: float) -> Plan:
         """The cheapest candidate over all batch sizes.
@@ -107,7 +107,7 @@ class Planner:
         sizes = (float(np.linalg.norm(x)) for x in (bias, noise, transient, iterate))
         split = Split(best.error, *(size / demand.scale for size in sizes))
         average = best.window if best.window > 1 else 0
-        estimator: Any = Forward(
+        estimator: Estimator = Forward(
             SGD(best.step_size, best.batch_size), best.steps, start=best.start, average=average
         )
         if best.replicas > 1:

@@ -1,11 +1,32 @@
 """Why this plan, in words."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
-from bilevel.planning.search import Candidate
+from bilevel.planning.analysis import Analysis
+from bilevel.planning.report import Split
+from bilevel.planning.search import Candidate, Predictor
 
 _ROOT = "it falls as the root of window x batch size, whatever the step size"
+
+
+class Asked(Protocol):
+    """What is known of the problem, and what the plan was asked to keep to."""
+
+    @property
+    def problem(self) -> Analysis:
+        """The problem at its solution."""
+        ...
+
+    @property
+    def replicas(self) -> int | None:
+        """The number of runs that was asked for."""
+        ...
+
+    @property
+    def max_steps(self) -> int:
+        """The longest run that was allowed."""
+        ...
 
 
 def too_large(step_size: float, trusted: float) -> str:
@@ -17,7 +38,7 @@ def too_large(step_size: float, trusted: float) -> str:
 
 
 def explain(
-    planner: Any, best: Candidate, rows: Sequence[Candidate], split: Any, run: Any
+    planner: Asked, best: Candidate, rows: Sequence[Candidate], split: Split, run: Predictor
 ) -> tuple[str, ...]:
     """One sentence or two for every number of the plan."""
     forget = 1 / (best.step_size * planner.problem.curvature[0])
@@ -37,7 +58,7 @@ def explain(
     return tuple(lines)
 
 
-def _step(planner: Any, best: Candidate, forget: float) -> str:
+def _step(planner: Asked, best: Candidate, forget: float) -> str:
     limit, trusted = (
         planner.problem.limits[best.batch_size],
         planner.problem.trusted[best.batch_size],
@@ -54,7 +75,7 @@ def _step(planner: Any, best: Candidate, forget: float) -> str:
     )
 
 
-def _noise(best: Candidate, split: Any) -> str:
+def _noise(best: Candidate, split: Split) -> str:
     text = f"A single iterate's hypergradient has noise of {split.iterate:.2g} of its size; "
     if best.window == 1:
         return text + "that is little enough without averaging."
@@ -63,7 +84,7 @@ def _noise(best: Candidate, split: Any) -> str:
     )
 
 
-def _mean(split: Any, run: Any) -> str:
+def _mean(split: Split, run: Predictor) -> str:
     if run.nonlinearity < 1e-6:
         return (
             f"At stationarity the mean is off by {split.bias:.2g}: on a quadratic inner loss only "
@@ -71,8 +92,8 @@ def _mean(split: Any, run: Any) -> str:
         )
     return (
         f"At stationarity the mean is off by {split.bias:.2g}. The inner loss is not quadratic, "
-        "and what that adds neither averaging nor replicas remove, only a smaller ratio of step size "
-        "to batch size, or bl.Richardson."
+        "and what that adds neither averaging nor replicas remove, only a smaller ratio of step "
+        "size to batch size, or bl.Richardson."
     )
 
 
@@ -84,7 +105,7 @@ def _start(best: Candidate, forget: float) -> str:
     )
 
 
-def _replicas(planner: Any, best: Candidate) -> str:
+def _replicas(planner: Asked, best: Candidate) -> str:
     if best.replicas == 1:
         return (
             "One run: every replica would pay for the way to the solution again. replicas=8 gives "

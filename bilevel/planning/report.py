@@ -1,8 +1,9 @@
 """What a plan says, as data and as a table with reasons."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
+from bilevel.estimators.base import Estimator
 from bilevel.planning.search import Candidate
 from bilevel.utils import PyTree
 
@@ -21,6 +22,14 @@ class Split(NamedTuple):
     iterate: float
 
 
+class Planner(Protocol):
+    """What makes plans of one problem."""
+
+    def plan(self, tolerance: float) -> "Plan":
+        """Return the cheapest plan that meets a tolerance."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """What :func:`plan` proposes; ``str(plan)`` is a table with reasons.
@@ -37,7 +46,7 @@ class Plan:
     reasons : sentences.
     """
 
-    estimator: Any
+    estimator: Estimator
     tolerance: float
     error: Split
     bias: PyTree
@@ -50,7 +59,7 @@ class Plan:
     alternatives: tuple[Candidate, ...]
     route: str
     reasons: tuple[str, ...]
-    planner: Any = field(repr=False)
+    planner: Planner = field(repr=False)
 
     @property
     def cost(self) -> float:

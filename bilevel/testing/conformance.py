@@ -13,11 +13,11 @@ current precision. For your own estimator, with pytest:
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from bilevel.core import Counts, Estimate, InnerState, Problem
 from bilevel.solvers.gradient_descent import GradientDescent
@@ -95,10 +95,10 @@ def reports_evidence(factory: Factory, case: Case) -> None:
 def refuses_what_it_cannot_see(factory: Factory, case: Case) -> None:
     """A hyperparameter that nothing reads is an error that names it, never a silent 0."""
 
-    def inner(params: PyTree, hyper: PyTree, batch: PyTree) -> Any:
+    def inner(params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
         return case.problem.inner(params, hyper["used"], batch)
 
-    def outer(params: PyTree, hyper: PyTree, batch: PyTree) -> Any:
+    def outer(params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
         return case.problem.outer(params, hyper["used"], batch)
 
     blind = dataclasses.replace(
@@ -142,7 +142,7 @@ CONFORMANCE: tuple[Callable[[Factory, Case], None], ...] = (
 
 
 @partial(jax.jit, static_argnames="problem")
-def _gradient_norm(problem: Problem, params: PyTree, hyper: PyTree, batch: PyTree) -> Any:
+def _gradient_norm(problem: Problem, params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
     return norm(jax.grad(problem.inner)(params, hyper, batch))
 
 

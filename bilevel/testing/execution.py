@@ -1,10 +1,10 @@
 """Laws of execution: however the same few steps are run, the numbers are the same."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -31,7 +31,7 @@ def maps_over_keys(factory: Factory, case: Case) -> None:
     """``vmap`` over keys equals the loop."""
     case, estimator = cast(case), factory(sgd(case), FEW)
 
-    def one(key: Any) -> Estimate:
+    def one(key: Array) -> Estimate:
         problem, hyper, params, data = case.problem, case.hyper, case.params, case.data
         return hypergradient(counted(problem)[0], estimator, hyper, params, data, key)[0]
 
@@ -85,7 +85,7 @@ def shards_over_examples(factory: Factory, case: Case) -> None:
     case = cast(case)
     estimator, problem = factory(sgd(case), FEW), counted(case.problem)[0]
 
-    def trimmed(leaf: Any) -> Any:
+    def trimmed(leaf: Array) -> Array:
         return leaf[: len(leaf) // devices.size * devices.size]
 
     over_examples = NamedSharding(Mesh(devices, ("examples",)), PartitionSpec("examples"))

@@ -8,12 +8,13 @@ small programs.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 
 from bilevel.core import Data, Problem
 from bilevel.utils import PyTree, double, size, validation
@@ -147,32 +148,36 @@ def _minimise(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> np
 
 
 @partial(jax.jit, static_argnames="problem")
-def _loss(problem: Problem, w: Any, like: PyTree, hyper: PyTree, data: Data) -> Any:
+def _loss(problem: Problem, w: ArrayLike, like: PyTree, hyper: PyTree, data: Data) -> Array:
     """The inner loss of the flat ``w``, whose structure is that of ``like``."""
     return problem.inner(ravel_pytree(like)[1](w), hyper, data.inner)
 
 
 @partial(jax.jit, static_argnames="problem")
-def _expansion(problem: Problem, w: Any, like: PyTree, hyper: PyTree, data: Data) -> Any:
+def _expansion(
+    problem: Problem, w: ArrayLike, like: PyTree, hyper: PyTree, data: Data
+) -> tuple[Array, ...]:
     """Value, gradient and Hessian of :func:`_loss`."""
 
-    def loss(w: Any) -> Any:
+    def loss(w: ArrayLike) -> Array:
         return _loss(problem, w, like, hyper, data)
 
     return *jax.value_and_grad(loss)(w), jax.hessian(loss)(w)
 
 
 @partial(jax.jit, static_argnames="problem")
-def _adjoint(problem: Problem, w: Any, like: PyTree, hyper: PyTree, data: Data) -> Any:
+def _adjoint(
+    problem: Problem, w: ArrayLike, like: PyTree, hyper: PyTree, data: Data
+) -> tuple[Array, ...]:
     """``(value, grad)`` at the minimiser ``w``."""
 
-    def outer(w: Any, hyper: PyTree) -> Any:
+    def outer(w: ArrayLike, hyper: PyTree) -> Array:
         return problem.outer(ravel_pytree(like)[1](w), hyper, data.outer)
 
     value, (b, direct) = jax.value_and_grad(outer, argnums=(0, 1))(w, hyper)
     adjoint = jnp.linalg.solve(jax.hessian(_loss, argnums=1)(problem, w, like, hyper, data), b)
 
-    def slope(hyper: PyTree) -> Any:
+    def slope(hyper: PyTree) -> Array:
         return jnp.vdot(jax.grad(_loss, argnums=1)(problem, w, like, hyper, data), adjoint)
 
     return value, jax.tree.map(jnp.subtract, direct, jax.grad(slope)(hyper))

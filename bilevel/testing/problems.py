@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from bilevel.core import Data, Problem
 from bilevel.utils import PyTree
@@ -32,7 +32,7 @@ class Case:
     data: Data
     step_size: float
     steps: int
-    exact: Callable[[Any], tuple[float, Any]] | None = None
+    exact: Callable[[PyTree], tuple[float, PyTree]] | None = None
 
 
 def ridge(seed: int = 0) -> Case:
@@ -53,7 +53,7 @@ def ridge(seed: int = 0) -> Case:
     data = Data(inner=(X[:23], y[:23]), outer=(X[23:], y[23:]))
     hyper = rng.uniform(-2.0, 0.0, 4)
 
-    def exact(hyper: Any) -> tuple[float, Any]:
+    def exact(hyper: PyTree) -> tuple[float, PyTree]:
         (A, b), (V, c) = data.inner, data.outer
         penalty = np.exp(np.asarray(hyper, float))
         H = A.T @ A / len(b) + np.diag(penalty)
@@ -106,37 +106,39 @@ def mlp(seed: int = 0) -> Case:
     return Case("mlp", _MLP, hyper, params, data, 0.3, 1200)
 
 
-def _design(seed: int, *, rows: int, features: int) -> tuple[Any, Any, np.random.Generator]:
+def _design(
+    seed: int, *, rows: int, features: int
+) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
     rng = np.random.default_rng(seed)
     return rng.standard_normal((rows, features)), rng.standard_normal(features), rng
 
 
-def _ridge_outer(w: Any, log_penalty: Any, batch: Any) -> Any:
+def _ridge_outer(w: PyTree, log_penalty: Array, batch: PyTree) -> Array:
     X, y = batch
     return jnp.mean((X @ w - y) ** 2) / 2
 
 
-def _ridge_inner(w: Any, log_penalty: Any, batch: Any) -> Any:
+def _ridge_inner(w: PyTree, log_penalty: Array, batch: PyTree) -> Array:
     return _ridge_outer(w, log_penalty, batch) + jnp.sum(jnp.exp(log_penalty) * w**2) / 2
 
 
-def _logistic_outer(params: Any, log_penalty: Any, batch: Any) -> Any:
+def _logistic_outer(params: PyTree, log_penalty: Array, batch: PyTree) -> Array:
     X, y = batch
     return jnp.mean(jax.nn.softplus(-y * (X @ params["w"] + params["b"])))
 
 
-def _logistic_inner(params: Any, log_penalty: Any, batch: Any) -> Any:
+def _logistic_inner(params: PyTree, log_penalty: Array, batch: PyTree) -> Array:
     squares = jnp.sum(params["w"] ** 2) + params["b"] ** 2
     return _logistic_outer(params, log_penalty, batch) + jnp.exp(log_penalty) * squares / 2
 
 
-def _mlp_outer(params: Any, decay: Any, batch: Any) -> Any:
+def _mlp_outer(params: PyTree, decay: Array, batch: PyTree) -> Array:
     hidden = jnp.tanh(batch["x"] @ params["hidden"]["W"] + params["hidden"]["b"])
     prediction = hidden @ params["out"]["W"] + params["out"]["b"]
     return jnp.mean((prediction - batch["y"]) ** 2) / 2
 
 
-def _mlp_inner(params: Any, decay: Any, batch: Any) -> Any:
+def _mlp_inner(params: PyTree, decay: Array, batch: PyTree) -> Array:
     squares = jax.tree.map(lambda leaf: jnp.sum(leaf**2), params)
     layers = {name: sum(jax.tree.leaves(squares[name])) for name in decay}
     penalty = sum(jnp.exp(decay[name]) * layers[name] for name in decay)

@@ -7,11 +7,11 @@ estimator on one case share what they compile.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from bilevel.core import Estimate, InnerState, Problem
 from bilevel.estimators.base import Estimator
@@ -57,7 +57,7 @@ def counted(problem: Problem) -> tuple[Problem, list[None]]:
     """The problem, and a list that grows whenever its inner loss is traced."""
     traces: list[None] = []
 
-    def inner(params: PyTree, hyper: PyTree, batch: PyTree) -> Any:
+    def inner(params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
         traces.append(None)
         return problem.inner(params, hyper, batch)
 

@@ -17,12 +17,12 @@ first-passage times (:func:`first_passage_steps`):
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.special import erfc, ndtr
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 
@@ -31,7 +31,9 @@ _PER_WIDTH = 3.0  # nodes per standard deviation of a step: spectral accuracy, w
 _HALF_LN2_PLUS_GAMMA = 0.6351814227307391  # E[-log |Z|], Z standard normal
 
 
-def effective_temperature(curvature: Any, noise_variance: Any, step_size: Any) -> Array:
+def effective_temperature(
+    curvature: float | Array, noise_variance: float | Array, step_size: float | Array
+) -> Array:
     """``T = k Var(w) = lam s^2 / (2 - lam k)`` at a quadratic minimum; ``()``.
 
     Continuous time says ``lam s^2 / 2``. Do not insert it into Kramers' formula for a smooth
@@ -47,7 +49,12 @@ def effective_temperature(curvature: Any, noise_variance: Any, step_size: Any) -
     return jnp.asarray(step_size * noise_variance / (2 - step_size * curvature))
 
 
-def quasi_potential(loss: Any, slope: Any, noise_variance: Any, step_size: Any) -> Array:
+def quasi_potential(
+    loss: float | Array,
+    slope: float | Array,
+    noise_variance: float | Array,
+    step_size: float | Array,
+) -> Array:
     """``2 / (eta s^2) [f - (eta/4) f'^2]``, the exponent of the stationary density; like ``loss``.
 
     Exact for HA-SME with constant noise, and for SGD up to ``O(eta^2)``. Differences between the
@@ -57,7 +64,12 @@ def quasi_potential(loss: Any, slope: Any, noise_variance: Any, step_size: Any) 
     return 2 / (step_size * noise_variance) * (f - step_size / 4 * g**2)
 
 
-def saddle_exit_steps(curvature: Any, noise_variance: Any, step_size: Any, radius: Any) -> Array:
+def saddle_exit_steps(
+    curvature: float | Array,
+    noise_variance: float | Array,
+    step_size: float | Array,
+    radius: float | Array,
+) -> Array:
     r"""Mean steps to distance ``radius`` from a saddle, started on it; ``()``.
 
     ``[log(radius / sd) + 0.635] / log(1 + eta g) + 1/2``, ``sd^2 = eta^2 s^2 / ((1+eta g)^2 - 1)``:
@@ -92,7 +104,10 @@ def saddle_exit_steps(curvature: Any, noise_variance: Any, step_size: Any, radiu
 
 
 def independent_exit_steps(
-    curvature: Any, noise_variance: Any, step_size: Any, radius: Any
+    curvature: float | Array,
+    noise_variance: float | Array,
+    step_size: float | Array,
+    radius: float | Array,
 ) -> Array:
     """Mean steps to exit ``|w| > radius`` of a quadratic, for ``eta k`` near 1; ``()``.
 
@@ -123,7 +138,7 @@ def first_passage_steps(
     mean: Callable[[Array], Array],
     spread: Callable[[Array], Array] | float,
     interval: tuple[float, float],
-    start: Any,
+    start: ArrayLike,
     nodes: int | None = None,
 ) -> Array:
     r"""Mean number of steps of ``x <- mean(x) + spread z`` until it leaves; exact, like ``start``.

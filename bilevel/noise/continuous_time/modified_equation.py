@@ -21,10 +21,11 @@ its existence are derived here. SME: Li, Tai, E (ICML 2017). SPF: principal flow
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.linear.lanczos import Matvec, function_product
 from bilevel.noise import checks
@@ -86,7 +87,11 @@ HA_SME = Model("HA-SME", _logarithm, _aware)
 
 
 def coefficients(
-    model: Model, hessian: Any, gradient: Any, noise: Any, step_size: Any
+    model: Model,
+    hessian: ArrayLike,
+    gradient: ArrayLike,
+    noise: ArrayLike,
+    step_size: float | Array,
 ) -> Coefficients:
     """Drift and diffusion at a point with this Hessian ``[d, d]``, gradient ``[d]`` and ``C``.
 
@@ -109,7 +114,9 @@ def coefficients(
     return Coefficients(drift, vectors @ (inner * spread) @ vectors.T)
 
 
-def drift(model: Model, hvp: Matvec, gradient: Array, step_size: Any, steps: int = 20) -> Array:
+def drift(
+    model: Model, hvp: Matvec, gradient: Array, step_size: float | Array, steps: int = 20
+) -> Array:
     """The drift ``[d]`` from Hessian-vector products alone, by ``steps`` of Lanczos.
 
     ``hvp`` maps ``[d]`` to ``[d]``. Curvatures at or above ``1 / eta`` that the gradient touches
@@ -127,7 +134,9 @@ def drift(model: Model, hvp: Matvec, gradient: Array, step_size: Any, steps: int
     return function_product(lambda h: -model.pull(step_size * h), hvp, gradient, steps)
 
 
-def validity(model: Model, hessian: Any, noise: Any, step_size: Any) -> Validity:
+def validity(
+    model: Model, hessian: ArrayLike, noise: ArrayLike, step_size: float | Array
+) -> Validity:
     """Whether the model exists here; see :class:`Validity`.
 
     HA-SME needs ``eta h < 1`` (beyond, SGD flips its sign at each step and no SDE does) and
@@ -157,7 +166,9 @@ def validity(model: Model, hessian: Any, noise: Any, step_size: Any) -> Validity
     return Validity(finite & definite, product, jnp.where(finite, lowest, jnp.nan))
 
 
-def require_valid(model: Model, hessian: Any, noise: Any, step_size: Any) -> None:
+def require_valid(
+    model: Model, hessian: ArrayLike, noise: ArrayLike, step_size: float | Array
+) -> None:
     """Raise a ``ValueError`` that says why the model does not exist, if it does not."""
     found = validity(model, hessian, noise, step_size)
     if is_traced(found) or bool(found.valid):

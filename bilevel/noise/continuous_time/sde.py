@@ -1,11 +1,12 @@
 """The modified equations at work: moments on quadratics, paths on any loss, exit times."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.continuous_time.modified_equation import Coefficients, Model, require_valid
@@ -20,10 +21,10 @@ class Linear(NamedTuple):
     basis: Array
     growth: Array
     diffusion: Array
-    step_size: Any
+    step_size: float | Array
 
 
-def linear(model: Model, hessian: Any, noise: Any, step_size: Any) -> Linear:
+def linear(model: Model, hessian: ArrayLike, noise: ArrayLike, step_size: float | Array) -> Linear:
     """The model on a quadratic of this Hessian, with constant noise; ``[d, d]`` both.
 
     Raises
@@ -38,7 +39,7 @@ def linear(model: Model, hessian: Any, noise: Any, step_size: Any) -> Linear:
     return Linear(basis, -h * model.pull(u), inner * spread, step_size)
 
 
-def moments(sde: Linear, steps: Any, start: Moments | None = None) -> Moments:
+def moments(sde: Linear, steps: float | Array, start: Moments | None = None) -> Moments:
     r"""Exact mean ``[K, d]`` and covariance ``[K, d, d]`` at the times of the given SGD steps.
 
     In the basis ``mean = exp(g t) mean_0`` and, with ``s = g_i + g_j``,
@@ -86,7 +87,7 @@ def sample(
     local: Callable[[Array], Coefficients],
     start: Array,
     key: Array,
-    step_size: Any,
+    step_size: float | Array,
     *,
     steps: int,
     substeps: int = 8,
@@ -132,8 +133,8 @@ def sample(
 def exit_steps(
     local: Callable[[Array], Coefficients],
     interval: tuple[float, float],
-    start: Any,
-    step_size: Any,
+    start: ArrayLike,
+    step_size: float | Array,
     *,
     nodes: int = 20001,
 ) -> Array:

@@ -13,7 +13,7 @@ gradients and one pass over the examples per direction: O(n) memory. Left out: n
 back (a relative O(step size)) and the burn-in (N must be well above 1 / (step size x curvature)).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax import Array
 from bilevel.core import Data, Problem
 from bilevel.linear import CG
 from bilevel.noise.batches import batch_factor
-from bilevel.noise.per_example import FlatProblem
+from bilevel.noise.per_example import ExampleLoss, FlatProblem
 from bilevel.utils import PyTree
 from bilevel.utils.deprecation import renamed
 
@@ -91,7 +91,7 @@ def compute_influence(
         still = jax.jvp(lambda theta: flat.gradient(x, theta), (theta,), (t,))[1]
         moved = linear.solve(flat.hvp, -still, jnp.zeros_like(x))
 
-        def along(fn: Any, x: Array) -> Array:
+        def along(fn: ExampleLoss, x: Array) -> Array:
             """How ``fn(x, theta)`` changes when theta moves along t and x with it."""
             return jax.jvp(fn, (x, theta), (moved.x, t))[1]
 
@@ -99,7 +99,7 @@ def compute_influence(
         b = along(jax.grad(flat.outer), x) - third_order
         a = linear.solve(flat.hvp, b, jnp.zeros_like(x))
 
-        def psi(loss: Any) -> Array:
+        def psi(loss: ExampleLoss) -> Array:
             noise = a.x @ jax.grad(loss)(x, theta)
             return -noise if implicit else -noise - along(lambda *at: v.x @ jax.grad(loss)(*at), x)
 

@@ -8,7 +8,7 @@ by Lanczos, and the noise of one example's gradient and of its derivative,
 by ``vmap`` over examples in chunks. No ``[n, n]`` array unless the covariance is asked for.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax import Array
 
 from bilevel.core import Data, Problem
 from bilevel.linear.extremes import Eigenvalue, extremes
-from bilevel.noise.per_example import FlatProblem
+from bilevel.noise.per_example import ExampleLoss, FlatProblem
 from bilevel.utils import PyTree
 from bilevel.utils.validation import require_positive_int
 
@@ -112,7 +112,7 @@ def gradient_noise(
     D = None if derivative is None else _flatten(derivative, flat)
     center = _contribution(lambda x, theta: flat.inner(x, theta, data.inner), flat, D)
 
-    def one(loss: Any) -> Any:
+    def one(loss: ExampleLoss) -> tuple[PyTree, PyTree]:
         parts = _contribution(loss, flat, D)
         apart = jax.tree.map(jnp.subtract, parts, center)
         sizes = jax.tree.map(lambda x: jnp.sum(x**2, -1), apart)
@@ -124,7 +124,7 @@ def gradient_noise(
     return GradientNoise(traces[0], traces[1] if D is not None else None, spread)
 
 
-def _contribution(loss: Any, flat: FlatProblem, D: Array | None) -> tuple[Array, ...]:
+def _contribution(loss: ExampleLoss, flat: FlatProblem, D: Array | None) -> tuple[Array, ...]:
     """Gradient ``[n]`` of a loss ``(x, theta) -> ()``, and its derivatives, ``[p, n]``."""
     gradient = jax.grad(loss)
     if D is None:

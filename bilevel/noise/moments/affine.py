@@ -12,7 +12,7 @@ structured processes of this package are tested against it.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -63,7 +63,7 @@ class Affine:
 
     matrices: Array
     offsets: Array
-    factor: Any
+    factor: float | Array
 
     def __post_init__(self) -> None:
         """Check shapes; structures without shapes (tracing internals) pass."""

@@ -7,7 +7,6 @@ whatever m. Worth it for n up to about 30.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -37,7 +36,7 @@ class Compressed:
     linear: Array
     constant: Array
     solution: Array
-    factor: Any
+    factor: float | Array
 
     @classmethod
     def from_least_squares(cls, process: LeastSquares) -> "Compressed":

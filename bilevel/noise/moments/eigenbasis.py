@@ -10,7 +10,7 @@ form, by Sherman and Morrison (Ziyin, Liu, Mori, Ueda, arXiv:2102.05375, Theorem
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -48,7 +48,7 @@ class Diagonal:
 
     curvature: Array
     noise: Array
-    factor: Any
+    factor: float | Array
     gaussian: bool
 
     @classmethod
@@ -76,7 +76,7 @@ class Diagonal:
             moved + self.factor * jnp.einsum("a,b,j->abj", rule.gain, rule.gain, noise)
         )
 
-    def stationary(self, step_size: Any) -> Array:
+    def stationary(self, step_size: float | Array) -> Array:
         r"""The diagonal ``[n]`` that plain SGD ends at, in closed form.
 
         ``P_j = eta p (w_j + tau h_j) / (h_j (2 - (1 + p) eta h_j))`` for Gaussian rows, ``tau =

@@ -17,10 +17,10 @@ elementary and are tested against :mod:`bilevel.noise.affine`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.moments.affine import Moments
@@ -46,11 +46,11 @@ class LeastSquares:
     rows: Rows
     residuals: Array
     solution: Array
-    factor: Any
+    factor: float | Array
 
     @classmethod
     def from_data(
-        cls, A: Any, targets: Any, batch_size: int | None, sampling: str = "iid"
+        cls, A: ArrayLike, targets: ArrayLike, batch_size: int | None, sampling: str = "iid"
     ) -> "LeastSquares":
         """The process of minibatch SGD on ``mean |a_i.x - targets_i|^2 / 2``.
 

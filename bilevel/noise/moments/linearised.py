@@ -15,7 +15,7 @@ NeurIPS 2024; the linearisation is classical.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from bilevel.noise import checks
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.moments.affine import Affine, Moments
 from bilevel.noise.moments.ridge import JointMoments
-from bilevel.noise.per_example import FlatProblem
+from bilevel.noise.per_example import ExampleLoss, FlatProblem
 from bilevel.utils import PyTree, is_traced
 from bilevel.utils.deprecation import renamed
 
@@ -41,7 +41,7 @@ class Linearised(NamedTuple):
     solution: Array
     derivative: Array
 
-    def start(self, x: Array, derivative: Any = 0.0, slots: int = 1) -> Moments:
+    def start(self, x: Array, derivative: float | Array = 0.0, slots: int = 1) -> Moments:
         """The moments at a known ``x [n]`` and ``derivative [p, n]``."""
         E = jnp.broadcast_to(derivative, self.derivative.shape) - self.derivative
         return self.process.start(jnp.concatenate([x - self.solution, E.ravel()]), slots)
@@ -102,7 +102,7 @@ def linearise(
     z = jnp.concatenate([x, derivative.ravel()])
     rows = jnp.arange(flat.count)
 
-    def both(loss: Any) -> tuple[Array, Array]:
+    def both(loss: ExampleLoss) -> tuple[Array, Array]:
         joint = partial(joint_gradient, loss, flat.theta)
         return jax.jacfwd(joint)(z), joint(z)
 
@@ -111,7 +111,7 @@ def linearise(
     return Linearised(Affine(matrices, -values, factor), x, derivative)
 
 
-def joint_gradient(loss: Any, theta: Array, z: Array) -> Array:
+def joint_gradient(loss: ExampleLoss, theta: Array, z: Array) -> Array:
     """``F(z)`` of one loss ``(x, theta) -> ()``; ``[n (1 + p)]``."""
     p = len(theta)
     n = len(z) // (1 + p)
@@ -127,7 +127,7 @@ def joint_gradient(loss: Any, theta: Array, z: Array) -> Array:
 def _newton(flat: FlatProblem, steps: int) -> Array:
     """The root of the full gradient, or a refusal."""
 
-    def move(_: Any, x: Array) -> Array:
+    def move(_: Array, x: Array) -> Array:
         H = jax.jacfwd(flat.gradient)(x, flat.theta)
         return x - jnp.linalg.solve(H, flat.gradient(x, flat.theta))
 

@@ -21,11 +21,12 @@ against :mod:`bilevel.noise.affine`. Setting: Iutzeler, Pauwels, Vaiter, NeurIPS
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.moments.rows import Rows, require_shape, solve_normal
@@ -76,16 +77,16 @@ class Ridge:
     coupling: Array
     solution: Array
     derivative: Array
-    factor: Any
+    factor: float | Array
 
     @classmethod
     def from_data(
         cls,
-        A: Any,
-        b: Any,
-        penalty: Any,
-        penalty_jacobian: Any,
-        targets_jacobian: Any = None,
+        A: ArrayLike,
+        b: ArrayLike,
+        penalty: ArrayLike,
+        penalty_jacobian: ArrayLike,
+        targets_jacobian: ArrayLike | None = None,
         *,
         batch_size: int | None,
         sampling: str = "iid",
@@ -140,7 +141,7 @@ class Ridge:
 
     of = RenamedMethod("from_data")
 
-    def start(self, x: Array, derivative: Any = 0.0, slots: int = 1) -> JointMoments:
+    def start(self, x: Array, derivative: float | Array = 0.0, slots: int = 1) -> JointMoments:
         """The moments at a known ``x [n]`` and ``derivative [p, n]``; other slots undeviating."""
         u, E = jnp.asarray(x) - self.solution, derivative - self.derivative
         mean_x = jnp.zeros((slots, len(u)), u.dtype).at[0].set(u)
@@ -148,7 +149,7 @@ class Ridge:
         xd, dd = jax.vmap(lambda E: (outer(mean_x, E), outer(E, E)))(mean_d)
         return JointMoments(mean_x, mean_d, outer(mean_x, mean_x), xd, dd)
 
-    def restart(self, moments: JointMoments, derivative: Any = 0.0) -> JointMoments:
+    def restart(self, moments: JointMoments, derivative: float | Array = 0.0) -> JointMoments:
         """The same iterate, with a derivative that begins now: ``Forward(..., start=k)``."""
         mean_x, slots = moments.mean_x, moments.mean_x.shape[0]
         fresh = self.start(mean_x[0], derivative, slots)
@@ -165,7 +166,7 @@ class Ridge:
             weights = self.rows.forms(P[0, :, 0]) - r * (A @ v[0]) - s * (A @ u[0]) + r * s
             return mean + self.factor * spread(rule, self._covariance(P, weights, r, s, u, v))
 
-        def right(Y: Array, coupling: Any = 0.0) -> Array:
+        def right(Y: Array, coupling: float | Array = 0.0) -> Array:
             return transposed(push(rule, C, transposed(Y), coupling))
 
         def each(s: Array, R: Array, E: Array, xd: Array, dd: Array) -> tuple[Array, ...]:

@@ -5,10 +5,11 @@ that minibatches do to second moments is one weighted Gram matrix, ``mean_i w_i 
 weights ``w_i = E (a_i.u - r_i)(a_i.v - s_i)``: O(m n^2), and no larger array than the rows.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 
@@ -20,7 +21,7 @@ class Rows(NamedTuple):
     gramian: Array
 
     @classmethod
-    def from_matrix(cls, A: Any) -> "Rows":
+    def from_matrix(cls, A: ArrayLike) -> "Rows":
         """The rows with their Gram matrix."""
         A = jnp.asarray(A, jnp.result_type(A, float))
         if A.ndim != 2:
@@ -44,7 +45,7 @@ class Rows(NamedTuple):
         return self.fourth(P) - self.gramian @ P @ self.gramian
 
 
-def solve_normal(owner: str, rows: Rows, curvature: Array, targets: Any) -> Array:
+def solve_normal(owner: str, rows: Rows, curvature: Array, targets: ArrayLike) -> Array:
     """``curvature^{-1} mean a_i targets_i``, after the refusals; ``[n]`` or ``[n, p]``."""
     m, n = rows.A.shape
     shape = (m, *jnp.shape(targets)[1:])
@@ -54,7 +55,7 @@ def solve_normal(owner: str, rows: Rows, curvature: Array, targets: Any) -> Arra
     return jnp.linalg.solve(curvature, rows.A.T @ jnp.asarray(targets) / m)
 
 
-def require_shape(name: str, array: Any, shape: tuple[int, ...], why: str) -> None:
+def require_shape(name: str, array: ArrayLike, shape: tuple[int, ...], why: str) -> None:
     """Raise unless ``array`` has this shape."""
     if jnp.shape(array) != shape:
         raise ValueError(f"{name} has shape {jnp.shape(array)}, expected {shape}: {why}.")

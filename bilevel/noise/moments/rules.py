@@ -8,7 +8,7 @@ The heavy ball adds the velocity as a slot, a tail average adds the average: bot
 so that one recursion of second moments covers them, with no formula of their own.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +30,9 @@ class Rule(NamedTuple):
         return self.gain.shape[-1]
 
 
-def sgd(step_size: Any, momentum: Any = None, nesterov: bool = False) -> Rule:
+def sgd(
+    step_size: float | Array, momentum: float | Array | None = None, nesterov: bool = False
+) -> Rule:
     r"""The rule of :class:`bilevel.SGD`, one step per entry of ``step_size``.
 
     Plain: ``w <- w - eta g``. Heavy ball: ``v <- mu v + g``, ``w <- w - eta v``, slots ``(w, v)``;
@@ -112,7 +114,7 @@ def tail_weights(steps: int, window: int) -> Array:
     return jnp.where(jnp.arange(steps) < steps - window, 0.0, 1 / window)
 
 
-def push(rule: Rule, curvature: Array, Y: Array, coupling: Any = 0.0) -> Array:
+def push(rule: Rule, curvature: Array, Y: Array, coupling: float | Array = 0.0) -> Array:
     """The mean step on ``Y [s, n, ...]``: ``T Y - L (curvature Y[0] + coupling)``."""
     gradient = jnp.tensordot(curvature, Y[0], 1) + coupling
     gain = rule.gain.reshape(-1, *[1] * gradient.ndim)

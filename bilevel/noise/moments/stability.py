@@ -11,8 +11,6 @@ limit; with a penalty the mean ``H`` is ``H + Lam`` and ``K(P) - H P H`` stays t
 For a dense Hessian per example see :mod:`bilevel.noise.minibatch`.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array
 
@@ -22,7 +20,7 @@ from bilevel.noise.moments import feedback
 
 
 def step_limit(
-    process: feedback.Multiplicative, momentum: Any = 0.0, steps: int = 60
+    process: feedback.Multiplicative, momentum: float | Array = 0.0, steps: int = 60
 ) -> Eigenvalue:
     r"""The exact mean-square limit ``eta*`` of the step size of SGD or the heavy ball.
 
@@ -58,7 +56,9 @@ def step_limit(
     return Eigenvalue(1 / found.value, found.error / found.value**2)
 
 
-def contraction(process: feedback.Multiplicative, step_size: Any, steps: int = 100) -> Eigenvalue:
+def contraction(
+    process: feedback.Multiplicative, step_size: float | Array, steps: int = 100
+) -> Eigenvalue:
     r"""Factor per step of plain SGD by which second moments above their floor fall, at last.
 
     ``lambda_max(T_eta)`` by ``steps`` Lanczos products, O(m n^2) each; a lower bound, by about

@@ -1,16 +1,21 @@
 """The average of the last iterates of SGD: the exact covariance for any window."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic.heavy_ball import eigenmodes, stationary_blocks, transfer
 from bilevel.utils.validation import require_positive_int
 
 
-def covariance(hessian: Any, noise: Any, step_size: Any, window: int, momentum: Any = 0.0) -> Array:
+def covariance(
+    hessian: ArrayLike,
+    noise: ArrayLike,
+    step_size: float | Array,
+    window: int,
+    momentum: float | Array = 0.0,
+) -> Array:
     r"""Covariance ``[d, d]`` of the mean of ``window`` consecutive stationary iterates; exact.
 
     ``(1/n^2) sum_{s,t} Cov(w_s, w_t)``, summed by powers of a 6 x 6 block per mode, without
@@ -48,7 +53,7 @@ def covariance(hessian: Any, noise: Any, step_size: Any, window: int, momentum: 
     return vectors @ (total / window**2) @ vectors.T
 
 
-def limit(hessian: Any, noise: Any, window: int) -> Array:
+def limit(hessian: ArrayLike, noise: ArrayLike, window: int) -> Array:
     """The leading law ``K^-1 C K^-1 / n``, ``[d, d]``: independent of step size and momentum.
 
     Raises

@@ -14,25 +14,28 @@ optimization", NeurIPS 2024, Theorem 2.2; constants that its poster leaves illeg
 the proof above.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.utils import is_traced
 
 
-def step_cap(strong_convexity: Any, smoothness: Any) -> Array:
+def step_cap(strong_convexity: float | Array, smoothness: float | Array) -> Array:
     """The largest step size of the theorem, ``mu / (4 L^2)``; ``()``."""
     checks.positive("bounds.step_cap", strong_convexity=strong_convexity, smoothness=smoothness)
     return jnp.asarray(strong_convexity / (4 * smoothness**2))
 
 
 def floor(
-    step_size: Any, strong_convexity: Any, noise: Any, hessian_lipschitz: Any = 0.0, size: Any = 0.0
+    step_size: float | Array,
+    strong_convexity: float | Array,
+    noise: float | Array,
+    hessian_lipschitz: float | Array = 0.0,
+    size: float | Array = 0.0,
 ) -> Array:
     """``limsup E |D_k - D*|^2 <= (4 sigma^2 eta / mu) (1 + 3 M (1 + C) / mu)^2``; ``()``.
 
@@ -54,12 +57,12 @@ def floor(
 
 
 def path(
-    step_sizes: Any,
-    strong_convexity: Any,
-    smoothness: Any,
-    noise: Any,
-    start: Any,
-    errors: Any = 0.0,
+    step_sizes: ArrayLike,
+    strong_convexity: float | Array,
+    smoothness: float | Array,
+    noise: float | Array,
+    start: ArrayLike,
+    errors: ArrayLike = 0.0,
 ) -> Array:
     r"""The recursion at the top as an equality: bounds of ``E |w_k - w*|^2``, ``k = 1 .. K``.
 
@@ -90,7 +93,7 @@ def path(
         )
     errors = jnp.broadcast_to(jnp.asarray(errors, eta.dtype), eta.shape)
 
-    def body(square: Array, at: Any) -> tuple[Array, Array]:
+    def body(square: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
         eta, error = at
         kept = (1 - strong_convexity * eta) * square + 2 * eta * error * jnp.sqrt(square)
         square = kept + 2 * eta**2 * (error**2 + 2 * noise)

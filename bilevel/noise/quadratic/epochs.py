@@ -8,17 +8,18 @@ at epoch ends another two orders). Additive noise, quadratic loss, no momentum.
 Source: derived for this project, after Kuehn and Rosenow, "Correlated noise in epoch-based SGD".
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic.heavy_ball import eigenmodes
 from bilevel.utils.validation import require_positive_int
 
 
-def covariance(hessian: Any, noise: Any, step_size: Any, batches: int) -> Array:
+def covariance(
+    hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, batches: int
+) -> Array:
     r"""Stationary covariance ``[d, d]``, averaged over the position within an epoch.
 
     In the eigenbasis, with ``a = 1 - lam k``: ``lam^2 C_ij / (1 - a_i a_j)
@@ -55,7 +56,9 @@ def covariance(hessian: Any, noise: Any, step_size: Any, batches: int) -> Array:
     return vectors @ (scaled * (lost[:, None] + lost[None, :]) / decay) @ vectors.T
 
 
-def end_covariance(hessian: Any, noise: Any, step_size: Any, batches: int) -> Array:
+def end_covariance(
+    hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, batches: int
+) -> Array:
     r"""Stationary covariance ``[d, d]`` of the iterates at the ends of epochs, the place to read.
 
     ``lam^2 C_ij (M s2 - s1_i s1_j) / ((M-1) (1 - (a_i a_j)^M))`` with ``s1 = sum_{u<M} a^u``,
@@ -78,7 +81,9 @@ def end_covariance(hessian: Any, noise: Any, step_size: Any, batches: int) -> Ar
     return vectors @ (scaled * fresh / decay) @ vectors.T
 
 
-def _setting(owner: str, hessian: Any, noise: Any, step_size: Any, batches: int) -> Any:
+def _setting(
+    owner: str, hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, batches: int
+) -> tuple[Array, Array, Array]:
     """``(U, lam k, lam^2 U^T C U)``."""
     require_positive_int(owner, "batches", batches)
     if batches < 2:

@@ -3,10 +3,11 @@
 Source: Yaida, "Fluctuation-dissipation relations for stochastic gradient descent", ICLR 2019.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.utils.validation import require_positive_int
@@ -20,7 +21,11 @@ class Balance(NamedTuple):
 
 
 def balance(
-    params: Any, gradients: Any, step_size: Any, momentum: Any = 0.0, blocks: int = 20
+    params: ArrayLike,
+    gradients: ArrayLike,
+    step_size: float | Array,
+    momentum: float | Array = 0.0,
+    blocks: int = 20,
 ) -> Balance:
     r"""Compare ``2 <w . g>`` with ``(1 + mu) lam <|m|^2>`` over a window of ``T`` steps.
 

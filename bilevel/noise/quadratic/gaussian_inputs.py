@@ -7,11 +7,10 @@ Source: Ziyin, Liu, Mori, Ueda, "Strength of minibatch noise in SGD", arXiv:2102
 Theorem 2, Theorem 5, tail index).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.utils.validation import require_positive_int
@@ -20,7 +19,11 @@ _BISECTIONS = 200  # enough for any float64 to converge
 
 
 def covariance(
-    inputs: Any, label_variance: Any, step_size: Any, batch_size: int, momentum: Any = 0.0
+    inputs: ArrayLike,
+    label_variance: float | Array,
+    step_size: float | Array,
+    batch_size: int,
+    momentum: float | Array = 0.0,
 ) -> Array:
     r"""Stationary covariance ``[d, d]`` of regression with inputs ``N(0, A)`` and label noise.
 
@@ -58,7 +61,7 @@ def covariance(
     return (vectors * (scale / g)) @ vectors.T
 
 
-def step_limit(inputs: Any, batch_size: int, momentum: Any = 0.0) -> Array:
+def step_limit(inputs: ArrayLike, batch_size: int, momentum: float | Array = 0.0) -> Array:
     """Exact mean-square stability limit of the step size: the root of ``tau = B``; ``()``.
 
     In one dimension ``lam / (1-mu) a ((1-mu)/(1+mu) + 2/B) = 2``: at small batches momentum does
@@ -80,7 +83,11 @@ def step_limit(inputs: Any, batch_size: int, momentum: Any = 0.0) -> Array:
 
 
 def hessian_noise_covariance(
-    hessian: Any, scale: Any, step_size: Any, batch_size: int, momentum: Any = 0.0
+    hessian: ArrayLike,
+    scale: float | Array,
+    step_size: float | Array,
+    batch_size: int,
+    momentum: float | Array = 0.0,
 ) -> Array:
     """Stationary covariance ``[d, d]`` when ``C = scale K / B``: ``(scale lam / (B (1-mu)))
     [2 - lam K / (1+mu)]^-1``.
@@ -100,7 +107,7 @@ def hessian_noise_covariance(
     return (vectors * (factor / (2 - step_size * k / (1 + mu)))) @ vectors.T
 
 
-def tail_index(curvature: Any, step_size: Any, batch_size: int) -> Array:
+def tail_index(curvature: float | Array, step_size: float | Array, batch_size: int) -> Array:
     """Exponent ``beta = 2 B / (lam a) - B`` of the power-law tail in one dimension; ``()``.
 
     Moments of order ``beta`` and above are infinite: 2 is the limit of :func:`step_limit`.
@@ -109,17 +116,19 @@ def tail_index(curvature: Any, step_size: Any, batch_size: int) -> Array:
     return jnp.asarray(2 * batch_size / (step_size * curvature) - batch_size)
 
 
-def _modes(owner: str, matrix: Any, batch_size: int, momentum: Any) -> tuple[Array, Array, Any]:
+def _modes(
+    owner: str, matrix: ArrayLike, batch_size: int, momentum: float | Array
+) -> tuple[Array, Array, float | Array]:
     require_positive_int(owner, "batch_size", batch_size)
     values, vectors = jnp.linalg.eigh(checks.hessian(owner, matrix))
     return values, vectors, checks.momentum(owner, momentum)
 
 
-def _g(a: Array, step_size: Any, batch_size: int, mu: Any) -> Array:
+def _g(a: Array, step_size: float | Array, batch_size: int, mu: float | Array) -> Array:
     return 2 * (1 - mu) - ((1 - mu) / (1 + mu) + 1 / batch_size) * step_size * a
 
 
-def _limit(a: Array, batch_size: int, mu: Any) -> Array:
+def _limit(a: Array, batch_size: int, mu: float | Array) -> Array:
     """``tau`` rises from 0 to infinity on the interval, so halving it finds the one root."""
 
     def halve(_: int, interval: tuple[Array, Array]) -> tuple[Array, Array]:

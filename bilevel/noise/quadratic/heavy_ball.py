@@ -5,10 +5,11 @@ In the eigenbasis of the Hessian, ``(w, m)_i <- A_i (w, m)_i + b xi_i`` with
 of modes, instead of matrices of size 2d.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike, DTypeLike
 
 from bilevel.noise import checks
 
@@ -21,20 +22,22 @@ class Joint(NamedTuple):
     velocity: Array
 
 
-def transfer(curvatures: Array, step_size: Any, momentum: Any) -> Array:
+def transfer(curvatures: Array, step_size: float | Array, momentum: float | Array) -> Array:
     """The maps ``A_i``, ``[d, 2, 2]``, of one step."""
     ones = jnp.ones_like(curvatures)
     top = jnp.stack([1 - step_size * curvatures, -step_size * momentum * ones], -1)
     return jnp.stack([top, jnp.stack([curvatures, momentum * ones], -1)], -2)
 
 
-def kick(step_size: Any, dtype: Any) -> Array:
+def kick(step_size: float | Array, dtype: DTypeLike) -> Array:
     """How noise enters, ``b b^T``, ``[2, 2]``."""
     b = jnp.stack([-jnp.asarray(step_size, dtype), jnp.ones((), dtype)])
     return jnp.outer(b, b)
 
 
-def stationary_blocks(curvatures: Array, noise: Array, step_size: Any, momentum: Any) -> Array:
+def stationary_blocks(
+    curvatures: Array, noise: Array, step_size: float | Array, momentum: float | Array
+) -> Array:
     """``P_ij = A_i P_ij A_j^T + C_ij b b^T``, ``[d, d, 2, 2]``; ``noise`` in the eigenbasis."""
     maps, d = transfer(curvatures, step_size, momentum), curvatures.shape[0]
     lifted = jnp.einsum("iac,jbd->ijabcd", maps, maps).reshape(d, d, 4, 4)
@@ -43,7 +46,9 @@ def stationary_blocks(curvatures: Array, noise: Array, step_size: Any, momentum:
     return solved.reshape(d, d, 2, 2)
 
 
-def joint_covariance(hessian: Any, noise: Any, step_size: Any, momentum: Any = 0.0) -> Joint:
+def joint_covariance(
+    hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, momentum: float | Array = 0.0
+) -> Joint:
     """Stationary second moments of the iterate and of the velocity, :class:`Joint`.
 
     The first is ``noise.steady_state.covariance``, reached another way (4 x 4 solves).
@@ -70,7 +75,9 @@ def joint_covariance(hessian: Any, noise: Any, step_size: Any, momentum: Any = 0
     return Joint(*(vectors @ blocks[..., a, b] @ vectors.T for a, b in entries))
 
 
-def eigenmodes(owner: str, hessian: Any, noise: Any, momentum: Any) -> Any:
+def eigenmodes(
+    owner: str, hessian: ArrayLike, noise: ArrayLike, momentum: float | Array
+) -> tuple[Array, Array, Array, float | Array]:
     """``(k, U, U^T C U, mu)`` of a positive definite Hessian and a covariance."""
     k = checks.hessian(owner, hessian)
     c = checks.semi_definite(owner, "noise", noise)

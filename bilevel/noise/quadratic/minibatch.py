@@ -11,17 +11,22 @@ covariance equation (``noise.steady_state``), the second moments are stable if a
 ``D(lam) - lam p E dH (x) dH`` is positive definite, and that is linear in ``lam``.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.utils import is_traced
 
 
-def covariance(hessians: Any, noise: Any, step_size: Any, p: Any, momentum: Any = 0.0) -> Array:
+def covariance(
+    hessians: ArrayLike,
+    noise: ArrayLike,
+    step_size: float | Array,
+    p: float | Array,
+    momentum: float | Array = 0.0,
+) -> Array:
     """Stationary covariance ``[d, d]`` of linear regression by SGD, and of any linearised loss.
 
     The covariance equation with ``C = p (C1 + E dH S dH)``, ``dH = H_i - K``, solved for ``S``.
@@ -63,7 +68,7 @@ def covariance(hessians: Any, noise: Any, step_size: Any, p: Any, momentum: Any 
     return basis @ solved @ basis.T
 
 
-def step_limit(hessians: Any, p: Any, momentum: Any = 0.0) -> Array:
+def step_limit(hessians: ArrayLike, p: float | Array, momentum: float | Array = 0.0) -> Array:
     r"""Exact mean-square stability limit of the step size; ``()``. The derivative of SGD shares it.
 
     ``2 (1-mu) / lambda_max(V^-1/2 [(1-mu)/(1+mu) K (x) K - mu/(1-mu^2) (K (x) I - I (x) K)^2
@@ -94,7 +99,9 @@ def step_limit(hessians: Any, p: Any, momentum: Any = 0.0) -> Array:
     return _limit(k, second, mu)
 
 
-def certificate(largest_curvature: Any, largest_example_curvature: Any, p: Any) -> Array:
+def certificate(
+    largest_curvature: float | Array, largest_example_curvature: float | Array, p: float | Array
+) -> Array:
     """A step size that is stable for certain (plain SGD), from two numbers; ``()``.
 
     ``2 / ((1-p) k_max + p max_i |H_i|) <= step_limit``, for positive semi-definite ``H_i``.
@@ -113,7 +120,7 @@ def certificate(largest_curvature: Any, largest_example_curvature: Any, p: Any) 
     return jnp.asarray(2 / ((1 - p) * largest_curvature + p * largest_example_curvature))
 
 
-def _require_fraction(owner: str, p: Any) -> None:
+def _require_fraction(owner: str, p: float | Array) -> None:
     if not is_traced(p) and not 0 <= float(p) <= 1:
         raise ValueError(
             f"{owner}: p is the noise fraction of a batch and lies in [0, 1], got {p}. "
@@ -121,7 +128,9 @@ def _require_fraction(owner: str, p: Any) -> None:
         )
 
 
-def _spectrum(owner: str, hessians: Any, p: Any, momentum: Any) -> Any:
+def _spectrum(
+    owner: str, hessians: ArrayLike, p: float | Array, momentum: float | Array
+) -> tuple[Array, Array, Array, float | Array]:
     """``(U, k, p E dH (x) dH, mu)`` in the eigenbasis of the mean; flat directions cut off."""
     _require_fraction(owner, p)
     mu = checks.momentum(owner, momentum)
@@ -145,14 +154,14 @@ def _spectrum(owner: str, hessians: Any, p: Any, momentum: Any) -> Any:
     return basis, k, second.reshape(d * d, d * d), mu
 
 
-def _divisor(k: Array, mu: Any) -> tuple[Array, Array]:
+def _divisor(k: Array, mu: float | Array) -> tuple[Array, Array]:
     """``D_ij = linear - lam quadratic``, each ``[d, d]``, the divisor in the eigenbasis."""
     ki, kj = k[:, None], k[None, :]
     quadratic = (1 - mu) / (1 + mu) * ki * kj - mu / (1 - mu**2) * (ki - kj) ** 2
     return (1 - mu) * (ki + kj), quadratic
 
 
-def _limit(k: Array, second: Array, mu: Any) -> Array:
+def _limit(k: Array, second: Array, mu: float | Array) -> Array:
     linear, quadratic = (x.ravel() for x in _divisor(k, mu))
     scale = jnp.where(linear > 0, 1 / jnp.sqrt(jnp.where(linear > 0, linear, 1.0)), 0.0)
     matrix = scale[:, None] * (jnp.diag(quadratic) + second) * scale

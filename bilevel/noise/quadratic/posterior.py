@@ -5,11 +5,10 @@ Source: the question of Liu, Ziyin, Ueda (ICML 2021, section on Bayesian inferen
 Mandt, Hoffman, Blei, JMLR 2017); the formulas are derived here from the exact covariance.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic import steady_state
@@ -17,7 +16,7 @@ from bilevel.noise.quadratic import steady_state
 _GRID, _BISECTIONS = 256, 100
 
 
-def matrix_rate(hessian: Any, noise: Any, observations: Any) -> Array:
+def matrix_rate(hessian: ArrayLike, noise: ArrayLike, observations: ArrayLike) -> Array:
     """The rate ``2 (K + N C)^-1`` whose stationary covariance is exactly ``K^-1 / N``; ``[d, d]``.
 
     Continuous time would say ``2 (N C)^-1``.
@@ -42,7 +41,7 @@ def matrix_rate(hessian: Any, noise: Any, observations: Any) -> Array:
     return inverse + inverse.T  # twice the inverse, symmetric to the last bit
 
 
-def scalar_rate(hessian: Any, noise: Any, observations: Any) -> Array:
+def scalar_rate(hessian: ArrayLike, noise: ArrayLike, observations: ArrayLike) -> Array:
     r"""The number that minimises :func:`divergence` over all stable step sizes; ``()``.
 
     Where ``K`` and ``C`` commute it is the root of ``sum_i (N lam c_i / (2 - lam k_i) - 1)
@@ -90,7 +89,9 @@ def scalar_rate(hessian: Any, noise: Any, observations: Any) -> Array:
     return jnp.exp((low + high) / 2)
 
 
-def divergence(hessian: Any, noise: Any, observations: Any, rate: Any) -> Array:
+def divergence(
+    hessian: ArrayLike, noise: ArrayLike, observations: ArrayLike, rate: ArrayLike
+) -> Array:
     """``KL(N(0, S) || N(0, K^-1/N)) = (N Tr[K S] - d - log det(N K S)) / 2``; ``()``.
 
     ``S`` is ``noise.steady_state.covariance(hessian, noise, rate)``.
@@ -107,14 +108,16 @@ def divergence(hessian: Any, noise: Any, observations: Any, rate: Any) -> Array:
     return _divergence(values, vectors.T @ s @ vectors, observations)
 
 
-def _divergence(values: Array, s: Array, observations: Any) -> Array:
+def _divergence(values: Array, s: Array, observations: ArrayLike) -> Array:
     root = jnp.sqrt(observations * values)
     ratio = root[:, None] * s * root
     logdet = 2 * jnp.sum(jnp.log(jnp.diag(jnp.linalg.cholesky(ratio))))
     return (jnp.trace(ratio) - values.shape[0] - logdet) / 2
 
 
-def _inputs(owner: str, hessian: Any, noise: Any, observations: Any) -> tuple[Array, Array]:
+def _inputs(
+    owner: str, hessian: ArrayLike, noise: ArrayLike, observations: ArrayLike
+) -> tuple[Array, Array]:
     k, c = checks.hessian(owner, hessian), checks.semi_definite(owner, "noise", noise)
     checks.same_size(owner, hessian=k, noise=c)
     checks.positive(owner, observations=observations)

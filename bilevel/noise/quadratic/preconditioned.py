@@ -4,12 +4,11 @@ Sources: Liu, Ziyin, Ueda (ICML 2021, arXiv:2012.03636) and arXiv:2102.05375 for
 gradient; the Adam fixed point is derived here from the covariance equation of ``steady_state``.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic import gaussian_inputs, steady_state
@@ -19,7 +18,9 @@ from bilevel.utils.validation import require_positive_int
 _SWEEPS = 2000
 
 
-def newton(hessian: Any, noise: Any, step_size: Any, momentum: Any = 0.0) -> Array:
+def newton(
+    hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, momentum: float | Array = 0.0
+) -> Array:
     """Covariance under the rate ``step_size K^-1``, for any ``K`` and ``C``; ``[d, d]``.
 
     ``lam (1+mu) / ((1-mu) (2 (1+mu) - lam)) K^-1 C K^-1``.
@@ -47,7 +48,11 @@ def newton(hessian: Any, noise: Any, step_size: Any, momentum: Any = 0.0) -> Arr
 
 
 def newton_minibatch(
-    inputs: Any, label_variance: Any, step_size: Any, batch_size: int, momentum: Any = 0.0
+    inputs: ArrayLike,
+    label_variance: float | Array,
+    step_size: float | Array,
+    batch_size: int,
+    momentum: float | Array = 0.0,
 ) -> Array:
     """Damped Newton (exact Hessian) on minibatches of Gaussian regression; ``[d, d]``.
 
@@ -64,7 +69,9 @@ def newton_minibatch(
     return s[0, 0] * jnp.linalg.inv(a)
 
 
-def natural_gradient(hessian: Any, step_size: Any, batch_size: int, momentum: Any = 0.0) -> Array:
+def natural_gradient(
+    hessian: ArrayLike, step_size: float | Array, batch_size: int, momentum: float | Array = 0.0
+) -> Array:
     """Covariance under the rate ``step_size J^-1`` with ``J = K S K``, ``C = J / B``; ``[d, d]``.
 
     ``(lam/2) [1/(1+mu) + 1/((1-mu) B)] K^-1``. The model identifies the Fisher matrix ``J`` and
@@ -80,7 +87,7 @@ def natural_gradient(hessian: Any, step_size: Any, batch_size: int, momentum: An
 
 
 def natural_gradient_minibatch(
-    hessian: Any, step_size: Any, batch_size: int, momentum: Any = 0.0
+    hessian: ArrayLike, step_size: float | Array, batch_size: int, momentum: float | Array = 0.0
 ) -> Array:
     """The same with the exact minibatch noise of Gaussian regression, no label noise; ``[d, d]``.
 
@@ -100,7 +107,12 @@ def natural_gradient_minibatch(
 
 
 def _natural(
-    owner: str, hessian: Any, step_size: Any, batch_size: int, momentum: Any, ratio: int
+    owner: str,
+    hessian: ArrayLike,
+    step_size: float | Array,
+    batch_size: int,
+    momentum: float | Array,
+    ratio: int,
 ) -> Array:
     k, mu = checks.hessian(owner, hessian), checks.momentum(owner, momentum)
     require_positive_int(owner, "batch_size", batch_size)
@@ -109,7 +121,9 @@ def _natural(
     return factor * jnp.linalg.inv(k)
 
 
-def root_fisher(dimension: int, step_size: Any, batch_size: int, momentum: Any = 0.0) -> Array:
+def root_fisher(
+    dimension: int, step_size: float | Array, batch_size: int, momentum: float | Array = 0.0
+) -> Array:
     """Covariance under the rate ``step_size J^-1/2``, ``J = K S K``, ``C = J / B``; ``[d, d]``.
 
     The idealised Adam, all matrices commuting: ``(lam^2/4) [1/(1+mu) + 1/((1-mu) B)]^2 I``,
@@ -124,7 +138,9 @@ def root_fisher(dimension: int, step_size: Any, batch_size: int, momentum: Any =
     return _natural(owner, identity, step_size, batch_size, momentum, 1) ** 2
 
 
-def adam(hessian: Any, noise: Any, step_size: Any, momentum: Any = 0.9) -> tuple[Array, Array]:
+def adam(
+    hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, momentum: float | Array = 0.9
+) -> tuple[Array, Array]:
     r"""Stationary ``(covariance [d, d], second moment v [d])`` of Adam or RMSProp, ``b2`` near 1.
 
     The fixed point of ``v = diag(K S K + C)``, ``L = step_size (1 - momentum) diag(v)^-1/2``,
@@ -162,14 +178,18 @@ def adam(hessian: Any, noise: Any, step_size: Any, momentum: Any = 0.9) -> tuple
     return _adam_covariance(k, c, step_size * (1 - mu), mu, logs), jnp.exp(logs)
 
 
-def _adam_covariance(k: Array, c: Array, scale: Any, mu: Any, logs: Array) -> Array:
+def _adam_covariance(
+    k: Array, c: Array, scale: float | Array, mu: float | Array, logs: Array
+) -> Array:
     root = jnp.sqrt(scale) * jnp.exp(-logs / 4)  # the square root of the diagonal rate
     a, vectors = jnp.linalg.eigh(root[:, None] * k * root)
     basis = root[:, None] * vectors
     return basis @ (basis.T @ c @ basis / steady_state.divisor(a, mu)) @ basis.T
 
 
-def _adam_fixed_point(k: Array, c: Array, scale: Any, mu: Any) -> tuple[Array, Array]:
+def _adam_fixed_point(
+    k: Array, c: Array, scale: float | Array, mu: float | Array
+) -> tuple[Array, Array]:
     """Damped iteration on ``log v``; the damping adapts, as the map steepens near the limit."""
 
     def gap(logs: Array) -> Array:
@@ -180,11 +200,11 @@ def _adam_fixed_point(k: Array, c: Array, scale: Any, mu: Any) -> tuple[Array, A
         # Beyond the limit there is no covariance: a larger v is wanted, whatever its value.
         return jnp.where(largest < 2 * (1 + mu), wanted - logs, jnp.log(4.0))
 
-    def unfinished(carry: Any) -> Array:
+    def unfinished(carry: tuple[Array, ...]) -> Array:
         _, move, _, sweep = carry
         return (jnp.max(jnp.abs(move)) > 10 * jnp.finfo(k.dtype).eps) & (sweep < _SWEEPS)
 
-    def sweep(carry: Any) -> Any:
+    def sweep(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         logs, move, damping, count = carry
         proposal = logs + damping * move
         following = gap(proposal)

@@ -9,15 +9,16 @@ Source: Liu, Ziyin, Ueda, "Noise and fluctuation of finite learning rate stochas
 descent", ICML 2021, arXiv:2012.03636, as quoted in arXiv:2102.05375, Theorem 1.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 
 
-def covariance(hessian: Any, noise: Any, rate: Any, momentum: Any = 0.0) -> Array:
+def covariance(
+    hessian: ArrayLike, noise: ArrayLike, rate: ArrayLike, momentum: float | Array = 0.0
+) -> Array:
     r"""Stationary covariance ``S`` of the iterates, ``[d, d]``; exact for any ``K``, ``C``, ``L``.
 
     It solves ``(1-mu) (L K S + S K L) - (1+mu^2)/(1-mu^2) L K S K L
@@ -49,14 +50,16 @@ def covariance(hessian: Any, noise: Any, rate: Any, momentum: Any = 0.0) -> Arra
     return basis @ (rotated / divisor(a, mu)) @ basis.T
 
 
-def divisor(a: Array, momentum: Any) -> Array:
+def divisor(a: Array, momentum: float | Array) -> Array:
     """The divisor ``[d, d]`` of the covariance equation, from the eigenvalues ``a`` of ``L K``."""
     mu, ai, aj = momentum, a[:, None], a[None, :]
     across = mu / (1 - mu**2) * (ai - aj) ** 2
     return (1 - mu) * (ai + aj) - (1 - mu) / (1 + mu) * ai * aj + across
 
 
-def continuous_covariance(hessian: Any, noise: Any, rate: Any, momentum: Any = 0.0) -> Array:
+def continuous_covariance(
+    hessian: ArrayLike, noise: ArrayLike, rate: ArrayLike, momentum: float | Array = 0.0
+) -> Array:
     """What continuous time predicts instead, ``[d, d]``: ``L K S + S K L = L C L / (1 - mu)``.
 
     The limit of small rates, for contrast only: it stays finite where the true covariance
@@ -67,7 +70,9 @@ def continuous_covariance(hessian: Any, noise: Any, rate: Any, momentum: Any = 0
     return basis @ (rotated / ((1 - mu) * (a[:, None] + a[None, :]))) @ basis.T
 
 
-def commuting_covariance(hessian: Any, noise: Any, step_size: Any, momentum: Any = 0.0) -> Array:
+def commuting_covariance(
+    hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, momentum: float | Array = 0.0
+) -> Array:
     """``step_size / (1-mu) C K^-1 [2 - step_size K / (1+mu)]^-1``, for ``C K = K C``; ``[d, d]``.
 
     One solve and no eigenbasis (Liu et al. 2021; Corollary 3 of arXiv:2102.05375).
@@ -86,7 +91,9 @@ def commuting_covariance(hessian: Any, noise: Any, step_size: Any, momentum: Any
     return (solved + solved.T) / 2
 
 
-def step_limit(hessian: Any, momentum: Any = 0.0, preconditioner: Any = 1.0) -> Array:
+def step_limit(
+    hessian: ArrayLike, momentum: float | Array = 0.0, preconditioner: float | Array = 1.0
+) -> Array:
     """Largest ``s`` for which ``rate = s * preconditioner`` has a stationary state; ``()``.
 
     ``2 (1 + mu) / largest eigenvalue of (preconditioner K)``, by the Jury test on
@@ -104,7 +111,13 @@ def step_limit(hessian: Any, momentum: Any = 0.0, preconditioner: Any = 1.0) -> 
     return 2 * (1 + mu) / jnp.linalg.eigvalsh(root @ k @ root)[-1]
 
 
-def residual(covariance: Any, hessian: Any, noise: Any, rate: Any, momentum: Any = 0.0) -> Array:
+def residual(
+    covariance: ArrayLike,
+    hessian: ArrayLike,
+    noise: ArrayLike,
+    rate: ArrayLike,
+    momentum: float | Array = 0.0,
+) -> Array:
     """By how much a covariance misses the equation of :func:`covariance`; ``()``.
 
     Largest entry of the difference of the two sides over the largest of ``L C L``.
@@ -119,7 +132,9 @@ def residual(covariance: Any, hessian: Any, noise: Any, rate: Any, momentum: Any
     return jnp.max(jnp.abs(left - right)) / jnp.max(jnp.abs(right))
 
 
-def loss_floor(hessian: Any, noise: Any, rate: Any, momentum: Any = 0.0) -> Array:
+def loss_floor(
+    hessian: ArrayLike, noise: ArrayLike, rate: ArrayLike, momentum: float | Array = 0.0
+) -> Array:
     """Excess training loss ``Tr[K S] / 2`` of the stationary state; ``()``.
 
     For a scalar rate it equals ``rate / (4 (1-mu)) Tr[(I - rate K / (2 (1+mu)))^-1 C]``, whether
@@ -139,7 +154,10 @@ def loss_floor(hessian: Any, noise: Any, rate: Any, momentum: Any = 0.0) -> Arra
 
 
 def floor_bracket(
-    noise_trace: Any, largest_curvature: Any, step_size: Any, momentum: Any = 0.0
+    noise_trace: float | Array,
+    largest_curvature: float | Array,
+    step_size: float | Array,
+    momentum: float | Array = 0.0,
 ) -> tuple[Array, Array]:
     """Lower and upper bound of :func:`loss_floor` from ``Tr C`` and the largest curvature alone.
 
@@ -161,7 +179,7 @@ def floor_bracket(
     return low, low / (1 - step_size / limit)
 
 
-def rate_root(owner: str, rate: Any, like: Array) -> Array:
+def rate_root(owner: str, rate: ArrayLike, like: Array) -> Array:
     """Symmetric square root ``[d, d]`` of a rate that is a number or a matrix."""
     if jnp.ndim(rate) == 0:
         checks.positive(owner, rate=rate)
@@ -172,14 +190,18 @@ def rate_root(owner: str, rate: Any, like: Array) -> Array:
     return (vectors * jnp.sqrt(values)) @ vectors.T
 
 
-def _inputs(owner: str, hessian: Any, noise: Any, momentum: Any) -> tuple[Array, Array, Any]:
+def _inputs(
+    owner: str, hessian: ArrayLike, noise: ArrayLike, momentum: float | Array
+) -> tuple[Array, Array, float | Array]:
     k = checks.hessian(owner, hessian)
     c = checks.semi_definite(owner, "noise", noise)
     checks.same_size(owner, hessian=k, noise=c)
     return k, c, checks.momentum(owner, momentum)
 
 
-def _modes(owner: str, hessian: Any, noise: Any, rate: Any, momentum: Any) -> Any:
+def _modes(
+    owner: str, hessian: ArrayLike, noise: ArrayLike, rate: ArrayLike, momentum: float | Array
+) -> tuple[Array, Array, Array, float | Array]:
     """``(W, a, W^T C W, mu)`` with ``L = W W^T`` and ``L K W = W diag(a)``."""
     k, c, mu = _inputs(owner, hessian, noise, momentum)
     root = rate_root(owner, rate, k)

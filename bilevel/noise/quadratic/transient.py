@@ -5,11 +5,12 @@ finitely many steps need no stationary state. Source: the recursion behind the c
 of Liu, Ziyin, Ueda (ICML 2021), ``S <- (I - lam_t K) S (I - lam_t K) + lam_t^2 C`` for plain SGD.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic.heavy_ball import kick, transfer
@@ -23,7 +24,11 @@ class Moments(NamedTuple):
 
 
 def path(
-    hessian: Any, noise: Any, step_sizes: Any, momentum: Any = 0.0, start: Moments | None = None
+    hessian: ArrayLike,
+    noise: ArrayLike,
+    step_sizes: ArrayLike,
+    momentum: float | Array = 0.0,
+    start: Moments | None = None,
 ) -> Moments:
     r"""Mean ``[T+1, d]`` and covariance ``[T+1, d, d]`` of ``w_0, ..., w_T``.
 
@@ -61,7 +66,9 @@ def path(
     mean = jnp.stack([vectors.T @ mean, 0 * k[0]], -1)
     blocks = jnp.zeros((*k.shape, 2, 2), k.dtype).at[..., 0, 0].set(vectors.T @ cov @ vectors)
 
-    def body(carry: Any, at: Any) -> tuple[Any, Moments]:
+    def body(
+        carry: tuple[Array, Array], at: tuple[Array, ...]
+    ) -> tuple[tuple[Array, Array], Moments]:
         (mean, blocks), (lam, mu, c) = carry, at
         maps = transfer(curvatures, lam, mu)
         mean = jnp.einsum("iab,ib->ia", maps, mean)
@@ -77,7 +84,7 @@ def path(
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
 
 
-def _noises(owner: str, noise: Any, total: int, like: Array) -> Array:
+def _noises(owner: str, noise: ArrayLike, total: int, like: Array) -> Array:
     if jnp.ndim(noise) != 3:
         c = checks.semi_definite(owner, "noise", noise)
         checks.same_size(owner, hessian=like, noise=c)
