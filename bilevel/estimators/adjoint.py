@@ -34,8 +34,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Loss, Problem, inner_loss
-from bilevel.linear import Operator, OutputLoss
-from bilevel.linear.power import gaussian, stable_step
+from bilevel.linear import Operator, OutputLoss, gaussian, stable_step
 from bilevel.solvers.base import DeclaresStability, Solver
 from bilevel.solvers.proximal import proximal
 from bilevel.solvers.sampling import Sampler

@@ -4,6 +4,15 @@ from bilevel.linear.base import LinearSolver, Matvec, Operator, Solution, relati
 from bilevel.linear.bicgstab import BiCGSTAB
 from bilevel.linear.cg import CG
 from bilevel.linear.dense import Dense
+from bilevel.linear.eigenvalues import (
+    Eigenvalue,
+    extremes,
+    gaussian,
+    largest_eigenvalue,
+    largest_on_matrices,
+    power_iteration,
+    spectral_norm,
+)
 from bilevel.linear.fixed_point import FixedPoint
 from bilevel.linear.gauss_newton import GaussNewton, OutputLoss
 from bilevel.linear.gmres import GMRES
@@ -11,6 +20,7 @@ from bilevel.linear.minres import MINRES
 from bilevel.linear.neumann import Neumann
 from bilevel.linear.nystrom import Nystrom
 from bilevel.linear.sgd_linear import SGDLinear
+from bilevel.linear.step_size import stable_step
 
 __all__ = [
     "CG",
@@ -18,6 +28,7 @@ __all__ = [
     "MINRES",
     "BiCGSTAB",
     "Dense",
+    "Eigenvalue",
     "FixedPoint",
     "GaussNewton",
     "LinearSolver",
@@ -28,5 +39,12 @@ __all__ = [
     "OutputLoss",
     "SGDLinear",
     "Solution",
+    "extremes",
+    "gaussian",
+    "largest_eigenvalue",
+    "largest_on_matrices",
+    "power_iteration",
     "relative_residual",
+    "spectral_norm",
+    "stable_step",
 ]

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve
 
 from bilevel.linear.base import Matvec, Solution, as_operator, relative_residual
-from bilevel.linear.power import largest_eigenvalue
+from bilevel.linear.eigenvalues import largest_eigenvalue
 from bilevel.utils import PyTree, basis, is_traced, register_node, size
 from bilevel.utils.validation import require_positive_int
 

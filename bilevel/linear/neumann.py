@@ -6,7 +6,7 @@ import jax
 from jax import Array
 
 from bilevel.linear.base import Matvec, Solution, relative_residual
-from bilevel.linear.power import require_step_size, stable_step
+from bilevel.linear.step_size import require_step_size, stable_step
 from bilevel.utils import PyTree, axpy, register_node
 from bilevel.utils.validation import require_positive_int
 

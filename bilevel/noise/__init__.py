@@ -4,7 +4,7 @@ Hessians, covariances and step sizes come in, covariances, limits and times come
 used by its name: ``noise.steady_state.covariance(hessian, noise, step_size)``.
 """
 
-from bilevel.linear import extremes as spectrum
+from bilevel.linear import eigenvalues as spectrum
 from bilevel.linear import lanczos
 from bilevel.noise import moments
 from bilevel.noise.batches import batch_factor

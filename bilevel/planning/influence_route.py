@@ -15,8 +15,7 @@ import numpy as np
 from jax import Array
 
 from bilevel.core import Problem
-from bilevel.linear import CG
-from bilevel.linear.extremes import extremes
+from bilevel.linear import CG, extremes, spectral_norm
 from bilevel.noise.hypergradients import influence
 from bilevel.noise.per_example import ExampleLoss, FlatProblem
 from bilevel.planning.analysis import Analysis, once
@@ -131,13 +130,12 @@ def _measure(flat: FlatProblem, at: tuple[Array, Array]) -> dict[str, PyTree]:
     size = jnp.linalg.norm(gradient)
 
     def steepest(loss: ExampleLoss) -> Array:
-        """Largest curvature of one example, by power iteration."""
+        """Return the largest curvature of one example."""
 
-        def again(_: Array, v: Array) -> Array:
-            v = v / jnp.maximum(jnp.linalg.norm(v), 1e-300)
+        def hvp(v: Array) -> Array:
             return jax.jvp(lambda x: jax.grad(loss)(x, theta), (x,), (v,))[1]
 
-        return jnp.linalg.norm(jax.lax.fori_loop(0, _POWER, again, random))
+        return spectral_norm(hvp, random, _POWER)
 
     def curvature(v: Array) -> Array:
         return jax.jvp(lambda x: flat.gradient(x, theta), (v,), (random,))[1]

@@ -185,7 +185,7 @@ def _derivatives(flat: FlatProblem, at: tuple[Array, Array, Array]) -> PyTree:
     (x, D, v), theta = at, flat.theta
     basis = jnp.eye(len(theta), dtype=theta.dtype)
 
-    def moved(gradient: Callable[[Array, Array], Array], x: Array) -> Array:
+    def moved(gradient: Callable[[Array, Array], Array], x: Array) -> PyTree:
         """``F_j(x) = H(x) D_j + d gradient / d theta_j``, ``[p, n]``."""
 
         def along(D: Array, t: Array) -> Array:

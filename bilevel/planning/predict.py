@@ -12,7 +12,7 @@ import numpy as np
 
 from bilevel.planning.measure import Local
 from bilevel.planning.powers import Pair, Powers
-from bilevel.planning.stationary import Moments, Noise
+from bilevel.planning.stationary import JointBlocks, Noise
 
 
 class Run:
@@ -71,7 +71,7 @@ class Run:
         return np.stack(terms) * self.lag**wait
 
 
-def measure_nonlinearity(local: Local, moments: Moments) -> float:
+def measure_nonlinearity(local: Local, moments: JointBlocks) -> float:
     """Return the distance of the stationary mean from the solution over the spread around it.
 
     Norms are the Hessian's. 0 on a quadratic loss; where it is not small, linear theory has lost

@@ -10,20 +10,37 @@ hypergradient contracts x with one ``D_j`` at a time, so ``2 p + 1`` blocks of s
 In NumPy, so that a candidate compiles nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from jax import Array
 
+from bilevel.noise import stability
+from bilevel.planning.analysis import once
 from bilevel.planning.measure import Examples
 
 
-class Moments(NamedTuple):
+class JointBlocks(NamedTuple):
     """``E u u^T [n, n]``, ``E u E_j^T`` and ``E E_j E_j^T``, ``[p, n, n]``."""
 
     xx: np.ndarray
     xd: np.ndarray
     dd: np.ndarray
+
+
+class _Process(NamedTuple):
+    """What the theory of stability asks of a process: see :class:`feedback.Multiplicative`."""
+
+    curvature: Array
+    pairs: Array
+    factor: Array
+
+    def fluctuation(self, P: Array) -> Array:
+        """``c(P)``, ``[n, n]``."""
+        return (self.pairs @ P.reshape(-1)).reshape(P.shape)
 
 
 @dataclass(frozen=True)
@@ -62,19 +79,19 @@ class Noise:
         n = len(self.h)
         return self.feedback.reshape(n, n, n, n)[(np.arange(n),) * 4]
 
-    def limit(self, factor: float) -> float:
-        """The mean-square limit of the step size: :func:`bilevel.noise.stability.step_limit`."""
-        both = (self.h[:, None] + self.h[None, :]).ravel()
-        root, mean = np.sqrt(both), np.multiply.outer(self.h, self.h).ravel() / both
-        # Positive semidefinite, its leading eigenvector too (Krein and Rutman): no share is missed.
-        v, largest, before = np.eye(len(self.h)).ravel(), 1.0, 0.0
-        while abs(largest - before) > 1e-6 * largest:
-            v = v / np.linalg.norm(v)
-            image = mean * v + factor * (self.feedback @ (v / root)) / root
-            largest, before, v = float(v @ image), largest, image
-        return 1 / largest
+    def limits(self, factors: Sequence[float]) -> list[float]:
+        """Return the mean-square limit of the step size for each noise fraction of a batch."""
 
-    def moments(self, step_size: float, factor: float) -> Moments:
+        def each(at: tuple[Array, Array, Array]) -> Array:
+            curvature, pairs, fractions = at
+            return jax.lax.map(
+                lambda p: stability.step_limit(_Process(curvature, pairs, p)).value, fractions
+            )
+
+        found = once(each, (np.diag(self.h), self.feedback, np.asarray(factors)))
+        return [float(limit) for limit in found]
+
+    def moments(self, step_size: float, factor: float) -> JointBlocks:
         """The stationary moments, for a step size below the limit."""
         (H, g, e, T), h, C, eta = self.examples, self.h, self.coupling, step_size
         m, n = g.shape
@@ -107,4 +124,4 @@ class Noise:
             [covary(T_j, xx, T_j) + e_j.T @ e_j / m for T_j, e_j in zip(T, e, strict=True)]
         )
         own = noisy * own + eta**2 * C @ xx @ C.transpose(0, 2, 1)
-        return Moments(xx, xd, stationary_moment(half + half.transpose(0, 2, 1) + own))
+        return JointBlocks(xx, xd, stationary_moment(half + half.transpose(0, 2, 1) + own))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, InnerState, Problem
-from bilevel.linear.power import largest_eigenvalue
+from bilevel.linear import largest_eigenvalue
 from bilevel.solvers.base import DeclaresStability
 from bilevel.utils import PyTree, is_constant
 

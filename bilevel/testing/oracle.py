@@ -150,7 +150,7 @@ def _minimise(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> np
 @partial(jax.jit, static_argnames="problem")
 def _loss(problem: Problem, w: ArrayLike, like: PyTree, hyper: PyTree, data: Data) -> Array:
     """The inner loss of the flat ``w``, whose structure is that of ``like``."""
-    return problem.inner(ravel_pytree(like)[1](w), hyper, data.inner)
+    return problem.inner(ravel_pytree(like)[1](jnp.asarray(w)), hyper, data.inner)
 
 
 @partial(jax.jit, static_argnames="problem")
@@ -172,7 +172,7 @@ def _adjoint(
     """``(value, grad)`` at the minimiser ``w``."""
 
     def outer(w: ArrayLike, hyper: PyTree) -> Array:
-        return problem.outer(ravel_pytree(like)[1](w), hyper, data.outer)
+        return problem.outer(ravel_pytree(like)[1](jnp.asarray(w)), hyper, data.outer)
 
     value, (b, direct) = jax.value_and_grad(outer, argnums=(0, 1))(w, hyper)
     adjoint = jnp.linalg.solve(jax.hessian(_loss, argnums=1)(problem, w, like, hyper, data), b)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import bilevel as bl
-from bilevel.linear import Operator
-from bilevel.linear.power import largest_eigenvalue
+from bilevel.linear import Operator, largest_eigenvalue
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.linear.extremes import extremes
+from bilevel.linear import extremes
 from bilevel.noise import Affine, Compressed, Diagonal, LeastSquares
 from bilevel.noise.moments import feedback, limits, rules, stability
 from bilevel.noise.quadratic import gaussian_inputs, minibatch

@@ -87,7 +87,7 @@ def compute_influence(
     x, theta = flat.x, flat.theta
     v = linear.solve(flat.hvp, jax.grad(flat.outer)(x, theta), jnp.zeros_like(x))
 
-    def one(t: Array) -> tuple[Array, Array, Array]:
+    def one(t: Array) -> tuple[PyTree, Array, int | Array]:
         still = jax.jvp(lambda theta: flat.gradient(x, theta), (theta,), (t,))[1]
         moved = linear.solve(flat.hvp, -still, jnp.zeros_like(x))
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Problem
-from bilevel.linear.extremes import Eigenvalue, extremes
+from bilevel.linear import Eigenvalue, extremes
 from bilevel.noise.per_example import ExampleLoss, FlatProblem
 from bilevel.utils import PyTree
 from bilevel.utils.validation import require_positive_int

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevel.linear.extremes import Eigenvalue, largest_on_matrices
+from bilevel.linear import Eigenvalue, largest_on_matrices
 from bilevel.noise import checks
 from bilevel.noise.moments.rules import Rule
 from bilevel.utils import is_traced
@@ -39,7 +39,7 @@ class Multiplicative(Protocol):
         ...
 
     @property
-    def factor(self) -> float:
+    def factor(self) -> float | Array:
         """Noise fraction p of a batch: :func:`bilevel.noise.batch_factor`."""
         ...
 

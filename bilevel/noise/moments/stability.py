@@ -14,7 +14,7 @@ For a dense Hessian per example see :mod:`bilevel.noise.minibatch`.
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.linear.extremes import Eigenvalue, largest_on_matrices
+from bilevel.linear import Eigenvalue, largest_on_matrices
 from bilevel.noise import checks
 from bilevel.noise.moments import feedback
 

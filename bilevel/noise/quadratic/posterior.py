@@ -16,7 +16,7 @@ from bilevel.noise.quadratic import steady_state
 _GRID, _BISECTIONS = 256, 100
 
 
-def matrix_rate(hessian: ArrayLike, noise: ArrayLike, observations: ArrayLike) -> Array:
+def matrix_rate(hessian: ArrayLike, noise: ArrayLike, observations: float | Array) -> Array:
     """The rate ``2 (K + N C)^-1`` whose stationary covariance is exactly ``K^-1 / N``; ``[d, d]``.
 
     Continuous time would say ``2 (N C)^-1``.
@@ -41,7 +41,7 @@ def matrix_rate(hessian: ArrayLike, noise: ArrayLike, observations: ArrayLike) -
     return inverse + inverse.T  # twice the inverse, symmetric to the last bit
 
 
-def scalar_rate(hessian: ArrayLike, noise: ArrayLike, observations: ArrayLike) -> Array:
+def scalar_rate(hessian: ArrayLike, noise: ArrayLike, observations: float | Array) -> Array:
     r"""The number that minimises :func:`divergence` over all stable step sizes; ``()``.
 
     Where ``K`` and ``C`` commute it is the root of ``sum_i (N lam c_i / (2 - lam k_i) - 1)
@@ -90,7 +90,7 @@ def scalar_rate(hessian: ArrayLike, noise: ArrayLike, observations: ArrayLike) -
 
 
 def divergence(
-    hessian: ArrayLike, noise: ArrayLike, observations: ArrayLike, rate: ArrayLike
+    hessian: ArrayLike, noise: ArrayLike, observations: float | Array, rate: ArrayLike
 ) -> Array:
     """``KL(N(0, S) || N(0, K^-1/N)) = (N Tr[K S] - d - log det(N K S)) / 2``; ``()``.
 
@@ -108,7 +108,7 @@ def divergence(
     return _divergence(values, vectors.T @ s @ vectors, observations)
 
 
-def _divergence(values: Array, s: Array, observations: ArrayLike) -> Array:
+def _divergence(values: Array, s: Array, observations: float | Array) -> Array:
     root = jnp.sqrt(observations * values)
     ratio = root[:, None] * s * root
     logdet = 2 * jnp.sum(jnp.log(jnp.diag(jnp.linalg.cholesky(ratio))))
@@ -116,7 +116,7 @@ def _divergence(values: Array, s: Array, observations: ArrayLike) -> Array:
 
 
 def _inputs(
-    owner: str, hessian: ArrayLike, noise: ArrayLike, observations: ArrayLike
+    owner: str, hessian: ArrayLike, noise: ArrayLike, observations: float | Array
 ) -> tuple[Array, Array]:
     k, c = checks.hessian(owner, hessian), checks.semi_definite(owner, "noise", noise)
     checks.same_size(owner, hessian=k, noise=c)

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic import gaussian_inputs, steady_state
-from bilevel.utils import is_traced
+from bilevel.utils import PyTree, is_traced
 from bilevel.utils.validation import require_positive_int
 
 _SWEEPS = 2000
@@ -200,11 +200,11 @@ def _adam_fixed_point(
         # Beyond the limit there is no covariance: a larger v is wanted, whatever its value.
         return jnp.where(largest < 2 * (1 + mu), wanted - logs, jnp.log(4.0))
 
-    def unfinished(carry: tuple[Array, ...]) -> Array:
+    def unfinished(carry: tuple[PyTree, ...]) -> Array:
         _, move, _, sweep = carry
         return (jnp.max(jnp.abs(move)) > 10 * jnp.finfo(k.dtype).eps) & (sweep < _SWEEPS)
 
-    def sweep(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    def sweep(carry: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
         logs, move, damping, count = carry
         proposal = logs + damping * move
         following = gap(proposal)

@@ -17,7 +17,7 @@ from bilevel.noise import checks
 
 
 def covariance(
-    hessian: ArrayLike, noise: ArrayLike, rate: ArrayLike, momentum: float | Array = 0.0
+    hessian: ArrayLike, noise: ArrayLike, rate: float | Array, momentum: float | Array = 0.0
 ) -> Array:
     r"""Stationary covariance ``S`` of the iterates, ``[d, d]``; exact for any ``K``, ``C``, ``L``.
 
@@ -58,7 +58,7 @@ def divisor(a: Array, momentum: float | Array) -> Array:
 
 
 def continuous_covariance(
-    hessian: ArrayLike, noise: ArrayLike, rate: ArrayLike, momentum: float | Array = 0.0
+    hessian: ArrayLike, noise: ArrayLike, rate: float | Array, momentum: float | Array = 0.0
 ) -> Array:
     """What continuous time predicts instead, ``[d, d]``: ``L K S + S K L = L C L / (1 - mu)``.
 
@@ -115,7 +115,7 @@ def residual(
     covariance: ArrayLike,
     hessian: ArrayLike,
     noise: ArrayLike,
-    rate: ArrayLike,
+    rate: float | Array,
     momentum: float | Array = 0.0,
 ) -> Array:
     """By how much a covariance misses the equation of :func:`covariance`; ``()``.
@@ -133,7 +133,7 @@ def residual(
 
 
 def loss_floor(
-    hessian: ArrayLike, noise: ArrayLike, rate: ArrayLike, momentum: float | Array = 0.0
+    hessian: ArrayLike, noise: ArrayLike, rate: float | Array, momentum: float | Array = 0.0
 ) -> Array:
     """Excess training loss ``Tr[K S] / 2`` of the stationary state; ``()``.
 
@@ -179,7 +179,7 @@ def floor_bracket(
     return low, low / (1 - step_size / limit)
 
 
-def rate_root(owner: str, rate: ArrayLike, like: Array) -> Array:
+def rate_root(owner: str, rate: float | Array, like: Array) -> Array:
     """Symmetric square root ``[d, d]`` of a rate that is a number or a matrix."""
     if jnp.ndim(rate) == 0:
         checks.positive(owner, rate=rate)
@@ -200,7 +200,7 @@ def _inputs(
 
 
 def _modes(
-    owner: str, hessian: ArrayLike, noise: ArrayLike, rate: ArrayLike, momentum: float | Array
+    owner: str, hessian: ArrayLike, noise: ArrayLike, rate: float | Array, momentum: float | Array
 ) -> tuple[Array, Array, Array, float | Array]:
     """``(W, a, W^T C W, mu)`` with ``L = W W^T`` and ``L K W = W diag(a)``."""
     k, c, mu = _inputs(owner, hessian, noise, momentum)
