@@ -10,6 +10,7 @@ from bilevel.linear.eigenvalues import (
     gaussian,
     largest_eigenvalue,
     largest_on_matrices,
+    largest_without_compiling,
     power_iteration,
     spectral_norm,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "gaussian",
     "largest_eigenvalue",
     "largest_on_matrices",
+    "largest_without_compiling",
     "power_iteration",
     "relative_residual",
     "spectral_norm",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -43,6 +44,22 @@ def spectral_norm(matvec: Matvec, start: PyTree, steps: int) -> Array:
     The length of the last image, ``()``: closer than the Rayleigh quotient, and without its sign.
     """
     return norm(matvec(power_iteration(matvec, start, steps - 1)))
+
+
+def largest_without_compiling(
+    matvec: Callable[[np.ndarray], np.ndarray], start: np.ndarray, tol: float = 1e-6
+) -> float:
+    """Return the largest eigenvalue of a positive semidefinite operator on NumPy vectors.
+
+    Power iteration in NumPy until the Rayleigh quotient changes by less than ``tol`` of itself: for
+    small operators that are asked once each, where a compilation would take longest of all.
+    """
+    v, largest, before = start, 1.0, 0.0
+    while abs(largest - before) > tol * largest:
+        v = v / np.linalg.norm(v)
+        image = matvec(v)
+        largest, before, v = float(v @ image), largest, image
+    return largest
 
 
 def gaussian(like: PyTree, key: Array) -> PyTree:

@@ -22,8 +22,7 @@ def analyse(flat: FlatProblem, factors: dict[int | None, float]) -> Analysis:
     noise = Noise.from_examples(examples, local.h)
     quadratic = np.abs(local.third).max() <= 1e-12 * local.h[-1]
     share = _QUADRATIC if quadratic else _OTHER
-    found = noise.limits(tuple(factors.values()))
-    limits = dict(zip(factors, found, strict=True))
+    limits = {size: noise.limit(factor) for size, factor in factors.items()}
     trusted = {size: min(share * limit, 1 / local.steepest) for size, limit in limits.items()}
 
     def predict(step_size: float, batch_size: int | None) -> Run:

@@ -10,16 +10,12 @@ hypergradient contracts x with one ``D_j`` at a time, so ``2 p + 1`` blocks of s
 In NumPy, so that a candidate compiles nothing.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from jax import Array
 
-from bilevel.noise import stability
-from bilevel.planning.analysis import once
+from bilevel.linear import largest_without_compiling
 from bilevel.planning.measure import Examples
 
 
@@ -29,18 +25,6 @@ class JointBlocks(NamedTuple):
     xx: np.ndarray
     xd: np.ndarray
     dd: np.ndarray
-
-
-class _Process(NamedTuple):
-    """What the theory of stability asks of a process: see :class:`feedback.Multiplicative`."""
-
-    curvature: Array
-    pairs: Array
-    factor: Array
-
-    def fluctuation(self, P: Array) -> Array:
-        """``c(P)``, ``[n, n]``."""
-        return (self.pairs @ P.reshape(-1)).reshape(P.shape)
 
 
 @dataclass(frozen=True)
@@ -79,17 +63,16 @@ class Noise:
         n = len(self.h)
         return self.feedback.reshape(n, n, n, n)[(np.arange(n),) * 4]
 
-    def limits(self, factors: Sequence[float]) -> list[float]:
-        """Return the mean-square limit of the step size for each noise fraction of a batch."""
+    def limit(self, factor: float) -> float:
+        """Return the limit of the step size, as :func:`bilevel.noise.stability.step_limit` does."""
+        both = (self.h[:, None] + self.h[None, :]).ravel()
+        root, mean = np.sqrt(both), np.multiply.outer(self.h, self.h).ravel() / both
 
-        def each(at: tuple[Array, Array, Array]) -> Array:
-            curvature, pairs, fractions = at
-            return jax.lax.map(
-                lambda p: stability.step_limit(_Process(curvature, pairs, p)).value, fractions
-            )
+        def product(v: np.ndarray) -> np.ndarray:
+            return mean * v + factor * (self.feedback @ (v / root)) / root
 
-        found = once(each, (np.diag(self.h), self.feedback, np.asarray(factors)))
-        return [float(limit) for limit in found]
+        # Positive semidefinite, its leading eigenvector too (Krein and Rutman): no share is missed.
+        return 1 / largest_without_compiling(product, np.eye(len(self.h)).ravel())
 
     def moments(self, step_size: float, factor: float) -> JointBlocks:
         """The stationary moments, for a step size below the limit."""
