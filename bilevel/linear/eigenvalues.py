@@ -4,6 +4,7 @@ Power iteration works on trees, keeps one vector and is enough for a step size; 
 flat vectors, keeps them all, finds both ends of the spectrum, and bounds its own error.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
