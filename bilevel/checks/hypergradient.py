@@ -119,7 +119,7 @@ def _directions(p: int, most: int, seed: int) -> np.ndarray:
 def _differences(
     problem: Problem, free: PyTree, solution: PyTree, data: Data, along: PyTree, epsilon: float
 ) -> tuple[float, np.ndarray, float]:
-    """``(value, slopes, relative uncertainty)``, every inner solve started at ``solution``."""
+    """Return ``(value, slopes, relative uncertainty)``, with inner solves from ``solution``."""
     flat, unravel = ravel_pytree(free)
     shifts = np.array([1.0, -1.0, 0.5, -0.5]) * epsilon
     moved = flat + (shifts[:, None, None] * along).reshape(-1, flat.size)
@@ -147,7 +147,7 @@ def _differences(
 def _defaults(
     problem: Problem, hyper: PyTree, params: PyTree, solution: PyTree, data: Data, seed: int
 ) -> dict[str, Estimator]:
-    """Gradient descent with step 0.9 / L, for twice the steps that its gradient needs to vanish."""
+    """Return estimators on gradient descent with step 0.9 / L, long enough to converge."""
     key = jax.random.key(seed)
     L = max(
         abs(float(largest_curvature(problem, hyper, at, data, key))) for at in (params, solution)

@@ -48,12 +48,12 @@ class NoiseReport:
 
     @property
     def ratio(self) -> np.ndarray:
-        """``predicted / replicated``; 1 where both are 0."""
+        """Return ``predicted / replicated``; 1 where both are 0."""
         same = self.predicted == self.replicated
         return np.where(same, 1.0, self.predicted / np.where(same, 1.0, self.replicated))
 
     def __str__(self) -> str:
-        """The table; of many hyperparameters those whose prediction is furthest off."""
+        """Return the table; of many hyperparameters those whose prediction is furthest off."""
         with np.errstate(divide="ignore"):
             off = np.abs(np.log(np.maximum(self.ratio, 0)))
         shown = np.sort(np.argsort(-off, kind="stable")[:_SHOWN])
@@ -165,7 +165,7 @@ def _judge(
     *,
     tol: float,
 ) -> list[str]:
-    """What is wrong with one hyperparameter's prediction, in words; empty if nothing is."""
+    """Return what is wrong with one hyperparameter's prediction, in words; empty if nothing is."""
     if not np.isfinite(spread):
         return ["the runs diverge: use a smaller step size"]
     if not np.isfinite(predicted):
@@ -193,7 +193,7 @@ def _judge(
 
 
 def _exact(problem: Problem, hyper: PyTree, params: PyTree, data: Data, key: Array) -> np.ndarray:
-    """The hypergradient at the minimiser that Newton's method finds from ``params``, ``[p]``."""
+    """Return the hypergradient at the minimiser that Newton's method finds, ``[p]``."""
     solution = minimise(problem, hyper, params, data).params
     scale = 1 / max(float(norm(solution)), 1.0)
     still = Implicit(GradientDescent(1e-3 * scale), 1, linear=CG(tol=1e-10))

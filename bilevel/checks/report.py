@@ -59,11 +59,11 @@ class CheckReport:
 
     @property
     def agrees(self) -> bool:
-        """Whether every estimator agrees with the reference."""
+        """Return whether every estimator agrees with the reference."""
         return all(row.agrees for row in self.rows)
 
     def __str__(self) -> str:
-        """The table."""
+        """Return the table."""
         m, p = self.directions.shape
         along = f"all {p} coordinates" if m == p else f"{m} random directions of {p} coordinates"
         lines = [
@@ -83,7 +83,7 @@ def judge(
     doubt: float,
     tol: float,
 ) -> CheckRow:
-    """One estimator's row: its error, and the likely cause if it is off."""
+    """Return one estimator's row: its error, and the likely cause if it is off."""
     scale = max(float(np.linalg.norm(reference)), np.finfo(float).tiny)
     error = float(np.linalg.norm(slopes - reference)) / scale
     inner, adjoint = (

@@ -15,7 +15,7 @@ Matvec = Callable[[PyTree], PyTree]
 
 @dataclass(frozen=True)
 class Operator:
-    r"""``v -> H v + damping v`` on pytrees, and what some solvers need beside that product.
+    r"""An operator ``v -> H v + damping v`` on pytrees, and what some solvers need beside it.
 
     Solvers that need the product alone take any function instead.
 
@@ -41,11 +41,11 @@ class Operator:
     gauss_newton: "Callable[[], Operator] | None" = None
 
     def __call__(self, v: PyTree) -> PyTree:
-        """The damped product over all data."""
+        """Return the damped product over all data."""
         return self._damp(self.product(v), v)
 
     def sample(self, v: PyTree, key: Array, batch_size: int) -> PyTree:
-        """An unbiased estimate of the damped product, from ``batch_size`` examples."""
+        """Return an unbiased estimate of the damped product, from ``batch_size`` examples."""
         if self.minibatch is None:
             raise ValueError(
                 "this operator has no minibatch products, so a stochastic solver cannot use it. "
@@ -58,7 +58,7 @@ class Operator:
 
 
 def as_operator(hessian: Matvec) -> Operator:
-    """The operator itself, or one made of a plain product."""
+    """Return the operator itself, or one made of a plain product."""
     return hessian if isinstance(hessian, Operator) else Operator(hessian)
 
 
@@ -84,23 +84,23 @@ class LinearSolver(Protocol):
     """
 
     def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array) -> Solution:
-        """The solution with its true relative residual."""
+        """Return the solution with its true relative residual."""
         ...
 
 
 def relative_residual(hessian: Matvec, b: PyTree, x: PyTree) -> Array:
-    """``|hessian(x) - b| / |b|``, 0 where both vanish; costs one product."""
+    """Return ``|hessian(x) - b| / |b|``, 0 where both vanish; costs one product."""
     return relative_norm(axpy(-1, hessian(x), b), b)
 
 
 def relative_norm(r: PyTree, b: PyTree) -> Array:
-    """``|r| / |b|``, 0 where both vanish."""
+    """Return ``|r| / |b|``, 0 where both vanish."""
     error = norm(r)
     return jnp.where(error == 0, 0, error / norm(b))
 
 
 def warm_start(hessian: Matvec, b: PyTree, x0: PyTree) -> tuple[PyTree, PyTree, Array]:
-    """``(x0, b - hessian(x0), products used)``; where ``b`` is 0, its solution 0 in place of x0."""
+    """Return ``(x0, b - hessian(x0), products used)``; where ``b`` is 0, x0 is replaced by 0."""
     x0 = jax.tree.map(lambda x: jnp.where(norm(b) == 0, 0, x), x0)
     cold = norm(x0) == 0
     r = jax.lax.cond(cold, lambda: b, lambda: axpy(-1, hessian(x0), b))
@@ -108,10 +108,10 @@ def warm_start(hessian: Matvec, b: PyTree, x0: PyTree) -> tuple[PyTree, PyTree, 
 
 
 def attainable(tol: float | Array, b: PyTree) -> Array:
-    """The residual norm to stop at: ``tol |b|``, but not below the rounding of the dtype."""
+    """Return the residual norm to stop at: ``tol |b|``, but not below the rounding of the dtype."""
     return jnp.maximum(tol, 2 * jnp.finfo(dtype(b)).eps) * norm(b)
 
 
 def unit(v: PyTree, size: Array) -> PyTree:
-    """``v / size``, or ``v`` where ``size`` is 0."""
+    """Return ``v / size``, or ``v`` where ``size`` is 0."""
     return jax.tree.map(lambda x: (x / jnp.where(size > 0, size, 1)).astype(x.dtype), v)

@@ -39,7 +39,7 @@ class BiCGSTAB:
     max_steps: int = 500
 
     def __post_init__(self) -> None:
-        """Refuse settings that could not end or would do nothing."""
+        """Validate the arguments."""
         require_positive("BiCGSTAB", "tol", self.tol)
         require_positive_int("BiCGSTAB", "max_steps", self.max_steps)
 
@@ -75,5 +75,5 @@ register_node(BiCGSTAB, data_fields=["tol"], meta_fields=["max_steps"])
 
 
 def _ratio(above: Array, below: Array) -> Array:
-    """``above / below``, 0 where the method has broken down."""
+    """Return ``above / below``, 0 where the method has broken down."""
     return jnp.where(below == 0, 0, above / jnp.where(below == 0, 1, below))

@@ -41,7 +41,7 @@ class CG:
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
-        """Refuse settings that could not end or would do nothing."""
+        """Validate the arguments."""
         require_positive("CG", "tol", self.tol)
         require_positive_int("CG", "max_steps", self.max_steps)
 

@@ -49,11 +49,11 @@ class Dense:
     max_size: int = 3000
 
     def __post_init__(self) -> None:
-        """Refuse a size that admits nothing."""
+        """Validate the largest size."""
         require_positive_int("Dense", "max_size", self.max_size)
 
     def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array) -> Solution:
-        """Factorise; ``x0`` is not used, the key starts the power iterations."""
+        """Return factorise; ``x0`` is not used, the key starts the power iterations."""
         n = size(b)
         if n > self.max_size:
             raise ValueError(
@@ -86,7 +86,7 @@ register_node(Dense, data_fields=[], meta_fields=["max_size"])
 
 
 def _matrix(hessian: Matvec, b: PyTree) -> Array:
-    """``[n, n]``, the identity on coordinates outside the operator's support."""
+    """Return ``[n, n]``, the identity on coordinates outside the operator's support."""
     columns = jax.vmap(lambda v: ravel_pytree(hessian(v))[0])(basis(b))
     support = as_operator(hessian).support
     if support is None:

@@ -72,7 +72,10 @@ def gaussian(like: PyTree, key: Array) -> PyTree:
 
 
 class Eigenvalue(NamedTuple):
-    """``value``, and ``error``: an eigenvalue of the operator lies within it; both ``()``."""
+    """A ``value`` with an ``error`` within which an eigenvalue of the operator lies.
+
+    Both ``()``.
+    """
 
     value: Array
     error: Array

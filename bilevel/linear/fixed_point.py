@@ -14,7 +14,7 @@ from bilevel.utils.validation import require_positive, require_positive_int
 
 @dataclass(frozen=True)
 class FixedPoint:
-    r"""``x <- x - s (H x - b)``, the adjoint of gradient descent with step size ``s``.
+    r"""The iteration ``x <- x - s (H x - b)``, the adjoint of gradient descent.
 
     It converges as fast as gradient descent on the inner problem: by ``1 - 1 / kappa`` per product
     when ``s = 1 / L``. Unlike the Neumann series it starts at the solution of the last call,
@@ -44,7 +44,7 @@ class FixedPoint:
     step_size: float | Array | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that could not end or would do nothing."""
+        """Validate the arguments."""
         require_positive("FixedPoint", "tol", self.tol)
         require_positive_int("FixedPoint", "max_steps", self.max_steps)
         require_step_size("FixedPoint", self.step_size)

@@ -46,11 +46,14 @@ class OutputLoss:
     loss: Callable[[PyTree, PyTree, PyTree, PyTree], Array]
 
     def __call__(self, params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
-        """The inner loss."""
+        """Return the inner loss."""
         return self.loss(self.outputs(params, hyper, batch), params, hyper, batch)
 
     def linearised(self, at: PyTree) -> Loss:
-        """The same loss of the model linearised at the params ``at``; its Hessian there is G."""
+        """Return the same loss of the model linearised at the params ``at``.
+
+        Its Hessian there is G.
+        """
 
         def loss(params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
             def outputs(params: PyTree) -> PyTree:

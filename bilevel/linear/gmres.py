@@ -49,7 +49,7 @@ class GMRES:
     restart: int = 30
 
     def __post_init__(self) -> None:
-        """Refuse settings that could not end or would do nothing."""
+        """Validate the arguments."""
         require_positive("GMRES", "tol", self.tol)
         require_positive_int("GMRES", "max_steps", self.max_steps)
         require_positive_int("GMRES", "restart", self.restart)
@@ -80,7 +80,7 @@ register_node(GMRES, data_fields=["tol"], meta_fields=["max_steps", "restart"])
 
 
 class _Arnoldi(NamedTuple):
-    """Basis ``[m + 1, ...]``, triangle ``R [m, m]``, rotations ``[m]``, the rotated right side."""
+    """The basis ``[m + 1, ...]``, triangle ``[m, m]``, rotations ``[m]`` and rotated right side."""
 
     vectors: PyTree
     R: Array
@@ -91,7 +91,7 @@ class _Arnoldi(NamedTuple):
 
 
 def _cycle(hessian: Matvec, r: PyTree, target: Array, m: int, most: Array) -> tuple[PyTree, Array]:
-    """``(correction, products)``: up to ``min(m, most)`` steps from the residual ``r``."""
+    """Return ``(correction, products)``: up to ``min(m, most)`` steps from the residual ``r``."""
     size = norm(r)
     vectors = jax.tree.map(lambda x: jnp.zeros((m + 1, *x.shape), x.dtype), r)
     start = _Arnoldi(
@@ -143,7 +143,7 @@ def _advance(hessian: Matvec, at: _Arnoldi) -> _Arnoldi:
 
 
 def _orthogonal(vectors: PyTree, image: PyTree) -> tuple[PyTree, Array]:
-    """``(image without its components along the vectors, those components [m + 1])``."""
+    """Return ``(image, components)``: the image without its parts along the vectors, and those."""
     parts = jax.tree.map(lambda rows, x: jnp.tensordot(rows, x, x.ndim), vectors, image)
     overlap = jax.tree.reduce(jnp.add, parts)
     left = jax.tree.map(

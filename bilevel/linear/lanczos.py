@@ -17,7 +17,7 @@ Matvec = Callable[[Array], Array]
 
 
 class Tridiagonal(NamedTuple):
-    """``basis @ A @ basis.T`` is tridiagonal: ``basis [m, d]``, ``diagonal [m]``, ``off [m-1]``.
+    """The tridiagonal ``basis @ A @ basis.T``: ``basis [m, d]``, ``diagonal [m]``, ``off [m-1]``.
 
     After the Krylov space is exhausted the further rows of ``basis`` and entries are 0.
     """
@@ -28,12 +28,12 @@ class Tridiagonal(NamedTuple):
 
     @property
     def matrix(self) -> Array:
-        """The small matrix ``[m, m]``."""
+        """Return the small matrix ``[m, m]``."""
         return jnp.diag(self.diagonal) + jnp.diag(self.off, 1) + jnp.diag(self.off, -1)
 
 
 def tridiagonal(matvec: Matvec, vector: Array, steps: int) -> Tridiagonal:
-    """Lanczos with full reorthogonalisation, started at ``vector`` ``[d]``; ``steps`` products.
+    """Run Lanczos with full reorthogonalisation from ``vector`` ``[d]``; ``steps`` products.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def tridiagonal(matvec: Matvec, vector: Array, steps: int) -> Tridiagonal:
 def function_product(
     fn: Callable[[Array], Array], matvec: Matvec, vector: Array, steps: int
 ) -> Array:
-    """``fn(A) v`` for a symmetric ``A`` ``[d, d]`` known by its products; shape ``[d]``.
+    """Return ``fn(A) v`` for a symmetric ``A`` ``[d, d]`` known by its products; shape ``[d]``.
 
     ``fn`` acts on arrays of eigenvalues. The error falls with ``steps`` as fast as polynomials of
     that degree approach ``fn`` on the spectrum (Druskin and Knizhnerman, 1989); exact at ``d``.

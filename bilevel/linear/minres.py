@@ -48,7 +48,7 @@ class MINRES:
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
-        """Refuse settings that could not end or would do nothing."""
+        """Validate the arguments."""
         require_positive("MINRES", "tol", self.tol)
         require_positive_int("MINRES", "max_steps", self.max_steps)
 
@@ -96,7 +96,7 @@ def _begin(x0: PyTree, r: PyTree) -> _Carry:
 
 
 def _advance(hessian: Matvec, at: _Carry) -> _Carry:
-    """One Lanczos step, one rotation, one step of ``x``; what is rounding counts as 0."""
+    """Return the carry one Lanczos step and one rotation on; what is rounding counts as 0."""
     eps = jnp.finfo(dtype(at.v)).eps
     beta = jnp.where(at.k == 0, 0, at.beta)
     image = axpy(-beta, at.before, hessian(at.v))

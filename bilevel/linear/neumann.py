@@ -13,7 +13,9 @@ from bilevel.utils.validation import require_positive_int
 
 @dataclass(frozen=True)
 class Neumann:
-    r"""``x = s sum_{i < terms} (I - s H)^i b``, which tends to ``H^{-1} b`` if ``0 < s H < 2``.
+    r"""The series ``x = s sum_{i < terms} (I - s H)^i b``.
+
+    ``H^{-1} b`` in the end if ``0 < s H < 2``.
 
     A fixed cost, and a fixed bias: the relative residual is ``|(I - s H)^terms b| / |b|``, hence
     ``(1 - 1 / kappa)^terms`` in the direction of smallest curvature when ``s = 1 / L``. On an
@@ -42,7 +44,7 @@ class Neumann:
     step_size: float | Array | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that sum nothing."""
+        """Validate the arguments."""
         require_positive_int("Neumann", "terms", self.terms)
         require_step_size("Neumann", self.step_size)
 

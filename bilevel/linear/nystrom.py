@@ -16,9 +16,9 @@ _SKETCHES = ("columns", "gaussian")
 
 @dataclass(frozen=True)
 class Nystrom:
-    r"""``x = (H_r + damping I)^{-1} b`` with ``H_r = Y (S^T Y)^+ Y^T``, ``Y = H S`` of rank r.
+    r"""A damped low-rank inverse ``(H_r + damping I)^{-1} b`` with ``H_r = Y (S^T Y)^+ Y^T``.
 
-    ``S`` picks ``rank`` random columns or is Gaussian; the inverse follows from the eigenvectors of
+    ``Y = H S``; ``S`` picks ``rank`` random columns or is Gaussian; the inverse follows from the eigenvectors of
     ``H_r`` (the Woodbury formula, in the stable form of Frangella, Tropp, Udell, SIMAX 2023). One
     batch of ``rank`` products, no iteration; memory ``rank`` vectors. The error is that of
     ``H - H_r``, small where the spectrum decays fast, and shows in the residual, which is that of
@@ -47,7 +47,7 @@ class Nystrom:
     sketch: str = "columns"
 
     def __post_init__(self) -> None:
-        """Refuse an empty model and unknown names."""
+        """Validate the arguments."""
         require_positive_int("Nystrom", "rank", self.rank)
         if self.sketch not in _SKETCHES:
             raise ValueError(f"Nystrom: sketch must be one of {_SKETCHES}, got {self.sketch!r}.")
@@ -83,7 +83,7 @@ register_node(Nystrom, data_fields=[], meta_fields=["rank", "sketch"])
 
 
 def _low_rank(test: Array, images: Array) -> tuple[Array, Array]:
-    """Eigenvalues ``[r]`` and orthonormal eigenvectors ``[n, r]`` of the model from ``[r, n]``.
+    """Return eigenvalues ``[r]`` and orthonormal eigenvectors ``[n, r]`` of the model.
 
     Directions in which the core is rounding (or negative) are dropped: they are not in the model.
     """

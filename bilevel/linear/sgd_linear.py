@@ -14,7 +14,7 @@ from bilevel.utils.validation import require_positive_int
 
 @dataclass(frozen=True)
 class SGDLinear:
-    r"""``x <- x - s (H_k x - b)`` with ``H_k`` the Hessian on a fresh minibatch; warm started.
+    r"""SGD ``x <- x - s (H_k x - b)`` with ``H_k`` the Hessian on a fresh minibatch; warm started.
 
     Without full-data products, except one for the residual. Unbiased steps: ``x`` fluctuates around
     the solution with a variance of O(s), which ``average`` or a decreasing step reduces. Step k
@@ -46,7 +46,7 @@ class SGDLinear:
     average: int = 0
 
     def __post_init__(self) -> None:
-        """Normalise functions and refuse counts out of range."""
+        """Normalise functions and validate counts."""
         object.__setattr__(self, "step_size", as_setting("SGDLinear", "step_size", self.step_size))
         if isinstance(self.step_size, Schedule) and self.step_size.sees_hyper:
             raise TypeError("SGDLinear: step_size must be a number or fn(count).")

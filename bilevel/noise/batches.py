@@ -6,7 +6,7 @@ SAMPLINGS = ("iid", "without_replacement")
 
 
 def batch_factor(examples: int, batch_size: int | None, sampling: str = "iid") -> float:
-    r"""Noise fraction ``p`` of a batch: covariance of a batch mean over that of one example.
+    r"""Return noise fraction ``p`` of a batch: covariance of a batch mean over that of one example.
 
     ``1 / B`` for ``"iid"`` (with replacement), ``(m - B) / (B (m - 1))`` for
     ``"without_replacement"`` (B different examples, drawn anew at every step), 0 for the full

@@ -9,7 +9,7 @@ from bilevel.utils import is_inexact, is_traced
 
 
 def symmetric(owner: str, name: str, matrix: ArrayLike) -> Array:
-    """``matrix`` as an array ``[d, d]``, or a refusal: not square, not finite, not symmetric."""
+    """Return ``matrix`` as an array ``[d, d]``, validated to be square, finite and symmetric."""
     array = jnp.asarray(matrix)
     array = array if is_inexact(array) else array.astype(float)
     if array.ndim != 2 or array.shape[0] != array.shape[1]:
@@ -24,7 +24,7 @@ def symmetric(owner: str, name: str, matrix: ArrayLike) -> Array:
 
 
 def semi_definite(owner: str, name: str, matrix: ArrayLike, cure: str = "") -> Array:
-    """A symmetric ``matrix`` without negative eigenvalues (beyond rounding)."""
+    """Return a symmetric ``matrix``, validated to have no negative eigenvalue beyond rounding."""
     array = symmetric(owner, name, matrix)
     if not is_traced(array) and (low := _lowest(array)) < -_rounding(array):
         raise ValueError(
@@ -35,7 +35,7 @@ def semi_definite(owner: str, name: str, matrix: ArrayLike, cure: str = "") -> A
 
 
 def positive_definite(owner: str, name: str, matrix: ArrayLike, cure: str = "") -> Array:
-    """A symmetric ``matrix`` whose eigenvalues are all positive (beyond rounding)."""
+    """Return a symmetric ``matrix``, validated to have positive eigenvalues beyond rounding."""
     array = symmetric(owner, name, matrix)
     if not is_traced(array) and (low := _lowest(array)) <= _rounding(array):
         kind = "singular" if low >= -_rounding(array) else "indefinite"
@@ -47,7 +47,7 @@ def positive_definite(owner: str, name: str, matrix: ArrayLike, cure: str = "") 
 
 
 def hessian(owner: str, matrix: ArrayLike) -> Array:
-    """A positive definite Hessian ``[d, d]``: without it there is no stationary state."""
+    """Return a Hessian, validated to be positive definite: else there is no stationary state."""
     cure = (
         "Noise spreads without bound along flat or falling directions: add a penalty, use "
         "noise.transient.path for a finite number of steps, or noise.escape at a saddle."
@@ -56,14 +56,14 @@ def hessian(owner: str, matrix: ArrayLike) -> Array:
 
 
 def momentum(owner: str, value: float | Array) -> float | Array:
-    """A heavy-ball momentum in [0, 1), or an array of them."""
+    """Return a heavy-ball momentum or an array of them, validated to lie in [0, 1)."""
     if not is_traced(value) and not np.all((np.asarray(value) >= 0) & (np.asarray(value) < 1)):
         raise ValueError(f"{owner}: momentum must lie in [0, 1), got {value}.")
     return value
 
 
 def positive(owner: str, **values: float | Array) -> None:
-    """Scalars that must be positive and finite."""
+    """Validate scalars to be positive and finite."""
     for name, value in values.items():
         if not is_traced(value) and (jnp.ndim(value) or not 0 < float(value) < np.inf):
             raise ValueError(f"{owner}: {name} must be a positive finite number, got {value}.")

@@ -30,37 +30,37 @@ class FlatProblem:
     def from_problem(
         cls, owner: str, problem: Problem, hyper: PyTree, params: PyTree, data: Data
     ) -> "FlatProblem":
-        """Refuses a problem with a proximal part or a start point of its own."""
+        """Return the flat losses of a smooth problem without a start point of its own."""
         require_smooth(owner, problem)
         x, to_params = ravel_pytree(strong(params))
         theta, to_hyper = ravel_pytree(strong(hyper))
         return cls(problem, data, x, theta, to_params, to_hyper)
 
     def inner(self, x: Array, theta: Array, batch: PyTree) -> Array:
-        """The inner loss on a batch; ``()``."""
+        """Return the inner loss on a batch; ``()``."""
         return self.problem.inner(self.to_params(x), self.to_hyper(theta), batch)
 
     def outer(self, x: Array, theta: Array) -> Array:
-        """The outer loss on all outer data; ``()``."""
+        """Return the outer loss on all outer data; ``()``."""
         return self.problem.outer(self.to_params(x), self.to_hyper(theta), self.data.outer)
 
     def gradient(self, x: Array, theta: Array) -> Array:
-        """The gradient in ``x`` of the inner loss on all inner data; ``[n]``."""
+        """Return the gradient in ``x`` of the inner loss on all inner data; ``[n]``."""
         return jax.grad(self.inner)(x, theta, self.data.inner)
 
     def hvp(self, v: Array) -> Array:
-        """The Hessian of the inner loss at ``(x, theta)`` times ``v``; ``[n]``."""
+        """Return the Hessian of the inner loss at ``(x, theta)`` times ``v``; ``[n]``."""
         return jax.jvp(lambda x: self.gradient(x, self.theta), (self.x,), (v,))[1]
 
     @property
     def count(self) -> int:
-        """The number m of inner examples."""
+        """Return the number m of inner examples."""
         return examples(self.data.inner)
 
     def map_examples(
         self, fn: Callable[[ExampleLoss], PyTree], rows: Array, chunk: int | None
     ) -> PyTree:
-        """``fn(loss of one example)`` for the examples ``rows [k]``; leading axis k.
+        """Return ``fn(loss of one example)`` for the examples ``rows [k]``; leading axis k.
 
         ``fn`` sees ``(x, theta) -> ()``. ``chunk`` examples are vectorised at a time (None: all).
         """

@@ -36,6 +36,9 @@ class Analysis(NamedTuple):
 
 
 def once(fn: Callable[[PyTree], PyTree], arguments: PyTree) -> PyTree:
-    """``fn(arguments)`` as one compiled program: op by op, each product would compile alone."""
+    """Return ``fn(arguments)`` as one compiled program.
+
+    Op by op, each product would compile alone.
+    """
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], arguments)
     return jax.tree.map(lambda leaf: leaf[0], jax.lax.map(fn, one))

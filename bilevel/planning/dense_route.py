@@ -12,12 +12,12 @@ _QUADRATIC, _OTHER = 1 / 2, 1 / 4  # of the mean-square limit, up to where theor
 
 
 def fits(n: int, m: int, p: int) -> bool:
-    """Whether the dense route is a matter of seconds and of some hundred megabytes."""
+    """Return whether the dense route is a matter of seconds and of some hundred megabytes."""
     return n <= 48 and m * n**2 * (1 + p) <= 2e7 and m * n**3 * p <= 2e8
 
 
 def analyse(flat: FlatProblem, factors: dict[int | None, float]) -> Analysis:
-    """Measure, and bind what was measured to a prediction."""
+    """Return the measured problem, bound to a prediction."""
     local, examples = measure(flat)
     noise = Noise.from_examples(examples, local.h)
     quadratic = np.abs(local.third).max() <= 1e-12 * local.h[-1]

@@ -34,7 +34,7 @@ _TRUSTED = 1 / 2  # of the certificate
 
 
 def analyse(flat: FlatProblem, factors: dict[int | None, float], seed: int) -> Analysis:
-    """O(n p) memory; p + 1 solves by conjugate gradients, two passes over the examples.
+    """Return an analysis in O(n p) memory: p + 1 solves, two passes over the examples.
 
     Raises
     ------
@@ -94,11 +94,11 @@ class Bound:
         self.lag = (square / self.mean**2) ** 0.5
 
     def stationary_error(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Bias (none to first order) and variance, ``[p]``."""
+        """Return bias (none to first order) and variance, ``[p]``."""
         return np.zeros_like(self.noise), self.noise / window
 
     def transient(self, start: int, wait: int, window: int) -> np.ndarray:
-        """An upper bound, ``[p]``."""
+        """Return an upper bound, ``[p]``."""
         own, slope, coupled = self.norms
         average = Pair(*(x / window for x in self.powers.sums(window).plain))
         f, F = self.powers.sums(wait + 1).power @ average

@@ -74,7 +74,7 @@ class Local(NamedTuple):
 
 
 def measure(flat: FlatProblem) -> tuple[Local, Examples]:
-    """Two compiled programs; memory m n^2 (1 + p).
+    """Return the problem at its solution, by two compiled programs; memory m n^2 (1 + p).
 
     Raises
     ------
@@ -120,7 +120,7 @@ def measure(flat: FlatProblem) -> tuple[Local, Examples]:
 
 
 def require_convex(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The eigenvalues and eigenvectors of a Hessian, unless it has no strict minimum."""
+    """Return eigenvalues and eigenvectors of a Hessian, validated to be positive definite."""
     cure = (
         "There the iterates have no stationary law, and no theory of their noise holds: add a "
         "penalty, drop dependent features, or measure the noise with bl.Replicated."
@@ -181,12 +181,12 @@ def _ground(flat: FlatProblem, first: Array) -> _Ground:
 
 
 def _derivatives(flat: FlatProblem, at: tuple[Array, Array, Array]) -> PyTree:
-    """``(Examples, slope, slope_derivative, third, Hessian of v . F_j)`` at ``(x, D, v)``."""
+    """Return ``(Examples, slope, slope_derivative, third, Hessian of v . F_j)``."""
     (x, D, v), theta = at, flat.theta
     basis = jnp.eye(len(theta), dtype=theta.dtype)
 
     def moved(gradient: Callable[[Array, Array], Array], x: Array) -> PyTree:
-        """``F_j(x) = H(x) D_j + d gradient / d theta_j``, ``[p, n]``."""
+        """Return ``F_j(x) = H(x) D_j + d gradient / d theta_j``, ``[p, n]``."""
 
         def along(D: Array, t: Array) -> Array:
             return jax.jvp(gradient, (x, theta), (D, t))[1]

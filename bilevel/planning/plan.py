@@ -36,7 +36,7 @@ def plan(
     route: str | None = None,
     seed: int = 0,
 ) -> Plan:
-    r"""Step size, batch size, late start, averaging window and replicas for ``Forward`` with SGD.
+    r"""Choose step size, batch size, late start, averaging window and replicas for ``Forward``.
 
     The cheapest run whose hypergradient has the relative error ``tolerance``: the root mean square
     over runs of ``|h - h*| / |h*|``, Euclidean norms over all of hyper, ``h*`` the hypergradient
@@ -123,7 +123,7 @@ def plan(
 
 
 def _like(tree: PyTree, values: np.ndarray) -> PyTree:
-    """``values [p]`` as NumPy arrays in the structure of ``tree``."""
+    """Return ``values [p]`` as NumPy arrays in the structure of ``tree``."""
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
     parts = zip(np.split(values, ends), leaves, strict=True)

@@ -46,7 +46,7 @@ class Planner:
     known: dict[tuple[float, int | None], Predictor] = field(default_factory=dict)
 
     def plan(self, tolerance: float) -> Plan:
-        """The cheapest candidate over all batch sizes.
+        """Return the cheapest candidate over all batch sizes.
 
         Raises
         ------
@@ -72,7 +72,10 @@ class Planner:
         return self.known[at]
 
     def _best(self, batch_size: int | None, demand: Demand) -> Candidate:
-        """Over step sizes, from the largest down while a smaller one saves a twentieth."""
+        """Return the best over step sizes.
+
+        From the largest down while a smaller one saves a twentieth.
+        """
         trusted = self.problem.trusted[batch_size]
         fixed, best, worse = self.step_size, Candidate(batch_size), 0
         if fixed is not None and fixed > trusted:
@@ -95,7 +98,10 @@ class Planner:
         return best
 
     def _error(self, of: Candidate) -> tuple[float, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Root mean square; bias, transient, noise, and noise of one iterate, ``[p]`` each."""
+        """Return root mean square.
+
+        Bias, transient, noise, and noise of one iterate, ``[p]`` each.
+        """
         run = self._run(of.step_size, of.batch_size)
         (bias, variance), transient = run.stationary_error(of.window), run.transient(*of.lengths)
         noise, iterate = np.sqrt(variance / of.replicas), np.sqrt(run.stationary_error(1)[1])

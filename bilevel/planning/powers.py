@@ -11,22 +11,22 @@ import numpy as np
 
 
 class Pair(NamedTuple):
-    """``f [n]`` on the diagonal, ``F [n, n]`` beside the coupling."""
+    """A function of the mean step: ``f [n]`` on the diagonal, ``F [n, n]`` beside the coupling."""
 
     f: np.ndarray
     F: np.ndarray
 
     def __matmul__(self, other: "Pair") -> "Pair":
-        """The product of the two matrices."""
+        """Return the product of the two matrices."""
         return Pair(self.f * other.f, self.f[:, None] * other.F + self.F * other.f)
 
     def plus(self, other: "Pair", scale: float = 1.0) -> "Pair":
-        """``self + scale other``."""
+        """Return ``self + scale other``."""
         return Pair(self.f + scale * other.f, self.F + scale * other.F)
 
 
 class Sums(NamedTuple):
-    """``A^N``, ``sum_{j<N} A^j`` and ``sum_{j<N} (N - j) A^j``, N ``terms``."""
+    """The sums ``A^N``, ``sum_{j<N} A^j`` and ``sum_{j<N} (N - j) A^j``, N ``terms``."""
 
     terms: int
     power: Pair
@@ -34,7 +34,7 @@ class Sums(NamedTuple):
     weighted: Pair
 
     def then(self, other: "Sums") -> "Sums":
-        """The sums over ``terms + other.terms`` terms."""
+        """Return the sums over ``terms + other.terms`` terms."""
         return Sums(
             self.terms + other.terms,
             self.power @ other.power,
@@ -55,7 +55,7 @@ class Powers:
         self.known: dict[int, Sums] = {}
 
     def sums(self, count: int) -> Sums:
-        """The sums of ``count`` terms; O(n^2 log count)."""
+        """Return the sums of ``count`` terms; O(n^2 log count)."""
         if count in self.known:
             return self.known[count]
         total, bit = self.none, 0

@@ -45,22 +45,25 @@ class Run:
         self.lag = float(np.sqrt(max(np.max(both) / max(np.max(self.mu**2), 1e-2), 1)))
 
     def stationary_error(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Bias and variance of the average of ``window`` stationary iterates, ``[p]`` each."""
+        """Return bias and variance of the mean of ``window`` stationary iterates, ``[p]``."""
         N, (g, G) = window, self.powers.sums(window).weighted
         variance = 2 * (self._diagonal @ g + np.sum(self._beside * G, (1, 2))) - N * self._once
         second = self._second @ g + np.sum(self._second_beside * G, (1, 2)) - N * self._second_once
         return self._shift + second / N**2, np.maximum(variance, 0) / N**2
 
     def transient(self, start: int, wait: int, window: int) -> np.ndarray:
-        """What is left of the start in the average, ``[p]``; ``start`` from ``earliest`` on."""
+        """Return what is left of the start in the average, ``[p]``.
+
+        ``start`` from ``earliest`` on.
+        """
         return np.sum(self._parts(start, wait, window), (0, 2))
 
     def left(self, start: int, wait: int, window: int) -> np.ndarray:
-        """:meth:`transient` without any cancellation, which no plan should rely on."""
+        """Return :meth:`transient` without any cancellation, which no plan should rely on."""
         return np.sum(np.abs(self._parts(start, wait, window)), (0, 2))
 
     def _parts(self, start: int, wait: int, window: int) -> np.ndarray:
-        """The terms of :meth:`transient`, ``[5, p, n]``."""
+        """Return the terms of :meth:`transient`, ``[5, p, n]``."""
         local, sums = self.local, self.powers.sums(window)
         f, F = self.powers.sums(wait + 1).power @ Pair(*(x / window for x in sums.plain))
         u0 = (self.lag * self.mu) ** (start - self.earliest) * local.start

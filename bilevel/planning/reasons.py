@@ -15,22 +15,22 @@ class Asked(Protocol):
 
     @property
     def problem(self) -> Analysis:
-        """The problem at its solution."""
+        """Return the problem at its solution."""
         ...
 
     @property
     def replicas(self) -> int | None:
-        """The number of runs that was asked for."""
+        """Return the number of runs that was asked for."""
         ...
 
     @property
     def max_steps(self) -> int:
-        """The longest run that was allowed."""
+        """Return the longest run that was allowed."""
         ...
 
 
 def too_large(step_size: float, trusted: float) -> str:
-    """The verdict on a step size that was asked for."""
+    """Return the verdict on a step size that was asked for."""
     return (
         f"step_size={step_size:.4g} is above {trusted:.4g}, the largest that the theory is trusted "
         "with here"
@@ -40,7 +40,7 @@ def too_large(step_size: float, trusted: float) -> str:
 def explain(
     planner: Asked, best: Candidate, rows: Sequence[Candidate], split: Split, run: Predictor
 ) -> tuple[str, ...]:
-    """One sentence or two for every number of the plan."""
+    """Return one sentence or two for every number of the plan."""
     forget = 1 / (best.step_size * planner.problem.curvature[0])
     lines = [_step(planner, best, forget)]
     if run.noisy:

@@ -9,7 +9,7 @@ from bilevel.planning.search import Candidate
 
 
 def require_solved(decrease: float, value: float) -> None:
-    """Refuse an inner problem that Newton's method did not solve."""
+    """Validate that Newton's method solved the inner problem."""
     if not decrease <= 1e-12 * (1 + abs(value)):
         raise ValueError(
             "bl.plan could not solve the inner problem: Newton's method would still gain "
@@ -18,7 +18,7 @@ def require_solved(decrease: float, value: float) -> None:
 
 
 def require_near(delay: float) -> None:
-    """Refuse params from which gradient descent does not reach the quadratic region."""
+    """Validate that gradient descent from params reaches the quadratic region."""
     if not np.isfinite(delay):
         raise ValueError(
             "bl.plan: gradient descent from params does not come near the solution, where the "
@@ -28,7 +28,7 @@ def require_near(delay: float) -> None:
 
 
 def require_quadratic(declared: bool, change: float, n: int, m: int, p: int) -> None:
-    """Refuse a large inner loss with third derivatives: the stationary mean is then not known."""
+    """Validate a large inner loss to be quadratic: else the stationary mean is not known."""
     if not declared and change > 1e-8:
         raise ValueError(
             f"bl.plan: {n} params, {m} inner examples and {p} hyperparameters are too many for "
@@ -39,7 +39,7 @@ def require_quadratic(declared: bool, change: float, n: int, m: int, p: int) -> 
 
 
 def require_separated(value: float, error: float) -> None:
-    """Refuse a Hessian that is not certain to be positive definite."""
+    """Validate that a Hessian is certain to be positive definite."""
     if not value > 2 * error:
         raise ValueError(
             "bl.plan: the smallest curvature of the inner loss at the solution is "
@@ -49,7 +49,7 @@ def require_separated(value: float, error: float) -> None:
 
 
 def require_solved_linear(residual: float) -> None:
-    """Refuse influences from systems that conjugate gradients did not solve."""
+    """Validate that conjugate gradients solved the systems of the influences."""
     if not residual <= 1e-4:
         raise ValueError(
             "bl.plan: conjugate gradients leave a relative residual of "
@@ -59,7 +59,7 @@ def require_solved_linear(residual: float) -> None:
 
 
 def require_tolerance(tolerance: float) -> None:
-    """Refuse a relative error that means nothing."""
+    """Validate that a relative error means something."""
     if not 0 < tolerance < 1:
         raise ValueError(
             f"bl.plan: tolerance must lie between 0 and 1, got {tolerance}: it is the root mean "
@@ -68,7 +68,7 @@ def require_tolerance(tolerance: float) -> None:
 
 
 def require_slope(exact: np.ndarray, parts: float) -> None:
-    """Refuse a hypergradient that is 0, so that no error is small beside it."""
+    """Validate that the hypergradient is not 0, so that an error can be small beside it."""
     if not np.linalg.norm(exact) > 1e-9 * parts:
         raise ValueError(
             "bl.plan: the hypergradient at the solution is 0 to rounding, so that a relative error "
@@ -79,7 +79,7 @@ def require_slope(exact: np.ndarray, parts: float) -> None:
 def require_found(
     rows: Sequence[Candidate], best: Candidate, tolerance: float, budget: float, max_steps: int
 ) -> None:
-    """Refuse a tolerance that no candidate meets, or none within the budget."""
+    """Validate that a candidate meets the tolerance, and one within the budget."""
     if best.cost == math.inf:
         each = "; ".join(f"batch {row.batch}: {row.verdict}" for row in rows)
         raise ValueError(

@@ -63,15 +63,18 @@ class Plan:
 
     @property
     def cost(self) -> float:
-        """Gradients of single examples, a tangent of one example counted as two."""
+        """Return gradients of single examples, a tangent of one example counted as two."""
         return self.chosen.cost
 
     def at(self, tolerance: float) -> "Plan":
-        """The plan for another tolerance, from the same measurements: nothing is compiled."""
+        """Return the plan for another tolerance, from the same measurements.
+
+        Nothing is compiled.
+        """
         return self.planner.plan(tolerance)
 
     def __str__(self) -> str:
-        """The table and the reasons."""
+        """Return the table and the reasons."""
         best, error, (low, high) = self.chosen, self.error, self.curvature
         lines = [
             f"relative error {error.total:.3g} (asked: {self.tolerance:.3g}) for {best.cost:.3g} "

@@ -37,17 +37,17 @@ class Candidate:
 
     @property
     def steps(self) -> int:
-        """Steps of one run."""
+        """Return steps of one run."""
         return self.start + self.wait + self.window
 
     @property
     def batch(self) -> str:
-        """The batch size for people."""
+        """Return the batch size for people."""
         return "full" if self.batch_size is None else str(self.batch_size)
 
     @property
     def lengths(self) -> tuple[int, int, int]:
-        """``(start, wait, window)``."""
+        """Return ``(start, wait, window)``."""
         return self.start, self.wait, self.window
 
 
@@ -62,7 +62,7 @@ class Demand(NamedTuple):
 
     @property
     def target(self) -> float:
-        """The largest root mean square error."""
+        """Return the largest root mean square error."""
         return self.tolerance * self.scale
 
 
@@ -76,27 +76,27 @@ class Predictor(Protocol):
     )
 
     def stationary_error(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Bias and variance of the average of ``window`` iterates."""
+        """Return bias and variance of the average of ``window`` iterates."""
         ...
 
     def transient(self, start: int, wait: int, window: int) -> np.ndarray:
-        """What the average still shows of the start."""
+        """Return what the average still shows of the start."""
         ...
 
     def left(self, start: int, wait: int, window: int) -> np.ndarray:
-        """The same from above: what the search keeps small."""
+        """Return the same from above: what the search keeps small."""
         ...
 
 
 def cost(candidate: Candidate, demand: Demand, batch: int) -> float:
-    """Gradients of single examples."""
+    """Return the cost in gradients of single examples."""
     derived = candidate.wait + candidate.window
     each = candidate.start + derived * (1 + TANGENT * demand.hypers)
     return float(candidate.replicas * batch * each)
 
 
 def cheapest(run: Predictor, demand: Demand, batch: int, empty: Candidate) -> Candidate:
-    """The cheapest lengths at one step size and batch size, ``empty`` with a verdict if none do."""
+    """Return the cheapest lengths at one setting, or ``empty`` with a verdict if none do."""
     fixed = demand.replicas is not None or not run.noisy
     for replicas in [demand.replicas or 1] if fixed else [2**k for k in range(_DOUBLINGS)]:
         found = _fitted(run, demand, batch, replicas, empty)
@@ -108,7 +108,7 @@ def cheapest(run: Predictor, demand: Demand, batch: int, empty: Candidate) -> Ca
 def _fitted(
     run: Predictor, demand: Demand, batch: int, replicas: int, empty: Candidate
 ) -> Candidate:
-    """Lengths by bisection: the window for the noise, then the waits for what the start leaves."""
+    """Return lengths by bisection: the window for the noise, then the waits for the start."""
     target = demand.target
     share = 0.25 * target if run.noisy else 0.8 * target
 
@@ -149,7 +149,7 @@ def _fitted(
 
 
 def _first(holds: Callable[[int], bool], low: int, high: int) -> int | None:
-    """About the smallest integer in ``low .. high`` from which ``holds``; ``None``: not at high."""
+    """Return about the smallest integer in ``low .. high`` from which ``holds``, or ``None``."""
     if holds(low):
         return low
     step, last = 1, low
@@ -165,6 +165,6 @@ def _first(holds: Callable[[int], bool], low: int, high: int) -> int | None:
 
 
 def _round(count: int) -> int:
-    """Up to two digits."""
+    """Return the count rounded up to two digits."""
     unit = 10 ** max(len(str(count)) - 2, 0)
     return -(-count // unit) * unit

@@ -20,7 +20,7 @@ from bilevel.planning.measure import Examples
 
 
 class JointBlocks(NamedTuple):
-    """``E u u^T [n, n]``, ``E u E_j^T`` and ``E E_j E_j^T``, ``[p, n, n]``."""
+    """The blocks ``E u u^T [n, n]``, ``E u E_j^T`` and ``E E_j E_j^T``, ``[p, n, n]``."""
 
     xx: np.ndarray
     xd: np.ndarray
@@ -29,7 +29,7 @@ class JointBlocks(NamedTuple):
 
 @dataclass(frozen=True)
 class Noise:
-    """Minibatch noise around a solution; make it with :meth:`of`.
+    """Minibatch noise around a solution; make it with :meth:`from_examples`.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Noise:
 
     @property
     def spread(self) -> np.ndarray:
-        """``[n]``, variance over the examples of the curvature along each eigenvector."""
+        """Return the variance over examples of the curvature along eigenvectors, ``[n]``."""
         n = len(self.h)
         return self.feedback.reshape(n, n, n, n)[(np.arange(n),) * 4]
 
@@ -75,14 +75,14 @@ class Noise:
         return 1 / largest_without_compiling(product, np.eye(len(self.h)).ravel())
 
     def moments(self, step_size: float, factor: float) -> JointBlocks:
-        """The stationary moments, for a step size below the limit."""
+        """Return the stationary moments, for a step size below the limit."""
         (H, g, e, T), h, C, eta = self.examples, self.h, self.coupling, step_size
         m, n = g.shape
         kappa = eta / (h[:, None] + h[None, :] - eta * np.multiply.outer(h, h))
         back = factor * self.feedback.T
 
         def stationary_moment(source: np.ndarray) -> np.ndarray:
-            """``P = kappa o (source / eta^2 + p c(P))``, of any leading axes."""
+            """Return the ``P`` with ``P = kappa o (source / eta^2 + p c(P))``."""
             alone = (kappa * source / eta**2).reshape(*source.shape[:-2], n * n)
             term = total = alone
             while np.abs(term).max(initial=0.0) > 1e-10 * np.abs(total).max(initial=0.0):
@@ -91,7 +91,7 @@ class Noise:
             return total.reshape(source.shape)
 
         def covary(X: np.ndarray, P: np.ndarray, Y: np.ndarray) -> np.ndarray:
-            """``mean X_i P Y_i^T`` where the means of X and Y are out: ``[n, n]``."""
+            """Return ``mean X_i P Y_i^T`` where the means of X and Y are out: ``[n, n]``."""
             return np.tensordot(X @ P, Y, axes=((0, 2), (0, 2))) / m
 
         noisy, left = eta**2 * factor, (1 - eta * h)[:, None]

@@ -26,7 +26,7 @@ _MOST_STEPS = 200
 def dense_hypergradient(
     problem: Problem, hyper: PyTree, params: PyTree, data: Data
 ) -> tuple[float, PyTree]:
-    """Value and hypergradient at the inner minimiser, exact to float64 rounding.
+    """Return value and hypergradient at the inner minimiser, exact to float64 rounding.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def dense_hypergradient(
 
 
 def dense_solution(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> PyTree:
-    """The inner minimiser ``w*(hyper)`` to float64 rounding, a tree like ``params``.
+    """Return the inner minimiser ``w*(hyper)`` to float64 rounding, a tree like ``params``.
 
     Arguments and errors are those of :func:`dense_hypergradient`.
 
@@ -86,7 +86,7 @@ def dense_solution(problem: Problem, hyper: PyTree, params: PyTree, data: Data) 
 def dense_curvature(
     problem: Problem, hyper: PyTree, params: PyTree, data: Data
 ) -> tuple[float, float]:
-    """Smallest and largest eigenvalue of the inner Hessian at the minimiser, in float64.
+    """Return the smallest and largest eigenvalue of the inner Hessian at the minimiser, in float64.
 
     Arguments and errors are those of :func:`dense_hypergradient`.
 
@@ -109,7 +109,7 @@ def dense_curvature(
 
 
 def _minimise(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> np.ndarray:
-    """``w*``, flat, by damped Newton steps from ``params``."""
+    """Return ``w*``, flat, by damped Newton steps from ``params``."""
     validation.require_smooth("the dense oracle", problem)
     if size(params) > _MOST_PARAMS:
         raise ValueError(
@@ -149,7 +149,7 @@ def _minimise(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> np
 
 @partial(jax.jit, static_argnames="problem")
 def _loss(problem: Problem, w: ArrayLike, like: PyTree, hyper: PyTree, data: Data) -> Array:
-    """The inner loss of the flat ``w``, whose structure is that of ``like``."""
+    """Return the inner loss of the flat ``w``, whose structure is that of ``like``."""
     return problem.inner(ravel_pytree(like)[1](jnp.asarray(w)), hyper, data.inner)
 
 
@@ -157,7 +157,7 @@ def _loss(problem: Problem, w: ArrayLike, like: PyTree, hyper: PyTree, data: Dat
 def _expansion(
     problem: Problem, w: ArrayLike, like: PyTree, hyper: PyTree, data: Data
 ) -> tuple[Array, ...]:
-    """Value, gradient and Hessian of :func:`_loss`."""
+    """Return value, gradient and Hessian of :func:`_loss`."""
 
     def loss(w: ArrayLike) -> Array:
         return _loss(problem, w, like, hyper, data)
@@ -169,7 +169,7 @@ def _expansion(
 def _adjoint(
     problem: Problem, w: ArrayLike, like: PyTree, hyper: PyTree, data: Data
 ) -> tuple[Array, ...]:
-    """``(value, grad)`` at the minimiser ``w``."""
+    """Return ``(value, grad)`` at the minimiser ``w``."""
 
     def outer(w: ArrayLike, hyper: PyTree) -> Array:
         return problem.outer(ravel_pytree(like)[1](jnp.asarray(w)), hyper, data.outer)
@@ -184,7 +184,7 @@ def _adjoint(
 
 
 def _definite(hessian: np.ndarray) -> np.ndarray:
-    """The Hessian, its eigenvalues replaced by their moduli so that Newton's step descends."""
+    """Return the Hessian with its eigenvalues' moduli, so that Newton's step descends."""
     values, vectors = np.linalg.eigh(hessian)
     if values[0] > 1e-12 * abs(values[-1]):
         return hessian

@@ -36,7 +36,7 @@ class Case:
 
 
 def ridge(seed: int = 0) -> Case:
-    r"""Ridge regression with one log-penalty per feature; quadratic, so in closed form.
+    r"""Return ridge regression with one log-penalty per feature; quadratic, so in closed form.
 
     ``inner = |X w - y|^2 / 2n + sum_j exp(h_j) w_j^2 / 2``, 23 rows, 4 features.
 
@@ -66,7 +66,7 @@ def ridge(seed: int = 0) -> Case:
 
 
 def logistic(seed: int = 0) -> Case:
-    r"""Logistic regression with an intercept and one log-penalty, a scalar.
+    r"""Return logistic regression with an intercept and one log-penalty, a scalar.
 
     ``inner = mean log(1 + exp(-y (x.w + b))) + exp(h) (|w|^2 + b^2) / 2``, labels -1 and 1,
     26 rows, 3 features.
@@ -85,7 +85,7 @@ def logistic(seed: int = 0) -> Case:
 
 
 def mlp(seed: int = 0) -> Case:
-    r"""A small tanh network with one log weight decay per layer; not convex, trees at both levels.
+    r"""Return a small tanh network with one log weight decay per layer; not convex.
 
     ``inner = mean (f(x) - y)^2 / 2 + sum_layers exp(h_layer) |W_layer|^2 / 2``, 29 rows, 2
     features, 3 hidden units.

@@ -30,7 +30,7 @@ SEED = 0
 def converged(
     factory: Factory, case: Case, step_size: float | None = None
 ) -> tuple[Estimate, InnerState]:
-    """Full-batch gradient descent for ``case.steps``, by default at the case's step size."""
+    """Run full-batch gradient descent for ``case.steps``, by default at the case's step size."""
     solver = GradientDescent(step_size=case.step_size if step_size is None else step_size)
     return run(factory(solver, case.steps), case)
 
@@ -38,14 +38,14 @@ def converged(
 def stochastic(
     factory: Factory, case: Case, seed: int = 0, state: InnerState | None = None
 ) -> tuple[Estimate, InnerState]:
-    """A few steps of SGD, the batch not a divisor of the examples."""
+    """Run a few steps of SGD, the batch not a divisor of the examples."""
     return run(factory(sgd(case), FEW), case, seed, state)
 
 
 def run(
     estimator: Estimator, case: Case, seed: int = 0, state: InnerState | None = None
 ) -> tuple[Estimate, InnerState]:
-    """One call."""
+    """Return one call of the estimator."""
     problem, hyper, params, data = case.problem, case.hyper, case.params, case.data
     return hypergradient(
         counted(problem)[0], estimator, hyper, params, data, jax.random.key(seed), state=state
@@ -54,7 +54,7 @@ def run(
 
 @functools.lru_cache(maxsize=32)
 def counted(problem: Problem) -> tuple[Problem, list[None]]:
-    """The problem, and a list that grows whenever its inner loss is traced."""
+    """Return the problem, and a list that grows whenever its inner loss is traced."""
     traces: list[None] = []
 
     def inner(params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
@@ -65,18 +65,18 @@ def counted(problem: Problem) -> tuple[Problem, list[None]]:
 
 
 def sgd(case: Case) -> SGD:
-    """The solver of :func:`stochastic`."""
+    """Return the solver of :func:`stochastic`."""
     return SGD(step_size=case.step_size / 4, batch_size=7, momentum=0.5, sampling="epoch")
 
 
 def cast(case: Case) -> Case:
-    """The case with JAX arrays in the current precision."""
+    """Return the case with JAX arrays in the current precision."""
     arrays = jax.tree.map(jnp.asarray, (case.hyper, case.params, case.data))
     return dataclasses.replace(case, hyper=arrays[0], params=arrays[1], data=arrays[2])
 
 
 def close(name: str, got: PyTree, expected: PyTree) -> None:
-    """Equal up to rounding: 200 units."""
+    """Raise unless two trees are equal up to rounding: 200 units."""
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         inexact = jnp.issubdtype(b.dtype, jnp.inexact)
         tolerance = 200 * float(jnp.finfo(b.dtype).eps) if inexact else 0.0
@@ -84,6 +84,6 @@ def close(name: str, got: PyTree, expected: PyTree) -> None:
 
 
 def require(holds: bool, message: str) -> None:
-    """``assert`` that no optimisation removes."""
+    """Raise unless a condition holds: an ``assert`` that no optimisation removes."""
     if not holds:
         raise AssertionError(message)

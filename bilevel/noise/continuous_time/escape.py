@@ -34,7 +34,7 @@ _HALF_LN2_PLUS_GAMMA = 0.6351814227307391  # E[-log |Z|], Z standard normal
 def effective_temperature(
     curvature: float | Array, noise_variance: float | Array, step_size: float | Array
 ) -> Array:
-    """``T = k Var(w) = lam s^2 / (2 - lam k)`` at a quadratic minimum; ``()``.
+    """Return ``T = k Var(w) = lam s^2 / (2 - lam k)`` at a quadratic minimum; ``()``.
 
     Continuous time says ``lam s^2 / 2``. Do not insert it into Kramers' formula for a smooth
     barrier; see the top of this module.
@@ -55,7 +55,9 @@ def quasi_potential(
     noise_variance: float | Array,
     step_size: float | Array,
 ) -> Array:
-    """``2 / (eta s^2) [f - (eta/4) f'^2]``, the exponent of the stationary density; like ``loss``.
+    """Return ``2 / (eta s^2) [f - (eta/4) f'^2]``, the exponent of the stationary density.
+
+    Like ``loss``.
 
     Exact for HA-SME with constant noise, and for SGD up to ``O(eta^2)``. Differences between the
     exit and the minimum are exponents of escape times.
@@ -70,7 +72,7 @@ def saddle_exit_steps(
     step_size: float | Array,
     radius: float | Array,
 ) -> Array:
-    r"""Mean steps to distance ``radius`` from a saddle, started on it; ``()``.
+    r"""Return the mean steps to distance ``radius`` from a saddle, started on it; ``()``.
 
     ``[log(radius / sd) + 0.635] / log(1 + eta g) + 1/2``, ``sd^2 = eta^2 s^2 / ((1+eta g)^2 - 1)``:
     the time at which the growing amplitude crosses (0.635 is ``E[-log |Z|]``), and half a step to
@@ -109,7 +111,7 @@ def independent_exit_steps(
     step_size: float | Array,
     radius: float | Array,
 ) -> Array:
-    """Mean steps to exit ``|w| > radius`` of a quadratic, for ``eta k`` near 1; ``()``.
+    """Return the mean steps to exit ``|w| > radius`` of a quadratic, for ``eta k`` near 1; ``()``.
 
     ``1 / P(|Z| > radius / sqrt(Var w))``: the iterates are then almost independent draws from the
     stationary law. At ``eta k = 0.9`` within 0.4 %; the further from 1, the more it is too short.
@@ -141,7 +143,9 @@ def first_passage_steps(
     start: ArrayLike,
     nodes: int | None = None,
 ) -> Array:
-    r"""Mean number of steps of ``x <- mean(x) + spread z`` until it leaves; exact, like ``start``.
+    r"""Return the mean number of steps of ``x <- mean(x) + spread z`` until it leaves.
+
+    Exact, like ``start``.
 
     ``m(x) = 1 + int_a^b N(y; mean(x), spread^2) m(y) dy``, solved by Nystroem's method on
     Gauss-Legendre nodes. For SGD ``mean = lambda x: x - eta * grad(x)``, ``spread = eta * s``.
@@ -205,7 +209,7 @@ def first_passage_steps(
 
 
 def _nodes(owner: str, widths: float, nodes: int | None) -> int:
-    """Gauss-Legendre nodes lie pi/2 times wider apart in the middle than on average."""
+    """Return the number of quadrature nodes, validated to be enough for the spread of a step."""
     # In hundreds, so that similar calls share one compilation.
     wanted = 100 * int(np.ceil((np.pi / 2 * _PER_WIDTH * widths + 20) / 100))
     if nodes is None and wanted > _MOST_NODES:

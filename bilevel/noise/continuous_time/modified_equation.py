@@ -41,7 +41,7 @@ class Model(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """``drift [d]`` and ``diffusion = D D^T [d, d]`` at one point; a step takes time ``eta``."""
+    """The coefficients ``drift [d]`` and ``diffusion = D D^T [d, d]`` at one point."""
 
     drift: Array
     diffusion: Array
@@ -93,7 +93,7 @@ def coefficients(
     noise: ArrayLike,
     step_size: float | Array,
 ) -> Coefficients:
-    """Drift and diffusion at a point with this Hessian ``[d, d]``, gradient ``[d]`` and ``C``.
+    """Return drift and diffusion at a point of this Hessian, gradient ``[d]`` and ``C``.
 
     Where the model does not exist the result is NaN (the drift) or not positive semi-definite (the
     diffusion), so that it can be traced along a path; ask :func:`validity` first.
@@ -117,7 +117,7 @@ def coefficients(
 def drift(
     model: Model, hvp: Matvec, gradient: Array, step_size: float | Array, steps: int = 20
 ) -> Array:
-    """The drift ``[d]`` from Hessian-vector products alone, by ``steps`` of Lanczos.
+    """Return the drift ``[d]`` from Hessian-vector products alone, by ``steps`` of Lanczos.
 
     ``hvp`` maps ``[d]`` to ``[d]``. Curvatures at or above ``1 / eta`` that the gradient touches
     give NaN for the models with a logarithm; those that it does not touch go unnoticed.
@@ -137,7 +137,7 @@ def drift(
 def validity(
     model: Model, hessian: ArrayLike, noise: ArrayLike, step_size: float | Array
 ) -> Validity:
-    """Whether the model exists here; see :class:`Validity`.
+    """Return whether the model exists here; see :class:`Validity`.
 
     HA-SME needs ``eta h < 1`` (beyond, SGD flips its sign at each step and no SDE does) and
     ``Ct o M`` positive semi-definite. That is automatic where ``C`` and ``H`` commute, and a real

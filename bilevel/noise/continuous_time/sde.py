@@ -16,7 +16,10 @@ from bilevel.utils.validation import require_positive_int
 
 
 class Linear(NamedTuple):
-    """``dY = diag(growth) Y dt + dB``, ``Cov(dB) = diffusion dt``, for ``Y = basis^T (X - w*)``."""
+    """A linear SDE ``dY = diag(growth) Y dt + dB`` for ``Y = basis^T (X - w*)``.
+
+    ``Cov(dB) = diffusion dt``.
+    """
 
     basis: Array
     growth: Array
@@ -25,7 +28,7 @@ class Linear(NamedTuple):
 
 
 def linear(model: Model, hessian: ArrayLike, noise: ArrayLike, step_size: float | Array) -> Linear:
-    """The model on a quadratic of this Hessian, with constant noise; ``[d, d]`` both.
+    """Return the model on a quadratic of this Hessian, with constant noise; ``[d, d]`` both.
 
     Raises
     ------
@@ -40,7 +43,7 @@ def linear(model: Model, hessian: ArrayLike, noise: ArrayLike, step_size: float 
 
 
 def moments(sde: Linear, steps: float | Array, start: Moments | None = None) -> Moments:
-    r"""Exact mean ``[K, d]`` and covariance ``[K, d, d]`` at the times of the given SGD steps.
+    r"""Return the exact mean ``[K, d]`` and covariance ``[K, d, d]`` at the times of SGD steps.
 
     In the basis ``mean = exp(g t) mean_0`` and, with ``s = g_i + g_j``,
     ``S_ij = exp(s t) S0_ij + Q_ij (exp(s t) - 1) / s``, at ``t = steps * step_size``.
@@ -72,7 +75,7 @@ def moments(sde: Linear, steps: float | Array, start: Moments | None = None) -> 
 
 
 def stationary_covariance(sde: Linear) -> Array:
-    """Where :func:`moments` ends, ``Q_ij / (-g_i - g_j)`` in the basis; ``[d, d]``.
+    """Return the covariance at which :func:`moments` ends, ``Q_ij / (-g_i - g_j)`` in the basis.
 
     Raises
     ------
@@ -92,7 +95,7 @@ def sample(
     steps: int,
     substeps: int = 8,
 ) -> Array:
-    """One path ``[steps + 1, d]`` at the times of SGD's steps, by Euler-Maruyama in one scan.
+    """Return one path ``[steps + 1, d]`` at the times of SGD's steps, by Euler-Maruyama.
 
     Parameters
     ----------
@@ -138,7 +141,9 @@ def exit_steps(
     *,
     nodes: int = 20001,
 ) -> Array:
-    r"""Mean time of a path in one dimension out of an interval, in SGD steps; like ``start``.
+    r"""Return the mean time of a path in one dimension out of an interval, in SGD steps.
+
+    Like ``start``.
 
     The path is watched at all times, so that it leaves earlier than the discrete chain does
     (``noise.escape.first_passage_steps``), even where it has the law of SGD at every step. With the
@@ -191,7 +196,7 @@ def exit_steps(
 
 
 def _root(diffusion: Array) -> Array:
-    """Symmetric square root; NaN for a matrix that is not positive semi-definite."""
+    """Return the symmetric square root; NaN for a matrix that is not positive semi-definite."""
     values, vectors = jnp.linalg.eigh(diffusion)
     rounding = 10 * values.shape[0] * jnp.finfo(values.dtype).eps * jnp.abs(values[-1])
     roots = jnp.sqrt(jnp.where(values < -rounding, jnp.nan, jnp.maximum(values, 0.0)))

@@ -32,7 +32,9 @@ def mean_shift(
     linearised: Linearised,
     second: Array,
 ) -> Array:
-    """How far from the solution the stationary mean of ``(x, D)`` is, to first order; ``[d]``.
+    """Return how far from the solution the stationary mean of ``(x, D)`` is, to first order.
+
+    ``[d]``.
 
     Parameters
     ----------
@@ -75,7 +77,7 @@ def hypergradient_error(
     read: Array | None = None,
     implicit: bool = False,
 ) -> HypergradientError:
-    """Stationary bias and standard deviation of the hypergradient of one run, to first order.
+    """Return the stationary bias and standard deviation of a hypergradient, to first order.
 
     Arguments as for :func:`mean_shift`; the outer loss may depend on hyper. ``value_bias`` is that
     of the outer loss itself. For the exact statement on quadratics, and for cross-sampling, see
@@ -112,7 +114,7 @@ def hypergradient_error(
 
 
 def _implicit_derivative(flat: FlatProblem, x: Array) -> Array:
-    """``-(H(x)^{-1} d grad / d theta)^T``, ``[p, n]``."""
+    """Return ``-(H(x)^{-1} d grad / d theta)^T``, ``[p, n]``."""
     in_x, in_theta = jax.jacfwd(flat.gradient, (0, 1))(x, flat.theta)
     return -jnp.linalg.solve(in_x, in_theta).T
 
@@ -122,7 +124,7 @@ def _at(linearised: Linearised) -> Array:
 
 
 def _contract_second_derivative(fn: Callable[[Array], Array], z: Array, second: Array) -> Array:
-    """``fn''(z)[second]``: second derivatives along the columns of a square root of ``second``."""
+    """Return ``fn''(z)[second]``, by the columns of a square root of ``second``."""
     values, vectors = jnp.linalg.eigh((second + second.T) / 2)
     columns = (vectors * jnp.sqrt(jnp.maximum(values, 0))).T
 

@@ -23,7 +23,10 @@ from bilevel.noise.moments.rows import require_shape
 
 
 class HypergradientError(NamedTuple):
-    """``exact``, ``bias``, ``standard_deviation``, each ``[p]``; ``value_bias ()`` of the loss."""
+    """The error of a hypergradient.
+
+    ``exact``, ``bias``, ``standard_deviation [p]``, ``value_bias ()``.
+    """
 
     exact: Array
     bias: Array
@@ -40,7 +43,7 @@ def predict(
     cross: bool = False,
     slot: int = 0,
 ) -> HypergradientError:
-    """Bias and standard deviation of the hypergradient that one run returns.
+    """Return bias and standard deviation of the hypergradient that one run returns.
 
     Parameters
     ----------

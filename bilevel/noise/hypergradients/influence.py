@@ -28,7 +28,7 @@ from bilevel.utils.deprecation import renamed
 
 
 class Influence(NamedTuple):
-    """``values [p, m]``, ``psi`` of every example and hyperparameter; ``residual``, of the solves.
+    """The influence ``values [p, m]`` of every example on every hypergradient entry.
 
     ``residual`` is the largest relative residual of the linear systems, ``()``; ``matvecs`` the
     number of Hessian-vector products that they took.
@@ -41,7 +41,7 @@ class Influence(NamedTuple):
     def standard_deviation(
         self, window: int, batch_size: int | None, sampling: str = "iid"
     ) -> Array:
-        """Of the hypergradient from the average of ``window`` iterates, ``[p]``."""
+        """Return that of the hypergradient read at the mean of ``window`` iterates, ``[p]``."""
         p = batch_factor(self.values.shape[1], batch_size, sampling)
         return jnp.sqrt(p * jnp.var(self.values, axis=1) / window)
 
@@ -56,7 +56,7 @@ def compute_influence(
     linear: CG = CG(),
     chunk: int | None = 256,
 ) -> Influence:
-    """Influence of every inner example on the hypergradient, at ``params`` that minimise ``inner``.
+    """Return the influence of every inner example on the hypergradient at the minimiser.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def compute_influence(
         moved = linear.solve(flat.hvp, -still, jnp.zeros_like(x))
 
         def along(fn: ExampleLoss, x: Array) -> Array:
-            """How ``fn(x, theta)`` changes when theta moves along t and x with it."""
+            """Return how ``fn(x, theta)`` changes when theta moves along t and x with it."""
             return jax.jvp(fn, (x, theta), (moved.x, t))[1]
 
         third_order = jax.grad(lambda x: along(lambda *at: v.x @ flat.gradient(*at), x))(x)

@@ -22,7 +22,7 @@ from bilevel.utils.validation import require_positive_int
 
 
 class Estimated(NamedTuple):
-    """``value`` and its ``standard_error``, of one shape; 0 if all examples were looked at."""
+    """An estimate: ``value`` and its ``standard_error``, 0 if all examples were looked at."""
 
     value: Array
     standard_error: Array
@@ -43,7 +43,7 @@ class GradientNoise(NamedTuple):
 def hessian_extremes(
     problem: Problem, hyper: PyTree, params: PyTree, data: Data, key: Array, steps: int = 30
 ) -> tuple[Eigenvalue, Eigenvalue]:
-    """Smallest and largest eigenvalue of the inner Hessian at ``params``, with error bounds.
+    """Return the smallest and largest eigenvalue of the inner Hessian, with error bounds.
 
     ``steps + 2`` Hessian-vector products over all inner data; memory ``steps`` x params. The
     largest converges in some ten steps, the smallest in about ``sqrt(largest / smallest)``.
@@ -80,7 +80,7 @@ def gradient_noise(
     key: Array | None = None,
     chunk: int | None = 256,
 ) -> GradientNoise:
-    r"""Trace of the gradient noise of one example, of its derivative too if that is given.
+    r"""Return trace of the gradient noise of one example, of its derivative too if that is given.
 
     ``mean_i |g_i - g|^2`` with ``g`` the full gradient. From a ``sample`` of k examples it is
     unbiased, with standard error ``s sqrt((1 - k / m) / k)``, ``s`` the deviation of its terms:
@@ -125,7 +125,7 @@ def gradient_noise(
 
 
 def _contribution(loss: ExampleLoss, flat: FlatProblem, D: Array | None) -> tuple[Array, ...]:
-    """Gradient ``[n]`` of a loss ``(x, theta) -> ()``, and its derivatives, ``[p, n]``."""
+    """Return gradient ``[n]`` of a loss ``(x, theta) -> ()``, and its derivatives, ``[p, n]``."""
     gradient = jax.grad(loss)
     if D is None:
         return (gradient(flat.x, flat.theta),)
@@ -138,7 +138,7 @@ def _contribution(loss: ExampleLoss, flat: FlatProblem, D: Array | None) -> tupl
 
 
 def _flatten(derivative: PyTree, flat: FlatProblem) -> Array:
-    """``[p, n]``, from a tree like params with a leading axis p."""
+    """Return ``[p, n]``, from a tree like params with a leading axis p."""
     p, n = len(flat.theta), len(flat.x)
     leaves = [jnp.asarray(leaf).reshape(p, -1) for leaf in jax.tree.leaves(derivative)]
     matrix = jnp.concatenate(leaves, 1)
@@ -163,7 +163,7 @@ def _rows(count: int, sample: int | None, key: Array | None) -> Array:
 
 
 def _mean(values: Array, count: int) -> Estimated:
-    """Mean over the leading axis, with the error of a sample from ``count`` examples."""
+    """Return the mean over the leading axis, with the error of a sample from ``count`` examples."""
     k = len(values)
     spread = jnp.std(values, axis=0, ddof=1) if k > 1 else jnp.zeros_like(values[0])
     return Estimated(jnp.mean(values, 0), spread * ((1 - k / count) / k) ** 0.5)

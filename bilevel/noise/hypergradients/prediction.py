@@ -31,7 +31,7 @@ NEWTON_STEPS = 30
 
 
 class StationaryError(NamedTuple):
-    """``error``, and whether it means anything: ``stable ()``, ``solved ()``, booleans.
+    """A predicted ``error``, and whether it means anything: ``stable ()``, ``solved ()``.
 
     ``stable`` : the step size is below the mean-square limit, so that second moments converge.
     ``solved`` : Newton's method arrived at a minimum, where the theory is set up.
@@ -53,7 +53,7 @@ def stationary_error(
     window: int = 1,
     implicit: bool = False,
 ) -> StationaryError:
-    """Bias and standard deviation of a hypergradient, everything dense: of size ``(s d)^2``.
+    """Return bias and standard deviation of a hypergradient, by dense moments of size ``(s d)^2``.
 
     ``d`` is ``n (1 + p)``, or ``n`` if ``implicit``, and ``s`` the slots of ``rule``. To first
     order in the step size; on quadratic losses standard deviations are the delta method's.
@@ -107,7 +107,9 @@ def stationary_error(
 
 
 def average_covariance(mean_map: Array, second: Array, window: int) -> Array:
-    """Covariance of the mean of ``window`` consecutive stationary iterates, ``[k, k]``; exact.
+    """Return the covariance of the mean of ``window`` consecutive stationary iterates, ``[k, k]``.
+
+    Exact.
 
     Parameters
     ----------
@@ -119,13 +121,13 @@ def average_covariance(mean_map: Array, second: Array, window: int) -> Array:
 
 
 def _restrict(process: Affine, part: int) -> Affine:
-    """The first ``part`` coordinates, which do not depend on the others."""
+    """Return the first ``part`` coordinates, which do not depend on the others."""
     matrices, offsets = process.matrices[:, :part, :part], process.offsets[:, :part]
     return Affine(matrices, offsets, process.factor)
 
 
 def _solved(here: Linearised) -> Array:
-    """Whether the next Newton step would be lost in rounding, and the Hessian is positive."""
+    """Return whether the next Newton step is rounding, and the Hessian positive definite."""
     n = len(here.solution)
     H = jnp.mean(here.process.matrices, 0)[:n, :n]
     step = jnp.linalg.solve(H, jnp.mean(here.process.offsets, 0)[:n])

@@ -24,7 +24,7 @@ from bilevel.utils.deprecation import RenamedMethod
 
 
 class Moments(NamedTuple):
-    """``mean`` ``E z``, ``[s, n]`` or ``[s, n, p]``; ``second`` ``E z z^T``, ``[s, n, s, n]``.
+    """The ``mean`` ``E z``, ``[s, n(, p)]``, and ``second`` moments ``E z z^T``, ``[s, n, s, n]``.
 
     With a trailing axis p in the mean, the second moment is summed over it: ``sum_j E z_j z_j^T``.
     """
@@ -33,13 +33,13 @@ class Moments(NamedTuple):
     second: Array
 
     def squared_error(self, slot: int = 0) -> Array:
-        """``E |z|^2`` of one slot; ``()``."""
+        """Return ``E |z|^2`` of one slot; ``()``."""
         return jnp.trace(self.second[slot, :, slot])
 
 
 @dataclass(frozen=True)
 class Affine:
-    r"""``z' = T z - L mean_batch (C_i z - q_i)``.
+    r"""An affine stochastic iteration ``z' = T z - L mean_batch (C_i z - q_i)``.
 
     Parameters
     ----------
@@ -72,12 +72,12 @@ class Affine:
             require_shape("Affine.matrices", self.matrices, (m, d, d), "as many as offsets [m, d]")
 
     def start(self, z: Array, slots: int = 1) -> Moments:
-        """The moments at a known point ``z [d]``; the other slots are 0."""
+        """Return the moments at a known point ``z [d]``; the other slots are 0."""
         mean = jnp.zeros((slots, *jnp.shape(z)), jnp.result_type(z, float)).at[0].set(z)
         return Moments(mean, outer(mean, mean))
 
     def step(self, moments: Moments, rule: Rule) -> Moments:
-        """The moments after one step."""
+        """Return the moments after one step."""
         (s, d), n = moments.mean.shape, moments.mean.size
         flat, mean = moments.second.reshape(n, n), moments.mean.reshape(n)
         state = jnp.block([[flat, mean[:, None]], [mean[None, :], jnp.ones((1, 1))]])
@@ -88,11 +88,11 @@ class Affine:
         return Moments(after[:n, n].reshape(s, d), after[:n, :n].reshape(s, d, s, d))
 
     def fixed_point(self) -> Array:
-        """The mean of the stationary law, ``mean(C)^{-1} mean(q)``, ``[d]``."""
+        """Return the mean of the stationary law, ``mean(C)^{-1} mean(q)``, ``[d]``."""
         return jnp.linalg.solve(jnp.mean(self.matrices, 0), jnp.mean(self.offsets, 0))
 
     def stationary(self, rule: Rule) -> Moments:
-        """The limit of :meth:`step`, by one dense solve of size ``(s d)^2``.
+        """Return the limit of :meth:`step`, by one dense solve of size ``(s d)^2``.
 
         Raises
         ------
@@ -103,7 +103,10 @@ class Affine:
         return moments
 
     def stationary_with_margin(self, rule: Rule) -> tuple[Moments, Array]:
-        """:meth:`stationary`, and a margin ``()``: positive exactly where the moments converge."""
+        """Return :meth:`stationary`, and a margin ``()``.
+
+        Positive exactly where the moments converge.
+        """
         d, s = self.offsets.shape[1], rule.slots
         slots = _stationary_mean(rule, self.fixed_point())
         mean = Moments(slots, jnp.zeros((s, d, s, d), slots.dtype))
@@ -123,11 +126,11 @@ class Affine:
     settle = RenamedMethod("stationary_with_margin")
 
     def mean_map(self, rule: Rule) -> Array:
-        """What one step does to the mean's deviation from the stationary mean, ``[s d, s d]``."""
+        """Return the map of one step on the mean's deviation from stationarity, ``[s d, s d]``."""
         return jnp.mean(self._maps(rule)[:, :-1, :-1], 0)
 
     def _maps(self, rule: Rule) -> Array:
-        """Homogeneous maps of the single examples, ``[m, s d + 1, s d + 1]``."""
+        """Return the homogeneous maps of the single examples, ``[m, s d + 1, s d + 1]``."""
         (m, d), s = self.offsets.shape, rule.slots
         reads = jnp.zeros(s, self.offsets.dtype).at[0].set(1)
         noisy = jnp.einsum("a,b,ijk->iajbk", rule.gain, reads, self.matrices)
@@ -142,7 +145,7 @@ register_node(Affine, ["matrices", "offsets", "factor"], [])
 
 
 def _stationary_mean(rule: Rule, z: Array) -> Array:
-    """All slots when the stationary mean of slot 0 is ``z`` and the mean gradient there is 0."""
+    """Return the stationary mean of all slots, where that of slot 0 is ``z``."""
     s = rule.slots
     mean = jnp.zeros((s, *z.shape), z.dtype).at[0].set(z)
     if s == 1:

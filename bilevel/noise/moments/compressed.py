@@ -20,7 +20,7 @@ from bilevel.utils.deprecation import RenamedMethod
 
 @dataclass(frozen=True)
 class Compressed:
-    """A :class:`LeastSquares` without its rows; the same moments, made with :meth:`of`.
+    """A :class:`LeastSquares` without its rows; made by :meth:`from_least_squares`.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Compressed:
 
     @classmethod
     def from_least_squares(cls, process: LeastSquares) -> "Compressed":
-        """Sum over the rows.
+        """Return the process with its rows summed up.
 
         Examples
         --------
@@ -68,25 +68,25 @@ class Compressed:
     of = RenamedMethod("from_least_squares")
 
     def start(self, x: Array, slots: int = 1) -> Moments:
-        """As :meth:`LeastSquares.start`."""
+        """Return the moments at a known point, as :meth:`LeastSquares.start` does."""
         u = (jnp.asarray(x) - self.solution).reshape(len(self.solution), -1)
         mean = jnp.zeros((slots, *u.shape), u.dtype).at[0].set(u)
         return Moments(mean, jnp.einsum("aip,bjp->aibj", mean, mean))
 
     def step(self, moments: Moments, rule: Rule) -> Moments:
-        """The moments after one step; O(n^4 + n^3 p)."""
+        """Return the moments after one step; O(n^4 + n^3 p)."""
         H, P = self.curvature, moments.second[0, :, 0]
         still = jnp.tensordot(self.linear, moments.mean[0], 2) + self.constant
         noise = self._symmetric(self.quadratic @ self._upper(P) + still) - H @ P @ H
         return advance(self, moments, rule, noise)
 
     def fluctuation(self, P: Array) -> Array:
-        """``K(P) - H P H``, ``[n, n]``, of a symmetric ``P``."""
+        """Return ``K(P) - H P H``, ``[n, n]``, of a symmetric ``P``."""
         H = self.curvature
         return self._symmetric(self.quadratic @ self._upper(P)) - H @ P @ H
 
     def stationary_moments(self, rule: Rule, solve: Callable[[Array], Array]) -> Moments:
-        """The stationary moments: see :func:`bilevel.noise.limits.stationary`."""
+        """Return the stationary moments: see :func:`bilevel.noise.limits.stationary`."""
         still = self.start(self.solution, rule.slots)
         return still._replace(second=solve(self.step(still, rule).second))
 

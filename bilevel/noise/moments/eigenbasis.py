@@ -23,12 +23,12 @@ from bilevel.utils.deprecation import RenamedMethod
 
 
 class DiagonalMoments(NamedTuple):
-    """``second [s, s, n]``: the second moments of the slots, coordinate by coordinate."""
+    """The second moments ``[s, s, n]`` of the slots, coordinate by coordinate."""
 
     second: Array
 
     def squared_error(self, slot: int = 0) -> Array:
-        """``E |x - x*|^2`` of one slot; ``()``."""
+        """Return ``E |x - x*|^2`` of one slot; ``()``."""
         return jnp.sum(self.second[slot, slot])
 
 
@@ -53,7 +53,7 @@ class Diagonal:
 
     @classmethod
     def from_least_squares(cls, process: LeastSquares, gaussian: bool) -> tuple["Diagonal", Array]:
-        """The diagonal of a process with rows, and its eigenvectors ``[n, n]``."""
+        """Return the diagonal of a process with rows, and its eigenvectors ``[n, n]``."""
         h, vectors = jnp.linalg.eigh(process.curvature)
         W = process.rows.weighted(jnp.sum(process.residuals**2, 1))
         return cls(h, jnp.sum(vectors * (W @ vectors), 0), process.factor, gaussian), vectors
@@ -61,12 +61,12 @@ class Diagonal:
     of = RenamedMethod("from_least_squares")
 
     def start(self, deviation: Array, slots: int = 1) -> DiagonalMoments:
-        """The moments at a known deviation, in the eigenbasis, ``[n]`` or ``[n, p]`` (summed)."""
+        """Return the moments at a deviation in the eigenbasis, ``[n]`` or ``[n, p]`` (summed)."""
         squares = jnp.sum(jnp.asarray(deviation).reshape(len(self.curvature), -1) ** 2, 1)
         return DiagonalMoments(jnp.zeros((slots, slots, len(squares))).at[0, 0].set(squares))
 
     def step(self, moments: DiagonalMoments, rule: Rule) -> DiagonalMoments:
-        """The moments after one step; O(n)."""
+        """Return the moments after one step; O(n)."""
         P, h = moments.second, self.curvature
         reads = jnp.zeros(rule.slots, P.dtype).at[0].set(1)
         maps = rule.transition - h[:, None, None] * jnp.outer(rule.gain, reads)
@@ -77,7 +77,7 @@ class Diagonal:
         )
 
     def stationary(self, step_size: float | Array) -> Array:
-        r"""The diagonal ``[n]`` that plain SGD ends at, in closed form.
+        r"""Return the diagonal ``[n]`` that plain SGD ends at, in closed form.
 
         ``P_j = eta p (w_j + tau h_j) / (h_j (2 - (1 + p) eta h_j))`` for Gaussian rows, ``tau =
         h.P``; ``eta p w_j / (h_j (2 - eta h_j))`` for additive noise.
@@ -98,7 +98,7 @@ class Diagonal:
         return alone + step_size * p / own * jnp.sum(h * alone) / (1 - share)
 
     def _feedback(self, P: Array) -> Array | float:
-        """The diagonal of ``tr(H P) H + H P H``, or nothing."""
+        """Return the diagonal of ``tr(H P) H + H P H``, or nothing."""
         h = self.curvature
         return jnp.sum(h * P) * h + h**2 * P if self.gaussian else 0.0
 

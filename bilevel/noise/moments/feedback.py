@@ -35,16 +35,19 @@ class Multiplicative(Protocol):
 
     @property
     def curvature(self) -> Array:
-        """The mean Hessian, ``[n, n]``."""
+        """Return the mean Hessian, ``[n, n]``."""
         ...
 
     @property
     def factor(self) -> float | Array:
-        """Noise fraction p of a batch: :func:`bilevel.noise.batch_factor`."""
+        """Return the noise fraction p of a batch: :func:`bilevel.noise.batch_factor`."""
         ...
 
     def fluctuation(self, P: Array) -> Array:
-        """``c(P)``, second moment of ``(H_i - H) u`` where that of ``u`` is ``P``; ``[n, n]``."""
+        """Return ``c(P)``, second moment of ``(H_i - H) u`` where that of ``u`` is ``P``.
+
+        ``[n, n]``.
+        """
         ...
 
 
@@ -56,7 +59,7 @@ class Response(NamedTuple):
 
     @classmethod
     def from_process(cls, owner: str, process: Multiplicative, rule: Rule) -> "Response":
-        """Refuses an indefinite Hessian, and a step at which the mean diverges."""
+        """Return the response of a process, validated to have a stable mean."""
         h, vectors = jnp.linalg.eigh(hessian(owner, process))
         reads = jnp.zeros(rule.slots, h.dtype).at[0].set(1)
         maps = rule.transition - h[:, None, None] * jnp.outer(rule.gain, reads)
@@ -67,7 +70,7 @@ class Response(NamedTuple):
         return cls(vectors, maps)
 
     def stationary_moment(self, source: Array) -> Array:
-        """``P`` with ``P = A P A^T + source``; ``[s, n, s, n]`` in the eigenbasis."""
+        """Return the ``P`` with ``P = A P A^T + source``; ``[s, n, s, n]`` in the eigenbasis."""
         s, n = source.shape[:2]
         pairs = jnp.einsum("jab,lcd->jlacbd", self.maps, self.maps).reshape(n, n, s * s, s * s)
         moved = source.transpose(1, 3, 0, 2).reshape(n, n, s * s, 1)
@@ -75,7 +78,7 @@ class Response(NamedTuple):
         return solved.reshape(n, n, s, s).transpose(2, 0, 3, 1)
 
     def kappa(self, owner: str, rule: Rule) -> Array:
-        """The stationary moment of unit gradient noise between each two coordinates, ``[n, n]``."""
+        """Return the stationary moment of unit noise between each two coordinates, ``[n, n]``."""
         n = len(self.vectors)
         unit = jnp.einsum("a,b,jl->ajbl", rule.gain, rule.gain, jnp.ones((n, n)))
         kappa = self.stationary_moment(unit)[0, :, 0]
@@ -87,26 +90,28 @@ class Response(NamedTuple):
         return kappa
 
     def rotate(self, block: Array) -> Array:
-        """``[s, n, s, n]`` into the eigenbasis."""
+        """Return a block ``[s, n, s, n]`` in the eigenbasis."""
         return jnp.einsum("aibk,ij,kl->ajbl", block, self.vectors, self.vectors)
 
     def back(self, block: Array) -> Array:
-        """``[s, n, s, n]`` out of the eigenbasis."""
+        """Return a block ``[s, n, s, n]`` out of the eigenbasis."""
         return jnp.einsum("ajbl,ij,kl->aibk", block, self.vectors, self.vectors)
 
     def fluctuation(self, process: Multiplicative, P: Array) -> Array:
-        """``p c(P)`` in the eigenbasis, ``[n, n]``."""
+        """Return ``p c(P)`` in the eigenbasis, ``[n, n]``."""
         U = self.vectors
         return process.factor * (U.T @ process.fluctuation(U @ P @ U.T) @ U)
 
     def feedback(self, process: Multiplicative, kappa: Array) -> Callable[[Array], Array]:
-        """``Y -> p sqrt(kappa) o c(sqrt(kappa) o Y)``, self-adjoint on ``[n, n]``."""
+        """Return ``Y -> p sqrt(kappa) o c(sqrt(kappa) o Y)``, self-adjoint on ``[n, n]``."""
         root = jnp.sqrt(kappa)
         return lambda Y: root * self.fluctuation(process, root * Y)
 
 
 def strength(process: Multiplicative, rule: Rule, steps: int = 60) -> Eigenvalue:
-    """Factor by which minibatch noise feeds itself; below 1 exactly for bounded second moments.
+    """Return the factor by which minibatch noise feeds itself.
+
+    Below 1 exactly for bounded second moments.
 
     ``steps`` products with ``c``, O(m n^2) each; the value is a lower bound within its error.
 
@@ -129,7 +134,7 @@ def strength(process: Multiplicative, rule: Rule, steps: int = 60) -> Eigenvalue
 
 
 def stable(owner: str, process: Multiplicative, rule: Rule) -> tuple[Response, Array]:
-    """The response and its kappa, after refusing a rule beyond the mean-square limit."""
+    """Return the response and its kappa, after validating that second moments stay bounded."""
     response = Response.from_process(owner, process, rule)
     kappa = response.kappa(owner, rule)
     found = _largest(process, response, kappa, 60)
@@ -141,13 +146,13 @@ def stable(owner: str, process: Multiplicative, rule: Rule) -> tuple[Response, A
 
 
 def hessian(owner: str, process: Multiplicative) -> Array:
-    """The mean Hessian, refused unless positive definite."""
+    """Return the mean Hessian, validated to be positive definite."""
     cure = "Add a ridge penalty, or drop dependent features."
     return checks.positive_definite(owner, "the Hessian of the inner loss", process.curvature, cure)
 
 
 def describe(rule: Rule) -> str:
-    """The rule as the subject of a sentence."""
+    """Return the rule as the subject of a sentence."""
     if is_traced(rule.gain):
         return "this rule"
     kinds = {1: "", 2: " with momentum"}

@@ -33,7 +33,7 @@ from bilevel.utils.deprecation import RenamedMethod
 
 @dataclass(frozen=True)
 class LeastSquares:
-    """The process ``u`` of deviations from the solution; make it with :meth:`of`.
+    """The process ``u`` of deviations from the solution; make it with :meth:`from_data`.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class LeastSquares:
     def from_data(
         cls, A: ArrayLike, targets: ArrayLike, batch_size: int | None, sampling: str = "iid"
     ) -> "LeastSquares":
-        """The process of minibatch SGD on ``mean |a_i.x - targets_i|^2 / 2``.
+        """Return the process of minibatch SGD on ``mean |a_i.x - targets_i|^2 / 2``.
 
         Parameters
         ----------
@@ -83,32 +83,38 @@ class LeastSquares:
 
     @property
     def curvature(self) -> Array:
-        """The Hessian that the mean step sees, ``[n, n]``."""
+        """Return the Hessian that the mean step sees, ``[n, n]``."""
         return self.rows.gramian
 
     def start(self, x: Array, slots: int = 1) -> Moments:
-        """The moments at a known point, like ``solution``; the other slots are at the solution."""
+        """Return the moments at a known point, like ``solution``.
+
+        The other slots are at the solution.
+        """
         u = (jnp.asarray(x) - self.solution).reshape(len(self.solution), -1)
         mean = jnp.zeros((slots, *u.shape), u.dtype).at[0].set(u)
         return Moments(mean, jnp.einsum("aip,bjp->aibj", mean, mean))
 
     def step(self, moments: Moments, rule: Rule) -> Moments:
-        """The moments after one step; O(m n (n + p))."""
+        """Return the moments after one step; O(m n (n + p))."""
         return advance(self, moments, rule, self.gradient_noise(moments))
 
     def gradient_noise(self, moments: Moments) -> Array:
-        """Covariance of the gradient of one example, averaged over the iterates; ``[n, n]``."""
+        """Return the covariance of the gradient of one example, averaged over the iterates.
+
+        ``[n, n]``.
+        """
         P, mean = moments.second[0, :, 0], moments.mean[0]
         weights = jnp.sum(self.residuals * (self.residuals - 2 * self.rows.A @ mean), 1)
         H = self.rows.gramian
         return self.rows.weighted(self.rows.forms(P) + weights) - H @ P @ H
 
     def fluctuation(self, P: Array) -> Array:
-        """``K(P) - H P H``, ``[n, n]``: see :mod:`bilevel.noise.feedback`."""
+        """Return ``K(P) - H P H``, ``[n, n]``: see :mod:`bilevel.noise.feedback`."""
         return self.rows.fluctuation(P)
 
     def stationary_moments(self, rule: Rule, solve: Callable[[Array], Array]) -> Moments:
-        """The stationary moments: see :func:`bilevel.noise.limits.stationary`."""
+        """Return the stationary moments: see :func:`bilevel.noise.limits.stationary`."""
         still = self.start(self.solution, rule.slots)
         return still._replace(second=solve(self.step(still, rule).second))
 
@@ -117,7 +123,7 @@ register_node(LeastSquares, ["rows", "residuals", "solution", "factor"], [])
 
 
 def advance(process: Multiplicative, moments: Moments, rule: Rule, noise: Array) -> Moments:
-    """One step of a process without coupling, whose gradient of one example varies by ``noise``."""
+    """Return the moments one step on, for gradient noise of covariance ``noise``."""
     H = process.curvature
     half = transposed(push(rule, H, moments.second))
     after = transposed(push(rule, H, half)) + process.factor * spread(rule, noise)

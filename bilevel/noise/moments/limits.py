@@ -29,12 +29,15 @@ class HasStationaryMoments(feedback.Multiplicative, Protocol):
     """A process whose stationary moments can be solved for block by block."""
 
     def stationary_moments(self, rule: Rule, solve: Callable[[Array], Array]) -> Any:
-        """The stationary moments, given ``solve``: source of a block -> the stationary block."""
+        """Return the stationary moments, given ``solve``.
+
+        Source of a block -> the stationary block.
+        """
         ...
 
 
 def stationary(process: HasStationaryMoments, rule: Rule, max_steps: int = 500) -> Any:
-    """The moments that ``process.step`` leaves as they are, for one rule (no leading axis).
+    """Return the moments that ``process.step`` leaves as they are, for one rule (no leading axis).
 
     A handful of O(m n^2) products per block; their number grows towards the mean-square limit.
 
@@ -56,7 +59,7 @@ def stationary(process: HasStationaryMoments, rule: Rule, max_steps: int = 500) 
     solver = CG(4 * float(jnp.finfo(kappa.dtype).eps), max_steps)
 
     def solve(source: Array) -> Array:
-        """``P = (mean step of P) + p L L^T (x) c(P_00) + source``."""
+        """Return the ``P`` with ``P = (mean step of P) + p L L^T (x) c(P_00) + source``."""
         source = response.rotate(source)
         alone = response.stationary_moment(source)[0, :, 0] / root
         found = solver.solve(lambda Y: Y - product(Y), alone, alone).x
@@ -67,7 +70,7 @@ def stationary(process: HasStationaryMoments, rule: Rule, max_steps: int = 500) 
 
 
 def inverse_time(process: Affine, gamma: float) -> Array:
-    r"""``lim k E[z z^T]`` under the step ``gamma / (k + k0)``, ``[d, d]``: no logarithm.
+    r"""Return ``lim k E[z z^T]`` under the step ``gamma / (k + k0)``, ``[d, d]``: no logarithm.
 
     ``z`` is the deviation from :meth:`Affine.fixed_point`; a dense solve of size d^2.
 

@@ -32,7 +32,7 @@ from bilevel.utils.deprecation import renamed
 
 
 class Linearised(NamedTuple):
-    """``process``, in deviations from ``solution`` ``x* [n]`` and ``derivative`` ``D* [p, n]``.
+    """An affine ``process``, in deviations from ``solution [n]`` and ``derivative [p, n]``.
 
     Params and hyper are raveled as by ``jax.flatten_util.ravel_pytree``.
     """
@@ -42,12 +42,12 @@ class Linearised(NamedTuple):
     derivative: Array
 
     def start(self, x: Array, derivative: float | Array = 0.0, slots: int = 1) -> Moments:
-        """The moments at a known ``x [n]`` and ``derivative [p, n]``."""
+        """Return the moments at a known ``x [n]`` and ``derivative [p, n]``."""
         E = jnp.broadcast_to(derivative, self.derivative.shape) - self.derivative
         return self.process.start(jnp.concatenate([x - self.solution, E.ravel()]), slots)
 
     def blocks(self, moments: Moments, shift: Array | None = None) -> JointMoments:
-        """Dense moments as those of ``(u, E_1 .. E_p)``, the mean of slot 0 moved by ``shift``."""
+        """Return dense moments as those of ``(u, E_1 .. E_p)``, their mean moved by ``shift``."""
         (p, n), s = self.derivative.shape, moments.mean.shape[0]
         mean = moments.mean if shift is None else moments.mean.at[0].add(shift)
         change = jnp.tensordot(mean, mean, 0) - jnp.tensordot(moments.mean, moments.mean, 0)
@@ -112,7 +112,7 @@ def linearise(
 
 
 def joint_gradient(loss: ExampleLoss, theta: Array, z: Array) -> Array:
-    """``F(z)`` of one loss ``(x, theta) -> ()``; ``[n (1 + p)]``."""
+    """Return ``F(z)`` of one loss ``(x, theta) -> ()``; ``[n (1 + p)]``."""
     p = len(theta)
     n = len(z) // (1 + p)
     gradient = jax.grad(loss)
@@ -125,7 +125,7 @@ def joint_gradient(loss: ExampleLoss, theta: Array, z: Array) -> Array:
 
 
 def _newton(flat: FlatProblem, steps: int) -> Array:
-    """The root of the full gradient, or a refusal."""
+    """Return the root of the full gradient, validated to be one."""
 
     def move(_: Array, x: Array) -> Array:
         H = jax.jacfwd(flat.gradient)(x, flat.theta)

@@ -49,7 +49,7 @@ class JointMoments(NamedTuple):
     dd: Array
 
     def squared_errors(self, slot: int = 0) -> tuple[Array, Array]:
-        """``E |x - x*|^2``, ``()``, and ``E |D_j - D*_j|^2`` per hyperparameter, ``[p]``."""
+        """Return ``E |x - x*|^2``, ``()``, and ``E |D_j - D*_j|^2`` per hyperparameter, ``[p]``."""
         return (
             jnp.trace(self.xx[slot, :, slot]),
             jnp.trace(self.dd[:, slot, :, slot], axis1=1, axis2=2),
@@ -58,7 +58,7 @@ class JointMoments(NamedTuple):
 
 @dataclass(frozen=True)
 class Ridge:
-    """The joint process of deviations ``(u, E)``; make it with :meth:`of`.
+    """The joint process of deviations ``(u, E)``; make it with :meth:`from_data`.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class Ridge:
         batch_size: int | None,
         sampling: str = "iid",
     ) -> "Ridge":
-        """The process of minibatch SGD on penalised least squares.
+        """Return the process of minibatch SGD on penalised least squares.
 
         Parameters
         ----------
@@ -142,7 +142,10 @@ class Ridge:
     of = RenamedMethod("from_data")
 
     def start(self, x: Array, derivative: float | Array = 0.0, slots: int = 1) -> JointMoments:
-        """The moments at a known ``x [n]`` and ``derivative [p, n]``; other slots undeviating."""
+        """Return the moments at a known ``x [n]`` and ``derivative [p, n]``.
+
+        Other slots undeviating.
+        """
         u, E = jnp.asarray(x) - self.solution, derivative - self.derivative
         mean_x = jnp.zeros((slots, len(u)), u.dtype).at[0].set(u)
         mean_d = jnp.zeros((len(E), slots, len(u)), u.dtype).at[:, 0].set(E)
@@ -150,14 +153,14 @@ class Ridge:
         return JointMoments(mean_x, mean_d, outer(mean_x, mean_x), xd, dd)
 
     def restart(self, moments: JointMoments, derivative: float | Array = 0.0) -> JointMoments:
-        """The same iterate, with a derivative that begins now: ``Forward(..., start=k)``."""
+        """Return the same iterate, with a derivative that begins now: ``Forward(..., start=k)``."""
         mean_x, slots = moments.mean_x, moments.mean_x.shape[0]
         fresh = self.start(mean_x[0], derivative, slots)
         xd, dd = jax.vmap(lambda E: (outer(mean_x, E), outer(E, E)))(fresh.mean_d)
         return JointMoments(mean_x, fresh.mean_d, moments.xx, xd, dd)
 
     def step(self, moments: JointMoments, rule: Rule) -> JointMoments:
-        """The moments after one step; O(m n^2 p)."""
+        """Return the moments after one step; O(m n^2 p)."""
         mean_x, mean_d, xx, xd, dd = moments
         C, r, A = self.curvature, self.residuals, self.rows.A
 
@@ -186,11 +189,11 @@ class Ridge:
         return JointMoments(push(rule, C, mean_x), after_d, after_xx, after_xd, after_dd)
 
     def fluctuation(self, P: Array) -> Array:
-        """``K(P) - H P H``, ``[n, n]``: see :mod:`bilevel.noise.feedback`."""
+        """Return ``K(P) - H P H``, ``[n, n]``: see :mod:`bilevel.noise.feedback`."""
         return self.rows.fluctuation(P)
 
     def stationary_moments(self, rule: Rule, solve: Callable[[Array], Array]) -> JointMoments:
-        """The stationary moments: see :func:`bilevel.noise.limits.stationary`."""
+        """Return the stationary moments: see :func:`bilevel.noise.limits.stationary`."""
         still = self.start(self.solution, self.derivative, rule.slots)
         still = still._replace(xx=solve(self.step(still, rule).xx))
         still = still._replace(xd=jax.vmap(solve)(self.step(still, rule).xd))
@@ -199,7 +202,7 @@ class Ridge:
     def _covariance(
         self, P: Array, weights: Array, r: Array, s: Array, u: Array, v: Array
     ) -> Array:
-        """Mean over rows of products, less the product of the means."""
+        """Return the mean over rows of products, less the product of the means."""
         H, A, m = self.rows.gramian, self.rows.A, len(self.rows.A)
         rho, sigma = A.T @ r / m, A.T @ s / m
         product = H @ P[0, :, 0] @ H - jnp.outer(H @ u[0], sigma) - jnp.outer(rho, H @ v[0])

@@ -15,38 +15,38 @@ from bilevel.noise import checks
 
 
 class Rows(NamedTuple):
-    """``A [m, n]`` the rows ``a_i``; ``gramian [n, n]``, ``H = mean a_i a_i^T``."""
+    """The rows ``a_i`` of ``A [m, n]`` with their ``gramian [n, n]``, ``H = mean a_i a_i^T``."""
 
     A: Array
     gramian: Array
 
     @classmethod
     def from_matrix(cls, A: ArrayLike) -> "Rows":
-        """The rows with their Gram matrix."""
+        """Return the rows with their Gram matrix."""
         A = jnp.asarray(A, jnp.result_type(A, float))
         if A.ndim != 2:
             raise ValueError(f"A has shape {A.shape}, expected [examples, features].")
         return cls(A, A.T @ A / len(A))
 
     def forms(self, P: Array) -> Array:
-        """``a_i^T P a_i``, ``[m]``."""
+        """Return ``a_i^T P a_i``, ``[m]``."""
         return jnp.sum((self.A @ P) * self.A, 1)
 
     def weighted(self, weights: Array) -> Array:
-        """``mean_i w_i a_i a_i^T``, ``[n, n]``."""
+        """Return ``mean_i w_i a_i a_i^T``, ``[n, n]``."""
         return (self.A.T * weights) @ self.A / len(self.A)
 
     def fourth(self, P: Array) -> Array:
-        """``K(P) = mean_i (a_i^T P a_i) a_i a_i^T``, ``[n, n]``."""
+        """Return ``K(P) = mean_i (a_i^T P a_i) a_i a_i^T``, ``[n, n]``."""
         return self.weighted(self.forms(P))
 
     def fluctuation(self, P: Array) -> Array:
-        """``K(P) - H P H``, the second moment of ``(a_i a_i^T - H) u`` where ``E u u^T = P``."""
+        """Return ``K(P) - H P H``: the moment of ``(a_i a_i^T - H) u`` where ``E u u^T = P``."""
         return self.fourth(P) - self.gramian @ P @ self.gramian
 
 
 def solve_normal(owner: str, rows: Rows, curvature: Array, targets: ArrayLike) -> Array:
-    """``curvature^{-1} mean a_i targets_i``, after the refusals; ``[n]`` or ``[n, p]``."""
+    """Return ``curvature^{-1} mean a_i targets_i``, after the refusals; ``[n]`` or ``[n, p]``."""
     m, n = rows.A.shape
     shape = (m, *jnp.shape(targets)[1:])
     require_shape(f"{owner}: targets", targets, shape, f"A has {m} rows and {n} features")

@@ -19,21 +19,24 @@ from bilevel.utils import is_traced
 
 
 class Rule(NamedTuple):
-    """``transition`` T, ``[..., s, s]``, and ``gain`` L, ``[..., s]``; leading axes count steps."""
+    """A rule: ``transition`` T, ``[..., s, s]``, and ``gain`` L, ``[..., s]``.
+
+    Leading axes count steps.
+    """
 
     transition: Array
     gain: Array
 
     @property
     def slots(self) -> int:
-        """The number s of vectors that the method keeps."""
+        """Return the number s of vectors that the method keeps."""
         return self.gain.shape[-1]
 
 
 def sgd(
     step_size: float | Array, momentum: float | Array | None = None, nesterov: bool = False
 ) -> Rule:
-    r"""The rule of :class:`bilevel.SGD`, one step per entry of ``step_size``.
+    r"""Return the rule of :class:`bilevel.SGD`, one step per entry of ``step_size``.
 
     Plain: ``w <- w - eta g``. Heavy ball: ``v <- mu v + g``, ``w <- w - eta v``, slots ``(w, v)``;
     Nesterov: ``w <- w - eta (g + mu v)`` with the new ``v``.
@@ -70,7 +73,7 @@ def sgd(
 
 
 def averaged(rule: Rule, weights: Array) -> Rule:
-    r"""The same rule with one more slot, the last: ``S_{k+1} = S_k + weights_k w_{k+1}``.
+    r"""Return the same rule with one more slot, the last: ``S_{k+1} = S_k + weights_k w_{k+1}``.
 
     It begins at 0 (``slots`` of a process' start). Weights that sum to 1 make it an
     average: :func:`tail_weights` for Polyak-Ruppert averaging of the last iterates.
@@ -105,7 +108,7 @@ def averaged(rule: Rule, weights: Array) -> Rule:
 
 
 def tail_weights(steps: int, window: int) -> Array:
-    """``1 / window`` for the last ``window`` of ``steps`` steps, 0 before; ``[steps]``.
+    """Return ``1 / window`` for the last ``window`` of ``steps`` steps, 0 before; ``[steps]``.
 
     The average that ``Forward(solver, steps, average=window)`` returns.
     """
@@ -115,22 +118,25 @@ def tail_weights(steps: int, window: int) -> Array:
 
 
 def push(rule: Rule, curvature: Array, Y: Array, coupling: float | Array = 0.0) -> Array:
-    """The mean step on ``Y [s, n, ...]``: ``T Y - L (curvature Y[0] + coupling)``."""
+    """Return the mean step on ``Y [s, n, ...]``: ``T Y - L (curvature Y[0] + coupling)``."""
     gradient = jnp.tensordot(curvature, Y[0], 1) + coupling
     gain = rule.gain.reshape(-1, *[1] * gradient.ndim)
     return jnp.tensordot(rule.transition, Y, 1) - gain * gradient
 
 
 def spread(rule: Rule, covariance: Array) -> Array:
-    """What gradient noise of this ``covariance [n, n]`` adds in one step: ``[s, n, s, n]``."""
+    """Return what gradient noise of this ``covariance [n, n]`` adds in one step.
+
+    ``[s, n, s, n]``.
+    """
     return jnp.einsum("a,ij,b->aibj", rule.gain, covariance, rule.gain)
 
 
 def transposed(block: Array) -> Array:
-    """``E[y x^T]`` from ``E[x y^T]``, both ``[..., s, n, s, n]``."""
+    """Return ``E[y x^T]`` from ``E[x y^T]``, both ``[..., s, n, s, n]``."""
     return jnp.moveaxis(block, (-4, -3), (-2, -1))
 
 
 def outer(x: Array, y: Array) -> Array:
-    """``x y^T`` of two slotted vectors ``[s, n]``: ``[s, n, s, n]``."""
+    """Return ``x y^T`` of two slotted vectors ``[s, n]``: ``[s, n, s, n]``."""
     return jnp.tensordot(x, y, 0)

@@ -18,14 +18,14 @@ class Process(Protocol):
     """An affine stochastic iteration whose second moments are known exactly."""
 
     def step(self, moments: Any, rule: Rule) -> Any:
-        """The moments after one step of ``rule`` (``T [s, s]``, ``L [s]``)."""
+        """Return the moments after one step of ``rule`` (``T [s, s]``, ``L [s]``)."""
         ...
 
 
 def run(
     process: Process, moments: Any, rules: Rule, observe: Callable[[Any], Any]
 ) -> tuple[Any, Any]:
-    r"""The last moments, and ``observe(moments)`` after each of the K steps of ``rules``.
+    r"""Return the last moments, and ``observe(moments)`` after each of the K steps of ``rules``.
 
     Parameters
     ----------

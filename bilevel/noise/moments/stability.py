@@ -22,7 +22,7 @@ from bilevel.noise.moments import feedback
 def step_limit(
     process: feedback.Multiplicative, momentum: float | Array = 0.0, steps: int = 60
 ) -> Eigenvalue:
-    r"""The exact mean-square limit ``eta*`` of the step size of SGD or the heavy ball.
+    r"""Return the exact mean-square limit ``eta*`` of the step size of SGD or the heavy ball.
 
     ``1 / lambda_max`` of ``(Q + p (K - H . H))`` against ``(1 - mu)(H . + . H)``, where ``Q_jl =
     (1 - mu)/(1 + mu) h_j h_l - mu/(1 - mu^2) (h_j - h_l)^2`` in the eigenbasis (``H . H`` without
@@ -59,7 +59,7 @@ def step_limit(
 def contraction(
     process: feedback.Multiplicative, step_size: float | Array, steps: int = 100
 ) -> Eigenvalue:
-    r"""Factor per step of plain SGD by which second moments above their floor fall, at last.
+    r"""Return factor per step of plain SGD by which second moments above their floor fall, at last.
 
     ``lambda_max(T_eta)`` by ``steps`` Lanczos products, O(m n^2) each; a lower bound, by about
     ``error`` at most. Above 1: second moments grow. The derivative shares the factor; where a

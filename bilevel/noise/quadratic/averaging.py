@@ -16,7 +16,9 @@ def covariance(
     window: int,
     momentum: float | Array = 0.0,
 ) -> Array:
-    r"""Covariance ``[d, d]`` of the mean of ``window`` consecutive stationary iterates; exact.
+    r"""Return the covariance ``[d, d]`` of the mean of ``window`` consecutive stationary iterates.
+
+    Exact.
 
     ``(1/n^2) sum_{s,t} Cov(w_s, w_t)``, summed by powers of a 6 x 6 block per mode, without
     cancellation. As ``n`` grows it tends to :func:`limit`; that needs ``n >> 1 / (lam k_min)``.
@@ -54,7 +56,9 @@ def covariance(
 
 
 def limit(hessian: ArrayLike, noise: ArrayLike, window: int) -> Array:
-    """The leading law ``K^-1 C K^-1 / n``, ``[d, d]``: independent of step size and momentum.
+    """Return the leading law ``K^-1 C K^-1 / n``, ``[d, d]``.
+
+    Independent of step size and momentum.
 
     Raises
     ------
@@ -67,7 +71,10 @@ def limit(hessian: ArrayLike, noise: ArrayLike, window: int) -> Array:
 
 
 def weighted_powers(maps: Array, window: int) -> Array:
-    """``sum_{j<n} (n - j) A^j`` of each ``A [..., k, k]``: a corner of a power of a block."""
+    """Return ``sum_{j<n} (n - j) A^j`` of each ``A [..., k, k]``.
+
+    A corner of a power of a block.
+    """
     k = maps.shape[-1]
     one = jnp.broadcast_to(jnp.eye(k, dtype=maps.dtype), maps.shape)
     zero = jnp.zeros_like(maps)

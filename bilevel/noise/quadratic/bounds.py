@@ -25,7 +25,7 @@ from bilevel.utils import is_traced
 
 
 def step_cap(strong_convexity: float | Array, smoothness: float | Array) -> Array:
-    """The largest step size of the theorem, ``mu / (4 L^2)``; ``()``."""
+    """Return the largest step size of the theorem, ``mu / (4 L^2)``; ``()``."""
     checks.positive("bounds.step_cap", strong_convexity=strong_convexity, smoothness=smoothness)
     return jnp.asarray(strong_convexity / (4 * smoothness**2))
 
@@ -37,7 +37,7 @@ def floor(
     hessian_lipschitz: float | Array = 0.0,
     size: float | Array = 0.0,
 ) -> Array:
-    """``limsup E |D_k - D*|^2 <= (4 sigma^2 eta / mu) (1 + 3 M (1 + C) / mu)^2``; ``()``.
+    """Return ``limsup E |D_k - D*|^2 <= (4 sigma^2 eta / mu) (1 + 3 M (1 + C) / mu)^2``; ``()``.
 
     Parameters
     ----------
@@ -64,7 +64,9 @@ def path(
     start: ArrayLike,
     errors: ArrayLike = 0.0,
 ) -> Array:
-    r"""The recursion at the top as an equality: bounds of ``E |w_k - w*|^2``, ``k = 1 .. K``.
+    r"""Return the recursion at the top as an equality.
+
+    Bounds of ``E |w_k - w*|^2``, ``k = 1 .. K``.
 
     Parameters
     ----------

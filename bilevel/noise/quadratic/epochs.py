@@ -20,7 +20,7 @@ from bilevel.utils.validation import require_positive_int
 def covariance(
     hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, batches: int
 ) -> Array:
-    r"""Stationary covariance ``[d, d]``, averaged over the position within an epoch.
+    r"""Return the stationary covariance ``[d, d]``, averaged over the position within an epoch.
 
     In the eigenbasis, with ``a = 1 - lam k``: ``lam^2 C_ij / (1 - a_i a_j)
     [1 - (s(a_i) + s(a_j)) / (M (M-1))]``, ``s(a) = sum_{r<M} (M - r) a^r`` over ``r >= 1``. Flat
@@ -59,7 +59,7 @@ def covariance(
 def end_covariance(
     hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, batches: int
 ) -> Array:
-    r"""Stationary covariance ``[d, d]`` of the iterates at the ends of epochs, the place to read.
+    r"""Return the stationary covariance ``[d, d]`` at the ends of epochs, the place to read.
 
     ``lam^2 C_ij (M s2 - s1_i s1_j) / ((M-1) (1 - (a_i a_j)^M))`` with ``s1 = sum_{u<M} a^u``,
     ``s2 = sum_{u<M} (a_i a_j)^u``. Arguments and refusals as for :func:`covariance`.
@@ -84,7 +84,7 @@ def end_covariance(
 def _setting(
     owner: str, hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, batches: int
 ) -> tuple[Array, Array, Array]:
-    """``(U, lam k, lam^2 U^T C U)``."""
+    """Return ``(U, lam k, lam^2 U^T C U)``."""
     require_positive_int(owner, "batches", batches)
     if batches < 2:
         raise ValueError(
@@ -98,7 +98,7 @@ def _setting(
 
 
 def _power_less_one(x: Array, exponents: Array) -> Array:
-    """``(1 - x)^r - 1`` for ``r [m]``, ``x [d]`` in (0, 2), ``[m, d]``, accurate at small ``x``."""
+    """Return ``(1 - x)^r - 1``, ``[m, d]``, for ``x [d]`` in (0, 2), accurate at small ``x``."""
     r = exponents[:, None]
     small = jnp.expm1(r * jnp.log1p(-jnp.minimum(x, 0.5)))
     return jnp.where(x < 0.5, small, (1 - x) ** r - 1)

@@ -14,7 +14,7 @@ from bilevel.utils.validation import require_positive_int
 
 
 class Balance(NamedTuple):
-    """``ratio`` of the two sides, 1 at stationarity; ``z``: the gap over its standard error."""
+    """The ``ratio`` of both sides, 1 at stationarity; ``z``: the gap over its standard error."""
 
     ratio: Array
     z: Array

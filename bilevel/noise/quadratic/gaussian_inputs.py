@@ -25,7 +25,7 @@ def covariance(
     batch_size: int,
     momentum: float | Array = 0.0,
 ) -> Array:
-    r"""Stationary covariance ``[d, d]`` of regression with inputs ``N(0, A)`` and label noise.
+    r"""Return the stationary covariance ``[d, d]`` of regression with inputs ``N(0, A)``.
 
     The noise is ``C = (A S A + Tr[A S] A + s^2 A) / B``, and ``S = (s^2/B) (1 + kappa/B) lam G^-1``
     with ``G = 2 (1-mu) - ((1-mu)/(1+mu) + 1/B) lam A``, ``kappa = tau / (1 - tau/B)``,
@@ -62,7 +62,7 @@ def covariance(
 
 
 def step_limit(inputs: ArrayLike, batch_size: int, momentum: float | Array = 0.0) -> Array:
-    """Exact mean-square stability limit of the step size: the root of ``tau = B``; ``()``.
+    """Return exact mean-square stability limit of the step size: the root of ``tau = B``; ``()``.
 
     In one dimension ``lam / (1-mu) a ((1-mu)/(1+mu) + 2/B) = 2``: at small batches momentum does
     not raise the limit of ``lam / (1-mu)``.
@@ -108,7 +108,7 @@ def hessian_noise_covariance(
 
 
 def tail_index(curvature: float | Array, step_size: float | Array, batch_size: int) -> Array:
-    """Exponent ``beta = 2 B / (lam a) - B`` of the power-law tail in one dimension; ``()``.
+    """Return exponent ``beta = 2 B / (lam a) - B`` of the power-law tail in one dimension; ``()``.
 
     Moments of order ``beta`` and above are infinite: 2 is the limit of :func:`step_limit`.
     """
@@ -129,7 +129,7 @@ def _g(a: Array, step_size: float | Array, batch_size: int, mu: float | Array) -
 
 
 def _limit(a: Array, batch_size: int, mu: float | Array) -> Array:
-    """``tau`` rises from 0 to infinity on the interval, so halving it finds the one root."""
+    """Return the one root of ``tau = B``: ``tau`` rises from 0 to infinity on the interval."""
 
     def halve(_: int, interval: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = interval

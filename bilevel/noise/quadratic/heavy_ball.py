@@ -23,14 +23,14 @@ class Joint(NamedTuple):
 
 
 def transfer(curvatures: Array, step_size: float | Array, momentum: float | Array) -> Array:
-    """The maps ``A_i``, ``[d, 2, 2]``, of one step."""
+    """Return the maps ``A_i``, ``[d, 2, 2]``, of one step."""
     ones = jnp.ones_like(curvatures)
     top = jnp.stack([1 - step_size * curvatures, -step_size * momentum * ones], -1)
     return jnp.stack([top, jnp.stack([curvatures, momentum * ones], -1)], -2)
 
 
 def kick(step_size: float | Array, dtype: DTypeLike) -> Array:
-    """How noise enters, ``b b^T``, ``[2, 2]``."""
+    """Return how noise enters, ``b b^T``, ``[2, 2]``."""
     b = jnp.stack([-jnp.asarray(step_size, dtype), jnp.ones((), dtype)])
     return jnp.outer(b, b)
 
@@ -38,7 +38,10 @@ def kick(step_size: float | Array, dtype: DTypeLike) -> Array:
 def stationary_blocks(
     curvatures: Array, noise: Array, step_size: float | Array, momentum: float | Array
 ) -> Array:
-    """``P_ij = A_i P_ij A_j^T + C_ij b b^T``, ``[d, d, 2, 2]``; ``noise`` in the eigenbasis."""
+    """Return ``P_ij = A_i P_ij A_j^T + C_ij b b^T``, ``[d, d, 2, 2]``.
+
+    ``noise`` in the eigenbasis.
+    """
     maps, d = transfer(curvatures, step_size, momentum), curvatures.shape[0]
     lifted = jnp.einsum("iac,jbd->ijabcd", maps, maps).reshape(d, d, 4, 4)
     source = noise[..., None] * kick(step_size, noise.dtype).reshape(4)
@@ -49,7 +52,7 @@ def stationary_blocks(
 def joint_covariance(
     hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, momentum: float | Array = 0.0
 ) -> Joint:
-    """Stationary second moments of the iterate and of the velocity, :class:`Joint`.
+    """Return the stationary second moments of the iterate and of the velocity, :class:`Joint`.
 
     The first is ``noise.steady_state.covariance``, reached another way (4 x 4 solves).
 
@@ -78,7 +81,7 @@ def joint_covariance(
 def eigenmodes(
     owner: str, hessian: ArrayLike, noise: ArrayLike, momentum: float | Array
 ) -> tuple[Array, Array, Array, float | Array]:
-    """``(k, U, U^T C U, mu)`` of a positive definite Hessian and a covariance."""
+    """Return ``(k, U, U^T C U, mu)`` of a positive definite Hessian and a covariance."""
     k = checks.hessian(owner, hessian)
     c = checks.semi_definite(owner, "noise", noise)
     checks.same_size(owner, hessian=k, noise=c)

@@ -27,7 +27,7 @@ def covariance(
     p: float | Array,
     momentum: float | Array = 0.0,
 ) -> Array:
-    """Stationary covariance ``[d, d]`` of linear regression by SGD, and of any linearised loss.
+    """Return the stationary covariance ``[d, d]`` of linear regression, or of any linearised loss.
 
     The covariance equation with ``C = p (C1 + E dH S dH)``, ``dH = H_i - K``, solved for ``S``.
 
@@ -69,7 +69,9 @@ def covariance(
 
 
 def step_limit(hessians: ArrayLike, p: float | Array, momentum: float | Array = 0.0) -> Array:
-    r"""Exact mean-square stability limit of the step size; ``()``. The derivative of SGD shares it.
+    r"""Return the exact mean-square limit of the step size.
+
+    ``()``. The derivative of SGD shares it.
 
     ``2 (1-mu) / lambda_max(V^-1/2 [(1-mu)/(1+mu) K (x) K - mu/(1-mu^2) (K (x) I - I (x) K)^2
     + p E dH (x) dH] V^-1/2)``, ``V = (K (x) I + I (x) K) / 2``: for ``mu = 0`` the ``eta_var``
@@ -102,7 +104,7 @@ def step_limit(hessians: ArrayLike, p: float | Array, momentum: float | Array = 
 def certificate(
     largest_curvature: float | Array, largest_example_curvature: float | Array, p: float | Array
 ) -> Array:
-    """A step size that is stable for certain (plain SGD), from two numbers; ``()``.
+    """Return a step size that is stable for certain (plain SGD), from two numbers; ``()``.
 
     ``2 / ((1-p) k_max + p max_i |H_i|) <= step_limit``, for positive semi-definite ``H_i``.
 
@@ -131,7 +133,10 @@ def _require_fraction(owner: str, p: float | Array) -> None:
 def _spectrum(
     owner: str, hessians: ArrayLike, p: float | Array, momentum: float | Array
 ) -> tuple[Array, Array, Array, float | Array]:
-    """``(U, k, p E dH (x) dH, mu)`` in the eigenbasis of the mean; flat directions cut off."""
+    """Return ``(U, k, p E dH (x) dH, mu)`` in the eigenbasis of the mean.
+
+    Flat directions cut off.
+    """
     _require_fraction(owner, p)
     mu = checks.momentum(owner, momentum)
     h = jnp.asarray(hessians)
@@ -155,7 +160,7 @@ def _spectrum(
 
 
 def _divisor(k: Array, mu: float | Array) -> tuple[Array, Array]:
-    """``D_ij = linear - lam quadratic``, each ``[d, d]``, the divisor in the eigenbasis."""
+    """Return ``D_ij = linear - lam quadratic``, each ``[d, d]``, the divisor in the eigenbasis."""
     ki, kj = k[:, None], k[None, :]
     quadratic = (1 - mu) / (1 + mu) * ki * kj - mu / (1 - mu**2) * (ki - kj) ** 2
     return (1 - mu) * (ki + kj), quadratic

@@ -17,7 +17,9 @@ _GRID, _BISECTIONS = 256, 100
 
 
 def matrix_rate(hessian: ArrayLike, noise: ArrayLike, observations: float | Array) -> Array:
-    """The rate ``2 (K + N C)^-1`` whose stationary covariance is exactly ``K^-1 / N``; ``[d, d]``.
+    """Return the rate ``2 (K + N C)^-1`` whose stationary covariance is exactly ``K^-1 / N``.
+
+    ``[d, d]``.
 
     Continuous time would say ``2 (N C)^-1``.
 
@@ -42,7 +44,7 @@ def matrix_rate(hessian: ArrayLike, noise: ArrayLike, observations: float | Arra
 
 
 def scalar_rate(hessian: ArrayLike, noise: ArrayLike, observations: float | Array) -> Array:
-    r"""The number that minimises :func:`divergence` over all stable step sizes; ``()``.
+    r"""Return the number that minimises :func:`divergence` over all stable step sizes; ``()``.
 
     Where ``K`` and ``C`` commute it is the root of ``sum_i (N lam c_i / (2 - lam k_i) - 1)
     / (2 - lam k_i) = 0``; in general the divergence is minimised numerically, as that root is then
@@ -92,7 +94,7 @@ def scalar_rate(hessian: ArrayLike, noise: ArrayLike, observations: float | Arra
 def divergence(
     hessian: ArrayLike, noise: ArrayLike, observations: float | Array, rate: ArrayLike
 ) -> Array:
-    """``KL(N(0, S) || N(0, K^-1/N)) = (N Tr[K S] - d - log det(N K S)) / 2``; ``()``.
+    """Return ``KL(N(0, S) || N(0, K^-1/N)) = (N Tr[K S] - d - log det(N K S)) / 2``; ``()``.
 
     ``S`` is ``noise.steady_state.covariance(hessian, noise, rate)``.
 

@@ -21,7 +21,7 @@ _SWEEPS = 2000
 def newton(
     hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, momentum: float | Array = 0.0
 ) -> Array:
-    """Covariance under the rate ``step_size K^-1``, for any ``K`` and ``C``; ``[d, d]``.
+    """Return the covariance under the rate ``step_size K^-1``, for any ``K`` and ``C``; ``[d, d]``.
 
     ``lam (1+mu) / ((1-mu) (2 (1+mu) - lam)) K^-1 C K^-1``.
 
@@ -54,7 +54,7 @@ def newton_minibatch(
     batch_size: int,
     momentum: float | Array = 0.0,
 ) -> Array:
-    """Damped Newton (exact Hessian) on minibatches of Gaussian regression; ``[d, d]``.
+    """Return the covariance of damped Newton on minibatches of Gaussian regression; ``[d, d]``.
 
     ``lam s^2 / (g B - lam d) A^-1``, ``g = 2 (1-mu) - ((1-mu)/(1+mu) + 1/B) lam``: whitening makes
     it ``noise.gaussian_inputs`` with ``A = I``. The limit, ``g B = lam d``, falls with ``d``.
@@ -72,7 +72,7 @@ def newton_minibatch(
 def natural_gradient(
     hessian: ArrayLike, step_size: float | Array, batch_size: int, momentum: float | Array = 0.0
 ) -> Array:
-    """Covariance under the rate ``step_size J^-1`` with ``J = K S K``, ``C = J / B``; ``[d, d]``.
+    """Return the covariance under ``step_size J^-1`` with ``J = K S K``, ``C = J / B``; ``[d, d]``.
 
     ``(lam/2) [1/(1+mu) + 1/((1-mu) B)] K^-1``. The model identifies the Fisher matrix ``J`` and
     the noise with the second moment of the gradient ``K w``: it holds for losses without noise of
@@ -89,7 +89,7 @@ def natural_gradient(
 def natural_gradient_minibatch(
     hessian: ArrayLike, step_size: float | Array, batch_size: int, momentum: float | Array = 0.0
 ) -> Array:
-    """The same with the exact minibatch noise of Gaussian regression, no label noise; ``[d, d]``.
+    """Return the covariance with the exact minibatch noise of Gaussian regression; ``[d, d]``.
 
     ``(lam/2) [1/((1+d) (1+mu)) + 1/((1-mu) B)] K^-1`` (arXiv:2102.05375).
 
@@ -124,7 +124,9 @@ def _natural(
 def root_fisher(
     dimension: int, step_size: float | Array, batch_size: int, momentum: float | Array = 0.0
 ) -> Array:
-    """Covariance under the rate ``step_size J^-1/2``, ``J = K S K``, ``C = J / B``; ``[d, d]``.
+    """Return the covariance under the rate ``step_size J^-1/2``, ``J = K S K``, ``C = J / B``.
+
+    ``[d, d]``.
 
     The idealised Adam, all matrices commuting: ``(lam^2/4) [1/(1+mu) + 1/((1-mu) B)]^2 I``,
     whatever the Hessian. For Adam itself with additive noise see :func:`adam`.
@@ -141,7 +143,7 @@ def root_fisher(
 def adam(
     hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, momentum: float | Array = 0.9
 ) -> tuple[Array, Array]:
-    r"""Stationary ``(covariance [d, d], second moment v [d])`` of Adam or RMSProp, ``b2`` near 1.
+    r"""Return ``(covariance [d, d], second moment v [d])`` of Adam or RMSProp, ``b2`` near 1.
 
     The fixed point of ``v = diag(K S K + C)``, ``L = step_size (1 - momentum) diag(v)^-1/2``,
     ``S`` from ``noise.steady_state.covariance``. It takes the denominator as constant (``b2 -> 1``,
@@ -190,7 +192,7 @@ def _adam_covariance(
 def _adam_fixed_point(
     k: Array, c: Array, scale: float | Array, mu: float | Array
 ) -> tuple[Array, Array]:
-    """Damped iteration on ``log v``; the damping adapts, as the map steepens near the limit."""
+    """Iterate on ``log v``, damped; the damping adapts, as the map steepens near the limit."""
 
     def gap(logs: Array) -> Array:
         root = jnp.sqrt(scale) * jnp.exp(-logs / 4)

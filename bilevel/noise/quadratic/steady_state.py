@@ -19,7 +19,7 @@ from bilevel.noise import checks
 def covariance(
     hessian: ArrayLike, noise: ArrayLike, rate: float | Array, momentum: float | Array = 0.0
 ) -> Array:
-    r"""Stationary covariance ``S`` of the iterates, ``[d, d]``; exact for any ``K``, ``C``, ``L``.
+    r"""Return the stationary covariance of the iterates, ``[d, d]``; for any ``K``, ``C``, ``L``.
 
     It solves ``(1-mu) (L K S + S K L) - (1+mu^2)/(1-mu^2) L K S K L
     + mu/(1-mu^2) (L K L K S + S K L K L) = L C L``, which in the basis where ``L^{1/2} K L^{1/2}``
@@ -51,7 +51,10 @@ def covariance(
 
 
 def divisor(a: Array, momentum: float | Array) -> Array:
-    """The divisor ``[d, d]`` of the covariance equation, from the eigenvalues ``a`` of ``L K``."""
+    """Return the divisor ``[d, d]`` of the covariance equation.
+
+    From the eigenvalues ``a`` of ``L K``.
+    """
     mu, ai, aj = momentum, a[:, None], a[None, :]
     across = mu / (1 - mu**2) * (ai - aj) ** 2
     return (1 - mu) * (ai + aj) - (1 - mu) / (1 + mu) * ai * aj + across
@@ -60,7 +63,9 @@ def divisor(a: Array, momentum: float | Array) -> Array:
 def continuous_covariance(
     hessian: ArrayLike, noise: ArrayLike, rate: float | Array, momentum: float | Array = 0.0
 ) -> Array:
-    """What continuous time predicts instead, ``[d, d]``: ``L K S + S K L = L C L / (1 - mu)``.
+    """Return what continuous time predicts instead, ``[d, d]``.
+
+    ``L K S + S K L = L C L / (1 - mu)``.
 
     The limit of small rates, for contrast only: it stays finite where the true covariance
     diverges. Arguments and refusals as for :func:`covariance`.
@@ -73,7 +78,9 @@ def continuous_covariance(
 def commuting_covariance(
     hessian: ArrayLike, noise: ArrayLike, step_size: float | Array, momentum: float | Array = 0.0
 ) -> Array:
-    """``step_size / (1-mu) C K^-1 [2 - step_size K / (1+mu)]^-1``, for ``C K = K C``; ``[d, d]``.
+    """Return ``step_size / (1-mu) C K^-1 [2 - step_size K / (1+mu)]^-1``, for ``C K = K C``.
+
+    ``[d, d]``.
 
     One solve and no eigenbasis (Liu et al. 2021; Corollary 3 of arXiv:2102.05375).
 
@@ -94,7 +101,7 @@ def commuting_covariance(
 def step_limit(
     hessian: ArrayLike, momentum: float | Array = 0.0, preconditioner: float | Array = 1.0
 ) -> Array:
-    """Largest ``s`` for which ``rate = s * preconditioner`` has a stationary state; ``()``.
+    """Return largest ``s`` for which ``rate = s * preconditioner`` has a stationary state; ``()``.
 
     ``2 (1 + mu) / largest eigenvalue of (preconditioner K)``, by the Jury test on
     ``z^2 - (1 + mu - a) z + mu``. This is the limit for *additive* noise; minibatches have a lower
@@ -118,7 +125,7 @@ def residual(
     rate: float | Array,
     momentum: float | Array = 0.0,
 ) -> Array:
-    """By how much a covariance misses the equation of :func:`covariance`; ``()``.
+    """Return by how much a covariance misses the equation of :func:`covariance`; ``()``.
 
     Largest entry of the difference of the two sides over the largest of ``L C L``.
     """
@@ -135,7 +142,7 @@ def residual(
 def loss_floor(
     hessian: ArrayLike, noise: ArrayLike, rate: float | Array, momentum: float | Array = 0.0
 ) -> Array:
-    """Excess training loss ``Tr[K S] / 2`` of the stationary state; ``()``.
+    """Return the excess training loss ``Tr[K S] / 2`` of the stationary state; ``()``.
 
     For a scalar rate it equals ``rate / (4 (1-mu)) Tr[(I - rate K / (2 (1+mu)))^-1 C]``, whether
     or not ``K`` and ``C`` commute. Arguments and refusals as for :func:`covariance`.
@@ -159,7 +166,7 @@ def floor_bracket(
     step_size: float | Array,
     momentum: float | Array = 0.0,
 ) -> tuple[Array, Array]:
-    """Lower and upper bound of :func:`loss_floor` from ``Tr C`` and the largest curvature alone.
+    """Return bounds of :func:`loss_floor` from ``Tr C`` and the largest curvature alone.
 
     ``step_size Tr C / (4 (1-mu))``, and that over ``1 - step_size k_max / (2 (1+mu))``; scalar
     step sizes. ``Tr C`` needs per-example gradients only, ``k_max`` some Lanczos steps.
@@ -180,7 +187,7 @@ def floor_bracket(
 
 
 def rate_root(owner: str, rate: float | Array, like: Array) -> Array:
-    """Symmetric square root ``[d, d]`` of a rate that is a number or a matrix."""
+    """Return the symmetric square root ``[d, d]`` of a rate that is a number or a matrix."""
     if jnp.ndim(rate) == 0:
         checks.positive(owner, rate=rate)
         return jnp.sqrt(jnp.asarray(rate, like.dtype)) * jnp.eye(like.shape[0], dtype=like.dtype)
@@ -202,7 +209,7 @@ def _inputs(
 def _modes(
     owner: str, hessian: ArrayLike, noise: ArrayLike, rate: float | Array, momentum: float | Array
 ) -> tuple[Array, Array, Array, float | Array]:
-    """``(W, a, W^T C W, mu)`` with ``L = W W^T`` and ``L K W = W diag(a)``."""
+    """Return ``(W, a, W^T C W, mu)`` with ``L = W W^T`` and ``L K W = W diag(a)``."""
     k, c, mu = _inputs(owner, hessian, noise, momentum)
     root = rate_root(owner, rate, k)
     a, vectors = jnp.linalg.eigh(root @ k @ root)

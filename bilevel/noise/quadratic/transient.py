@@ -17,7 +17,7 @@ from bilevel.noise.quadratic.heavy_ball import kick, transfer
 
 
 class Moments(NamedTuple):
-    """``mean [..., d]``, measured from the minimum, and ``covariance [..., d, d]``."""
+    """The ``mean [..., d]``, measured from the minimum, and the ``covariance [..., d, d]``."""
 
     mean: Array
     covariance: Array
@@ -30,7 +30,7 @@ def path(
     momentum: float | Array = 0.0,
     start: Moments | None = None,
 ) -> Moments:
-    r"""Mean ``[T+1, d]`` and covariance ``[T+1, d, d]`` of ``w_0, ..., w_T``.
+    r"""Return the mean ``[T+1, d]`` and covariance ``[T+1, d, d]`` of ``w_0, ..., w_T``.
 
     Parameters
     ----------
