@@ -94,6 +94,7 @@ def check(
             estimators = _defaults(problem, hyper, params, solution, data, seed)
         rows = []
         for name, estimator in estimators.items():
+            # A refusal is an answer too: it stands in the table, and the others go on.
             try:
                 key = jax.random.key(seed)
                 estimate, cost = measure(problem, estimator, hyper, params, data, key)

@@ -128,6 +128,7 @@ def check_noise(
         return ravel_pytree(hypergradient(problem, one, *parts, key)[0].grad)[0]
 
     grads = np.asarray(jax.vmap(run)(jax.random.split(key, runs)), float)
+    # The spread of a sample deviation follows from the fourth moment, not from a normal law.
     apart = grads - grads.mean(0)
     spread = grads.std(0, ddof=1)
     fourth = np.maximum(np.mean(apart**4, 0) - spread**4, 0)

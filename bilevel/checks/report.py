@@ -89,6 +89,8 @@ def judge(
     inner, adjoint = (
         0.0 if r is None else float(r) for r in (evidence.inner_residual, evidence.linear_residual)
     )
+    # An error of order tol is explained by a residual of order tol^2 already: both are relative,
+    # and the residual acts through the condition number.
     causes = []
     if inner > tol**2:
         causes.append(_UNSOLVED)

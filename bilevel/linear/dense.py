@@ -66,6 +66,7 @@ class Dense:
         right, unravel = ravel_pytree(b)
         largest = largest_eigenvalue(lambda v: matrix @ v, right, key, _POWER_STEPS)
         inverse = largest_eigenvalue(lambda v: cho_solve(factor, v), right, key, _POWER_STEPS)
+        # Two power iterations, O(n^2) each, in place of an eigendecomposition.
         condition = largest * inverse
         regular = condition < _WORST / jnp.finfo(matrix.dtype).eps
         if not is_traced(regular) and not regular:
@@ -76,6 +77,7 @@ class Dense:
                 "take MINRES."
             )
         x = cho_solve(factor, right)
+        # One step of iterative refinement wins back the digits that the factorisation lost.
         x = x + cho_solve(factor, right - matrix @ x)
         x = unravel(jnp.where(regular, x, jnp.nan).astype(right.dtype))
         residual = jnp.where(regular, relative_residual(hessian, b, x), jnp.inf)

@@ -18,10 +18,10 @@ _SKETCHES = ("columns", "gaussian")
 class Nystrom:
     r"""A damped low-rank inverse ``(H_r + damping I)^{-1} b`` with ``H_r = Y (S^T Y)^+ Y^T``.
 
-    ``Y = H S``; ``S`` picks ``rank`` random columns or is Gaussian; the inverse follows from the eigenvectors of
-    ``H_r`` (the Woodbury formula, in the stable form of Frangella, Tropp, Udell, SIMAX 2023). One
-    batch of ``rank`` products, no iteration; memory ``rank`` vectors. The error is that of
-    ``H - H_r``, small where the spectrum decays fast, and shows in the residual, which is that of
+    ``Y = H S``; ``S`` picks ``rank`` random columns or is Gaussian; the inverse follows from the
+    eigenvectors of ``H_r`` (the Woodbury formula, in the stable form of Frangella, Tropp, Udell,
+    SIMAX 2023). One batch of ``rank`` products, no iteration; memory ``rank`` vectors. The error is
+    that of ``H - H_r``, small where the spectrum decays fast, and shows in the residual, which is that of
     the full damped Hessian.
 
     Parameters

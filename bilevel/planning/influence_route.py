@@ -43,6 +43,7 @@ def analyse(flat: FlatProblem, factors: dict[int | None, float], seed: int) -> A
     """
     random = np.random.default_rng(seed).standard_normal(flat.x.shape)
     found = jax.tree.map(np.asarray, once(partial(_measure, flat), (flat.x, random)))
+    # Refuse before the p + 1 solves of the influences, which are the dear part.
     require_solved(float(found["decrease"]), float(found["value"]))
     sizes = len(flat.x), flat.count, len(flat.theta)
     require_quadratic(flat.problem.quadratic, float(found["nonlinearity"]), *sizes)
@@ -52,6 +53,7 @@ def analyse(flat: FlatProblem, factors: dict[int | None, float], seed: int) -> A
     psi = influence.compute_influence(flat.problem, *at, flat.data, linear=CG(1e-10, 10_000))
     require_solved_linear(max(float(psi.residual), float(found["residual"])))
     variance = np.var(np.asarray(psi.values), axis=1)
+    # Every bound is taken on its cautious side: the slowest mode slower, the steepest steeper.
     slowest, steepest = float(low.value - low.error), float(high.value + high.error)
     limits = {
         size: 2 / ((1 - factor) * steepest + factor * max(float(found["single"]), steepest))
@@ -116,6 +118,7 @@ def _measure(flat: FlatProblem, at: tuple[Array, Array]) -> dict[str, PyTree]:
     here = FlatProblem(flat.problem, flat.data, x, theta, flat.to_params, flat.to_hyper)
     gradient, direct = jax.grad(flat.outer, (0, 1))(x, theta)
 
+    # One hyperparameter at a time, so that no [p, n] array of tangents is kept.
     def one(t: Array) -> tuple[Array, ...]:
         still = jax.jvp(lambda theta: flat.gradient(x, theta), (theta,), (t,))[1]
         D = CG(1e-10, 10_000).solve(here.hvp, -still, jnp.zeros_like(x))
@@ -140,6 +143,7 @@ def _measure(flat: FlatProblem, at: tuple[Array, Array]) -> dict[str, PyTree]:
     def curvature(v: Array) -> Array:
         return jax.jvp(lambda x: flat.gradient(x, theta), (v,), (random,))[1]
 
+    # On a quadratic loss a Hessian-vector product is the same everywhere, here and far away.
     change = jnp.linalg.norm(curvature(x + u + random) - curvature(x))
     return {
         "x": x,

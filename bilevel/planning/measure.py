@@ -85,10 +85,12 @@ def measure(flat: FlatProblem) -> tuple[Local, Examples]:
     require_solved(float(ground.decrease), float(ground.value))
     h, U = require_convex(ground.hessian)
     require_near(float(ground.delay))
+    # Small dense systems, solved by NumPy: nothing to compile. v is the adjoint H^-1 l.
     D = -np.linalg.solve(ground.hessian, ground.mixed).T
     v = np.linalg.solve(ground.hessian, ground.gradient)
     found = once(partial(_derivatives, flat), (ground.x, D, v))
     examples, slope, slope_derivative, third, along = jax.tree.map(np.asarray, found)
+    # All that follows is read in the eigenbasis, where the mean step is diagonal.
     third = np.einsum("abc,ai,bj,ck->ijk", third, U, U, U, optimize=True)
     examples = Examples(
         U.T @ examples.hessian @ U,
@@ -152,6 +154,8 @@ def _ground(flat: FlatProblem, first: Array) -> _Ground:
     x = solved.params
     H, mixed = jax.jacfwd(flat.gradient, (0, 1))(x, theta)
     gradient, direct = jax.grad(flat.outer, (0, 1))(x, theta)
+    # Linear theory holds once the gradient is linear to a fifth: until then gradient descent, at a
+    # step that is safe at both ends, says how long the way is.
     steepest = jnp.linalg.eigvalsh(jax.jacfwd(flat.gradient)(first, theta))[-1]
     step = 1 / jnp.maximum(steepest, jnp.linalg.eigvalsh(H)[-1])
 

@@ -94,6 +94,7 @@ def plan(
     if batch_sizes is None:
         batch_sizes = (*(size for size in _BATCHES if size < count), None)
     factors = {size: batch_factor(count, size, sampling) for size in batch_sizes}
+    # In float64 whatever the precision: errors of 1e-3 are differences of larger numbers.
     with jax.enable_x64(True):
         hyper64, params64, data64 = double(hyper), double(params), double(data)
         check_losses(problem, hyper64, params64, data64)

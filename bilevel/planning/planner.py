@@ -112,6 +112,7 @@ class Planner:
         _, bias, transient, noise, iterate = self._error(best)
         sizes = (float(np.linalg.norm(x)) for x in (bias, noise, transient, iterate))
         split = Split(best.error, *(size / demand.scale for size in sizes))
+        # A window of one step is the last iterate, which Forward returns without averaging.
         average = best.window if best.window > 1 else 0
         estimator: Estimator = Forward(
             SGD(best.step_size, best.batch_size), best.steps, start=best.start, average=average

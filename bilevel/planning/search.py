@@ -110,6 +110,7 @@ def _fitted(
 ) -> Candidate:
     """Return lengths by bisection: the window for the noise, then the waits for the start."""
     target = demand.target
+    # The start may leave a quarter of the error: it falls geometrically, noise as a root only.
     share = 0.25 * target if run.noisy else 0.8 * target
 
     def noisy(window: int) -> bool:
@@ -134,6 +135,7 @@ def _fitted(
     shortest = _first(lambda q: late(demand.max_steps, q), 0, demand.max_steps)
     if shortest is None:
         return best
+    # A longer wait lets the derivative begin earlier; which is cheaper depends on p.
     for stretch in (1.0, 1.2, 1.5):
         wait = _round(max(int(stretch * shortest), 1))
         start = _first(lambda k, wait=wait: late(k, wait), run.earliest, demand.max_steps)

@@ -94,6 +94,7 @@ class Noise:
             """Return ``mean X_i P Y_i^T`` where the means of X and Y are out: ``[n, n]``."""
             return np.tensordot(X @ P, Y, axes=((0, 2), (0, 2))) / m
 
+        # Block after block, each the source of the next: E u u^T, then E u E_j^T, then E E_j E_j^T.
         noisy, left = eta**2 * factor, (1 - eta * h)[:, None]
         xx = stationary_moment(noisy * g.T @ g / m)
         shared = np.stack(

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.continuous_time.modified_equation import Coefficients, Model, require_valid
-from bilevel.noise.quadratic.transient import Moments
+from bilevel.noise.quadratic.transient import MeanAndCovariance
 from bilevel.utils import is_traced
 from bilevel.utils.validation import require_positive_int
 
@@ -42,7 +42,9 @@ def linear(model: Model, hessian: ArrayLike, noise: ArrayLike, step_size: float 
     return Linear(basis, -h * model.pull(u), inner * spread, step_size)
 
 
-def moments(sde: Linear, steps: float | Array, start: Moments | None = None) -> Moments:
+def moments(
+    sde: Linear, steps: float | Array, start: MeanAndCovariance | None = None
+) -> MeanAndCovariance:
     r"""Return the exact mean ``[K, d]`` and covariance ``[K, d, d]`` at the times of SGD steps.
 
     In the basis ``mean = exp(g t) mean_0`` and, with ``s = g_i + g_j``,
@@ -71,7 +73,7 @@ def moments(sde: Linear, steps: float | Array, start: Moments | None = None) -> 
     filled = t * jnp.where(y == 0, 1.0, jnp.expm1(y) / jnp.where(y == 0, 1.0, y))
     inner = jnp.exp(y) * (basis.T @ cov @ basis) + sde.diffusion * filled
     means = jnp.exp(growth * t[..., 0]) * (basis.T @ mean)
-    return Moments(means @ basis.T, basis @ inner @ basis.T)
+    return MeanAndCovariance(means @ basis.T, basis @ inner @ basis.T)
 
 
 def stationary_covariance(sde: Linear) -> Array:

@@ -14,9 +14,10 @@ from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic.heavy_ball import kick, transfer
+from bilevel.utils.deprecation import renamed
 
 
-class Moments(NamedTuple):
+class MeanAndCovariance(NamedTuple):
     """The ``mean [..., d]``, measured from the minimum, and the ``covariance [..., d, d]``."""
 
     mean: Array
@@ -28,8 +29,8 @@ def path(
     noise: ArrayLike,
     step_sizes: ArrayLike,
     momentum: float | Array = 0.0,
-    start: Moments | None = None,
-) -> Moments:
+    start: MeanAndCovariance | None = None,
+) -> MeanAndCovariance:
     r"""Return the mean ``[T+1, d]`` and covariance ``[T+1, d, d]`` of ``w_0, ..., w_T``.
 
     Parameters
@@ -63,12 +64,14 @@ def path(
     mus = jnp.broadcast_to(jnp.asarray(checks.momentum(owner, momentum), k.dtype), steps.shape)
     curvatures, vectors = jnp.linalg.eigh(k)
     mean, cov = (0 * k[0], 0 * k) if start is None else start
+    # In the eigenbasis iterate and velocity of one coordinate form a pair, and pairs of coordinates
+    # a 2 x 2 block: d^2 small products a step in place of one of size 2 d.
     mean = jnp.stack([vectors.T @ mean, 0 * k[0]], -1)
     blocks = jnp.zeros((*k.shape, 2, 2), k.dtype).at[..., 0, 0].set(vectors.T @ cov @ vectors)
 
     def body(
         carry: tuple[Array, Array], at: tuple[Array, ...]
-    ) -> tuple[tuple[Array, Array], Moments]:
+    ) -> tuple[tuple[Array, Array], MeanAndCovariance]:
         (mean, blocks), (lam, mu, c) = carry, at
         maps = transfer(curvatures, lam, mu)
         mean = jnp.einsum("iab,ib->ia", maps, mean)
@@ -76,8 +79,8 @@ def path(
         blocks = blocks + (vectors.T @ c @ vectors)[..., None, None] * kick(lam, k.dtype)
         return (mean, blocks), back(mean, blocks)
 
-    def back(mean: Array, blocks: Array) -> Moments:
-        return Moments(vectors @ mean[:, 0], vectors @ blocks[..., 0, 0] @ vectors.T)
+    def back(mean: Array, blocks: Array) -> MeanAndCovariance:
+        return MeanAndCovariance(vectors @ mean[:, 0], vectors @ blocks[..., 0, 0] @ vectors.T)
 
     first = back(mean, blocks)
     _, rest = jax.lax.scan(body, (mean, blocks), (steps, mus, noises))
@@ -95,3 +98,13 @@ def _noises(owner: str, noise: ArrayLike, total: int, like: Array) -> Array:
             f"got {jnp.shape(noise)}."
         )
     return jnp.asarray(noise, like.dtype)
+
+
+_RENAMED: dict[str, tuple[str, object]] = {
+    "Moments": ("MeanAndCovariance", MeanAndCovariance),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Return what an old name stands for, with a warning."""
+    return renamed(__name__, _RENAMED, name)
