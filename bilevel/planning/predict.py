@@ -10,7 +10,7 @@ quadratic. The hypergradient is read off to second order (:mod:`bilevel.noise.hy
 
 import numpy as np
 
-from bilevel.planning.measure import Local
+from bilevel.planning.local import Local
 from bilevel.planning.powers import Pair, Powers
 from bilevel.planning.stationary import JointBlocks, Noise
 

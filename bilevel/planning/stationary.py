@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bilevel.linear import largest_without_compiling
-from bilevel.planning.measure import Examples
+from bilevel.planning.local import Examples
 
 
 class JointBlocks(NamedTuple):

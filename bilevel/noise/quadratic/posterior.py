@@ -92,7 +92,7 @@ def scalar_rate(hessian: ArrayLike, noise: ArrayLike, observations: float | Arra
 
 
 def divergence(
-    hessian: ArrayLike, noise: ArrayLike, observations: float | Array, rate: ArrayLike
+    hessian: ArrayLike, noise: ArrayLike, observations: float | Array, rate: float | Array
 ) -> Array:
     """Return ``KL(N(0, S) || N(0, K^-1/N)) = (N Tr[K S] - d - log det(N K S)) / 2``; ``()``.
 
