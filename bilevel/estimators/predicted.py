@@ -156,7 +156,7 @@ def _dense(
         return _like(hyper, jnp.where(holds, values, jnp.inf))
 
     n, p = size(params), size(hyper)
-    counts = Counts.of(gradients=1, hvps=found.products + n * (2 + p))
+    counts = Counts.of(gradients=1, hvps=(prediction.NEWTON_STEPS + 1) * n + n * (1 + p))
     return Theory(tree(found.error.standard_deviation), tree(found.error.bias), counts)
 
 

@@ -12,14 +12,10 @@ from bilevel.utils import PyTree, axpy, dtype, vdot, zeros_like
 
 
 class Minimum(NamedTuple):
-    """``params`` reached; ``decrease``, ``()``: what one more Newton step would gain.
-
-    ``products``, ``()``: Hessian-vector products used.
-    """
+    """``params`` reached; ``decrease``, ``()``: what one more Newton step would gain."""
 
     params: PyTree
     decrease: Array
-    products: Array
 
 
 def minimise(
@@ -36,22 +32,21 @@ def minimise(
     def loss(params: PyTree) -> Array:
         return problem.inner(params, hyper, data.inner)
 
-    def newton(params: PyTree) -> tuple[PyTree, Array, Array]:
-        """Return a descent direction, the slope along it, and the products it took."""
+    def newton(params: PyTree) -> tuple[PyTree, Array]:
+        """A descent direction, and the slope along it."""
         gradient, hvp = jax.linearize(jax.grad(loss), params)
         b = jax.tree.map(jnp.negative, gradient)
-        found = linear.solve(hvp, b, zeros_like(b))
-        solved = found.x
+        solved = linear.solve(hvp, b, zeros_like(b)).x
         bent = vdot(solved, b) <= 0
         direction = jax.tree.map(lambda s, g: jnp.where(bent, g, s), solved, b)
-        return direction, vdot(direction, b), jnp.asarray(found.matvecs)
+        return direction, vdot(direction, b)
 
     def unfinished(carry: Any) -> Array:
-        _, _, decrease, _, gained, k = carry
+        _, _, decrease, gained, k = carry
         return (decrease > 0) & (gained > 0) & (k < steps)
 
     def advance(carry: Any) -> Any:
-        params, direction, decrease, products, _, k = carry
+        params, direction, decrease, _, k = carry
         value = loss(params)
         last = decrease <= eps**1.25 * (1 + jnp.abs(value))
 
@@ -62,10 +57,10 @@ def minimise(
         one = jnp.ones((), decrease.dtype)
         length = jax.lax.while_loop(too_long, lambda length: length / 2, one)
         moved = axpy(length, direction, params)
-        direction, decrease, used = newton(moved)
-        return moved, direction, decrease, products + used, jnp.where(last, 0 * one, one), k + 1
+        direction, decrease = newton(moved)
+        return moved, direction, decrease, jnp.where(last, 0 * one, one), k + 1
 
     one = jnp.ones((), dtype(params))
     initial = (params, *newton(params), one, jnp.zeros((), jnp.int32))
-    params, _, decrease, products, _, _ = jax.lax.while_loop(unfinished, advance, initial)
-    return Minimum(params, decrease, products)
+    params, _, decrease, _, _ = jax.lax.while_loop(unfinished, advance, initial)
+    return Minimum(params, decrease)

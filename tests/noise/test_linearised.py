@@ -164,7 +164,7 @@ def test_refusals():
         lambda w, h, batch: jnp.mean(jnp.sqrt(1 + (w - batch[1][:, None]) ** 2)), problem.outer
     )
     with pytest.raises(ValueError, match="Newton steps from params end"):
-        linearised.linearise(far, hyper, params + 1e3, data, batch_size=1, newton_steps=2)
+        linearised.linearise(far, hyper, params + 1e3, data, batch_size=1)
     with pytest.raises(ValueError, match="depend on one another"):
         linearised.linearise(problem, hyper, params, data, batch_size=1, sampling="epoch")
     started = bl.Problem(problem.inner, problem.outer, start=lambda h, w: w * h)

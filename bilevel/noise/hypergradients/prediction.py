@@ -35,13 +35,11 @@ class StationaryError(NamedTuple):
 
     ``stable`` : the step size is below the mean-square limit, so that second moments converge.
     ``solved`` : Newton's method arrived at a minimum, where the theory is set up.
-    ``products`` : Hessian-vector products that the solution took.
     """
 
     error: HypergradientError
     stable: Array
     solved: Array
-    products: Array
 
 
 def stationary_error(
@@ -105,7 +103,7 @@ def stationary_error(
     error = bias.hypergradient_error(
         problem, hyper, params, data, here, whole(second), read=whole(read), implicit=implicit
     )
-    return StationaryError(error, margin > 0, _solved(here), here.products)
+    return StationaryError(error, margin > 0, _solved(here))
 
 
 def average_covariance(mean_map: Array, second: Array, window: int) -> Array:

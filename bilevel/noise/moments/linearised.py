@@ -27,7 +27,6 @@ from bilevel.noise.batches import batch_factor
 from bilevel.noise.moments.affine import Affine, Moments
 from bilevel.noise.moments.ridge import JointMoments
 from bilevel.noise.per_example import ExampleLoss, FlatProblem
-from bilevel.solvers.exact import minimise
 from bilevel.utils import PyTree, is_traced
 from bilevel.utils.deprecation import renamed
 
@@ -35,14 +34,12 @@ from bilevel.utils.deprecation import renamed
 class Linearised(NamedTuple):
     """An affine ``process``, in deviations from ``solution [n]`` and ``derivative [p, n]``.
 
-    Params and hyper are raveled as by ``jax.flatten_util.ravel_pytree``. ``products``, ``()``:
-    Hessian-vector products that the solution took.
+    Params and hyper are raveled as by ``jax.flatten_util.ravel_pytree``.
     """
 
     process: Affine
     solution: Array
     derivative: Array
-    products: Array
 
     def start(self, x: Array, derivative: float | Array = 0.0, slots: int = 1) -> Moments:
         """Return the moments at a known ``x [n]`` and ``derivative [p, n]``."""
@@ -97,12 +94,9 @@ def linearise(
     (1,)
     """
     flat = FlatProblem.from_problem("linearised.linearise", problem, hyper, params, data)
-    losses = Problem(flat.inner, flat.inner)
-    found = minimise(losses, flat.theta, flat.x, flat.data, steps=newton_steps)
-    x = found.params
+    x = _newton(flat, newton_steps)
     H = jax.jacfwd(flat.gradient)(x, flat.theta)
     checks.positive_definite("linearised.linearise", "the Hessian of the inner loss", (H + H.T) / 2)
-    _require_solved(flat, x, newton_steps)
     mixed = jax.jacfwd(flat.gradient, argnums=1)(x, flat.theta)
     derivative = -jnp.linalg.solve(H, mixed).T
     z = jnp.concatenate([x, derivative.ravel()])
@@ -114,7 +108,7 @@ def linearise(
 
     matrices, values = flat.map_examples(both, rows, None)
     factor = batch_factor(flat.count, batch_size, sampling)
-    return Linearised(Affine(matrices, -values, factor), x, derivative, found.products)
+    return Linearised(Affine(matrices, -values, factor), x, derivative)
 
 
 def joint_gradient(loss: ExampleLoss, theta: Array, z: Array) -> Array:
@@ -130,20 +124,26 @@ def joint_gradient(loss: ExampleLoss, theta: Array, z: Array) -> Array:
     return jnp.concatenate([gradient(z[:n], theta), derivatives.ravel()])
 
 
-def _require_solved(flat: FlatProblem, x: Array, steps: int) -> None:
-    """Validate that the full gradient vanishes at ``x``, against those of single examples."""
-    if is_traced(x):
-        return
-    rows = jnp.arange(flat.count)
-    singles = flat.map_examples(lambda loss: jax.grad(loss)(flat.x, flat.theta), rows, None)
-    scale = float(jnp.sqrt(jnp.mean(jnp.sum(singles**2, 1))))
-    left = float(jnp.linalg.norm(flat.gradient(x, flat.theta)))
-    if not left <= float(jnp.finfo(x.dtype).eps) ** 0.5 * scale:
-        raise ValueError(
-            f"linearised.linearise: {steps} Newton steps from params end at a gradient of norm "
-            f"{left:.3g} (one example's has {scale:.3g}). Start from params near the "
-            "minimiser, for example those of bl.solve."
-        )
+def _newton(flat: FlatProblem, steps: int) -> Array:
+    """Return the root of the full gradient, validated to be one."""
+
+    def move(_: Array, x: Array) -> Array:
+        H = jax.jacfwd(flat.gradient)(x, flat.theta)
+        return x - jnp.linalg.solve(H, flat.gradient(x, flat.theta))
+
+    x = jax.lax.fori_loop(0, steps, move, flat.x)
+    if not is_traced(x):
+        rows = jnp.arange(flat.count)
+        singles = flat.map_examples(lambda loss: jax.grad(loss)(flat.x, flat.theta), rows, None)
+        scale = float(jnp.sqrt(jnp.mean(jnp.sum(singles**2, 1))))
+        left = float(jnp.linalg.norm(flat.gradient(x, flat.theta)))
+        if not left <= float(jnp.finfo(x.dtype).eps) ** 0.5 * scale:
+            raise ValueError(
+                f"linearised.linearise: {steps} Newton steps from params end at a gradient of norm "
+                f"{left:.3g} (one example's has {scale:.3g}). Start from params near the "
+                "minimiser, for example those of bl.solve."
+            )
+    return x
 
 
 _RENAMED: dict[str, tuple[str, object]] = {
