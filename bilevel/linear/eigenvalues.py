@@ -81,7 +81,7 @@ class Eigenvalue(NamedTuple):
     error: Array
 
 
-def extremes(product: lanczos.Matvec, start: Array, steps: int) -> tuple[Eigenvalue, Eigenvalue]:
+def extremes(product: Matvec, start: Array, steps: int) -> tuple[Eigenvalue, Eigenvalue]:
     r"""Return the smallest and the largest eigenvalue that ``steps`` Lanczos products show.
 
     Ritz values lie within the spectrum: ``smallest`` is never below and ``largest`` never above the
@@ -119,9 +119,7 @@ def extremes(product: lanczos.Matvec, start: Array, steps: int) -> tuple[Eigenva
     return measured(0), measured(-1)
 
 
-def largest_on_matrices(
-    product: lanczos.Matvec, n: int, steps: int, dtype: DTypeLike
-) -> Eigenvalue:
+def largest_on_matrices(product: Matvec, n: int, steps: int, dtype: DTypeLike) -> Eigenvalue:
     """Return the largest eigenvalue of a self-adjoint map of PSD matrices to PSD matrices.
 
     Its leading eigenvector is positive semidefinite (Krein and Rutman), so the identity, which is

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.linear.base import Matvec
 from bilevel.utils.validation import require_positive_int
-
-Matvec = Callable[[Array], Array]
 
 
 class Tridiagonal(NamedTuple):

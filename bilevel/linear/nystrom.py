@@ -21,8 +21,8 @@ class Nystrom:
     ``Y = H S``; ``S`` picks ``rank`` random columns or is Gaussian; the inverse follows from the
     eigenvectors of ``H_r`` (the Woodbury formula, in the stable form of Frangella, Tropp, Udell,
     SIMAX 2023). One batch of ``rank`` products, no iteration; memory ``rank`` vectors. The error is
-    that of ``H - H_r``, small where the spectrum decays fast, and shows in the residual, which is that of
-    the full damped Hessian.
+    that of ``H - H_r``, small where the spectrum decays fast, and shows in the residual, which is
+    that of the full damped Hessian.
 
     Parameters
     ----------

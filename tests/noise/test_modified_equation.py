@@ -24,7 +24,7 @@ def setting(curvatures, seed=0):
     rng = np.random.default_rng(seed)
     basis = q.rotation(rng, 3)
     K, C = basis @ np.diag(curvatures) @ basis.T, q.covariance(rng)
-    return K, C, transient.Moments(jnp.array(basis.sum(1)), jnp.zeros((3, 3)))
+    return K, C, transient.MeanAndCovariance(jnp.array(basis.sum(1)), jnp.zeros((3, 3)))
 
 
 @cache

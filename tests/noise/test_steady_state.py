@@ -121,7 +121,7 @@ def test_transient_follows_any_schedule():
     rng = np.random.default_rng(13)
     steps, mus, scale = rng.uniform(0.1, 1.5, 17), rng.uniform(0, 0.9, 17), rng.uniform(1, 3, 17)
     mean0, cov0 = rng.normal(size=3), q.covariance(rng)
-    start = transient.Moments(jnp.array(mean0), jnp.array(cov0))
+    start = transient.MeanAndCovariance(jnp.array(mean0), jnp.array(cov0))
     found = transient.path(K, C / scale[:, None, None], steps, mus, start)
     mean = np.concatenate([mean0, np.zeros(3)])
     cov = np.zeros((6, 6))

@@ -18,12 +18,14 @@ CONVEX, SADDLE = (0.1, 0.5, 1.0), (-0.3, 0.5, 1.0)  # curvatures
 _path, _moments = jax.jit(transient.path), jax.jit(sde.moments)
 
 
-def setting(curvatures: Any, seed: int) -> tuple[np.ndarray, np.ndarray, transient.Moments]:
+def setting(
+    curvatures: Any, seed: int
+) -> tuple[np.ndarray, np.ndarray, transient.MeanAndCovariance]:
     """`(K, C, start)`: at distance 1 along every eigenvector, K and C do not commute."""
     rng = np.random.default_rng(seed)
     basis = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     root = rng.normal(size=(3, 3))
-    start = transient.Moments(jnp.asarray(basis.sum(1)), jnp.zeros((3, 3)))
+    start = transient.MeanAndCovariance(jnp.asarray(basis.sum(1)), jnp.zeros((3, 3)))
     return (basis * np.array(curvatures)) @ basis.T, root @ root.T / 3 + 0.1 * np.eye(3), start
 
 
