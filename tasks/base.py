@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import bilevel as bl
+from bilevel.utils import PyTree
 
-PyTree = Any
 Metrics = dict[str, float]
 
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import Array
 
 import bilevel as bl
+from bilevel.utils import PyTree
 from tasks.parts.meta_networks import Network
 
-PyTree = Any
 KINDS = ("all", "head", "proximal", "ridge")
 
 

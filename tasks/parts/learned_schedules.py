@@ -8,8 +8,7 @@ import numpy as np
 from jax import Array
 
 from bilevel.spaces import Box, Log
-
-PyTree = Any
+from bilevel.utils import PyTree
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 import bilevel as bl
-
-PyTree = Any
+from bilevel.utils import PyTree
 
 
 @dataclass(frozen=True)

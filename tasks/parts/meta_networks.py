@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-PyTree = Any
+from bilevel.utils import PyTree
 
 
 class Dense(nn.Module):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-PyTree = Any
+from bilevel.utils import PyTree
 
 
 @dataclass(frozen=True)

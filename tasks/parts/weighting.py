@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array
 
 import bilevel as bl
+from bilevel.utils import PyTree
 
-PyTree = Any
 Model = Callable[[PyTree, Array], Array]  # (params, X [n, d]) -> scores [n, C]; [n, 1]: log-odds
 
 

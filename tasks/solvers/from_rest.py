@@ -1,7 +1,6 @@
 """Heavy ball that begins every inner solve at rest."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +8,7 @@ from jax import Array
 
 import bilevel as bl
 from bilevel.core import Loss
-from bilevel.utils import is_inexact, register_node
-
-PyTree = Any
+from bilevel.utils import PyTree, is_inexact, register_node
 
 
 @dataclass(frozen=True)

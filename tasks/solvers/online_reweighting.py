@@ -19,9 +19,7 @@ from jax import Array
 import bilevel as bl
 from bilevel.core import InnerState, init_inner_state, inner_loss
 from bilevel.solvers.base import Solver
-from bilevel.utils import register_node, zeros_like
-
-PyTree = Any
+from bilevel.utils import PyTree, register_node, zeros_like
 
 
 @dataclass(frozen=True)
