@@ -12,31 +12,39 @@ its minibatches with ``adjoint`` at once (epochs go on as for steps), HIA its le
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, InnerState, Problem
+from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state
 from bilevel.estimators.refusals import check_minimiser
-from bilevel.single_loop.monitored import sizes
+from bilevel.single_loop.batches import Drawn, Minibatches
+from bilevel.single_loop.monitored import Monitor, Monitored, direction_sizes, init_watched
 from bilevel.single_loop.oracles import (
-    Point,
     Series,
+    Variables,
     cross_product,
     hessian_product,
     outer_directions,
     total,
 )
-from bilevel.single_loop.rates import move
+from bilevel.single_loop.rates import Rate, Rates, move_along, stability_limits
 from bilevel.single_loop.rules import SGD, STORM, Momentum, Sample
-from bilevel.single_loop.stochastic import Stochastic
+from bilevel.single_loop.stochastic import (
+    BatchSize,
+    monitor_adjoint,
+    named_steps,
+    normalise_settings,
+)
 from bilevel.utils import PyTree, register_node, validation, zeros_like
+
+Carry: TypeAlias = tuple[PyTree, PyTree, PyTree]  # a variable, the state of its rate, one more
 
 
 @dataclass(frozen=True)
-class DoubleLoop(Stochastic):
+class DoubleLoop(Monitored):
     r"""A few steps on the params, a few on the adjoint (or a series), one hypergradient.
 
     Evidence, counts, value and the naming of divergence are those of :class:`bilevel.SingleLoop`.
@@ -66,22 +74,22 @@ class DoubleLoop(Stochastic):
     >>> stocbio = bl.DoubleLoop(0.1, 64, v=bl.single_loop.SHIA(steps=10, step_size=0.1))
     """
 
-    step_size: Any
-    batch_size: Any = 64
+    step_size: Rate
+    batch_size: BatchSize = 64
     inner_steps: int = 10
-    v: Any = SGD()
+    v: SGD | Series = SGD()
     adjoint_steps: int | None = None
-    lam: Any = SGD()
-    adjoint_step: Any = None
+    lam: SGD | Momentum | STORM = SGD()
+    adjoint_step: Rate | None = None
     sampling: str = "iid"
     fresh_outer: bool = False
     hyper_first: bool = False
     check_every: int | None = None
-    positive: ClassVar[tuple[str, ...]] = ("inner_steps", "adjoint_steps", "check_every")
 
     def __post_init__(self) -> None:
-        """Normalise steps and refuse settings out of range."""
-        self._normalise()
+        """Normalise and validate the settings."""
+        normalise_settings(self, ("inner_steps", "adjoint_steps", "check_every"))
+        self._minibatches()
         name = "DoubleLoop"
         if not isinstance(self.v, SGD | Series):
             raise TypeError(f"{name}: v must be single_loop.SGD(), HIA or SHIA, got {self.v!r}.")
@@ -91,13 +99,37 @@ class DoubleLoop(Stochastic):
                 "SingleLoop takes the other rules."
             )
 
-    def _zeros(self, hyper: PyTree, params: PyTree) -> dict[str, Any]:
+    @property
+    def monitor(self) -> Monitor:
+        """Params and adjoint, measured every ``check_every`` calls."""
+        return monitor_adjoint(self._minibatches(), self.check_every)
+
+    def init(self, params: PyTree, data: Data) -> InnerState:
+        """Return start point, samplers and states of the two steps; all else begins at zero."""
+        samplers = self._minibatches().init(data)
+        return init_inner_state(params, (*samplers, self._rates().init(params)))
+
+    def stability_limits(self, hyper: PyTree, lower: InnerState) -> dict[str, Array]:
+        """Return ``2 / step`` for params and adjoint; nothing for an optax transformation."""
+        steps = named_steps(self._rates(), self.v)
+        return stability_limits(steps, lower.memory["count"], hyper)
+
+    def _rates(self) -> Rates:
+        """Return the rates of params and adjoint."""
+        return Rates.from_settings(self.step_size, self.adjoint_step)
+
+    def _minibatches(self) -> Minibatches:
+        """Return the minibatches of both levels."""
+        return Minibatches.from_size(self.batch_size, self.sampling)
+
+    def _init_memory(self, hyper: PyTree, params: PyTree) -> dict[str, PyTree]:
+        """Return adjoint, previous point and the memory of the rule, all zeros."""
         zero, flat = zeros_like(params), zeros_like(hyper)
         return {
             "v": zero,
-            "previous": Point(zero, zero, flat) if self.lam.looks_back else None,
+            "previous": Variables(zero, zero, flat) if self.lam.looks_back else None,
             "rule": self.lam.init((flat,), ()),
-            **self._unwatched(params),
+            **init_watched(params),
         }
 
     def update(
@@ -108,9 +140,10 @@ class DoubleLoop(Stochastic):
         check_minimiser("DoubleLoop", problem, hyper, lower.params, data)
         memory = lower.memory
         if memory is None:
-            memory = self._zeros(hyper, lower.params)
+            memory = self._init_memory(hyper, lower.params)
+        # Params, then the adjoint at the new params, then the hypergradient at both.
         inner_state, outer_state, (w_state, v_state) = lower.solver_state
-        outer = self._levels()[1]
+        outer = self._minibatches().outer
         count = memory["count"]
         inner_key, outer_key, adjoint_key, cross_key, again_key = jax.random.split(key, 5)
 
@@ -122,9 +155,9 @@ class DoubleLoop(Stochastic):
         )
         carry = (memory["v"], v_state, inner_state)
         v, v_state, inner_state, d_v, products = self._adjoint(
-            problem, Point(w, memory["v"], hyper), rhs, carry, data, adjoint_key, count
+            problem, Variables(w, memory["v"], hyper), rhs, carry, data, adjoint_key, count
         )
-        here = Point(w, v, hyper)
+        here = Variables(w, v, hyper)
         samplers = (drawn, direct, inner_state, outer_state)
         grad, rule, inner_state, outer_state = self._hypergradient(
             problem, here, memory, samplers, data, cross_key, again_key
@@ -137,26 +170,32 @@ class DoubleLoop(Stochastic):
             "previous": None if memory["previous"] is None else here,
             "rule": rule,
             "count": count + 1,
-            "sizes": sizes(d_w, d_v),
+            "sizes": direction_sizes(d_w, d_v),
             "watch": memory["watch"],
         }
         state = (inner_state, outer_state, (w_state, v_state))
-        evidence = self._evidence(memory["watch"], counts)
+        evidence = self.monitor.evidence(memory["watch"], counts)
         return Estimate(value, grad, evidence), InnerState(w, state, memory, lower.reference)
 
     def _hypergradient(
-        self, problem: Problem, here: Point, memory: Any, samplers: Any, data: Data,
-        cross_key: Array, again_key: Array,
-    ) -> Any:  # fmt: skip
-        """``(direction, rule's memory, sampler states)`` at ``here``, by the rule of ``lam``."""
-        inner, outer = self._levels()
+        self,
+        problem: Problem,
+        here: Variables,
+        memory: dict[str, PyTree],
+        samplers: tuple[Drawn, PyTree, PyTree, PyTree],
+        data: Data,
+        cross_key: Array,
+        again_key: Array,
+    ) -> tuple[PyTree, PyTree, PyTree, PyTree]:
+        """Return ``(direction, rule's memory, sampler states)`` at ``here``, by ``lam``."""
+        inner, outer = self._minibatches()
         drawn, direct, inner_state, outer_state = samplers
         if self.fresh_outer:
             direct = None
             drawn, outer_state = outer.draw(data.outer, again_key, outer_state)
         cross, inner_state = inner.draw(data.inner, cross_key, inner_state)
 
-        def hypergradient(point: Point, direct: PyTree = None) -> tuple:
+        def hypergradient(point: Variables, direct: PyTree = None) -> tuple:
             if direct is None:
                 at_point = partial(jax.grad(problem.outer, argnums=1), point.w, point.lam)
                 direct = outer.mean(at_point, data.outer, drawn)
@@ -174,20 +213,20 @@ class DoubleLoop(Stochastic):
         return total(parts), rule, inner_state, outer_state
 
     def _descend(
-        self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array, count: Array
-    ) -> Any:
-        """``(w, rate's state, sampler state, last direction)`` after the inner steps."""
-        inner, rate = self._levels()[0], self._rates()[0]
+        self, problem: Problem, hyper: PyTree, carry: Carry, data: Data, key: Array, count: Array
+    ) -> tuple[PyTree, PyTree, PyTree, PyTree]:
+        """Return ``(w, rate's state, sampler state, last direction)`` after the inner steps."""
+        inner, rate = self._minibatches().inner, self._rates().w
         index = jnp.maximum(count - 1, 0) if self.hyper_first else count
         w, w_state, sampler = carry
         keys, steps = partial(jax.random.fold_in, key), self.inner_steps
         drawn, drawn_to = inner.ahead(data.inner, keys, sampler, steps)
 
-        def advance(carry: Any, k: Array) -> tuple[Any, None]:
+        def advance(carry: Carry, k: Array) -> tuple[Carry, None]:
             w, w_state, _ = carry
             gradient = partial(jax.grad(problem.inner), w, hyper)
             direction = inner.mean(gradient, data.inner, drawn(k))
-            w, w_state = move(rate, w, direction, index, hyper, w_state)
+            w, w_state = move_along(rate, w, direction, index, hyper, w_state)
             return (w, w_state, direction), None
 
         begun = (w, w_state, zeros_like(w))
@@ -198,11 +237,17 @@ class DoubleLoop(Stochastic):
         return jax.tree.map(partial(jnp.where, count == 0), (*carry, begun[-1]), moved)
 
     def _adjoint(
-        self, problem: Problem, point: Point, rhs: PyTree, carry: Any, data: Data, key: Array,
+        self,
+        problem: Problem,
+        point: Variables,
+        rhs: PyTree,
+        carry: Carry,
+        data: Data,
+        key: Array,
         count: Array,
-    ) -> Any:  # fmt: skip
-        """``(v, rate's state, sampler state, last direction, products)``."""
-        inner, rate = self._levels()[0], self._rates()[1]
+    ) -> tuple[PyTree, PyTree, PyTree, PyTree, Array]:
+        """Return ``(v, rate's state, sampler state, last direction, products)``."""
+        inner, rate = self._minibatches().inner, self._rates().v
         w, v, hyper = point
         if isinstance(self.v, Series):
             drawn, sampler = inner.series(data.inner, key, carry[2], self.v.steps)
@@ -218,11 +263,11 @@ class DoubleLoop(Stochastic):
         keys = partial(jax.random.fold_in, key)
         drawn, sampler = inner.ahead(data.inner, keys, carry[2], steps)
 
-        def advance(carry: Any, k: Array) -> tuple[Any, None]:
+        def advance(carry: Carry, k: Array) -> tuple[Carry, None]:
             v, v_state, _ = carry
             hvp = partial(hessian_product, problem, w, hyper, v)
             direction = jax.tree.map(jnp.add, inner.mean(hvp, data.inner, drawn(k)), rhs)
-            v, v_state = move(rate, v, direction, count, hyper, v_state)
+            v, v_state = move_along(rate, v, direction, count, hyper, v_state)
             return (v, v_state, direction), None
 
         begun = (v, carry[1], zeros_like(v))
@@ -234,7 +279,12 @@ register_node(
     DoubleLoop,
     data_fields=["step_size", "v", "lam", "adjoint_step"],
     meta_fields=[
-        "batch_size", "inner_steps", "adjoint_steps", "sampling", "fresh_outer", "hyper_first",
+        "batch_size",
+        "inner_steps",
+        "adjoint_steps",
+        "sampling",
+        "fresh_outer",
+        "hyper_first",
         "check_every",
     ],
-)  # fmt: skip
+)

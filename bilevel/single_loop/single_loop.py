@@ -12,20 +12,32 @@ one, 2 the coin, 3 the series: all its minibatches at once, and the length of HI
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, InnerState, Problem
+from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state
 from bilevel.estimators.refusals import check_minimiser
-from bilevel.single_loop.monitored import sizes
-from bilevel.single_loop.oracles import Evaluation, Parts, Point, Series, evaluate_at, total
-from bilevel.single_loop.rates import at as at_count
-from bilevel.single_loop.rates import move
-from bilevel.single_loop.rules import SGD, Sample
-from bilevel.single_loop.stochastic import Stochastic
+from bilevel.single_loop.batches import Minibatches
+from bilevel.single_loop.monitored import Monitor, Monitored, direction_sizes, init_watched
+from bilevel.single_loop.oracles import (
+    Parts,
+    PointEvaluation,
+    Series,
+    Variables,
+    evaluate_at,
+    total,
+)
+from bilevel.single_loop.rates import Rate, Rates, move_along, stability_limits
+from bilevel.single_loop.rules import SGD, DirectionRule, Sample
+from bilevel.single_loop.stochastic import (
+    BatchSize,
+    monitor_adjoint,
+    named_steps,
+    normalise_settings,
+)
 from bilevel.single_loop.variance import SAGA, SVRG
 from bilevel.utils import (
     PyTree,
@@ -39,7 +51,7 @@ from bilevel.utils import (
 
 
 @dataclass(frozen=True)
-class SingleLoop(Stochastic):
+class SingleLoop(Monitored):
     r"""One step on params and adjoint per hypergradient; nothing is solved to the end.
 
     ``grad`` is the direction of the hyperparameters at the point before the move, so that with
@@ -77,20 +89,20 @@ class SingleLoop(Stochastic):
     >>> mixed = bl.SingleLoop(bl.Decay(0.1, 0.5), 64, v=SAGA(), lam=STORM(0.2))
     """
 
-    step_size: Any
-    batch_size: Any = 64
-    w: Any = SGD()
-    v: Any = SGD()
-    lam: Any = SGD()
-    adjoint_step: Any = None
+    step_size: Rate
+    batch_size: BatchSize = 64
+    w: DirectionRule = SGD()
+    v: DirectionRule | Series = SGD()
+    lam: DirectionRule = SGD()
+    adjoint_step: Rate | None = None
     sampling: str = "iid"
     steps: int = 1
     check_every: int | None = None
-    positive: ClassVar[tuple[str, ...]] = ("steps", "check_every")
 
     def __post_init__(self) -> None:
-        """Normalise steps and refuse settings out of range."""
-        self._normalise()
+        """Normalise and validate the settings."""
+        normalise_settings(self, ("steps", "check_every"))
+        self._minibatches()
         for variable in ("w", "v", "lam"):
             rule = getattr(self, variable)
             if not hasattr(rule, "direction") and not (variable == "v" and _is_series(rule)):
@@ -104,33 +116,53 @@ class SingleLoop(Stochastic):
                 f"SingleLoop: one snapshot serves all SVRG rules, got periods {periods}."
             )
 
-    def _moves(self) -> int:
-        return self.steps
+    @property
+    def monitor(self) -> Monitor:
+        """Params and adjoint, measured every ``check_every`` calls."""
+        return monitor_adjoint(self._minibatches(), self.check_every, self.steps)
 
-    def _rules(self) -> dict[str, Any]:
+    def init(self, params: PyTree, data: Data) -> InnerState:
+        """Return start point, samplers and states of the two steps; all else begins at zero."""
+        samplers = self._minibatches().init(data)
+        return init_inner_state(params, (*samplers, self._rates().init(params)))
+
+    def stability_limits(self, hyper: PyTree, lower: InnerState) -> dict[str, Array]:
+        """Return ``2 / step`` for params and adjoint; nothing for an optax transformation."""
+        steps = named_steps(self._rates(), self.v)
+        return stability_limits(steps, lower.memory["count"], hyper)
+
+    def _rates(self) -> Rates:
+        """Return the rates of params and adjoint."""
+        return Rates.from_settings(self.step_size, self.adjoint_step)
+
+    def _rules(self) -> dict[str, DirectionRule]:
+        """Return the rule of each direction; a series' one is the plain minibatch."""
         rules = {"w": self.w, "v": self.v, "lam": self.lam}
         return {name: SGD() if _is_series(rule) else rule for name, rule in rules.items()}
 
-    def _blocks(self) -> bool:
-        return any(isinstance(rule, SAGA) for rule in self._rules().values())
+    def _minibatches(self) -> Minibatches:
+        """Return the minibatches: fixed blocks where a rule keeps a table of them."""
+        blocks = any(isinstance(rule, SAGA) for rule in self._rules().values())
+        return Minibatches.from_size(self.batch_size, self.sampling, blocks)
 
-    def _zeros(self, hyper: PyTree, params: PyTree, data: Data) -> dict[str, Any]:
-        counts = self._counts(data)
+    def _init_memory(self, hyper: PyTree, params: PyTree, data: Data) -> dict[str, PyTree]:
+        """Return adjoint, stored points and memories of the rules, all zeros."""
+        counts = self._minibatches().count(data)
         zero, flat = zeros_like(params), zeros_like(hyper)
         parts = Parts((zero,), (zero, zero), (flat, flat))._asdict()
         rules = self._rules()
         looked = {rule.looks_back for rule in rules.values()} - {None}
         return {
             "v": zero,
-            "points": {name: Point(zero, zero, flat) for name in sorted(looked)},
+            "points": {name: Variables(zero, zero, flat) for name in sorted(looked)},
             "rules": {n: rules[n].init(_of_rule(rules[n], p), counts) for n, p in parts.items()},
-            **self._unwatched(params),
+            **init_watched(params),
         }
 
     def memory_bytes(self, hyper: PyTree, params: PyTree, data: Data) -> int:
-        """Bytes carried beside the params, tables included; nothing is allocated or run."""
+        """Return the bytes carried beside the params, tables included; nothing is run."""
         hyper, params = jax.tree.map(jnp.asarray, (hyper, params))
-        return nbytes(jax.eval_shape(lambda: self._zeros(hyper, params, data)))
+        return nbytes(jax.eval_shape(lambda: self._init_memory(hyper, params, data)))
 
     def update(
         self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
@@ -140,34 +172,35 @@ class SingleLoop(Stochastic):
         check_minimiser("SingleLoop", problem, hyper, lower.params, data)
         memory = lower.memory
         if memory is None:
-            memory = self._zeros(hyper, lower.params, data)
+            memory = self._init_memory(hyper, lower.params, data)
 
         def advance(carry: Any, k: Any) -> Any:
             return self._move(problem, hyper, carry, data, partial(_key, key, k)), None
 
         blank = jnp.zeros((), jnp.int32)
-        outputs = (Point(lower.params, memory["v"], hyper), jnp.zeros((), dtype(hyper)), blank)
+        outputs = (Variables(lower.params, memory["v"], hyper), jnp.zeros((), dtype(hyper)), blank)
         carry = (lower.params, lower.solver_state, memory, outputs)
         if self.steps == 1:
             carry, _ = advance(carry, 0)
         else:
             carry, _ = jax.lax.scan(advance, carry, jnp.arange(self.steps))
         params, state, memory, (directions, value, made) = carry
-        memory = {**memory, "sizes": sizes(directions.w, directions.v)}
-        evidence = self._evidence(memory["watch"], Counts.of(gradients=made, hvps=made))
+        memory = {**memory, "sizes": direction_sizes(directions.w, directions.v)}
+        evidence = self.monitor.evidence(memory["watch"], Counts.of(gradients=made, hvps=made))
         after = InnerState(params, state, memory, lower.reference)
         return Estimate(value, directions.lam, evidence), after
 
     def _move(self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Any) -> Any:
-        """One move of params and adjoint from ``carry``, and the directions that it took."""
+        """Move params and adjoint once from ``carry``, and the directions that it took."""
         params, (*samplers, rates), memory, (_, _, calls) = carry
-        count, rules, sizes = memory["count"], self._rules(), self._counts(data)
-        here = Point(params, memory["v"], hyper)
+        count, rules, sizes = memory["count"], self._rules(), self._minibatches().count(data)
+        here = Variables(params, memory["v"], hyper)
         drawn, samplers, coin, at = self._draw(problem, data, samplers, key)
 
+        # Where a rule is due, all data at the current point; elsewhere points seen before.
         due = {n: rule.due(count, coin, max(sum(sizes) // 2, 1)) for n, rule in rules.items()}
 
-        def begun(at_once: Any, point: Point) -> Point:
+        def begun(at_once: Array, point: Variables) -> Variables:
             return jax.tree.map(partial(jnp.where, at_once), here, point)
 
         points = dict(memory["points"])
@@ -185,35 +218,40 @@ class SingleLoop(Stochastic):
             )
             calls = calls + sizes[0] * (wanted + full.products)
 
+        # Each rule combines what was evaluated into a direction, part by part.
         directions, memories = {}, {}
         slots = tuple((d.block, n) for d, n in zip(drawn, sizes, strict=True))
         for name, rule in rules.items():
             then = {n: _of_rule(rule, getattr(e.parts, name)) for n, e in past.items()}
             sample = Sample(
-                _of_rule(rule, getattr(now.parts, name)),
-                then.get("previous"), then.get("snapshot"),
-                None if full is None else _of_rule(rule, getattr(full.parts, name)),
-                due[name], slots, count, hyper,
-            )  # fmt: skip
+                now=_of_rule(rule, getattr(now.parts, name)),
+                previous=then.get("previous"),
+                snapshot=then.get("snapshot"),
+                full=None if full is None else _of_rule(rule, getattr(full.parts, name)),
+                due=due[name],
+                slots=slots,
+                step=count,
+                hyper=hyper,
+            )
             direction, memories[name] = rule.direction(sample, memory["rules"][name])
             directions[name] = total(direction)
         if "previous" in points:
             points["previous"] = here
 
-        w_rate, v_rate = at_count(self._rates(), count, hyper)
+        w_rate, v_rate = self._rates().at(count, hyper)
         w_state, v_state = rates
-        params, w_state = move(w_rate, params, directions["w"], count, hyper, w_state)
+        params, w_state = move_along(w_rate, params, directions["w"], count, hyper, w_state)
         v = now.v
         if not _is_series(self.v):
-            v, v_state = move(v_rate, v, directions["v"], count, hyper, v_state)
+            v, v_state = move_along(v_rate, v, directions["v"], count, hyper, v_state)
         calls = calls + (1 + now.products) * (1 + len(past))
         memory = {**memory, "count": count + 1, "v": v, "points": points, "rules": memories}
-        outputs = (Point(**directions), now.value, calls)
+        outputs = (Variables(**directions), now.value, calls)
         return params, (*samplers, (w_state, v_state)), memory, outputs
 
     def _draw(self, problem: Problem, data: Data, samplers: Any, key: Any) -> Any:
-        """``(minibatches, sampler states, coin, at)``; ``at(point)`` evaluates on them."""
-        inner, outer = self._levels()
+        """Return ``(minibatches, sampler states, coin, at)``; ``at(point)`` evaluates on them."""
+        inner, outer = self._minibatches()
         one, inner_state = inner.draw(data.inner, partial(key, 0), samplers[0])
         series_key = key(3)
         drawn: Any = None
@@ -225,7 +263,7 @@ class SingleLoop(Stochastic):
         def fresh(i: Array) -> Any:
             return partial(inner.mean, data=data.inner, drawn=drawn(i))
 
-        def at(points: dict[str, Point], whole: bool = False) -> dict[str, Evaluation]:
+        def at(points: dict[str, Variables], whole: bool = False) -> dict[str, PointEvaluation]:
             if whole:
                 on_inner, on_outer = (lambda fn: fn(data.inner)), (lambda fn: fn(data.outer))
                 means = (on_inner, on_outer, self.v, lambda i: on_inner)
@@ -242,15 +280,16 @@ _leaves = ["step_size", "w", "v", "lam", "adjoint_step"]
 register_node(SingleLoop, _leaves, ["batch_size", "sampling", "steps", "check_every"])
 
 
-def _key(key: Array, move: Any, part: int) -> Array:
-    """Made where it is used, which may be inside a branch: a key costs as much as a small step."""
+def _key(key: Array, move: int | Array, part: int) -> Array:
+    """Make a key where it is used, perhaps in a branch: it costs as much as a small step."""
     return jax.random.fold_in(key, 4 * move + part)
 
 
-def _of_rule(rule: Any, parts: tuple) -> tuple:
-    """The parts of a direction as its rule takes them: one, or one for each level."""
+def _of_rule(rule: DirectionRule, parts: tuple) -> tuple:
+    """Return the parts of a direction as its rule takes them: one, or one for each level."""
     return parts if rule.by_level else (total(parts),)
 
 
-def _is_series(rule: Any) -> bool:
+def _is_series(rule: DirectionRule | Series) -> bool:
+    """Return whether the adjoint is a series, formed afresh at every point."""
     return isinstance(rule, Series)
