@@ -24,7 +24,7 @@ class DoGState(NamedTuple):
 
     ``origin`` of the run, the last point ``x``, ``max_distance`` between the two so far;
     ``sum_squares`` of the gradients; ``average`` of the points, ``mean_value`` of their values,
-    ``spread`` of these around it; ``count`` of the points.
+    ``spread`` of these around it; ``points`` so far.
     """
 
     origin: Array
@@ -34,7 +34,7 @@ class DoGState(NamedTuple):
     average: Array
     mean_value: Array
     spread: Array
-    count: Array
+    points: Array
 
 
 def init_dog(origin: Array, first: float | Array) -> DoGState:
@@ -47,16 +47,16 @@ def init_dog(origin: Array, first: float | Array) -> DoGState:
 
 def update_average(state: DoGState, x: Array, value: Array) -> DoGState:
     """Average over one more point; recent ones weigh more."""
-    count = state.count + 1
-    share = (1 + _DECAY) / (count.astype(x.dtype) + _DECAY)
+    points = state.points + 1
+    share = (1 + _DECAY) / (points.astype(x.dtype) + _DECAY)
     mean_value = state.mean_value + share * (value - state.mean_value)
-    deviation = jnp.where(count > 1, jnp.abs(value - mean_value), 0)
+    deviation = jnp.where(points > 1, jnp.abs(value - mean_value), 0)
     return state._replace(
         x=x,
         average=state.average + share * (x - state.average),
         mean_value=mean_value,
         spread=state.spread + share * (deviation - state.spread),
-        count=count,
+        points=points,
     )
 
 

@@ -34,7 +34,7 @@ class LineSearchState(NamedTuple):
 
     ``base``, the last accepted point, its ``value`` (infinite before the first) and ``slope``;
     where the run's ``start`` was; the next ``step``, the ``ceiling`` on it after refusals;
-    ``count`` of evaluations; ``refusals`` in a row.
+    ``evaluations`` so far; ``refusals`` in a row.
     """
 
     base: Array
@@ -43,7 +43,7 @@ class LineSearchState(NamedTuple):
     start: Array
     step: Array
     ceiling: Array
-    count: Array
+    evaluations: Array
     refusals: Array
 
 
@@ -114,7 +114,7 @@ class LineSearch:
         length, before = jnp.linalg.norm(x - state.base), state.slope @ (x - state.base)
         change, size = jnp.where(finite, value - known, jnp.inf), jnp.abs(known)
         rounding = 8 * jnp.finfo(x.dtype).eps * size
-        slack = self._tolerance(state.count).astype(x.dtype) * (size + length) + rounding
+        slack = self._tolerance(state.evaluations).astype(x.dtype) * (size + length) + rounding
         accepted = finite & (first | (change <= slack))
         enough = finite & (change <= before / 2 + slack)
 
@@ -135,7 +135,7 @@ class LineSearch:
             start=state.start,
             step=step,
             ceiling=_GROW * state.ceiling,
-            count=state.count + 1,
+            evaluations=state.evaluations + 1,
             refusals=jnp.zeros_like(state.refusals),
         )
         return back(base - step * slope - x), after
@@ -155,7 +155,7 @@ class LineSearch:
 
     def set_tolerance(self, estimator: Estimator, state: LineSearchState) -> Estimator:
         """Return the estimator as accurate as the next evaluation needs."""
-        return loosened(estimator, self._tolerance(state.count))
+        return loosened(estimator, self._tolerance(state.evaluations))
 
     def _tolerance(self, count: Array) -> Array:
         """Return the tolerance of an evaluation by its number."""

@@ -136,6 +136,7 @@ def judge_trial(
     ratio = change / jnp.where(predicted < 0, predicted, -1)
     minimum = -before / (2 * jnp.maximum(change - before, jnp.finfo(trial.dtype).tiny))
     shorter = length * jnp.clip(minimum, 0.1, 0.5)
+    # The radius follows decrease over prediction; after a rejection, the parabola's minimum.
     kept = jnp.where(ratio < _POOR, jnp.clip(state.radius, 0.5 * length, length), state.radius)
     longer = jnp.where(ratio > _GOOD, jnp.maximum(state.radius, _GROW * length), kept)
     mean = _FORGET * state.power + (1 - _FORGET) * slope**2

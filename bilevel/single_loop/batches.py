@@ -143,7 +143,7 @@ class Minibatches(NamedTuple):
         inner, outer = size if isinstance(size, tuple) else (size, size)
         return cls(Batches(inner, sampling, blocks), Batches(outer, sampling, blocks))
 
-    def count(self, data: Data) -> tuple[int, int]:
+    def per_pass(self, data: Data) -> tuple[int, int]:
         """Return the minibatches per pass of both levels."""
         return self.inner.count(data.inner), self.outer.count(data.outer)
 

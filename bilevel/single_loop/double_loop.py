@@ -12,7 +12,6 @@ its minibatches with ``adjoint`` at once (epochs go on as for steps), HIA its le
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +20,21 @@ from jax import Array
 from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.single_loop.batches import Drawn, Minibatches
+from bilevel.single_loop.inner_loops import (
+    InnerLoop,
+    descend_adjoint,
+    descend_params,
+    sum_series,
+)
 from bilevel.single_loop.monitored import Monitor, Monitored, direction_sizes, init_watched
 from bilevel.single_loop.oracles import (
     Series,
     Variables,
     cross_product,
-    hessian_product,
     outer_directions,
     total,
 )
-from bilevel.single_loop.rates import Rate, Rates, move_along, stability_limits
+from bilevel.single_loop.rates import Rate, Rates, stability_limits
 from bilevel.single_loop.rules import SGD, STORM, Momentum, Sample
 from bilevel.single_loop.stochastic import (
     BatchSize,
@@ -39,8 +43,6 @@ from bilevel.single_loop.stochastic import (
     normalise_settings,
 )
 from bilevel.utils import PyTree, register_node, validation, zeros_like
-
-Carry: TypeAlias = tuple[PyTree, PyTree, PyTree]  # a variable, the state of its rate, one more
 
 
 @dataclass(frozen=True)
@@ -143,21 +145,33 @@ class DoubleLoop(Monitored):
             memory = self._init_memory(hyper, lower.params)
         # Params, then the adjoint at the new params, then the hypergradient at both.
         inner_state, outer_state, (w_state, v_state) = lower.solver_state
-        outer = self._minibatches().outer
+        inner, outer = self._minibatches()
         count = memory["count"]
         inner_key, outer_key, adjoint_key, cross_key, again_key = jax.random.split(key, 5)
 
         carry = (lower.params, w_state, inner_state)
-        w, w_state, inner_state, d_w = self._descend(problem, hyper, carry, data, inner_key, count)
+        index = jnp.maximum(count - 1, 0) if self.hyper_first else count
+        w_loop = InnerLoop(problem, inner, self._rates().w, data, self.inner_steps, inner_key)
+        moved = descend_params(w_loop, hyper, carry, index)
+        if self.hyper_first:
+            stay = (*carry, zeros_like(lower.params))
+            moved = jax.tree.map(partial(jnp.where, count == 0), stay, moved)
+        w, w_state, inner_state, d_w = moved
         drawn, outer_state = outer.draw(data.outer, outer_key, outer_state)
         value, (rhs, direct) = outer.mean(
             partial(outer_directions, problem, w, hyper), data.outer, drawn
         )
         carry = (memory["v"], v_state, inner_state)
-        v, v_state, inner_state, d_v, products = self._adjoint(
-            problem, Variables(w, memory["v"], hyper), rhs, carry, data, adjoint_key, count
-        )
+        steps = self.adjoint_steps or self.inner_steps
+        v_loop = InnerLoop(problem, inner, self._rates().v, data, steps, adjoint_key)
+        here = Variables(w, memory["v"], hyper)
+        if isinstance(self.v, Series):
+            v, v_state, inner_state, d_v, products = sum_series(self.v, v_loop, here, rhs, carry)
+        else:
+            v, v_state, inner_state, d_v = descend_adjoint(v_loop, here, rhs, carry, count)
+            products = jnp.asarray(steps, jnp.int32)
         here = Variables(w, v, hyper)
+        # At the new params and adjoint, on one more inner minibatch.
         samplers = (drawn, direct, inner_state, outer_state)
         grad, rule, inner_state, outer_state = self._hypergradient(
             problem, here, memory, samplers, data, cross_key, again_key
@@ -211,68 +225,6 @@ class DoubleLoop(Monitored):
         sample = Sample(now, past, None, None, False, (), count, here.lam)
         parts, rule = self.lam.direction(sample, memory["rule"])
         return total(parts), rule, inner_state, outer_state
-
-    def _descend(
-        self, problem: Problem, hyper: PyTree, carry: Carry, data: Data, key: Array, count: Array
-    ) -> tuple[PyTree, PyTree, PyTree, PyTree]:
-        """Return ``(w, rate's state, sampler state, last direction)`` after the inner steps."""
-        inner, rate = self._minibatches().inner, self._rates().w
-        index = jnp.maximum(count - 1, 0) if self.hyper_first else count
-        w, w_state, sampler = carry
-        keys, steps = partial(jax.random.fold_in, key), self.inner_steps
-        drawn, drawn_to = inner.ahead(data.inner, keys, sampler, steps)
-
-        def advance(carry: Carry, k: Array) -> tuple[Carry, None]:
-            w, w_state, _ = carry
-            gradient = partial(jax.grad(problem.inner), w, hyper)
-            direction = inner.mean(gradient, data.inner, drawn(k))
-            w, w_state = move_along(rate, w, direction, index, hyper, w_state)
-            return (w, w_state, direction), None
-
-        begun = (w, w_state, zeros_like(w))
-        (w, w_state, direction), _ = jax.lax.scan(advance, begun, jnp.arange(steps))
-        moved = (w, w_state, drawn_to, direction)
-        if not self.hyper_first:
-            return moved
-        return jax.tree.map(partial(jnp.where, count == 0), (*carry, begun[-1]), moved)
-
-    def _adjoint(
-        self,
-        problem: Problem,
-        point: Variables,
-        rhs: PyTree,
-        carry: Carry,
-        data: Data,
-        key: Array,
-        count: Array,
-    ) -> tuple[PyTree, PyTree, PyTree, PyTree, Array]:
-        """Return ``(v, rate's state, sampler state, last direction, products)``."""
-        inner, rate = self._minibatches().inner, self._rates().v
-        w, v, hyper = point
-        if isinstance(self.v, Series):
-            drawn, sampler = inner.series(data.inner, key, carry[2], self.v.steps)
-
-            def product(i: Array, x: PyTree) -> PyTree:
-                hvp = partial(hessian_product, problem, w, hyper, x)
-                return inner.mean(hvp, data.inner, drawn(i))
-
-            v, products = self.v.solve(product, rhs, key)
-            return v, carry[1], sampler, v, products
-
-        steps = self.adjoint_steps or self.inner_steps
-        keys = partial(jax.random.fold_in, key)
-        drawn, sampler = inner.ahead(data.inner, keys, carry[2], steps)
-
-        def advance(carry: Carry, k: Array) -> tuple[Carry, None]:
-            v, v_state, _ = carry
-            hvp = partial(hessian_product, problem, w, hyper, v)
-            direction = jax.tree.map(jnp.add, inner.mean(hvp, data.inner, drawn(k)), rhs)
-            v, v_state = move_along(rate, v, direction, count, hyper, v_state)
-            return (v, v_state, direction), None
-
-        begun = (v, carry[1], zeros_like(v))
-        (v, v_state, direction), _ = jax.lax.scan(advance, begun, jnp.arange(steps))
-        return v, v_state, sampler, direction, jnp.asarray(steps, jnp.int32)
 
 
 register_node(

@@ -14,7 +14,6 @@ from bilevel.core import (
     Estimate,
     InnerState,
     Problem,
-    Schedule,
     evaluate,
     init_inner_state,
 )
@@ -22,6 +21,8 @@ from bilevel.estimators.residuals import full_gradient
 from bilevel.single_loop.batches import Minibatches
 from bilevel.single_loop.first_order import check_call, normalise_fields
 from bilevel.single_loop.monitored import Monitor, Monitored, direction_sizes, init_watched
+from bilevel.single_loop.rates import Step
+from bilevel.single_loop.stochastic import BatchSize
 from bilevel.utils import PyTree, axpy, register_node, zeros_like
 
 VARIABLES = ("w (params)", "y (free params)")
@@ -49,12 +50,12 @@ class F2SA(Monitored):
     three, for g at w, g at y and f.
     """
 
-    step_size: float | Array | Schedule
-    batch_size: int | None = 64
+    step_size: Step
+    batch_size: BatchSize = 64
     inner_steps: int = 10
-    free_step: float | Array | Schedule | None = None
+    free_step: Step | None = None
     gamma: float | Array = 1.0
-    growth: float | Array | Schedule = Decay(0.1, 1 / 7)
+    growth: Step = Decay(0.1, 1 / 7)
     sampling: str = "iid"
     check_every: int | None = None
 
@@ -71,7 +72,7 @@ class F2SA(Monitored):
         """The penalised and the free params, measured every ``check_every`` calls."""
         return Monitor(
             residuals=measure_free,
-            passes=lambda data: self._minibatches().count(data)[:1],
+            passes=lambda data: self._minibatches().per_pass(data)[:1],
             cost=Counts.of(gradients=2),
             every=self.check_every,
             second="y",

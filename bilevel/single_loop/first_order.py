@@ -14,13 +14,13 @@ from bilevel.core import (
     Evidence,
     InnerState,
     Problem,
-    Schedule,
     as_setting,
     evaluate,
     init_inner_state,
 )
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import full_gradient, inner_residual
+from bilevel.single_loop.rates import Step
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
 from bilevel.utils import PyTree, axpy, register_node, validation, vdot
 
@@ -73,7 +73,7 @@ class BOME:
     inner_steps, eta : as above.
     """
 
-    step_size: float | Array | Schedule
+    step_size: Step
     inner_steps: int = 10
     eta: float | Array = 0.5
 
@@ -128,7 +128,7 @@ class PZOBO:
         free coordinates.
     """
 
-    step_size: float | Array | Schedule
+    step_size: Step
     inner_steps: int = 10
     pairs: int = 10
     mu: float | Array = 0.1

@@ -160,9 +160,9 @@ def evaluate_at(
     points: dict[str, Variables],
     inner: Mean,
     outer: Mean,
-    adjoint: "object | None" = None,
-    draw: Callable[[Array], Mean] | None = None,
-    key: Array | None = None,
+    adjoint: Series | None,
+    draw: Callable[[Array], Mean],
+    key: Array,
 ) -> dict[str, PointEvaluation]:
     """Evaluate all directions at some points, on the same minibatches.
 
@@ -175,7 +175,7 @@ def evaluate_at(
         for name, (w, _, lam) in points.items()
     }
     vs, products = {name: point.v for name, point in points.items()}, jnp.zeros((), jnp.int32)
-    if isinstance(adjoint, Series) and draw is not None:
+    if adjoint is not None:
 
         def product(i: Array, x: dict[str, PyTree]) -> dict[str, PyTree]:
             def hvp(batch: PyTree) -> dict[str, PyTree]:

@@ -11,12 +11,13 @@ from bilevel.single_loop.double_loop import DoubleLoop
 from bilevel.single_loop.f2sa import F2SA
 from bilevel.single_loop.first_order import BOME, PZOBO
 from bilevel.single_loop.oracles import HIA, SHIA
+from bilevel.single_loop.rates import Step
 from bilevel.single_loop.rules import SGD, STORM, DirectionRule, Momentum
 from bilevel.single_loop.single_loop import SingleLoop
 from bilevel.single_loop.stochastic import BatchSize
 from bilevel.single_loop.variance import PAGE, SAGA, SARAH
 
-Step: TypeAlias = float | Array
+Number: TypeAlias = float | Array
 Method: TypeAlias = SingleLoop | DoubleLoop | F2SA | BOME | PZOBO
 
 
@@ -33,30 +34,30 @@ def _all(rule: DirectionRule) -> dict[str, DirectionRule]:
     return {"w": rule, "v": rule, "lam": rule}
 
 
-def _soba(s: Step, b: BatchSize, **more: Any) -> SingleLoop:
+def _soba(s: Number, b: BatchSize, **more: Any) -> SingleLoop:
     return SingleLoop(Decay(s, 0.5), b, **more)
 
 
-def _ma_soba(s: Step, b: BatchSize, weight: Step | None = None, **more: Any) -> SingleLoop:
+def _ma_soba(s: Number, b: BatchSize, weight: Step | None = None, **more: Any) -> SingleLoop:
     rule = Momentum(Decay(1.0, 0.5) if weight is None else weight)
     return SingleLoop(Decay(s, 0.5), b, lam=rule, **more)
 
 
-def _saba(s: Step, b: BatchSize, **more: Any) -> SingleLoop:
+def _saba(s: Number, b: BatchSize, **more: Any) -> SingleLoop:
     return SingleLoop(s, b, **_all(SAGA()), **more)
 
 
-def _srba(s: Step, b: BatchSize, period: int | None = None, **more: Any) -> SingleLoop:
+def _srba(s: Number, b: BatchSize, period: int | None = None, **more: Any) -> SingleLoop:
     return SingleLoop(s, b, **_all(SARAH(period)), **more)
 
 
-def _spaba(s: Step, b: BatchSize, probability: Step | None = None, **more: Any) -> SingleLoop:
+def _spaba(s: Number, b: BatchSize, probability: Number | None = None, **more: Any) -> SingleLoop:
     return SingleLoop(s, b, **_all(PAGE(probability)), **more)
 
 
 def _storm(series: type[HIA | SHIA]) -> Callable[..., SingleLoop]:
     def make(
-        s: Step, b: BatchSize, terms: int = 10, eta: float | Array = 0.5, **more: Any
+        s: Number, b: BatchSize, terms: int = 10, eta: float | Array = 0.5, **more: Any
     ) -> SingleLoop:
         rule = STORM(Decay(eta, 2 / 3))
         return SingleLoop(Decay(s, 1 / 3), b, w=rule, v=series(terms, s), lam=rule, **more)
@@ -76,40 +77,42 @@ def _vrbo(
     return SingleLoop(s, b, rule, SHIA(terms, s), rule, steps=inner_steps, **more)
 
 
-def _fsla(s: Step, b: BatchSize, **more: Any) -> DoubleLoop:
+def _fsla(s: Number, b: BatchSize, **more: Any) -> DoubleLoop:
     rate = Decay(s, 0.5)
     return DoubleLoop(rate, b, 1, SGD(), 1, STORM(rate), fresh_outer=True, **more)
 
 
-def _ttsa(s: Step, b: BatchSize, terms: int = 10, **more: Any) -> DoubleLoop:
+def _ttsa(s: Number, b: BatchSize, terms: int = 10, **more: Any) -> DoubleLoop:
     return DoubleLoop(Decay(s, 0.4), b, 1, HIA(terms, s), **more)
 
 
-def _bsa(s: Step, b: BatchSize, inner_steps: int = 10, terms: int = 10, **more: Any) -> DoubleLoop:
+def _bsa(
+    s: Number, b: BatchSize, inner_steps: int = 10, terms: int = 10, **more: Any
+) -> DoubleLoop:
     rate = Decay(s, 0.5)
     return DoubleLoop(rate, b, inner_steps, HIA(terms, s), hyper_first=True, **more)
 
 
 def _stocbio(
-    s: Step, b: BatchSize, inner_steps: int = 10, terms: int = 10, **more: Any
+    s: Number, b: BatchSize, inner_steps: int = 10, terms: int = 10, **more: Any
 ) -> DoubleLoop:
     return DoubleLoop(s, b, inner_steps, SHIA(terms, s), **more)
 
 
-def _amigo(s: Step, b: BatchSize, inner_steps: int = 10, **more: Any) -> DoubleLoop:
+def _amigo(s: Number, b: BatchSize, inner_steps: int = 10, **more: Any) -> DoubleLoop:
     return DoubleLoop(s, b, inner_steps, **more)
 
 
-def _f2sa(s: Step, b: BatchSize, **more: Any) -> F2SA:
+def _f2sa(s: Number, b: BatchSize, **more: Any) -> F2SA:
     return F2SA(Decay(s, 5 / 7), b, free_step=Decay(s, 4 / 7), **more)
 
 
-def _bome(s: Step, b: BatchSize, **more: Any) -> BOME:
+def _bome(s: Number, b: BatchSize, **more: Any) -> BOME:
     del b
     return BOME(s, **more)
 
 
-def _pzobo(s: Step, b: BatchSize, **more: Any) -> PZOBO:
+def _pzobo(s: Number, b: BatchSize, **more: Any) -> PZOBO:
     del b
     return PZOBO(s, **more)
 

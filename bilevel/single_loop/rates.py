@@ -1,12 +1,12 @@
 """How far a variable moves along its direction: a step size, or any optax transformation."""
 
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import optax
 from jax import Array
 
 from bilevel.core import (
-    Schedule,
     StaticTransform,
     Transform,
     as_pytree,
@@ -15,7 +15,8 @@ from bilevel.core import (
 )
 from bilevel.utils import PyTree, axpy
 
-Rate: TypeAlias = float | Array | Schedule | StaticTransform | Transform
+Step: TypeAlias = float | Array | Callable[..., Any]  # a number, or a schedule of the count
+Rate: TypeAlias = Step | StaticTransform | Transform
 RateState: TypeAlias = PyTree
 
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Schedule, as_setting, evaluate
+from bilevel.core import as_setting, evaluate
+from bilevel.single_loop.rates import Step
 from bilevel.utils import PyTree, register_node, zeros_like
 
 
@@ -102,7 +103,7 @@ class Momentum(Recursive):
     weight : of the present minibatch, in (0, 1]; a number or ``fn(count)``. The first is 1.
     """
 
-    weight: float | Array | Schedule = 0.1
+    weight: Step = 0.1
 
     def __post_init__(self) -> None:
         """Normalise the weight."""
@@ -128,7 +129,7 @@ class STORM(Recursive):
     weight : in (0, 1]; a number or ``fn(count)``. 1 is SGD; the first direction is ``now``.
     """
 
-    weight: float | Array | Schedule = 0.1
+    weight: Step = 0.1
     looks_back: ClassVar[str | None] = "previous"
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ one, 2 the coin, 3 the series: all its minibatches at once, and the length of HI
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,19 @@ from jax import Array
 from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.single_loop.batches import Minibatches
+from bilevel.single_loop.drawing import (
+    KeyOf,
+    apply_rules,
+    as_rule_takes,
+    draw_both,
+    make_key,
+    refresh_points,
+)
 from bilevel.single_loop.monitored import Monitor, Monitored, direction_sizes, init_watched
 from bilevel.single_loop.oracles import (
     Parts,
-    PointEvaluation,
     Series,
     Variables,
-    evaluate_at,
-    total,
 )
 from bilevel.single_loop.rates import Rate, Rates, move_along, stability_limits
 from bilevel.single_loop.rules import SGD, DirectionRule, Sample
@@ -48,6 +53,8 @@ from bilevel.utils import (
     validation,
     zeros_like,
 )
+
+Carry: TypeAlias = tuple[PyTree, tuple, dict[str, PyTree], tuple]  # params, samplers, memory, out
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,9 @@ class SingleLoop(Monitored):
         self._minibatches()
         for variable in ("w", "v", "lam"):
             rule = getattr(self, variable)
-            if not hasattr(rule, "direction") and not (variable == "v" and _is_series(rule)):
+            if not hasattr(rule, "direction") and not (
+                variable == "v" and isinstance(rule, Series)
+            ):
                 raise TypeError(
                     f"SingleLoop: {variable} must be a rule such as single_loop.SGD(), "
                     f"got {rule!r}."
@@ -138,7 +147,7 @@ class SingleLoop(Monitored):
     def _rules(self) -> dict[str, DirectionRule]:
         """Return the rule of each direction; a series' one is the plain minibatch."""
         rules = {"w": self.w, "v": self.v, "lam": self.lam}
-        return {name: SGD() if _is_series(rule) else rule for name, rule in rules.items()}
+        return {name: SGD() if isinstance(rule, Series) else rule for name, rule in rules.items()}
 
     def _minibatches(self) -> Minibatches:
         """Return the minibatches: fixed blocks where a rule keeps a table of them."""
@@ -147,15 +156,17 @@ class SingleLoop(Monitored):
 
     def _init_memory(self, hyper: PyTree, params: PyTree, data: Data) -> dict[str, PyTree]:
         """Return adjoint, stored points and memories of the rules, all zeros."""
-        counts = self._minibatches().count(data)
+        counts = self._minibatches().per_pass(data)
         zero, flat = zeros_like(params), zeros_like(hyper)
         parts = Parts((zero,), (zero, zero), (flat, flat))._asdict()
         rules = self._rules()
-        looked = {rule.looks_back for rule in rules.values()} - {None}
+        looked = {rule.looks_back for rule in rules.values() if rule.looks_back is not None}
         return {
             "v": zero,
             "points": {name: Variables(zero, zero, flat) for name in sorted(looked)},
-            "rules": {n: rules[n].init(_of_rule(rules[n], p), counts) for n, p in parts.items()},
+            "rules": {
+                n: rules[n].init(as_rule_takes(rules[n], p), counts) for n, p in parts.items()
+            },
             **init_watched(params),
         }
 
@@ -174,8 +185,8 @@ class SingleLoop(Monitored):
         if memory is None:
             memory = self._init_memory(hyper, lower.params, data)
 
-        def advance(carry: Any, k: Any) -> Any:
-            return self._move(problem, hyper, carry, data, partial(_key, key, k)), None
+        def advance(carry: Carry, k: int | Array) -> tuple[Carry, None]:
+            return self._move(problem, hyper, carry, data, partial(make_key, key, k)), None
 
         blank = jnp.zeros((), jnp.int32)
         outputs = (Variables(lower.params, memory["v"], hyper), jnp.zeros((), dtype(hyper)), blank)
@@ -190,25 +201,20 @@ class SingleLoop(Monitored):
         after = InnerState(params, state, memory, lower.reference)
         return Estimate(value, directions.lam, evidence), after
 
-    def _move(self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Any) -> Any:
+    def _move(self, problem: Problem, hyper: PyTree, carry: Carry, data: Data, key: KeyOf) -> Carry:
         """Move params and adjoint once from ``carry``, and the directions that it took."""
         params, (*samplers, rates), memory, (_, _, calls) = carry
-        count, rules, sizes = memory["count"], self._rules(), self._minibatches().count(data)
+        count, rules, sizes = memory["count"], self._rules(), self._minibatches().per_pass(data)
         here = Variables(params, memory["v"], hyper)
-        drawn, samplers, coin, at = self._draw(problem, data, samplers, key)
+        series = self.v if isinstance(self.v, Series) else None
+        drawn, samplers, coin, at = draw_both(
+            problem, data, self._minibatches(), series, samplers, key
+        )
 
         # Where a rule is due, all data at the current point; elsewhere points seen before.
         due = {n: rule.due(count, coin, max(sum(sizes) // 2, 1)) for n, rule in rules.items()}
 
-        def begun(at_once: Array, point: Variables) -> Variables:
-            return jax.tree.map(partial(jnp.where, at_once), here, point)
-
-        points = dict(memory["points"])
-        if "previous" in points:
-            points["previous"] = begun(count == 0, points["previous"])
-        if "snapshot" in points:
-            due_now = next(due[n] for n, rule in rules.items() if isinstance(rule, SVRG))
-            points["snapshot"] = begun(due_now, points["snapshot"])
+        points = refresh_points(memory["points"], here, rules, due, count)
         past = at({"now": here, **points})
         now, full = past.pop("now"), None
         if not all(flag is False for flag in due.values()):
@@ -219,22 +225,9 @@ class SingleLoop(Monitored):
             calls = calls + sizes[0] * (wanted + full.products)
 
         # Each rule combines what was evaluated into a direction, part by part.
-        directions, memories = {}, {}
         slots = tuple((d.block, n) for d, n in zip(drawn, sizes, strict=True))
-        for name, rule in rules.items():
-            then = {n: _of_rule(rule, getattr(e.parts, name)) for n, e in past.items()}
-            sample = Sample(
-                now=_of_rule(rule, getattr(now.parts, name)),
-                previous=then.get("previous"),
-                snapshot=then.get("snapshot"),
-                full=None if full is None else _of_rule(rule, getattr(full.parts, name)),
-                due=due[name],
-                slots=slots,
-                step=count,
-                hyper=hyper,
-            )
-            direction, memories[name] = rule.direction(sample, memory["rules"][name])
-            directions[name] = total(direction)
+        common = partial(Sample, slots=slots, step=count, hyper=hyper)
+        directions, memories = apply_rules(rules, memory["rules"], now, past, full, due, common)
         if "previous" in points:
             points["previous"] = here
 
@@ -242,54 +235,13 @@ class SingleLoop(Monitored):
         w_state, v_state = rates
         params, w_state = move_along(w_rate, params, directions["w"], count, hyper, w_state)
         v = now.v
-        if not _is_series(self.v):
+        if series is None:
             v, v_state = move_along(v_rate, v, directions["v"], count, hyper, v_state)
         calls = calls + (1 + now.products) * (1 + len(past))
         memory = {**memory, "count": count + 1, "v": v, "points": points, "rules": memories}
         outputs = (Variables(**directions), now.value, calls)
         return params, (*samplers, (w_state, v_state)), memory, outputs
 
-    def _draw(self, problem: Problem, data: Data, samplers: Any, key: Any) -> Any:
-        """Return ``(minibatches, sampler states, coin, at)``; ``at(point)`` evaluates on them."""
-        inner, outer = self._minibatches()
-        one, inner_state = inner.draw(data.inner, partial(key, 0), samplers[0])
-        series_key = key(3)
-        drawn: Any = None
-        if _is_series(self.v):
-            count = self.v.steps
-            drawn, inner_state = inner.series(data.inner, series_key, inner_state, count)
-        two, outer_state = outer.draw(data.outer, partial(key, 1), samplers[1])
-
-        def fresh(i: Array) -> Any:
-            return partial(inner.mean, data=data.inner, drawn=drawn(i))
-
-        def at(points: dict[str, Variables], whole: bool = False) -> dict[str, PointEvaluation]:
-            if whole:
-                on_inner, on_outer = (lambda fn: fn(data.inner)), (lambda fn: fn(data.outer))
-                means = (on_inner, on_outer, self.v, lambda i: on_inner)
-            else:
-                on_inner = partial(inner.mean, data=data.inner, drawn=one)
-                on_outer = partial(outer.mean, data=data.outer, drawn=two)
-                means = (on_inner, on_outer, self.v, fresh)
-            return evaluate_at(problem, points, *means, series_key)
-
-        return (one, two), (inner_state, outer_state), jax.random.uniform(key(2)), at
-
 
 _leaves = ["step_size", "w", "v", "lam", "adjoint_step"]
 register_node(SingleLoop, _leaves, ["batch_size", "sampling", "steps", "check_every"])
-
-
-def _key(key: Array, move: int | Array, part: int) -> Array:
-    """Make a key where it is used, perhaps in a branch: it costs as much as a small step."""
-    return jax.random.fold_in(key, 4 * move + part)
-
-
-def _of_rule(rule: DirectionRule, parts: tuple) -> tuple:
-    """Return the parts of a direction as its rule takes them: one, or one for each level."""
-    return parts if rule.by_level else (total(parts),)
-
-
-def _is_series(rule: DirectionRule | Series) -> bool:
-    """Return whether the adjoint is a series, formed afresh at every point."""
-    return isinstance(rule, Series)

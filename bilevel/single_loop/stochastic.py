@@ -43,7 +43,7 @@ def normalise_settings(estimator: "SingleLoop | DoubleLoop", counts: tuple[str, 
 def monitor_adjoint(batches: Minibatches, every: int | None, updates: int = 1) -> Monitor:
     """Monitor params and adjoint; a measurement costs one product with all inner data."""
     cost = Counts.of(gradients=1, hvps=1)
-    return Monitor(measure_adjoint, batches.count, cost, every, updates)
+    return Monitor(measure_adjoint, batches.per_pass, cost, every, updates)
 
 
 def named_steps(rates: Rates, adjoint: DirectionRule | Series) -> dict[str, Rate]:

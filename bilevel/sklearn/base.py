@@ -13,9 +13,8 @@ from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from bilevel.core import Evidence
-from bilevel.sklearn.losses.arrays import Matrix
-from bilevel.sklearn.losses.folds import make_splits
-from bilevel.sklearn.search.path import SearchOptions, SearchResult
+from bilevel.sklearn.losses import Matrix, make_splits
+from bilevel.sklearn.search import SearchOptions, SearchResult
 
 FLOATS = (np.float64, np.float32)
 

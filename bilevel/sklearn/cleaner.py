@@ -20,18 +20,18 @@ from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 
 from bilevel.sklearn.base import FLOATS
-from bilevel.sklearn.losses.glm import (
+from bilevel.sklearn.losses import (
     LOGISTIC,
     MULTINOMIAL,
     SQUARED,
     FoldFits,
     Link,
+    WeightedRows,
     init_fits,
+    make_rows,
     solve_fold,
 )
-from bilevel.sklearn.losses.rows import WeightedRows, make_rows
-from bilevel.sklearn.search.descent import Evaluation, OuterLoss, minimise_outer
-from bilevel.sklearn.search.path import RESOLUTION
+from bilevel.sklearn.search import RESOLUTION, Evaluation, OuterLoss, minimise_outer
 
 
 class TrustData(NamedTuple):

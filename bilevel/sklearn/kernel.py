@@ -8,12 +8,14 @@ from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevel.sklearn.base import FLOATS, HypergradEstimator
-from bilevel.sklearn.losses.folds import make_folds
-from bilevel.sklearn.losses.kernel_loss import kernel_loss
-from bilevel.sklearn.losses.rows import compute_mean_square_sum, make_rows, set_folds
-from bilevel.sklearn.search.descent import OuterLoss
-from bilevel.sklearn.search.path import tune_penalties
-from bilevel.sklearn.search.penalties import group_columns
+from bilevel.sklearn.losses import (
+    compute_mean_square_sum,
+    kernel_loss,
+    make_folds,
+    make_rows,
+    set_folds,
+)
+from bilevel.sklearn.search import OuterLoss, group_columns, tune_penalties
 
 
 class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):

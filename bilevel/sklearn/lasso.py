@@ -5,13 +5,22 @@ from typing import ClassVar
 import numpy as np
 
 from bilevel.sklearn.base import LinearRegressor, to_float64
-from bilevel.sklearn.losses.fold_sums import FoldSums, compute_fold_sums, compute_group_sums
-from bilevel.sklearn.losses.folds import make_folds
-from bilevel.sklearn.losses.lasso_loss import elastic_net_loss, lasso_loss
-from bilevel.sklearn.losses.padding import round_up
-from bilevel.sklearn.search.descent import OuterLoss
-from bilevel.sklearn.search.path import SearchResult, tune_penalties
-from bilevel.sklearn.search.penalties import group_columns, make_stages
+from bilevel.sklearn.losses import (
+    FoldSums,
+    compute_fold_sums,
+    compute_group_sums,
+    elastic_net_loss,
+    lasso_loss,
+    make_folds,
+    round_up,
+)
+from bilevel.sklearn.search import (
+    OuterLoss,
+    SearchResult,
+    group_columns,
+    make_stages,
+    tune_penalties,
+)
 
 RATIOS = (0.1, 0.5, 0.9, 0.99)  # of the l1 part, on the grid of the elastic net
 

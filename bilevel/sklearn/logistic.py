@@ -9,16 +9,22 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 
 from bilevel.sklearn.base import HypergradEstimator
-from bilevel.sklearn.losses.folds import make_folds
-from bilevel.sklearn.losses.glm import init_fits, logistic_loss, multinomial_loss
-from bilevel.sklearn.losses.rows import compute_mean_square_sum, make_rows, set_folds
-from bilevel.sklearn.search.descent import OuterLoss
-from bilevel.sklearn.search.path import tune_penalties
-from bilevel.sklearn.search.penalties import (
+from bilevel.sklearn.losses import (
+    compute_mean_square_sum,
+    init_fits,
+    logistic_loss,
+    make_folds,
+    make_rows,
+    multinomial_loss,
+    set_folds,
+)
+from bilevel.sklearn.search import (
+    OuterLoss,
     group_columns,
     make_log_bounds,
     make_log_grid,
     make_stages,
+    tune_penalties,
 )
 
 EXPONENTS = -4, 4, 10  # of 1 / C, the ten of LogisticRegressionCV

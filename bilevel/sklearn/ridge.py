@@ -11,20 +11,27 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
 
 from bilevel.sklearn.base import LinearRegressor, to_float64
-from bilevel.sklearn.losses.arrays import Matrix
-from bilevel.sklearn.losses.criteria import CriterionData, gcv_loss, loo_loss, sure_loss
-from bilevel.sklearn.losses.fold_sums import compute_fold_sums, compute_group_sums
-from bilevel.sklearn.losses.folds import make_folds
-from bilevel.sklearn.losses.padding import pad, round_up
-from bilevel.sklearn.losses.ridge_loss import ridge_loss
-from bilevel.sklearn.losses.rows import compute_mean_square_sum
-from bilevel.sklearn.search.descent import OuterLoss
-from bilevel.sklearn.search.path import tune_penalties
-from bilevel.sklearn.search.penalties import (
+from bilevel.sklearn.losses import (
+    CriterionData,
+    Matrix,
+    compute_fold_sums,
+    compute_group_sums,
+    compute_mean_square_sum,
+    gcv_loss,
+    loo_loss,
+    make_folds,
+    pad,
+    ridge_loss,
+    round_up,
+    sure_loss,
+)
+from bilevel.sklearn.search import (
+    OuterLoss,
     group_columns,
     make_log_bounds,
     make_log_grid,
     make_stages,
+    tune_penalties,
 )
 
 CRITERIA = {"loo": loo_loss, "gcv": gcv_loss, "sure": sure_loss}

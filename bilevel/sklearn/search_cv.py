@@ -18,7 +18,7 @@ from bilevel.core import Data, Estimate, Loss, Problem
 from bilevel.estimators import Auto
 from bilevel.estimators.call import hypergradient
 from bilevel.sklearn.base import FLOATS
-from bilevel.sklearn.losses.folds import make_folds, make_splits
+from bilevel.sklearn.losses import make_folds, make_splits
 from bilevel.tuning.result import Result
 from bilevel.tuning.tune import tune
 from bilevel.utils import PyTree
@@ -124,6 +124,7 @@ class BilevelSearchCV(BaseEstimator):
                 record=_record,
             )
             self._report(self.result_)
+            # All rows as one fold, at the best hyperparameters.
             if self.refit:
                 whole = as_floats((*rows, _unit(weight[None]).T))
                 _, lower = hypergradient(

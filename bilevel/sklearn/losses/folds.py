@@ -40,7 +40,7 @@ def make_splits(
             kind = StratifiedKFold if classifier and np.ndim(y) == 1 else KFold
             cv = kind(cv, shuffle=True, random_state=random_state)
     chosen: Any = cv
-    splitter = check_cv(chosen, y, classifier=classifier)
+    splitter: Any = check_cv(chosen, y, classifier=classifier)
     pairs = list(splitter.split(X, y, groups))
     train, held = np.zeros((2, len(pairs), len(y)), bool)
     for k, (inside, outside) in enumerate(pairs):

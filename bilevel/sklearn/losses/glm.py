@@ -144,10 +144,7 @@ def solve_fold(
         gradient = unit * (slopes[:, :targets] + strength * unit * u)
         right = jnp.where(done, unit * slopes[:, targets:], gradient)
 
-        def product(t: Array) -> Array:
-            curved = s[:, None] * link.curved(mean, rows.product(unit * t))
-            return unit * (rows.back(curved) + strength * unit * t)
-
+        product = partial(_multiply_hessian, link, rows, s, strength, unit, mean)
         found = solve_system(product, right, done, at.adjoint)
         norm = jnp.linalg.norm(gradient)
         scale = jnp.where(at.scale > 0, at.scale, norm)
@@ -165,6 +162,7 @@ def solve_fold(
             done=done,
             passes=at.passes + 1,
         )
+        # A refused step is tried again at half its length.
         again = at._replace(length=at.length / 2, passes=at.passes + 1)
         return jax.tree.map(lambda new, old: jnp.where(good, new, old), new, again)
 
@@ -172,8 +170,22 @@ def solve_fold(
     end = jax.lax.while_loop(lambda at: ~at.done, advance, first)
     w, adjoint = unit * end.u, unit * end.adjoint
     grad = -penalty / size * (w * adjoint)[:-1]
-    lower = FoldFits(w, adjoint, end.scale)
-    return end.loss, grad, lower, end.inner_residual, end.linear_residual
+    fit = FoldFits(w, adjoint, end.scale)
+    return end.loss, grad, fit, end.inner_residual, end.linear_residual
+
+
+def _multiply_hessian(
+    link: Link,
+    rows: WeightedRows,
+    s: Array,
+    strength: Array,
+    unit: Array,
+    mean: Array,
+    t: Array,
+) -> Array:
+    """Multiply ``t`` by the Hessian in coordinates ``w / unit``, at the mean of the link."""
+    curved = s[:, None] * link.curved(mean, rows.product(unit * t))
+    return unit * (rows.back(curved) + strength * unit * t)
 
 
 def _init_newton(u: Array, adjoint: Array, scale: Array) -> NewtonState:
