@@ -20,7 +20,7 @@ _DECAY = 8  # of the average, which then spans about a ninth of the run
 
 
 class DoGState(NamedTuple):
-    """What is known between two steps, ``[p]`` and ``()``.
+    """The state between two steps, ``[p]`` and ``()``.
 
     ``origin`` of the run, the last point ``x``, ``max_distance`` between the two so far;
     ``sum_squares`` of the gradients; ``average`` of the points, ``mean_value`` of their values,

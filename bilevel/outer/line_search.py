@@ -30,7 +30,7 @@ _REFUSALS = 6  # in a row
 
 
 class LineSearchState(NamedTuple):
-    """What the search knows between two evaluations.
+    """The state of the search between two evaluations.
 
     ``base``, the last accepted point, its ``value`` (infinite before the first) and ``slope``;
     where the run's ``start`` was; the next ``step``, the ``ceiling`` on it after refusals;

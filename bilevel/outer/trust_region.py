@@ -33,7 +33,7 @@ _FLOOR = 1e-2  # a coordinate's gradient counts as at least this much of the lar
 
 
 class TrustRegionState(NamedTuple):
-    """What the search knows between two evaluations.
+    """The state of the search between two evaluations.
 
     ``base`` is the best accepted point ``[p]``, with ``value`` (infinite before the first) and
     ``slope``; ``start``, where the run began; ``power``, the mean of squared gradients; ``radius``

@@ -23,7 +23,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Batches:
-    """``size`` examples per draw, ``None`` for all of them.
+    """The minibatches of one level: ``size`` examples per draw, ``None`` for all of them.
 
     With ``blocks`` the examples are cut, in their order, into ``ceil(n / size)`` blocks, the last
     one smaller where ``size`` does not divide n. A mean over block j is then multiplied by ``n_j

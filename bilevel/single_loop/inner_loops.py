@@ -18,7 +18,7 @@ Moved: TypeAlias = tuple[PyTree, PyTree, PyTree, PyTree]  # the same, and the la
 
 
 class InnerLoop(NamedTuple):
-    """``steps`` moves of one variable; the k-th minibatch is drawn with ``fold_in(key, k)``."""
+    """A loop of ``steps`` moves; the k-th minibatch is drawn with ``fold_in(key, k)``."""
 
     problem: Problem
     batches: Batches

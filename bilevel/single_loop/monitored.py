@@ -18,7 +18,7 @@ Residuals = Callable[[Problem, PyTree, InnerState, Data], tuple[PyTree, PyTree, 
 
 
 class Monitor(NamedTuple):
-    """What is measured on all data between two updates, how often, and at what cost.
+    """A monitor: what is measured on all data between two updates, how often, and at what cost.
 
     ``passes``: minibatches per pass of each level; a measurement costs ``cost`` for each of those
     of the first. ``every``: calls between two measurements, ``None`` for so many that they cost a
@@ -83,7 +83,7 @@ class Monitored(ABC):
     @property
     @abstractmethod
     def monitor(self) -> Monitor:
-        """What is measured, how often and at what cost."""
+        """The monitor: what is measured, how often and at what cost."""
 
     @abstractmethod
     def update(

@@ -78,7 +78,9 @@ def outer_directions(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) ->
 
 @dataclass(frozen=True)
 class HIA:
-    r"""``v = -k eta prod_{i < p} (I - eta H_i) grad_w f``, ``p`` uniform on ``0 .. k - 1``.
+    r"""One random term of the Neumann series for the adjoint.
+
+        v = -k eta prod_{i < p} (I - eta H_i) grad_w f,   p uniform on 0 .. k - 1
 
     A truncated Neumann series of which one random term is formed, each factor with the Hessian of
     an independent minibatch: unbiased for the series. Ghadimi, Wang, 2018, Algorithm 3.
@@ -108,7 +110,9 @@ class HIA:
 
 @dataclass(frozen=True)
 class SHIA:
-    r"""``v = -eta sum_{p <= k} prod_{i < p} (I - eta H_i) grad_w f``.
+    r"""All terms of the truncated Neumann series for the adjoint.
+
+        v = -eta sum_{p <= k} prod_{i < p} (I - eta H_i) grad_w f
 
     All terms of the truncated Neumann series, from the same k minibatches. Ji, Yang, Liang, ICML
     2021, Algorithm 3.

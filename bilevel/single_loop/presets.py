@@ -66,7 +66,7 @@ def _storm(series: type[HIA | SHIA]) -> Callable[..., SingleLoop]:
 
 
 def _vrbo(
-    s: Step,
+    s: Number,
     b: BatchSize,
     inner_steps: int = 10,
     terms: int = 10,

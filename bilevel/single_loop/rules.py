@@ -80,7 +80,7 @@ class Recursive(Memoryless):
 
 @dataclass(frozen=True)
 class SGD(Memoryless):
-    """``now``.
+    """The minibatch direction itself: ``now``.
 
     Examples
     --------
@@ -96,7 +96,7 @@ class SGD(Memoryless):
 
 @dataclass(frozen=True)
 class Momentum(Recursive):
-    """``(1 - weight) old + weight now``: a moving average, less noise and some lag.
+    """A moving average, ``(1 - weight) old + weight now``: less noise and some lag.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class Momentum(Recursive):
 
 @dataclass(frozen=True)
 class STORM(Recursive):
-    """``now + (1 - weight) (old - previous)``: momentum whose lag is corrected.
+    """Momentum whose lag is corrected: ``now + (1 - weight) (old - previous)``.
 
     Cutkosky, Orabona, NeurIPS 2019.
 

@@ -15,7 +15,9 @@ from bilevel.utils.validation import require_positive, require_positive_int
 
 @dataclass(frozen=True)
 class SAGA(Memoryless):
-    """``now - table[block] + mean(table)``, then ``table[block] = now``; starts at a zero table.
+    """A table of directions: ``now - table[block] + mean(table)``, then ``table[block] = now``.
+
+    The table starts at zero.
 
     Defazio, Bach, Lacoste-Julien, NeurIPS 2014. Memory: a direction per minibatch of the data.
     """
@@ -47,7 +49,7 @@ class SAGA(Memoryless):
 
 @dataclass(frozen=True)
 class SVRG(Recursive):
-    """``now - snapshot + full(snapshot)``; every ``period`` steps the snapshot is renewed.
+    """A snapshot, renewed every ``period`` steps: ``now - snapshot + full(snapshot)``.
 
     Johnson, Zhang, NeurIPS 2013.
 
@@ -77,7 +79,7 @@ class SVRG(Recursive):
 
 @dataclass(frozen=True)
 class SARAH(Recursive):
-    """``now - previous + old``; every ``period`` steps the full direction instead.
+    """A recursion, ``now - previous + old``; every ``period`` steps the full direction instead.
 
     Nguyen, Liu, Scheinberg, Takac, ICML 2017.
 
