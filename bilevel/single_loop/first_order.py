@@ -1,7 +1,6 @@
 """Methods on all data without second derivatives: BOME, a penalty, and PZOBO, differences."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +23,8 @@ from bilevel.single_loop.rates import Step
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
 from bilevel.utils import PyTree, axpy, register_node, validation, vdot
 
-if TYPE_CHECKING:
-    from bilevel.single_loop.f2sa import F2SA
 
-
-def normalise_fields(
-    owner: "BOME | PZOBO | F2SA", rates: tuple[str, ...], counts: tuple[str, ...]
-) -> None:
+def normalise_fields(owner: object, rates: tuple[str, ...], counts: tuple[str, ...]) -> None:
     """Normalise step sizes; validate counts: positive, or ``None`` for a later choice."""
     name = type(owner).__name__
     for field in rates:

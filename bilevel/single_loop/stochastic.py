@@ -1,6 +1,6 @@
 """What the stochastic estimators with an adjoint share: settings, and what is measured."""
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,29 @@ from bilevel.single_loop.rates import Rate, Rates, as_rate
 from bilevel.single_loop.rules import DirectionRule
 from bilevel.utils import PyTree, validation
 
-if TYPE_CHECKING:
-    from bilevel.single_loop.double_loop import DoubleLoop
-    from bilevel.single_loop.single_loop import SingleLoop
-
 BatchSize: TypeAlias = int | tuple[int | None, int | None] | None
 
 
-def normalise_settings(estimator: "SingleLoop | DoubleLoop", counts: tuple[str, ...]) -> None:
+class HasSettings(Protocol):
+    """An estimator with these settings, read-only."""
+
+    @property
+    def step_size(self) -> Rate:
+        """The rate of the params."""
+        ...
+
+    @property
+    def adjoint_step(self) -> Rate | None:
+        """The rate of the adjoint; ``None``: the same."""
+        ...
+
+    @property
+    def batch_size(self) -> BatchSize:
+        """The examples per minibatch, of both levels or of each."""
+        ...
+
+
+def normalise_settings(estimator: HasSettings, counts: tuple[str, ...]) -> None:
     """Normalise ``step_size, adjoint_step, batch_size``; ``counts`` are positive or ``None``."""
     name = type(estimator).__name__
     rate = as_rate(name, "step_size", estimator.step_size)

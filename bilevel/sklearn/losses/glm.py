@@ -170,8 +170,7 @@ def solve_fold(
     end = jax.lax.while_loop(lambda at: ~at.done, advance, first)
     w, adjoint = unit * end.u, unit * end.adjoint
     grad = -penalty / size * (w * adjoint)[:-1]
-    fit = FoldFits(w, adjoint, end.scale)
-    return end.loss, grad, fit, end.inner_residual, end.linear_residual
+    return end.loss, grad, FoldFits(w, adjoint, end.scale), end.inner_residual, end.linear_residual
 
 
 def _multiply_hessian(
