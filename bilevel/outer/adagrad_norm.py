@@ -41,20 +41,20 @@ class AdaGradNorm:
     Array([-0.3, -0.4], dtype=float32)
     """
 
-    scale: Any = 1.0
+    scale: float | Array = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a step of no length."""
+        """Validate the length of the first step."""
         require_positive("AdaGradNorm", "scale", self.scale)
 
     def init(self, params: PyTree) -> Array:
-        """The sum of squared norms, ``()``."""
+        """Return the sum of squared norms, ``()``."""
         return jnp.zeros((), dtype(params))
 
     def update(
         self, updates: PyTree, state: Array, params: PyTree = None, **_: Any
     ) -> tuple[PyTree, Array]:
-        """One step."""
+        """Take one step."""
         state = state + vdot(updates, updates).astype(state.dtype)
         step = self.scale / jnp.where(state > 0, jnp.sqrt(state), 1)
         return axpy(-step, updates, zeros_like(updates)), state

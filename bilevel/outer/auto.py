@@ -1,12 +1,13 @@
 """No step size and no choice: a quasi-Newton search while the values behave, then steps for noise.
 
-It begins as :class:`LBFGS` (``trust.py``). Each trial is asked whether its value could be explained
-by the slopes at both ends. A rejection that could not, or a standard error of half the
-hypergradient, raises a suspicion; at three in a row the values do not decide any more, and the run
-goes on from the best accepted point as :class:`DoG` (``dog.py``), in the metric that the search has
-found.
+It begins as :class:`LBFGS` (``trust_region.py``). Each trial is asked whether its value could be
+explained by the slopes at both ends. A rejection that could not, or a standard error of half the
+hypergradient, is evidence of noise; at three in a row the values do not decide any more, and the
+run goes on from the best accepted point as :class:`DoG` (``dog.py``), in the metric that the search
+has found.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,34 +17,33 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.outer.base import flat_admit, flatten
-from bilevel.outer.dog import Walk, absorb, stride
-from bilevel.outer.dog import begin as begin_walk
+from bilevel.outer.dog import DoGState, init_dog, take_step, update_average
 from bilevel.outer.trust_region import (
     Admit,
-    Trust,
-    backtrack,
-    best,
-    judge,
-    propose,
-    scales,
-    shorten,
+    TrustRegionState,
+    best_point,
+    compute_scales,
+    init_trust_region,
+    judge_trial,
+    limit_step,
+    propose_trial,
+    shorten_refused,
 )
-from bilevel.outer.trust_region import begin as begin_search
 from bilevel.utils import PyTree, norm, register_node
 from bilevel.utils.validation import require_positive_int
 
-_MEMORY, _ENOUGH = 0.7, 2.0  # suspicion fades, and suffices
+_MEMORY, _ENOUGH = 0.7, 2.0  # evidence of noise fades, and suffices
 _STUCK = 8  # rejections in a row that no smooth function causes
-_LOUD = 0.5  # standard error over hypergradient
+_DOMINATES = 0.5  # standard error over hypergradient
 
 
-class State(NamedTuple):
-    """The search, the walk that follows it once the values are ``noisy``, and the suspicion."""
+class AutoState(NamedTuple):
+    """The state of the search, that of DoG once the values are ``noisy``, and how much says so."""
 
-    search: Trust
-    walk: Walk
+    search: TrustRegionState
+    dog: DoGState
     noisy: Array
-    suspicion: Array
+    noise_evidence: Array
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Auto:
     """An outer rule without a step size, for hypergradients with noise and without.
 
     While value and hypergradient agree, it is :class:`LBFGS`: accepted values never rise, trials
-    where the inner solver diverges are taken back and tried shorter. When they cease to, it walks
+    where the inner solver diverges are taken back and tried shorter. When they cease to, it goes
     on by :class:`DoG` from the best accepted point.
 
     A run ends with the best accepted point, as long as the values agree. After that,
-    ``result.state.outer.noisy`` is true, and it ends with the walk's average, unless the values
+    ``result.state.outer.noisy`` is true, and it ends with DoG's average, unless the values
     there were worse than at the best accepted point by more than twice their spread: then with that
     point. ``result.params`` and ``result.estimate`` are those of the last evaluation.
 
@@ -85,88 +85,95 @@ class Auto:
     memory: int = 10
 
     def __post_init__(self) -> None:
-        """Refuse an empty memory."""
+        """Validate the number of curvature pairs."""
         require_positive_int("Auto", "memory", self.memory)
 
-    def init(self, params: PyTree) -> State:
-        """A search that knows nothing yet."""
+    def init(self, params: PyTree) -> AutoState:
+        """Return the state of a search that knows nothing yet."""
         flat = ravel_pytree(params)[0]
-        search, walk = begin_search(flat, self.memory), begin_walk(flat, 0.0)
-        return State(search, walk, jnp.array(False), jnp.zeros((), flat.dtype))
+        search, dog = init_trust_region(flat, self.memory), init_dog(flat, 0.0)
+        return AutoState(search, dog, jnp.array(False), jnp.zeros((), flat.dtype))
 
     def update(
         self,
         updates: PyTree,
-        state: State,
+        state: AutoState,
         params: PyTree = None,
         *,
-        value: Any = None,
+        value: float | Array | None = None,
         standard_error: PyTree = None,
-        admit: Any = None,
+        admit: Callable[[PyTree], PyTree] | None = None,
         **_: Any,
-    ) -> tuple[PyTree, State]:
-        """From the evaluation at ``params`` to the next trial or step."""
-        at, slope, value, back = flatten("Auto", updates, params, value)
-        loud = _loud(updates, standard_error)
+    ) -> tuple[PyTree, AutoState]:
+        """Go from the evaluation at ``params`` to the next trial or step."""
+        x, slope, value, back = flatten("Auto", updates, params, value)
+        dominated = noise_dominates(updates, standard_error)
         following, state = jax.lax.cond(
             state.noisy,
-            lambda: _walk(state, at, value, slope),
-            lambda: _search(state, at, value, slope, loud, flat_admit(admit, back)),
+            lambda: _step_by_dog(state, x, value, slope),
+            lambda: _step_by_search(state, x, value, slope, dominated, flat_admit(admit, back)),
         )
-        return back(following - at), state
+        return back(following - x), state
 
-    def best(self, state: State, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
-        """What a run ends with, the last evaluation included, and its value."""
+    def best(self, state: AutoState, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
+        """Return what a run ends with, the last evaluation included, and its value."""
         flat, back = ravel_pytree(hyper)
-        search, walk = state.search, absorb(state.walk, flat, value.astype(flat.dtype))
-        fallen = walk.level <= search.value + 2 * walk.spread
-        walked = (
-            back(jnp.where(fallen, walk.average, search.base)),
-            jnp.where(fallen, walk.level, search.value).astype(value.dtype),
+        search, dog = state.search, update_average(state.dog, flat, value.astype(flat.dtype))
+        fallen = dog.mean_value <= search.value + 2 * dog.spread
+        averaged = (
+            back(jnp.where(fallen, dog.average, search.base)),
+            jnp.where(fallen, dog.mean_value, search.value).astype(value.dtype),
         )
-        searched = best(search, hyper, value)
-        return jax.tree.map(lambda a, b: jnp.where(state.noisy, a, b), walked, searched)
+        searched = best_point(search, hyper, value)
+        return jax.tree.map(lambda a, b: jnp.where(state.noisy, a, b), averaged, searched)
 
-    def backtrack(self, before: State, after: State, hyper: PyTree) -> tuple[State, Array]:
-        """A quarter of the step that was refused."""
-        origin = jnp.where(after.noisy, after.walk.at, after.search.base)
+    def backtrack(
+        self, before: AutoState, after: AutoState, hyper: PyTree
+    ) -> tuple[AutoState, Array]:
+        """Return the state that proposes a quarter of the refused step, and whether it may."""
+        origin = jnp.where(after.noisy, after.dog.x, after.search.base)
         length = jnp.linalg.norm(ravel_pytree(hyper)[0] - origin)
-        search, hopeful = backtrack(before.search, length)
-        return before._replace(search=search), hopeful
+        search, can_retry = shorten_refused(before.search, length)
+        return before._replace(search=search), can_retry
 
 
 register_node(Auto, data_fields=[], meta_fields=["memory"])
 
 
-def _search(
-    state: State, at: Array, value: Array, slope: Array, loud: Array, admit: Admit | None
-) -> tuple[Array, State]:
-    """Judge the trial; propose another, or begin to walk from the best accepted point."""
-    search, verdict = judge(state.search, at, value, slope)
-    odd = (verdict.jumped & ~verdict.accepted) | loud
-    suspicion = _MEMORY * state.suspicion + odd
-    noisy = (suspicion >= _ENOUGH) | (search.rejections >= _STUCK)
-    begun = State(search, begin_walk(search.base, search.stride), jnp.array(True), suspicion)
-    walked = _walk(begun, search.base, search.value, search.slope)
-    following, pending = propose(search, admit)
-    searched = following, State(pending, state.walk, jnp.array(False), suspicion)
-    return jax.tree.map(lambda a, b: jnp.where(noisy, a, b), walked, searched)
-
-
-def _walk(state: State, at: Array, value: Array, slope: Array) -> tuple[Array, State]:
-    """One step of the walk, no longer than what is allowed; back, and half as far, from nowhere."""
-    search, walk = state.search, state.walk
-    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
-    at, value = jnp.where(finite, at, walk.at), jnp.where(finite, value, walk.level)
-    slope = jnp.where(finite, slope, 0)
-    walk = walk._replace(farthest=jnp.where(finite, walk.farthest, walk.farthest / 2))
-    step, walk = stride(walk, at, value, slope, scales(search))
-    shorter, search = shorten(search, step)
-    return at + shorter, state._replace(search=search, walk=walk)
-
-
-def _loud(grad: PyTree, standard_error: PyTree) -> Array:
-    """Whether the hypergradient is known to be little more than noise."""
+def noise_dominates(grad: PyTree, standard_error: PyTree) -> Array:
+    """Return whether the hypergradient is known to be little more than noise."""
     if standard_error is None:
         return jnp.array(False)
-    return norm(standard_error) > _LOUD * norm(grad)
+    return norm(standard_error) > _DOMINATES * norm(grad)
+
+
+def _step_by_search(
+    state: AutoState, x: Array, value: Array, slope: Array, dominated: Array, admit: Admit | None
+) -> tuple[Array, AutoState]:
+    """Judge the trial; propose another, or begin with DoG from the best accepted point."""
+    search, verdict = judge_trial(state.search, x, value, slope)
+    inconsistent = (verdict.violates_slopes & ~verdict.accepted) | dominated
+    evidence = _MEMORY * state.noise_evidence + inconsistent
+    noisy = (evidence >= _ENOUGH) | (search.rejections >= _STUCK)
+    dog = init_dog(search.base, search.accepted_length)
+    begun = AutoState(search, dog, jnp.array(True), evidence)
+    stepped = _step_by_dog(begun, search.base, search.value, search.slope)
+    following, search = propose_trial(search, admit)
+    searched = following, AutoState(search, state.dog, jnp.array(False), evidence)
+    return jax.tree.map(lambda a, b: jnp.where(noisy, a, b), stepped, searched)
+
+
+def _step_by_dog(state: AutoState, x: Array, value: Array, slope: Array) -> tuple[Array, AutoState]:
+    """Take one step of DoG, no longer than allowed; where the value is not finite, go back.
+
+    The next step is then half as long.
+    """
+    search, dog = state.search, state.dog
+    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
+    x, value = jnp.where(finite, x, dog.x), jnp.where(finite, value, dog.mean_value)
+    slope = jnp.where(finite, slope, 0)
+    distance = jnp.where(finite, dog.max_distance, dog.max_distance / 2)
+    dog = dog._replace(max_distance=distance)
+    step, dog = take_step(dog, x, value, slope, compute_scales(search))
+    shorter, search = limit_step(search, step)
+    return x + shorter, state._replace(search=search, dog=dog)

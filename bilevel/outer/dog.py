@@ -19,55 +19,58 @@ from bilevel.utils.validation import require_positive
 _DECAY = 8  # of the average, which then spans about a ninth of the run
 
 
-class Walk(NamedTuple):
-    """``origin`` of the walk, where it stands ``at``; ``farthest`` from the origin; ``power``, the
-    sum of squared gradients; ``average`` of the points, ``level`` of their values, ``spread`` of
-    these around it; ``seen`` points. ``[p]`` and ``()``.
+class DoGState(NamedTuple):
+    """The state between two steps, ``[p]`` and ``()``.
+
+    ``origin`` of the run, the last point ``x``, ``max_distance`` between the two so far;
+    ``sum_squares`` of the gradients; ``average`` of the points, ``mean_value`` of their values,
+    ``spread`` of these around it; ``points`` so far.
     """
 
     origin: Array
-    at: Array
-    farthest: Array
-    power: Array
+    x: Array
+    max_distance: Array
+    sum_squares: Array
     average: Array
-    level: Array
+    mean_value: Array
     spread: Array
-    seen: Array
+    points: Array
 
 
-def begin(origin: Array, reach: Any) -> Walk:
-    """A walk whose first step has the length ``reach``."""
+def init_dog(origin: Array, first: float | Array) -> DoGState:
+    """Return the state before a first step of the length ``first``."""
     zero = jnp.zeros((), origin.dtype)
-    reach = jnp.asarray(reach, origin.dtype)
+    first = jnp.asarray(first, origin.dtype)
     none = jnp.zeros((), jnp.int32)
-    return Walk(origin, origin, reach, zero, origin, zero, zero, none)
+    return DoGState(origin, origin, first, zero, origin, zero, zero, none)
 
 
-def absorb(walk: Walk, at: Array, value: Array) -> Walk:
-    """The averages with one more point; recent ones weigh more."""
-    seen = walk.seen + 1
-    share = (1 + _DECAY) / (seen.astype(at.dtype) + _DECAY)
-    level = walk.level + share * (value - walk.level)
-    aside = jnp.where(seen > 1, jnp.abs(value - level), 0)
-    return walk._replace(
-        at=at,
-        average=walk.average + share * (at - walk.average),
-        level=level,
-        spread=walk.spread + share * (aside - walk.spread),
-        seen=seen,
+def update_average(state: DoGState, x: Array, value: Array) -> DoGState:
+    """Average over one more point; recent ones weigh more."""
+    points = state.points + 1
+    share = (1 + _DECAY) / (points.astype(x.dtype) + _DECAY)
+    mean_value = state.mean_value + share * (value - state.mean_value)
+    deviation = jnp.where(points > 1, jnp.abs(value - mean_value), 0)
+    return state._replace(
+        x=x,
+        average=state.average + share * (x - state.average),
+        mean_value=mean_value,
+        spread=state.spread + share * (deviation - state.spread),
+        points=points,
     )
 
 
-def stride(
-    walk: Walk, at: Array, value: Array, slope: Array, unit: Any = 1.0
-) -> tuple[Array, Walk]:
-    """The next point; lengths are those of ``x / unit``."""
-    walk = absorb(walk, at, value)
+def take_step(
+    state: DoGState, x: Array, value: Array, slope: Array, unit: float | Array = 1.0
+) -> tuple[Array, DoGState]:
+    """Return the step from ``x`` and the state after it; lengths are those of ``x / unit``."""
+    state = update_average(state, x, value)
     gradient = unit * slope
-    farthest = jnp.maximum(walk.farthest, jnp.linalg.norm((at - walk.origin) / unit))
-    power = walk.power + gradient @ gradient
-    step = farthest / jnp.where(power > 0, jnp.sqrt(power), 1)
-    return -step * unit * gradient, walk._replace(farthest=farthest, power=power)
+    max_distance = jnp.maximum(state.max_distance, jnp.linalg.norm((x - state.origin) / unit))
+    sum_squares = state.sum_squares + gradient @ gradient
+    step = max_distance / jnp.where(sum_squares > 0, jnp.sqrt(sum_squares), 1)
+    state = state._replace(max_distance=max_distance, sum_squares=sum_squares)
+    return -step * unit * gradient, state
 
 
 @dataclass(frozen=True)
@@ -97,31 +100,37 @@ class DoG:
     True
     """
 
-    first: Any = 1e-2
+    first: float | Array = 1e-2
 
     def __post_init__(self) -> None:
-        """Refuse a first step of no length."""
+        """Validate the length of the first step."""
         require_positive("DoG", "first", self.first)
 
-    def init(self, params: PyTree) -> Walk:
-        """At the origin."""
+    def init(self, params: PyTree) -> DoGState:
+        """Return the state at the origin."""
         flat = ravel_pytree(params)[0]
-        return begin(flat, self.first * (1 + jnp.linalg.norm(flat)))
+        return init_dog(flat, self.first * (1 + jnp.linalg.norm(flat)))
 
     def update(
-        self, updates: PyTree, state: Walk, params: PyTree = None, *, value: Any = 0.0, **_: Any
-    ) -> tuple[PyTree, Walk]:
-        """One step; ``value`` is averaged, not needed."""
-        at, back = ravel_pytree(params)
-        slope = ravel_pytree(updates)[0].astype(at.dtype)
-        step, walk = stride(state, at, jnp.asarray(value, at.dtype), slope)
-        return back(step), walk
+        self,
+        updates: PyTree,
+        state: DoGState,
+        params: PyTree = None,
+        *,
+        value: float | Array = 0.0,
+        **_: Any,
+    ) -> tuple[PyTree, DoGState]:
+        """Take one step; ``value`` is averaged, not needed."""
+        x, back = ravel_pytree(params)
+        slope = ravel_pytree(updates)[0].astype(x.dtype)
+        step, state = take_step(state, x, jnp.asarray(value, x.dtype), slope)
+        return back(step), state
 
-    def best(self, state: Walk, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
-        """The average, ``hyper`` included, and that of the values."""
+    def best(self, state: DoGState, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
+        """Return the average of the points, ``hyper`` included, and that of their values."""
         flat, back = ravel_pytree(hyper)
-        walk = absorb(state, flat, jnp.asarray(value).astype(flat.dtype))
-        return back(walk.average), walk.level.astype(jnp.result_type(value))
+        state = update_average(state, flat, jnp.asarray(value).astype(flat.dtype))
+        return back(state.average), state.mean_value.astype(jnp.result_type(value))
 
 
 register_node(DoG, data_fields=["first"], meta_fields=[])

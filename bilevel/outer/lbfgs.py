@@ -1,9 +1,10 @@
-"""L-BFGS within a trust region, one evaluation per outer step; see ``trust.py`` for the formulas.
+"""L-BFGS within a trust region, one evaluation per outer step: formulas in ``trust_region.py``.
 
 Liu, Nocedal, Mathematical Programming 1989; Nocedal, Wright, "Numerical Optimization", chapters 4
 and 7.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,14 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.outer.base import flat_admit, flatten
-from bilevel.outer.trust_region import Trust, backtrack, begin, best, judge, propose
+from bilevel.outer.trust_region import (
+    TrustRegionState,
+    best_point,
+    init_trust_region,
+    judge_trial,
+    propose_trial,
+    shorten_refused,
+)
 from bilevel.utils import PyTree, register_node
 from bilevel.utils.validation import require_positive_int
 
@@ -54,36 +62,38 @@ class LBFGS:
     memory: int = 10
 
     def __post_init__(self) -> None:
-        """Refuse an empty memory."""
+        """Validate the number of curvature pairs."""
         require_positive_int("LBFGS", "memory", self.memory)
 
-    def init(self, params: PyTree) -> Trust:
-        """Nothing is known yet."""
-        return begin(ravel_pytree(params)[0], self.memory)
+    def init(self, params: PyTree) -> TrustRegionState:
+        """Return the state before the first evaluation."""
+        return init_trust_region(ravel_pytree(params)[0], self.memory)
 
     def update(
         self,
         updates: PyTree,
-        state: Trust,
+        state: TrustRegionState,
         params: PyTree = None,
         *,
-        value: Any = None,
-        admit: Any = None,
+        value: float | Array | None = None,
+        admit: Callable[[PyTree], PyTree] | None = None,
         **_: Any,
-    ) -> tuple[PyTree, Trust]:
-        """From the evaluation at ``params`` to the next trial."""
-        at, slope, value, back = flatten("LBFGS", updates, params, value)
-        trust, _verdict = judge(state, at, value, slope)
-        following, trust = propose(trust, flat_admit(admit, back))
-        return back(following - at), trust
+    ) -> tuple[PyTree, TrustRegionState]:
+        """Go from the evaluation at ``params`` to the next trial."""
+        x, slope, value, back = flatten("LBFGS", updates, params, value)
+        state, _verdict = judge_trial(state, x, value, slope)
+        following, state = propose_trial(state, flat_admit(admit, back))
+        return back(following - x), state
 
-    def best(self, state: Trust, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
-        """The best accepted point, or ``hyper`` where that is better; its value."""
-        return best(state, hyper, value)
+    def best(self, state: TrustRegionState, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
+        """Return the best accepted point, or ``hyper`` where that is better; its value."""
+        return best_point(state, hyper, value)
 
-    def backtrack(self, before: Trust, after: Trust, hyper: PyTree) -> tuple[Trust, Array]:
-        """A quarter of the step that was refused."""
-        return backtrack(before, jnp.linalg.norm(ravel_pytree(hyper)[0] - after.base))
+    def backtrack(
+        self, before: TrustRegionState, after: TrustRegionState, hyper: PyTree
+    ) -> tuple[TrustRegionState, Array]:
+        """Return the state that proposes a quarter of the refused step, and whether it may."""
+        return shorten_refused(before, jnp.linalg.norm(ravel_pytree(hyper)[0] - after.base))
 
 
 register_node(LBFGS, data_fields=[], meta_fields=["memory"])

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from bilevel.estimators.base import Estimator
 from bilevel.outer.base import flatten
 from bilevel.outer.inner_tolerance import loosened
-from bilevel.outer.trust_region import cap, first_step
+from bilevel.outer.trust_region import first_fraction, max_coordinate_step
 from bilevel.utils import PyTree, register_node
 from bilevel.utils.validation import require_positive, require_tolerance
 
@@ -28,10 +29,12 @@ _GROW = 2.0
 _REFUSALS = 6  # in a row
 
 
-class State(NamedTuple):
-    """``base``, the last accepted point, its ``value`` (infinite before the first) and ``slope``;
+class LineSearchState(NamedTuple):
+    """The state of the search between two evaluations.
+
+    ``base``, the last accepted point, its ``value`` (infinite before the first) and ``slope``;
     where the run's ``start`` was; the next ``step``, the ``ceiling`` on it after refusals;
-    evaluations ``seen``; ``refusals`` in a row.
+    ``evaluations`` so far; ``refusals`` in a row.
     """
 
     base: Array
@@ -40,7 +43,7 @@ class State(NamedTuple):
     start: Array
     step: Array
     ceiling: Array
-    seen: Array
+    evaluations: Array
     refusals: Array
 
 
@@ -74,78 +77,89 @@ class LineSearch:
     >>> outer = bl.outer.LineSearch(tolerance=0.01, decay=0.9)  # tune(problem, estimator, outer...
     """
 
-    tolerance: Any = 0.01
-    decay: Any = 0.9
+    tolerance: float | Array = 0.01
+    decay: float | Array = 0.9
 
     def __post_init__(self) -> None:
-        """Refuse a schedule that does not fall."""
+        """Validate tolerance and decay."""
         require_tolerance("LineSearch", self.tolerance)
         require_positive("LineSearch", "decay", self.decay)
         if isinstance(self.decay, int | float) and self.decay > 1:
             raise ValueError(f"LineSearch: decay must be at most 1, got {self.decay}.")
 
-    def init(self, params: PyTree) -> State:
-        """Nothing is known yet."""
+    def init(self, params: PyTree) -> LineSearchState:
+        """Return the state before the first evaluation."""
         flat = ravel_pytree(params)[0]
         infinite, zero = jnp.full((), jnp.inf, flat.dtype), jnp.zeros((), flat.dtype)
         none = jnp.zeros((), jnp.int32)
-        return State(flat, infinite, jnp.zeros_like(flat), flat, zero, infinite, none, none)
+        return LineSearchState(
+            flat, infinite, jnp.zeros_like(flat), flat, zero, infinite, none, none
+        )
 
     def update(
-        self, updates: PyTree, state: State, params: PyTree = None, *, value: Any = None, **_: Any
-    ) -> tuple[PyTree, State]:
-        """From the evaluation at ``params`` to the next trial."""
-        at, slope, value, back = flatten("LineSearch", updates, params, value)
+        self,
+        updates: PyTree,
+        state: LineSearchState,
+        params: PyTree = None,
+        *,
+        value: float | Array | None = None,
+        **_: Any,
+    ) -> tuple[PyTree, LineSearchState]:
+        """Go from the evaluation at ``params`` to the next trial."""
+        x, slope, value, back = flatten("LineSearch", updates, params, value)
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(slope))
         value, slope = jnp.where(finite, value, jnp.inf), jnp.where(finite, slope, state.slope)
         first = jnp.isinf(state.value)
         known = jnp.where(first, value, state.value)
-        length, before = jnp.linalg.norm(at - state.base), state.slope @ (at - state.base)
+        length, before = jnp.linalg.norm(x - state.base), state.slope @ (x - state.base)
         change, size = jnp.where(finite, value - known, jnp.inf), jnp.abs(known)
-        rounding = 8 * jnp.finfo(at.dtype).eps * size
-        slack = self._at(state.seen).astype(at.dtype) * (size + length) + rounding
+        rounding = 8 * jnp.finfo(x.dtype).eps * size
+        slack = self._tolerance(state.evaluations).astype(x.dtype) * (size + length) + rounding
         accepted = finite & (first | (change <= slack))
         enough = finite & (change <= before / 2 + slack)
 
-        begun = first_step(at, value, slope, -slope)
-        parabola = -before / (2 * jnp.maximum(change - before, jnp.finfo(at.dtype).tiny))
+        # The next step: what the slope suggests first, later a multiple of the last one.
+        begun = first_fraction(x, value, slope, -slope)
+        parabola = -before / (2 * jnp.maximum(change - before, jnp.finfo(x.dtype).tiny))
         least, most = jnp.where(accepted, 0.5, 0.1), jnp.where(accepted, 1.0, 0.5)
-        times = jnp.where(enough, _GROW, jnp.clip(parabola, least, most)).astype(at.dtype)
+        times = jnp.where(enough, _GROW, jnp.clip(parabola, least, most)).astype(x.dtype)
         step = jnp.where(first, begun, times * state.step)
-        base, slope = jnp.where(accepted, at, state.base), jnp.where(accepted, slope, state.slope)
+        base, slope = jnp.where(accepted, x, state.base), jnp.where(accepted, slope, state.slope)
         largest = jnp.max(jnp.abs(slope))
-        allowed = cap(state.start, base) / jnp.where(largest > 0, largest, 1)
+        allowed = max_coordinate_step(state.start, base) / jnp.where(largest > 0, largest, 1)
         step = jnp.minimum(jnp.minimum(step, allowed), state.ceiling)
-        after = State(
+        after = LineSearchState(
             base=base,
             value=jnp.where(accepted, value, state.value),
             slope=slope,
             start=state.start,
             step=step,
             ceiling=_GROW * state.ceiling,
-            seen=state.seen + 1,
+            evaluations=state.evaluations + 1,
             refusals=jnp.zeros_like(state.refusals),
         )
-        return back(base - step * slope - at), after
+        return back(base - step * slope - x), after
 
-    def best(self, state: State, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
-        """The last accepted point, or ``hyper`` where that is better; its value."""
+    def best(self, state: LineSearchState, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
+        """Return the last accepted point, or ``hyper`` where that is better; its value."""
         flat, back = ravel_pytree(hyper)
         better = value < state.value
         return back(jnp.where(better, flat, state.base)), jnp.where(better, value, state.value)
 
-    def backtrack(self, before: State, after: State, hyper: PyTree) -> tuple[State, Array]:
-        """A quarter of the step that was refused."""
+    def backtrack(
+        self, before: LineSearchState, after: LineSearchState, hyper: PyTree
+    ) -> tuple[LineSearchState, Array]:
+        """Return the state that proposes a quarter of the refused step, and whether it may."""
         again = before._replace(ceiling=after.step / 4, refusals=before.refusals + 1)
         return again, again.refusals <= _REFUSALS
 
-    def set_tolerance(self, estimator: Any, state: State) -> Any:
-        """The estimator as accurate as the next evaluation needs."""
-        return loosened(estimator, self._at(state.seen))
+    def set_tolerance(self, estimator: Estimator, state: LineSearchState) -> Estimator:
+        """Return the estimator as accurate as the next evaluation needs."""
+        return loosened(estimator, self._tolerance(state.evaluations))
 
-    def _at(self, seen: Array) -> Array:
-        """The tolerance of evaluation ``seen``."""
-        return jnp.asarray(self.tolerance) * jnp.asarray(self.decay) ** seen
+    def _tolerance(self, count: Array) -> Array:
+        """Return the tolerance of an evaluation by its number."""
+        return jnp.asarray(self.tolerance) * jnp.asarray(self.decay) ** count
 
 
 register_node(LineSearch, data_fields=["tolerance", "decay"], meta_fields=[])

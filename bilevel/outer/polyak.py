@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from bilevel.utils import PyTree, axpy, register_node, vdot, zeros_like
 from bilevel.utils.validation import require_positive
@@ -42,24 +43,29 @@ class Polyak:
     Array(-0.25, dtype=float32)
     """
 
-    lower: Any = 0.0
-    scaling: Any = 1.0
-    longest: Any = 1.0
+    lower: float | Array = 0.0
+    scaling: float | Array = 1.0
+    longest: float | Array = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse steps that do not descend."""
+        """Validate the scaling and the longest step."""
         for name in ("scaling", "longest"):
             require_positive("Polyak", name, getattr(self, name))
 
     def init(self, params: PyTree) -> tuple[()]:
-        """No state."""
+        """Return the empty state."""
         return ()
 
     def update(
-        self, updates: PyTree, state: tuple[()], params: PyTree = None, *, value: Any = None,
+        self,
+        updates: PyTree,
+        state: tuple[()],
+        params: PyTree = None,
+        *,
+        value: float | Array | None = None,
         **_: Any,
-    ) -> tuple[PyTree, tuple[()]]:  # fmt: skip
-        """One step."""
+    ) -> tuple[PyTree, tuple[()]]:
+        """Take one step."""
         if value is None:
             raise ValueError("Polyak needs the outer value: update(grad, state, hyper, value=...).")
         squared = vdot(updates, updates)

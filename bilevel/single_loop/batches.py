@@ -1,15 +1,15 @@
-"""Minibatches of one level: independent draws, or fixed blocks where a table is indexed by them."""
+"""Minibatches of both levels: independent draws, or fixed blocks that index a table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import examples
+from bilevel.core import Data, examples
 from bilevel.solvers.sampling import Lazy, Sampler, take
 from bilevel.utils import PyTree
 
@@ -23,7 +23,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Batches:
-    """``size`` examples per draw, ``None`` for all of them.
+    """The minibatches of one level: ``size`` examples per draw, ``None`` for all of them.
 
     With ``blocks`` the examples are cut, in their order, into ``ceil(n / size)`` blocks, the last
     one smaller where ``size`` does not divide n. A mean over block j is then multiplied by ``n_j
@@ -36,11 +36,11 @@ class Batches:
     blocks: bool
 
     def __post_init__(self) -> None:
-        """Check what can be checked before the data is known."""
+        """Validate what can be before the data is known."""
         Sampler(self.size, self.sampling)
 
     def count(self, data: PyTree) -> int:
-        """Minibatches per pass, rounded up; 1 for the full batch."""
+        """Return the minibatches per pass, rounded up; 1 for the full batch."""
         n = examples(data)
         return -(-n // (self.size or n))
 
@@ -53,19 +53,24 @@ class Batches:
                 "batch_size=(inner, outer)."
             )
 
-    def init(self, data: PyTree) -> Any:
-        """The sampler's state."""
+    def init(self, data: PyTree) -> PyTree:
+        """Return the sampler's state."""
         sampler, items = self._sampler(data)
         return sampler.init(items)
 
-    def draw(self, data: PyTree, key: Array | Lazy, state: Any) -> tuple[Drawn, Any]:
-        """The next minibatch and the sampler's state."""
-        return self._draw(self._sampler(data), data, key, state)
+    def draw(self, data: PyTree, key: Array | Lazy, state: PyTree) -> tuple[Drawn, PyTree]:
+        """Return the next minibatch and the sampler's state."""
+        sampler, items = self._sampler(data)
+        if not self.blocks or self.size is None:
+            batch, state = sampler.draw(data, key, state)
+            return Drawn(batch, jnp.zeros((), jnp.int32)), state
+        rows, state = sampler.indices(items, key, state)
+        return Drawn(None, rows[0]), state
 
     def ahead(
-        self, data: PyTree, keys: Callable[[Array], Array], state: Any, count: int
-    ) -> tuple[Callable[[Array], Drawn], Any]:
-        """``i -> minibatch i`` of the next ``count``, drawn with ``keys(i)``, and the state."""
+        self, data: PyTree, keys: Callable[[Array], Array], state: PyTree, count: int
+    ) -> tuple[Callable[[Array], Drawn], PyTree]:
+        """Return ``i -> minibatch i`` of the next ``count``, of ``keys(i)``, and the state."""
         if self.size is None:
             return self._numbered(data, None), state
         sampler, items = self._sampler(data)
@@ -73,9 +78,9 @@ class Batches:
         return self._numbered(data, rows), state
 
     def series(
-        self, data: PyTree, key: Array, state: Any, count: int
-    ) -> tuple[Callable[[Array], Drawn], Any]:
-        """``i -> minibatch i`` of the ``count`` of a series, and the sampler's state.
+        self, data: PyTree, key: Array, state: PyTree, count: int
+    ) -> tuple[Callable[[Array], Drawn], PyTree]:
+        """Return ``i -> minibatch i`` of the ``count`` of a series, and the sampler's state.
 
         The next ones of the epoch, or independent ones, all drawn with one key.
         """
@@ -85,8 +90,8 @@ class Batches:
         rows = jax.random.randint(key, (count, width), 0, n, jnp.int32)
         return self._numbered(data, rows), state
 
-    def _numbered(self, data: PyTree, rows: Any) -> Callable[[Array], Drawn]:
-        """``i -> `` the minibatch of ``rows[i]``; ``None``: all examples."""
+    def _numbered(self, data: PyTree, rows: Array | None) -> Callable[[Array], Drawn]:
+        """Return ``i -> `` the minibatch of ``rows[i]``; ``None``: all examples."""
         none = jnp.zeros((), jnp.int32)
         if rows is None:
             return lambda i: Drawn(data, none)
@@ -95,26 +100,19 @@ class Batches:
         return lambda i: Drawn(jax.tree.map(lambda leaf: take(leaf, rows[i]), data), none)
 
     def _sampler(self, data: PyTree) -> tuple[Sampler, PyTree]:
+        """Return the sampler, and what it samples: examples, or numbers of blocks."""
         if not self.blocks or self.size is None:
             return Sampler(self.size, self.sampling), data
         return Sampler(1, self.sampling), jnp.arange(self.count(data))
 
-    def _draw(self, source: Any, data: PyTree, key: Array | Lazy, state: Any) -> tuple[Drawn, Any]:
-        sampler, items = source
-        if not self.blocks or self.size is None:
-            batch, state = sampler.draw(data, key, state)
-            return Drawn(batch, jnp.zeros((), jnp.int32)), state
-        rows, state = sampler.indices(items, key, state)
-        return Drawn(None, rows[0]), state
-
     def mean(self, fn: Callable[[PyTree], PyTree], data: PyTree, drawn: Drawn) -> PyTree:
-        """``fn``, a mean over examples, on the minibatch; of a block, multiplied by its weight."""
+        """Apply ``fn``, a mean over examples, to the minibatch; a block has a weight."""
         if drawn.batch is not None:
             return fn(drawn.batch)
         n, blocks, size = examples(data), self.count(data), self.size or examples(data)
         last = n - (blocks - 1) * size
 
-        def at(start: Any, length: int) -> PyTree:
+        def at(start: int | Array, length: int) -> PyTree:
             cut = jax.tree.map(
                 lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, length),
                 jax.tree.map(jnp.asarray, data),
@@ -129,3 +127,28 @@ class Batches:
             lambda: at(n - last, last),
             lambda: at(drawn.block * size, size),
         )
+
+
+class Minibatches(NamedTuple):
+    """The minibatches of both levels."""
+
+    inner: Batches
+    outer: Batches
+
+    @classmethod
+    def from_size(
+        cls, size: int | tuple[int | None, int | None] | None, sampling: str, blocks: bool = False
+    ) -> "Minibatches":
+        """Make those of one size for both levels, or of a pair ``(inner, outer)``."""
+        inner, outer = size if isinstance(size, tuple) else (size, size)
+        return cls(Batches(inner, sampling, blocks), Batches(outer, sampling, blocks))
+
+    def per_pass(self, data: Data) -> tuple[int, int]:
+        """Return the minibatches per pass of both levels."""
+        return self.inner.count(data.inner), self.outer.count(data.outer)
+
+    def init(self, data: Data) -> tuple[PyTree, PyTree]:
+        """Return the states of both samplers; check that there are examples enough."""
+        self.inner.check("inner", data.inner)
+        self.outer.check("outer", data.outer)
+        return self.inner.init(data.inner), self.outer.init(data.outer)

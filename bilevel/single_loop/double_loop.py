@@ -12,31 +12,41 @@ its minibatches with ``adjoint`` at once (epochs go on as for steps), HIA its le
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, InnerState, Problem
+from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state
 from bilevel.estimators.refusals import check_minimiser
-from bilevel.single_loop.monitored import sizes
+from bilevel.single_loop.batches import Drawn, Minibatches
+from bilevel.single_loop.inner_loops import (
+    InnerLoop,
+    descend_adjoint,
+    descend_params,
+    sum_series,
+)
+from bilevel.single_loop.monitored import Monitor, Monitored, direction_sizes, init_watched
 from bilevel.single_loop.oracles import (
-    Point,
     Series,
+    Variables,
     cross_product,
-    hessian_product,
     outer_directions,
     total,
 )
-from bilevel.single_loop.rates import move
+from bilevel.single_loop.rates import Rate, Rates, stability_limits
 from bilevel.single_loop.rules import SGD, STORM, Momentum, Sample
-from bilevel.single_loop.stochastic import Stochastic
+from bilevel.single_loop.stochastic import (
+    BatchSize,
+    monitor_adjoint,
+    named_steps,
+    normalise_settings,
+)
 from bilevel.utils import PyTree, register_node, validation, zeros_like
 
 
 @dataclass(frozen=True)
-class DoubleLoop(Stochastic):
+class DoubleLoop(Monitored):
     r"""A few steps on the params, a few on the adjoint (or a series), one hypergradient.
 
     Evidence, counts, value and the naming of divergence are those of :class:`bilevel.SingleLoop`.
@@ -66,22 +76,22 @@ class DoubleLoop(Stochastic):
     >>> stocbio = bl.DoubleLoop(0.1, 64, v=bl.single_loop.SHIA(steps=10, step_size=0.1))
     """
 
-    step_size: Any
-    batch_size: Any = 64
+    step_size: Rate
+    batch_size: BatchSize = 64
     inner_steps: int = 10
-    v: Any = SGD()
+    v: SGD | Series = SGD()
     adjoint_steps: int | None = None
-    lam: Any = SGD()
-    adjoint_step: Any = None
+    lam: SGD | Momentum | STORM = SGD()
+    adjoint_step: Rate | None = None
     sampling: str = "iid"
     fresh_outer: bool = False
     hyper_first: bool = False
     check_every: int | None = None
-    positive: ClassVar[tuple[str, ...]] = ("inner_steps", "adjoint_steps", "check_every")
 
     def __post_init__(self) -> None:
-        """Normalise steps and refuse settings out of range."""
-        self._normalise()
+        """Normalise and validate the settings."""
+        normalise_settings(self, ("inner_steps", "adjoint_steps", "check_every"))
+        self._minibatches()
         name = "DoubleLoop"
         if not isinstance(self.v, SGD | Series):
             raise TypeError(f"{name}: v must be single_loop.SGD(), HIA or SHIA, got {self.v!r}.")
@@ -91,13 +101,37 @@ class DoubleLoop(Stochastic):
                 "SingleLoop takes the other rules."
             )
 
-    def _zeros(self, hyper: PyTree, params: PyTree) -> dict[str, Any]:
+    @property
+    def monitor(self) -> Monitor:
+        """Params and adjoint, measured every ``check_every`` calls."""
+        return monitor_adjoint(self._minibatches(), self.check_every)
+
+    def init(self, params: PyTree, data: Data) -> InnerState:
+        """Return start point, samplers and states of the two steps; all else begins at zero."""
+        samplers = self._minibatches().init(data)
+        return init_inner_state(params, (*samplers, self._rates().init(params)))
+
+    def stability_limits(self, hyper: PyTree, lower: InnerState) -> dict[str, Array]:
+        """Return ``2 / step`` for params and adjoint; nothing for an optax transformation."""
+        steps = named_steps(self._rates(), self.v)
+        return stability_limits(steps, lower.memory["count"], hyper)
+
+    def _rates(self) -> Rates:
+        """Return the rates of params and adjoint."""
+        return Rates.from_settings(self.step_size, self.adjoint_step)
+
+    def _minibatches(self) -> Minibatches:
+        """Return the minibatches of both levels."""
+        return Minibatches.from_size(self.batch_size, self.sampling)
+
+    def _init_memory(self, hyper: PyTree, params: PyTree) -> dict[str, PyTree]:
+        """Return adjoint, previous point and the memory of the rule, all zeros."""
         zero, flat = zeros_like(params), zeros_like(hyper)
         return {
             "v": zero,
-            "previous": Point(zero, zero, flat) if self.lam.looks_back else None,
+            "previous": Variables(zero, zero, flat) if self.lam.looks_back else None,
             "rule": self.lam.init((flat,), ()),
-            **self._unwatched(params),
+            **init_watched(params),
         }
 
     def update(
@@ -108,23 +142,36 @@ class DoubleLoop(Stochastic):
         check_minimiser("DoubleLoop", problem, hyper, lower.params, data)
         memory = lower.memory
         if memory is None:
-            memory = self._zeros(hyper, lower.params)
+            memory = self._init_memory(hyper, lower.params)
+        # Params, then the adjoint at the new params, then the hypergradient at both.
         inner_state, outer_state, (w_state, v_state) = lower.solver_state
-        outer = self._levels()[1]
+        inner, outer = self._minibatches()
         count = memory["count"]
         inner_key, outer_key, adjoint_key, cross_key, again_key = jax.random.split(key, 5)
 
         carry = (lower.params, w_state, inner_state)
-        w, w_state, inner_state, d_w = self._descend(problem, hyper, carry, data, inner_key, count)
+        index = jnp.maximum(count - 1, 0) if self.hyper_first else count
+        w_loop = InnerLoop(problem, inner, self._rates().w, data, self.inner_steps, inner_key)
+        moved = descend_params(w_loop, hyper, carry, index)
+        if self.hyper_first:
+            stay = (*carry, zeros_like(lower.params))
+            moved = jax.tree.map(partial(jnp.where, count == 0), stay, moved)
+        w, w_state, inner_state, d_w = moved
         drawn, outer_state = outer.draw(data.outer, outer_key, outer_state)
         value, (rhs, direct) = outer.mean(
             partial(outer_directions, problem, w, hyper), data.outer, drawn
         )
         carry = (memory["v"], v_state, inner_state)
-        v, v_state, inner_state, d_v, products = self._adjoint(
-            problem, Point(w, memory["v"], hyper), rhs, carry, data, adjoint_key, count
-        )
-        here = Point(w, v, hyper)
+        steps = self.adjoint_steps or self.inner_steps
+        v_loop = InnerLoop(problem, inner, self._rates().v, data, steps, adjoint_key)
+        here = Variables(w, memory["v"], hyper)
+        if isinstance(self.v, Series):
+            v, v_state, inner_state, d_v, products = sum_series(self.v, v_loop, here, rhs, carry)
+        else:
+            v, v_state, inner_state, d_v = descend_adjoint(v_loop, here, rhs, carry, count)
+            products = jnp.asarray(steps, jnp.int32)
+        here = Variables(w, v, hyper)
+        # At the new params and adjoint, on one more inner minibatch.
         samplers = (drawn, direct, inner_state, outer_state)
         grad, rule, inner_state, outer_state = self._hypergradient(
             problem, here, memory, samplers, data, cross_key, again_key
@@ -137,26 +184,32 @@ class DoubleLoop(Stochastic):
             "previous": None if memory["previous"] is None else here,
             "rule": rule,
             "count": count + 1,
-            "sizes": sizes(d_w, d_v),
+            "sizes": direction_sizes(d_w, d_v),
             "watch": memory["watch"],
         }
         state = (inner_state, outer_state, (w_state, v_state))
-        evidence = self._evidence(memory["watch"], counts)
+        evidence = self.monitor.evidence(memory["watch"], counts)
         return Estimate(value, grad, evidence), InnerState(w, state, memory, lower.reference)
 
     def _hypergradient(
-        self, problem: Problem, here: Point, memory: Any, samplers: Any, data: Data,
-        cross_key: Array, again_key: Array,
-    ) -> Any:  # fmt: skip
-        """``(direction, rule's memory, sampler states)`` at ``here``, by the rule of ``lam``."""
-        inner, outer = self._levels()
+        self,
+        problem: Problem,
+        here: Variables,
+        memory: dict[str, PyTree],
+        samplers: tuple[Drawn, PyTree, PyTree, PyTree],
+        data: Data,
+        cross_key: Array,
+        again_key: Array,
+    ) -> tuple[PyTree, PyTree, PyTree, PyTree]:
+        """Return ``(direction, rule's memory, sampler states)`` at ``here``, by ``lam``."""
+        inner, outer = self._minibatches()
         drawn, direct, inner_state, outer_state = samplers
         if self.fresh_outer:
             direct = None
             drawn, outer_state = outer.draw(data.outer, again_key, outer_state)
         cross, inner_state = inner.draw(data.inner, cross_key, inner_state)
 
-        def hypergradient(point: Point, direct: PyTree = None) -> tuple:
+        def hypergradient(point: Variables, direct: PyTree = None) -> tuple:
             if direct is None:
                 at_point = partial(jax.grad(problem.outer, argnums=1), point.w, point.lam)
                 direct = outer.mean(at_point, data.outer, drawn)
@@ -173,68 +226,17 @@ class DoubleLoop(Stochastic):
         parts, rule = self.lam.direction(sample, memory["rule"])
         return total(parts), rule, inner_state, outer_state
 
-    def _descend(
-        self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array, count: Array
-    ) -> Any:
-        """``(w, rate's state, sampler state, last direction)`` after the inner steps."""
-        inner, rate = self._levels()[0], self._rates()[0]
-        index = jnp.maximum(count - 1, 0) if self.hyper_first else count
-        w, w_state, sampler = carry
-        keys, steps = partial(jax.random.fold_in, key), self.inner_steps
-        drawn, drawn_to = inner.ahead(data.inner, keys, sampler, steps)
-
-        def advance(carry: Any, k: Array) -> tuple[Any, None]:
-            w, w_state, _ = carry
-            gradient = partial(jax.grad(problem.inner), w, hyper)
-            direction = inner.mean(gradient, data.inner, drawn(k))
-            w, w_state = move(rate, w, direction, index, hyper, w_state)
-            return (w, w_state, direction), None
-
-        begun = (w, w_state, zeros_like(w))
-        (w, w_state, direction), _ = jax.lax.scan(advance, begun, jnp.arange(steps))
-        moved = (w, w_state, drawn_to, direction)
-        if not self.hyper_first:
-            return moved
-        return jax.tree.map(partial(jnp.where, count == 0), (*carry, begun[-1]), moved)
-
-    def _adjoint(
-        self, problem: Problem, point: Point, rhs: PyTree, carry: Any, data: Data, key: Array,
-        count: Array,
-    ) -> Any:  # fmt: skip
-        """``(v, rate's state, sampler state, last direction, products)``."""
-        inner, rate = self._levels()[0], self._rates()[1]
-        w, v, hyper = point
-        if isinstance(self.v, Series):
-            drawn, sampler = inner.series(data.inner, key, carry[2], self.v.steps)
-
-            def product(i: Array, x: PyTree) -> PyTree:
-                hvp = partial(hessian_product, problem, w, hyper, x)
-                return inner.mean(hvp, data.inner, drawn(i))
-
-            v, products = self.v.solve(product, rhs, key)
-            return v, carry[1], sampler, v, products
-
-        steps = self.adjoint_steps or self.inner_steps
-        keys = partial(jax.random.fold_in, key)
-        drawn, sampler = inner.ahead(data.inner, keys, carry[2], steps)
-
-        def advance(carry: Any, k: Array) -> tuple[Any, None]:
-            v, v_state, _ = carry
-            hvp = partial(hessian_product, problem, w, hyper, v)
-            direction = jax.tree.map(jnp.add, inner.mean(hvp, data.inner, drawn(k)), rhs)
-            v, v_state = move(rate, v, direction, count, hyper, v_state)
-            return (v, v_state, direction), None
-
-        begun = (v, carry[1], zeros_like(v))
-        (v, v_state, direction), _ = jax.lax.scan(advance, begun, jnp.arange(steps))
-        return v, v_state, sampler, direction, jnp.asarray(steps, jnp.int32)
-
 
 register_node(
     DoubleLoop,
     data_fields=["step_size", "v", "lam", "adjoint_step"],
     meta_fields=[
-        "batch_size", "inner_steps", "adjoint_steps", "sampling", "fresh_outer", "hyper_first",
+        "batch_size",
+        "inner_steps",
+        "adjoint_steps",
+        "sampling",
+        "fresh_outer",
+        "hyper_first",
         "check_every",
     ],
-)  # fmt: skip
+)

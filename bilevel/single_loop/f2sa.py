@@ -1,8 +1,7 @@
 """F2SA: a value-function penalty followed by minibatch gradients, first derivatives only."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +12,25 @@ from bilevel.core import (
     Data,
     Decay,
     Estimate,
-    Evidence,
     InnerState,
     Problem,
     evaluate,
     init_inner_state,
 )
 from bilevel.estimators.residuals import full_gradient
-from bilevel.single_loop.batches import Batches
-from bilevel.single_loop.first_order import begun, normalise
-from bilevel.single_loop.monitor import Watch
-from bilevel.single_loop.monitored import Watched, often, sizes
+from bilevel.single_loop.batches import Minibatches
+from bilevel.single_loop.first_order import check_call, normalise_fields
+from bilevel.single_loop.monitored import Monitor, Monitored, direction_sizes, init_watched
+from bilevel.single_loop.rates import Step
+from bilevel.single_loop.stochastic import BatchSize
 from bilevel.utils import PyTree, axpy, register_node, zeros_like
+
+VARIABLES = ("w (params)", "y (free params)")
 
 
 @dataclass(frozen=True)
-class F2SA(Watched):
-    r"""Value-function penalty with minibatch gradients and a multiplier that grows.
+class F2SA(Monitored):
+    r"""A value-function penalty with minibatch gradients and a multiplier that grows.
 
         w <- w - step_size (gamma grad_w g(w) + grad_w f(w)),   y <- y - free_step grad_w g(y)
         grad = grad_lambda f(w) + gamma (grad_lambda g(w) - grad_lambda g(y)),   gamma += growth
@@ -49,50 +50,60 @@ class F2SA(Watched):
     three, for g at w, g at y and f.
     """
 
-    step_size: Any
-    batch_size: int | None = 64
+    step_size: Step
+    batch_size: BatchSize = 64
     inner_steps: int = 10
-    free_step: Any = None
-    gamma: Any = 1.0
-    growth: Any = Decay(0.1, 1 / 7)
+    free_step: Step | None = None
+    gamma: float | Array = 1.0
+    growth: Step = Decay(0.1, 1 / 7)
     sampling: str = "iid"
     check_every: int | None = None
-    variables: ClassVar[tuple[str, str]] = ("w (params)", "y (free params)")
-    second: ClassVar[str] = "y"
 
     def __post_init__(self) -> None:
-        """Normalise steps and refuse settings out of range."""
+        """Normalise and validate the settings."""
         if self.free_step is None:
             object.__setattr__(self, "free_step", self.step_size)
         counts = ("inner_steps", "check_every")
-        normalise(self, ("step_size", "free_step", "growth"), counts)
-        self._batches()
+        normalise_fields(self, ("step_size", "free_step", "growth"), counts)
+        self._minibatches()
 
-    def _batches(self) -> Batches:
-        return Batches(self.batch_size, self.sampling, False)
+    @property
+    def monitor(self) -> Monitor:
+        """The penalised and the free params, measured every ``check_every`` calls."""
+        return Monitor(
+            residuals=measure_free,
+            passes=lambda data: self._minibatches().per_pass(data)[:1],
+            cost=Counts.of(gradients=2),
+            every=self.check_every,
+            second="y",
+            variables=VARIABLES,
+            linear=False,
+        )
+
+    def _minibatches(self) -> Minibatches:
+        """Return the minibatches of both levels."""
+        return Minibatches.from_size(self.batch_size, self.sampling)
 
     def init(self, params: PyTree, data: Data) -> InnerState:
-        """The start point of w; y begins there with the first call."""
-        batches = self._batches()
-        batches.check("inner", data.inner)
-        batches.check("outer", data.outer)
-        return init_inner_state(params, (batches.init(data.inner), batches.init(data.outer)))
+        """Return the start point of w; y begins there with the first call."""
+        return init_inner_state(params, self._minibatches().init(data))
 
     def update(
         self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
     ) -> tuple[Estimate, InnerState]:
         """Move w and y, then estimate the direction of the hyperparameters on fresh batches."""
-        count = begun("F2SA", problem, hyper, lower, data)
+        count = check_call("F2SA", problem, hyper, lower, data)
         memory = lower.memory
         if memory is None:
-            unwatched = self._unwatched(lower.params)
-            memory = {"y": zeros_like(lower.params), "added": 0 * lower.reference, **unwatched}
+            watched = init_watched(lower.params)
+            memory = {"y": zeros_like(lower.params), "added": 0 * lower.reference, **watched}
         y = jax.tree.map(partial(jnp.where, count == 0), lower.params, memory["y"])
-        gamma, batches = self.gamma + memory["added"], self._batches()
+        gamma, batches = self.gamma + memory["added"], self._minibatches()
         alpha, beta = (evaluate(s, count, hyper) for s in (self.step_size, self.free_step))
         keys, steps = jax.random.split(key, 4), self.inner_steps
 
-        def of_step(k: Array, part: Any) -> Array:
+        # All minibatches of the call are drawn at once; each has the key of its step.
+        def of_step(k: Array, part: int | Array) -> Array:
             return jax.random.split(jax.random.fold_in(keys[0], k), 3)[part]
 
         def inner_key(i: Array) -> Array:
@@ -102,20 +113,22 @@ class F2SA(Watched):
             return jnp.where(k < steps, of_step(k, 2), keys[1])
 
         inner, outer = lower.solver_state
-        for_g, inner = batches.ahead(data.inner, inner_key, inner, 2 * steps + 2)
-        for_f, outer = batches.ahead(data.outer, outer_key, outer, steps + 1)
+        for_g, inner = batches.inner.ahead(data.inner, inner_key, inner, 2 * steps + 2)
+        for_f, outer = batches.outer.ahead(data.outer, outer_key, outer, steps + 1)
 
-        def advance(carry: Any, k: Array) -> tuple[Any, None]:
+        def advance(carry: tuple, k: Array) -> tuple[tuple, None]:
             w, y, _ = carry
             d_w = axpy(
-                gamma, jax.grad(problem.inner)(w, hyper, for_g(2 * k).batch),
+                gamma,
+                jax.grad(problem.inner)(w, hyper, for_g(2 * k).batch),
                 jax.grad(problem.outer)(w, hyper, for_f(k).batch),
-            )  # fmt: skip
+            )
             d_y = jax.grad(problem.inner)(y, hyper, for_g(2 * k + 1).batch)
             return (axpy(-alpha, d_w, w), axpy(-beta, d_y, y), (d_w, d_y)), None
 
         carry = (lower.params, y, zeros_like((y, y)))
         (w, y, directions), _ = jax.lax.scan(advance, carry, jnp.arange(steps))
+        # The direction of the hyperparameters, on minibatches that the steps have not seen.
         last = jnp.asarray(steps)
         value, direct = jax.value_and_grad(problem.outer, 1)(w, hyper, for_f(last).batch)
         at_w = jax.grad(problem.inner, 1)(w, hyper, for_g(2 * last).batch)
@@ -124,38 +137,31 @@ class F2SA(Watched):
 
         added = memory["added"] + evaluate(self.growth, count, hyper)
         memory = {
-            "count": count + 1, "y": y, "added": added.astype(memory["added"].dtype),
-            "sizes": sizes(*directions), "watch": memory["watch"],
-        }  # fmt: skip
-        evidence = self._evidence(memory["watch"], Counts.of(gradients=2 * steps + 2))
+            "count": count + 1,
+            "y": y,
+            "added": added.astype(memory["added"].dtype),
+            "sizes": direction_sizes(*directions),
+            "watch": memory["watch"],
+        }
+        evidence = self.monitor.evidence(memory["watch"], Counts.of(gradients=2 * steps + 2))
         return Estimate(value, grad, evidence), InnerState(
             w, (inner, outer), memory, lower.reference
         )
 
-    def _every(self, data: Data) -> int:
-        return self.check_every or often((self._batches().count(data.inner),))
-
-    def _passes(self, data: Data) -> Counts:
-        return Counts.of(gradients=2 * self._batches().count(data.inner))
-
-    def _measure(
-        self, problem: Problem, hyper: PyTree, after: InnerState, data: Data
-    ) -> tuple[PyTree, PyTree, PyTree]:
-        """The inner gradient at y against that at w."""
-        at_w, at_y = (
-            full_gradient(problem, hyper, x, data) for x in (after.params, after.memory["y"])
-        )
-        return at_w, at_y, at_w
-
-    def _evidence(self, watch: Watch, counts: Any = None) -> Evidence:
-        return replace(super()._evidence(watch, counts), linear_residual=None)
-
     def stability_limits(self, hyper: PyTree, lower: InnerState) -> dict[str, Array]:
-        """``2 / (gamma step_size)`` for w, which a step on ``gamma g + f`` moves; and of y."""
+        """Return ``2 / (gamma step_size)`` for w, whose steps are on ``gamma g + f``; that of y."""
         memory = lower.memory
         w, y = (evaluate(s, memory["count"], hyper) for s in (self.step_size, self.free_step))
         gamma = self.gamma + memory["added"]
-        return dict(zip(self.variables, (2 / (gamma * w), 2 / y), strict=True))
+        return dict(zip(VARIABLES, (2 / (gamma * w), 2 / y), strict=True))
+
+
+def measure_free(
+    problem: Problem, hyper: PyTree, after: InnerState, data: Data
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Return the inner gradients at w, at y, and again at w, to which that at y is compared."""
+    at_w, at_y = (full_gradient(problem, hyper, x, data) for x in (after.params, after.memory["y"]))
+    return at_w, at_y, at_w
 
 
 register_node(

@@ -1,7 +1,6 @@
 """Methods on all data without second derivatives: BOME, a penalty, and PZOBO, differences."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +19,13 @@ from bilevel.core import (
 )
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import full_gradient, inner_residual
+from bilevel.single_loop.rates import Step
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
 from bilevel.utils import PyTree, axpy, register_node, validation, vdot
 
 
-def normalise(owner: Any, rates: tuple[str, ...], counts: tuple[str, ...]) -> None:
-    """Step sizes as knobs; counts positive, or ``None`` for those that are chosen later."""
+def normalise_fields(owner: object, rates: tuple[str, ...], counts: tuple[str, ...]) -> None:
+    """Normalise step sizes; validate counts: positive, or ``None`` for a later choice."""
     name = type(owner).__name__
     for field in rates:
         object.__setattr__(owner, field, as_setting(name, field, getattr(owner, field)))
@@ -34,14 +34,18 @@ def normalise(owner: Any, rates: tuple[str, ...], counts: tuple[str, ...]) -> No
             validation.require_positive_int(name, field, count)
 
 
-def begun(name: str, problem: Problem, hyper: PyTree, lower: InnerState, data: Data) -> Array:
-    """The number of the call, after the checks that all share."""
+def check_call(name: str, problem: Problem, hyper: PyTree, lower: InnerState, data: Data) -> Array:
+    """Return the number of the call, after the checks that all share."""
     validation.require_plain(name, problem)
     check_minimiser(name, problem, hyper, lower.params, data)
     return jnp.zeros((), jnp.int32) if lower.memory is None else lower.memory["count"]
 
 
-def _descent(problem: Problem, w: PyTree, hyper: PyTree, data: Data, rate: Any, k: int) -> PyTree:
+def _descent(
+    problem: Problem, w: PyTree, hyper: PyTree, data: Data, rate: float | Array, k: int
+) -> PyTree:
+    """Take ``k`` gradient steps on all data."""
+
     def step(w: PyTree, _: None) -> tuple[PyTree, None]:
         return axpy(-rate, jax.grad(problem.inner)(w, hyper, data.inner), w), None
 
@@ -50,7 +54,7 @@ def _descent(problem: Problem, w: PyTree, hyper: PyTree, data: Data, rate: Any, 
 
 @dataclass(frozen=True)
 class BOME:
-    r"""A step along the outer gradient, bent so that the lower level is approached as well.
+    r"""A step along the outer gradient, turned so that the lower level is approached as well.
 
         y = ``inner_steps`` gradient steps from w,   q = grad [g(w, lam) - g(y, lam)]  (y held)
         (w, lam) moves along  grad f + max(eta |q|^2 - <grad f, q>, 0) / |q|^2  q
@@ -63,16 +67,16 @@ class BOME:
     inner_steps, eta : as above.
     """
 
-    step_size: Any
+    step_size: Step
     inner_steps: int = 10
-    eta: Any = 0.5
+    eta: float | Array = 0.5
 
     def __post_init__(self) -> None:
-        """Normalise the step and refuse settings out of range."""
-        normalise(self, ("step_size",), ("inner_steps",))
+        """Normalise the step and validate the settings."""
+        normalise_fields(self, ("step_size",), ("inner_steps",))
 
     def init(self, params: PyTree, data: Data) -> InnerState:
-        """The start point."""
+        """Return the start point."""
         del data
         return init_inner_state(params, ())
 
@@ -81,7 +85,7 @@ class BOME:
     ) -> tuple[Estimate, InnerState]:
         """Move the params, return the direction of the hyperparameters at the same point."""
         del key
-        count = begun("BOME", problem, hyper, lower, data)
+        count = check_call("BOME", problem, hyper, lower, data)
         w, rate = lower.params, evaluate(self.step_size, count, hyper)
         both = (0, 1)
         y = _descent(problem, w, hyper, data, rate, self.inner_steps)
@@ -91,8 +95,8 @@ class BOME:
         q = q_w, jax.tree.map(jnp.subtract, at_w, at_y)
         size = vdot(q, q)
         wanted = jnp.maximum(self.eta * size - vdot(f, q), 0)
-        bend = jnp.where(size > 0, wanted / jnp.where(size > 0, size, 1), 0)
-        d_w, d_lam = axpy(bend, q, f)
+        turn = jnp.where(size > 0, wanted / jnp.where(size > 0, size, 1), 0)
+        d_w, d_lam = axpy(turn, q, f)
         end = axpy(-rate, d_w, w)
         gradient = full_gradient(problem, hyper, end, data)
         residual, reference = inner_residual(problem, hyper, w, gradient, data, lower.reference)
@@ -118,18 +122,18 @@ class PZOBO:
         free coordinates.
     """
 
-    step_size: Any
+    step_size: Step
     inner_steps: int = 10
     pairs: int = 10
-    mu: Any = 0.1
+    mu: float | Array = 0.1
 
     def __post_init__(self) -> None:
-        """Normalise the step and refuse settings out of range."""
-        normalise(self, ("step_size",), ("inner_steps", "pairs"))
+        """Normalise the step and validate the settings."""
+        normalise_fields(self, ("step_size",), ("inner_steps", "pairs"))
         validation.require_positive("PZOBO", "mu", self.mu)
 
     def init(self, params: PyTree, data: Data) -> InnerState:
-        """The start point."""
+        """Return the start point."""
         del data
         return init_inner_state(params, ())
 
@@ -137,12 +141,13 @@ class PZOBO:
         self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
     ) -> tuple[Estimate, InnerState]:
         """Solve at ``hyper`` and beside it; direction j is drawn with the j-th of split keys."""
-        count = begun("PZOBO", problem, hyper, lower, data)
+        count = check_call("PZOBO", problem, hyper, lower, data)
         w, rate = lower.params, evaluate(self.step_size, count, hyper)
 
         def solve(hyper: PyTree) -> PyTree:
             return _descent(problem, w, hyper, data, rate, self.inner_steps)
 
+        # One solve at hyper, one beside it for each direction.
         end, free = solve(hyper), coordinates(problem.space, hyper)
         value, (f_w, f_lam) = jax.value_and_grad(problem.outer, (0, 1))(end, hyper, data.outer)
 

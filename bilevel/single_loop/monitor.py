@@ -1,33 +1,34 @@
-"""Whether a run diverges, and in which variable: cheap at every look, exact when it matters.
+"""Whether a run diverges, and in which variable: cheap at every check, exact when it matters.
 
-At a look, the sizes of the directions are compared with their largest in the first steps. Where one
+At a check, sizes of the directions are compared with their largest in the first steps. Where one
 has grown tenfold, and at calls 0, 1, 2, 4, 8, ... up to every so many calls, the inner gradient and
 the residual of the second variable are measured on all data.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from bilevel.core import Estimate, InnerState
 from bilevel.utils import PyTree, all_finite, cond_without_select
 
-_SETTLE = 4  # steps in which the scales are learned
+_BURN_IN = 4  # steps in which the scales are learned
 _SUSPECT = 10  # growth that is looked into
 _FOLLOW = 1.05  # growth per step of D_lambda and of the value that is never taken for divergence
 
 
 class Watch(NamedTuple):
-    """What was measured last, ``[4]``, and the scales of the first steps, ``[4]``, with growth.
+    """The last measurement, ``[4]``, and the scales of the first steps, ``[4]``, with growth.
 
     Vectors rather than numbers: a small step costs XLA as much as it has separate numbers.
 
     ``measured``: the residuals of params and second variable, relative to today's right-hand side;
     the largest right-hand side seen; the second variable's residual over that. ``scale``: of the
     sizes of the three directions and of the outer value. ``growth``, ``()``: the smaller of the
-    growth of ``|D_lambda|`` and of the outer value. ``calls``, ``[2]``: at the last look, and when
+    growth of ``|D_lambda|`` and of the outer value. ``calls``, ``[2]``: at the last check, and when
     the next measurement is due.
     """
 
@@ -37,23 +38,23 @@ class Watch(NamedTuple):
     calls: Array
 
     @classmethod
-    def zeros(cls, dtype: Any) -> "Watch":
-        """Before the first step."""
+    def zeros(cls, dtype: DTypeLike) -> "Watch":
+        """Return the state before the first step."""
         four, none = jnp.zeros(4, dtype), jnp.zeros((), dtype)
         return cls(four, four, none, jnp.zeros(2, jnp.int32))
 
     @property
     def residual(self) -> Array:
-        """That of the params."""
+        """The residual of the params."""
         return self.measured[0]
 
     @property
     def second(self) -> Array:
-        """That of the second variable."""
+        """The residual of the second variable."""
         return self.measured[1]
 
 
-def observe(
+def update_watch(
     watch: Watch,
     reference: Array,
     seen: Array,
@@ -61,33 +62,34 @@ def observe(
     every: int,
     measure: Callable[[], tuple[Array, Array]],
 ) -> tuple[Watch, Array, Array]:
-    """``(watch, reference, measured)`` after call number ``calls``.
+    """Return ``(watch, reference, measured)`` after call number ``calls``.
 
     ``seen``, ``[4]``: sizes of the three directions and the outer value; ``measure() -> (measured,
     reference)``.
     """
     old, (last, due) = watch.scale, watch.calls
-    settling = calls < _SETTLE
+    burning_in = calls < _BURN_IN
     growth = jnp.min(_ratio(seen, old)[2:])
-    suspect = jnp.any((seen > _SUSPECT * old)[:2]) & ~settling
+    suspect = jnp.any((seen > _SUSPECT * old)[:2]) & ~burning_in
     # the first two: the largest, learned at first and when suspect; the others may grow a little
     follow = jnp.asarray(_FOLLOW, old.dtype) ** (calls - last)
-    most = jnp.where(settling | (old == 0), seen, jnp.minimum(seen, follow * old))
-    largest = jnp.where(settling | suspect, seen, old)
+    most = jnp.where(burning_in | (old == 0), seen, jnp.minimum(seen, follow * old))
+    largest = jnp.where(burning_in | suspect, seen, old)
     scale = jnp.maximum(old, jnp.where(jnp.arange(4) < 2, largest, most))
     wanted = suspect | (calls >= due)
     measured, reference = cond_without_select(wanted, measure, (watch.measured, reference))
     due = jnp.where(wanted, calls + jnp.clip(calls, 1, every), due)
-    growth = jnp.where(settling, 0, growth)
+    growth = jnp.where(burning_in, 0, growth)
     return Watch(measured, scale, growth, jnp.stack([calls, due])), reference, wanted
 
 
 def _ratio(size: Array, scale: Array) -> Array:
+    """Return the ratio of two sizes, 0 for nothing."""
     return jnp.where(size == 0, 0, size / scale)
 
 
 def relative(watch: Watch, residual: Array, left: Array, rhs: Array) -> Array:
-    """``measured``, ``[4]``, of the params' residual, and of what is ``left`` of a right-hand side.
+    """Return ``measured``, ``[4]``: the params' residual, what is ``left`` of a right-hand side.
 
     The right-hand side's largest size is kept: a system that becomes easy is none that diverges.
     """
@@ -98,11 +100,15 @@ def relative(watch: Watch, residual: Array, left: Array, rhs: Array) -> Array:
     return jnp.stack([residual.astype(dtype), _ratio(left, rhs), most, share])
 
 
-def diverged_variables(
-    names: tuple[str, str], watch: Watch, second: PyTree, estimate: Estimate, after: InnerState,
-    limit: Any,
-) -> dict[str, Array]:  # fmt: skip
-    """The variables, and whether each has left all bounds; of several the first is named.
+def find_diverged(
+    names: tuple[str, str],
+    watch: Watch,
+    second: PyTree,
+    estimate: Estimate,
+    after: InnerState,
+    limit: float | Array,
+) -> dict[str, Array]:
+    """Return whether each variable has left all bounds; of several the first is named.
 
     ``w`` counts as lost here only when it is not finite: :func:`bilevel.tune` judges it by the
     inner residual.

@@ -1,8 +1,8 @@
-"""Estimators that move several variables: a move, a look at it, the name of what has diverged."""
+"""Estimators that move several variables: an update, its measurement, what has diverged."""
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,47 +10,91 @@ from jax import Array
 
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem
 from bilevel.estimators.residuals import inner_residual
-from bilevel.single_loop.monitor import Watch, diverged_variables, observe, relative
+from bilevel.single_loop.monitor import Watch, find_diverged, relative, update_watch
 from bilevel.utils import PyTree, dtype, norm
 
+# ``(inner gradient at the params, what the second variable leaves, of what)`` on all data.
+Residuals = Callable[[Problem, PyTree, InnerState, Data], tuple[PyTree, PyTree, PyTree]]
 
-class Watched(ABC):
-    """A step is a move and a look at it; :func:`bilevel.tune` looks once in a few moves.
 
-    ``move`` leaves in the memory: ``second``, that variable; ``sizes``, ``[2]``, those of the two
-    directions that it took; ``watch``; ``count``, the moves made so far, some per call.
+class Monitor(NamedTuple):
+    """A monitor: what is measured on all data between two updates, how often, and at what cost.
+
+    ``passes``: minibatches per pass of each level; a measurement costs ``cost`` for each of those
+    of the first. ``every``: calls between two measurements, ``None`` for so many that they cost a
+    twentieth of the oracle calls at most; ``updates``: those per call. ``second``: the key of the
+    second variable in the memory; ``linear``: whether its residual is that of a linear system.
     """
 
-    variables: ClassVar[tuple[str, str]] = ("w (params)", "v (adjoint)")
-    second: ClassVar[str] = "v"
+    residuals: Residuals
+    passes: Callable[[Data], tuple[int, ...]]
+    cost: Counts
+    every: int | None
+    updates: int = 1
+    second: str = "v"
+    variables: tuple[str, str] = ("w (params)", "v (adjoint)")
+    linear: bool = True
+
+    def evidence(self, watch: Watch, counts: Counts) -> Evidence:
+        """Return the evidence of the last measurement, with the counts of this call."""
+        second = watch.second if self.linear else None
+        return Evidence(watch.residual, second, counts=counts)
+
+    def measure(
+        self,
+        problem: Problem,
+        hyper: PyTree,
+        before: InnerState,
+        estimate: Estimate,
+        after: InnerState,
+        data: Data,
+    ) -> tuple[Estimate, InnerState]:
+        """Watch the directions, and measure on all data where that is due."""
+        memory, passes = after.memory, self.passes(data)
+        watch: Watch = memory["watch"]
+        last = jnp.stack([norm(estimate.grad), jnp.abs(estimate.value)])
+        seen = jnp.concatenate([memory["sizes"], last.astype(watch.scale.dtype)])
+
+        def measure() -> tuple[Array, Array]:
+            gradient, left, rhs = self.residuals(problem, hyper, after, data)
+            residual, reference = inner_residual(
+                problem, hyper, before.params, gradient, data, after.reference
+            )
+            return relative(watch, residual, norm(left), norm(rhs)), reference
+
+        calls, every = memory["count"] // self.updates - 1, self.every or max(128, 20 * max(passes))
+        watch, reference, measured = update_watch(
+            watch, after.reference, seen, calls, every, measure
+        )
+        cost = jax.tree.map(lambda n: n * passes[0] * measured, self.cost)
+        counts = jax.tree.map(jnp.add, estimate.evidence.counts, cost)
+        memory = {**memory, "watch": watch}
+        after = InnerState(after.params, after.solver_state, memory, reference)
+        return Estimate(estimate.value, estimate.grad, self.evidence(watch, counts)), after
+
+
+class Monitored(ABC):
+    """An estimator whose step is an update, then what its monitor measures.
+
+    ``update`` leaves in the memory what :func:`init_watched` begins: ``sizes``, ``[2]``, those of
+    the two directions that it took; ``watch``; ``count`` of the updates so far, some per call.
+    """
+
+    @property
+    @abstractmethod
+    def monitor(self) -> Monitor:
+        """The monitor: what is measured, how often and at what cost."""
 
     @abstractmethod
     def update(
         self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
     ) -> tuple[Estimate, InnerState]:
-        """The step itself; its evidence is that of the last look."""
-
-    @abstractmethod
-    def _every(self, data: Data) -> int:
-        """Calls between two measurements on all data."""
-
-    def _moves(self) -> int:
-        return 1
-
-    @abstractmethod
-    def _passes(self, data: Data) -> Counts:
-        """What a measurement on all data costs."""
-
-    @abstractmethod
-    def _measure(
-        self, problem: Problem, hyper: PyTree, after: InnerState, data: Data
-    ) -> tuple[PyTree, PyTree, PyTree]:
-        """``(inner gradient at the params, what the second variable leaves, of what)``."""
+        """Take the step itself; its evidence is that of the last measurement."""
 
     def step(
         self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
     ) -> tuple[Estimate, InnerState]:
-        """Move all variables but the hyperparameters, whose direction it returns, and look."""
+        """Update all variables but the hyperparameters, whose direction it returns; measure."""
         estimate, after = self.update(problem, hyper, lower, data, key)
         return self.measure(problem, hyper, lower, estimate, after, data)
 
@@ -64,49 +108,24 @@ class Watched(ABC):
         data: Data,
     ) -> tuple[Estimate, InnerState]:
         """Watch the directions, and measure on all data where that is due."""
-        memory = after.memory
-        watch: Watch = memory["watch"]
-        dtype = watch.scale.dtype
-        last = jnp.stack([norm(estimate.grad), jnp.abs(estimate.value)]).astype(dtype)
-        seen = jnp.concatenate([memory["sizes"], last])
+        return self.monitor.measure(problem, hyper, before, estimate, after, data)
 
-        def measure() -> tuple[Array, Array]:
-            gradient, left, rhs = self._measure(problem, hyper, after, data)
-            residual, reference = inner_residual(
-                problem, hyper, before.params, gradient, data, after.reference
-            )
-            return relative(watch, residual, norm(left), norm(rhs)), reference
-
-        calls, every = memory["count"] // self._moves() - 1, self._every(data)
-        watch, reference, measured = observe(watch, after.reference, seen, calls, every, measure)
-        cost = jax.tree.map(lambda n: n * measured, self._passes(data))
-        counts = jax.tree.map(jnp.add, estimate.evidence.counts, cost)
-        evidence = replace(self._evidence(watch), counts=counts)
-        after = InnerState(after.params, after.solver_state, {**memory, "watch": watch}, reference)
-        return Estimate(estimate.value, estimate.grad, evidence), after
-
-    def _unwatched(self, params: PyTree) -> dict[str, Any]:
-        """The part of the memory that is looked at, before the first move."""
-        scalar = dtype(params)
-        count, none = jnp.zeros((), jnp.int32), jnp.zeros(2, scalar)
-        return {"count": count, "sizes": none, "watch": Watch.zeros(scalar)}
-
-    def _evidence(self, watch: Watch, counts: Any = None) -> Evidence:
-        more = {} if counts is None else {"counts": counts}
-        return Evidence(watch.residual, watch.second, **more)
-
-    def diverged(self, estimate: Estimate, after: InnerState, limit: Any) -> dict[str, Array]:
-        """The variables by name, and whether each has diverged."""
-        memory = after.memory
-        second = memory[self.second]
-        return diverged_variables(self.variables, memory["watch"], second, estimate, after, limit)
+    def diverged(
+        self, estimate: Estimate, after: InnerState, limit: float | Array
+    ) -> dict[str, Array]:
+        """Return the variables by name, and whether each has diverged."""
+        memory, monitor = after.memory, self.monitor
+        second = memory[monitor.second]
+        return find_diverged(monitor.variables, memory["watch"], second, estimate, after, limit)
 
 
-def often(counts: tuple[int, ...]) -> int:
-    """Calls between two measurements: they cost a twentieth of the oracle calls at most."""
-    return max(128, 20 * max(counts))
+def init_watched(params: PyTree) -> dict[str, PyTree]:
+    """Return the part of the memory that is watched, before the first update."""
+    scalar = dtype(params)
+    count, none = jnp.zeros((), jnp.int32), jnp.zeros(2, scalar)
+    return {"count": count, "sizes": none, "watch": Watch.zeros(scalar)}
 
 
-def sizes(*directions: PyTree) -> Array:
-    """Norms of the directions of the first two variables, ``[2]``."""
+def direction_sizes(*directions: PyTree) -> Array:
+    """Return norms of the directions of the first two variables, ``[2]``."""
     return jnp.stack([norm(x).astype(dtype(directions[0])) for x in directions])

@@ -10,7 +10,7 @@ Hessian-vector product alone.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,10 @@ from bilevel.utils.validation import require_positive, require_positive_int
 Mean = Callable[[Callable[[PyTree], PyTree]], PyTree]  # fn(batch) -> its mean over a minibatch
 
 
-class Point(NamedTuple):
+Product = Callable[[Array, PyTree], PyTree]  # (i, x) -> H_i x, of the i-th minibatch
+
+
+class Variables(NamedTuple):
     """The three variables: inner, adjoint, hyperparameters."""
 
     w: PyTree
@@ -39,17 +42,17 @@ class Parts(NamedTuple):
     lam: tuple
 
 
-class Evaluation(NamedTuple):
-    """What one point and one pair of minibatches give."""
+class PointEvaluation(NamedTuple):
+    """All directions at one point, on one pair of minibatches."""
 
     parts: Parts
     value: Array
     v: PyTree
-    products: Any
+    products: Array
 
 
-def inner_directions(problem: Problem, w: PyTree, v: PyTree, lam: PyTree, batch: PyTree) -> Any:
-    """``(grad_w g, H v, C^T v)``."""
+def inner_directions(problem: Problem, w: PyTree, v: PyTree, lam: PyTree, batch: PyTree) -> tuple:
+    """Return ``(grad_w g, H v, C^T v)``."""
 
     def gradients(w: PyTree) -> tuple[PyTree, PyTree]:
         return jax.grad(problem.inner, argnums=(0, 1))(w, lam, batch)
@@ -59,23 +62,25 @@ def inner_directions(problem: Problem, w: PyTree, v: PyTree, lam: PyTree, batch:
 
 
 def hessian_product(problem: Problem, w: PyTree, lam: PyTree, x: PyTree, batch: PyTree) -> PyTree:
-    """``H x``."""
+    """Return ``H x``."""
     return jax.jvp(lambda w: jax.grad(problem.inner)(w, lam, batch), (w,), (x,))[1]
 
 
 def cross_product(problem: Problem, w: PyTree, v: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
-    """``C^T v``."""
+    """Return ``C^T v``."""
     return jax.jvp(lambda w: jax.grad(problem.inner, argnums=1)(w, lam, batch), (w,), (v,))[1]
 
 
-def outer_directions(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) -> Any:
-    """``(f, (grad_w f, grad_lambda f))``."""
+def outer_directions(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) -> tuple:
+    """Return ``(f, (grad_w f, grad_lambda f))``."""
     return jax.value_and_grad(problem.outer, argnums=(0, 1))(w, lam, batch)
 
 
 @dataclass(frozen=True)
 class HIA:
-    r"""``v = -k eta prod_{i < p} (I - eta H_i) grad_w f``, ``p`` uniform on ``0 .. k - 1``.
+    r"""One random term of the Neumann series for the adjoint.
+
+        v = -k eta prod_{i < p} (I - eta H_i) grad_w f,   p uniform on 0 .. k - 1
 
     A truncated Neumann series of which one random term is formed, each factor with the Hessian of
     an independent minibatch: unbiased for the series. Ghadimi, Wang, 2018, Algorithm 3.
@@ -86,14 +91,14 @@ class HIA:
     """
 
     steps: int
-    step_size: Any
+    step_size: float | Array
 
     def __post_init__(self) -> None:
-        """Refuse an empty series."""
+        """Validate length and step of the series."""
         _check_series(self)
 
-    def solve(self, product: Any, rhs: PyTree, key: Array) -> tuple[PyTree, Array]:
-        """``(v, number of products)``; ``product(i, x)`` is that of the i-th minibatch."""
+    def solve(self, product: Product, rhs: PyTree, key: Array) -> tuple[PyTree, Array]:
+        """Return ``(v, number of products)``; ``product(i, x)`` is that of the i-th minibatch."""
         p = jax.random.randint(jax.random.fold_in(key, 1), (), 0, self.steps)
 
         def shrink(i: Array, x: PyTree) -> PyTree:
@@ -105,7 +110,9 @@ class HIA:
 
 @dataclass(frozen=True)
 class SHIA:
-    r"""``v = -eta sum_{p <= k} prod_{i < p} (I - eta H_i) grad_w f``.
+    r"""All terms of the truncated Neumann series for the adjoint.
+
+        v = -eta sum_{p <= k} prod_{i < p} (I - eta H_i) grad_w f
 
     All terms of the truncated Neumann series, from the same k minibatches. Ji, Yang, Liang, ICML
     2021, Algorithm 3.
@@ -116,17 +123,17 @@ class SHIA:
     """
 
     steps: int
-    step_size: Any
+    step_size: float | Array
 
     def __post_init__(self) -> None:
-        """Refuse an empty series."""
+        """Validate length and step of the series."""
         _check_series(self)
 
-    def solve(self, product: Any, rhs: PyTree, key: Array) -> tuple[PyTree, Array]:
-        """``(v, number of products)``; ``product(i, x)`` is that of the i-th minibatch."""
+    def solve(self, product: Product, rhs: PyTree, key: Array) -> tuple[PyTree, Array]:
+        """Return ``(v, number of products)``; ``product(i, x)`` is that of the i-th minibatch."""
         del key
 
-        def add(i: Array, carry: Any) -> Any:
+        def add(i: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             x, total = carry
             x = axpy(-self.step_size, product(i, x), x)
             return x, axpy(1, x, total)
@@ -140,28 +147,30 @@ for _series in (HIA, SHIA):
 Series = HIA | SHIA
 
 
-def _check_series(series: Any) -> None:
+def _check_series(series: HIA | SHIA) -> None:
+    """Validate length and step of a series."""
     name = type(series).__name__
     require_positive_int(name, "steps", series.steps)
     require_positive(name, "step_size", series.step_size)
 
 
-def _scaled(scale: Any, x: PyTree) -> PyTree:
+def _scaled(scale: float | Array, x: PyTree) -> PyTree:
+    """Multiply a tree by a number, in the dtypes of the tree."""
     return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), x)
 
 
 def evaluate_at(
     problem: Problem,
-    points: dict[str, Point],
+    points: dict[str, Variables],
     inner: Mean,
     outer: Mean,
-    adjoint: Any = None,
-    draw: Callable[[Array], Mean] | None = None,
-    key: Any = None,
-) -> dict[str, Evaluation]:
-    """All directions at some points, on the same minibatches; with a series ``adjoint``, at the
-    ``v`` that it forms there.
+    adjoint: Series | None,
+    draw: Callable[[Array], Mean],
+    key: Array,
+) -> dict[str, PointEvaluation]:
+    """Evaluate all directions at some points, on the same minibatches.
 
+    With a series ``adjoint`` they are those at the ``v`` that it forms there.
     ``draw(i)`` takes the mean over the series' i-th minibatch. The series of all points are one:
     that of the product space.
     """
@@ -170,7 +179,7 @@ def evaluate_at(
         for name, (w, _, lam) in points.items()
     }
     vs, products = {name: point.v for name, point in points.items()}, jnp.zeros((), jnp.int32)
-    if isinstance(adjoint, Series) and draw is not None:
+    if adjoint is not None:
 
         def product(i: Array, x: dict[str, PyTree]) -> dict[str, PyTree]:
             def hvp(batch: PyTree) -> dict[str, PyTree]:
@@ -186,10 +195,10 @@ def evaluate_at(
         value, (rhs, direct) = of_outer[name]
         gradient, hv, cross = inner(partial(inner_directions, problem, w, vs[name], lam))
         parts = Parts((gradient,), (hv, rhs), (cross, direct))
-        evaluations[name] = Evaluation(parts, value, vs[name], products)
+        evaluations[name] = PointEvaluation(parts, value, vs[name], products)
     return evaluations
 
 
 def total(parts: tuple) -> PyTree:
-    """The direction: the sum of its parts."""
+    """Return the direction: the sum of its parts."""
     return jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), *parts)

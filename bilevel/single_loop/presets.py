@@ -1,55 +1,64 @@
 """Published methods as rows of a table."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import optax
+from jax import Array
 
 from bilevel.core import Decay, Transform, transform
 from bilevel.single_loop.double_loop import DoubleLoop
 from bilevel.single_loop.f2sa import F2SA
 from bilevel.single_loop.first_order import BOME, PZOBO
 from bilevel.single_loop.oracles import HIA, SHIA
-from bilevel.single_loop.rules import SGD, STORM, Momentum
+from bilevel.single_loop.rates import Step
+from bilevel.single_loop.rules import SGD, STORM, DirectionRule, Momentum
 from bilevel.single_loop.single_loop import SingleLoop
+from bilevel.single_loop.stochastic import BatchSize
 from bilevel.single_loop.variance import PAGE, SAGA, SARAH
+
+Number: TypeAlias = float | Array
+Method: TypeAlias = SingleLoop | DoubleLoop | F2SA | BOME | PZOBO
 
 
 class Preset(NamedTuple):
-    """``make(step_size, batch_size, **settings)``; the hyperparameters' step falls by ``power``."""
+    """A method: ``make(step_size, batch_size, **settings)``; its outer step falls by ``power``."""
 
-    make: Callable[..., Any]
+    make: Callable[..., Method]
     power: float
     paper: str
 
 
-def _all(rule: Any) -> dict[str, Any]:
+def _all(rule: DirectionRule) -> dict[str, DirectionRule]:
+    """Take one rule for all three directions."""
     return {"w": rule, "v": rule, "lam": rule}
 
 
-def _soba(s: Any, b: Any, **more: Any) -> SingleLoop:
+def _soba(s: Number, b: BatchSize, **more: Any) -> SingleLoop:
     return SingleLoop(Decay(s, 0.5), b, **more)
 
 
-def _ma_soba(s: Any, b: Any, weight: Any = None, **more: Any) -> SingleLoop:
+def _ma_soba(s: Number, b: BatchSize, weight: Step | None = None, **more: Any) -> SingleLoop:
     rule = Momentum(Decay(1.0, 0.5) if weight is None else weight)
     return SingleLoop(Decay(s, 0.5), b, lam=rule, **more)
 
 
-def _saba(s: Any, b: Any, **more: Any) -> SingleLoop:
+def _saba(s: Number, b: BatchSize, **more: Any) -> SingleLoop:
     return SingleLoop(s, b, **_all(SAGA()), **more)
 
 
-def _srba(s: Any, b: Any, period: int | None = None, **more: Any) -> SingleLoop:
+def _srba(s: Number, b: BatchSize, period: int | None = None, **more: Any) -> SingleLoop:
     return SingleLoop(s, b, **_all(SARAH(period)), **more)
 
 
-def _spaba(s: Any, b: Any, probability: Any = None, **more: Any) -> SingleLoop:
+def _spaba(s: Number, b: BatchSize, probability: Number | None = None, **more: Any) -> SingleLoop:
     return SingleLoop(s, b, **_all(PAGE(probability)), **more)
 
 
-def _storm(series: Any) -> Callable[..., SingleLoop]:
-    def make(s: Any, b: Any, terms: int = 10, eta: Any = 0.5, **more: Any) -> SingleLoop:
+def _storm(series: type[HIA | SHIA]) -> Callable[..., SingleLoop]:
+    def make(
+        s: Number, b: BatchSize, terms: int = 10, eta: float | Array = 0.5, **more: Any
+    ) -> SingleLoop:
         rule = STORM(Decay(eta, 2 / 3))
         return SingleLoop(Decay(s, 1 / 3), b, w=rule, v=series(terms, s), lam=rule, **more)
 
@@ -57,44 +66,53 @@ def _storm(series: Any) -> Callable[..., SingleLoop]:
 
 
 def _vrbo(
-    s: Any, b: Any, inner_steps: int = 10, terms: int = 10, period: int | None = None, **more: Any
+    s: Number,
+    b: BatchSize,
+    inner_steps: int = 10,
+    terms: int = 10,
+    period: int | None = None,
+    **more: Any,
 ) -> SingleLoop:
     rule = SARAH(period)
     return SingleLoop(s, b, rule, SHIA(terms, s), rule, steps=inner_steps, **more)
 
 
-def _fsla(s: Any, b: Any, **more: Any) -> DoubleLoop:
+def _fsla(s: Number, b: BatchSize, **more: Any) -> DoubleLoop:
     rate = Decay(s, 0.5)
     return DoubleLoop(rate, b, 1, SGD(), 1, STORM(rate), fresh_outer=True, **more)
 
 
-def _ttsa(s: Any, b: Any, terms: int = 10, **more: Any) -> DoubleLoop:
+def _ttsa(s: Number, b: BatchSize, terms: int = 10, **more: Any) -> DoubleLoop:
     return DoubleLoop(Decay(s, 0.4), b, 1, HIA(terms, s), **more)
 
 
-def _bsa(s: Any, b: Any, inner_steps: int = 10, terms: int = 10, **more: Any) -> DoubleLoop:
+def _bsa(
+    s: Number, b: BatchSize, inner_steps: int = 10, terms: int = 10, **more: Any
+) -> DoubleLoop:
     rate = Decay(s, 0.5)
     return DoubleLoop(rate, b, inner_steps, HIA(terms, s), hyper_first=True, **more)
 
 
-def _stocbio(s: Any, b: Any, inner_steps: int = 10, terms: int = 10, **more: Any) -> DoubleLoop:
+def _stocbio(
+    s: Number, b: BatchSize, inner_steps: int = 10, terms: int = 10, **more: Any
+) -> DoubleLoop:
     return DoubleLoop(s, b, inner_steps, SHIA(terms, s), **more)
 
 
-def _amigo(s: Any, b: Any, inner_steps: int = 10, **more: Any) -> DoubleLoop:
+def _amigo(s: Number, b: BatchSize, inner_steps: int = 10, **more: Any) -> DoubleLoop:
     return DoubleLoop(s, b, inner_steps, **more)
 
 
-def _f2sa(s: Any, b: Any, **more: Any) -> F2SA:
+def _f2sa(s: Number, b: BatchSize, **more: Any) -> F2SA:
     return F2SA(Decay(s, 5 / 7), b, free_step=Decay(s, 4 / 7), **more)
 
 
-def _bome(s: Any, b: Any, **more: Any) -> BOME:
+def _bome(s: Number, b: BatchSize, **more: Any) -> BOME:
     del b
     return BOME(s, **more)
 
 
-def _pzobo(s: Any, b: Any, **more: Any) -> PZOBO:
+def _pzobo(s: Number, b: BatchSize, **more: Any) -> PZOBO:
     del b
     return PZOBO(s, **more)
 
@@ -120,9 +138,13 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(
-    name: str, step_size: Any = 0.1, ratio: Any = 1.0, batch_size: Any = 64, **settings: Any
-) -> tuple[Any, Transform]:
-    """``(estimator, outer)`` of a published method, for :func:`bilevel.tune`.
+    name: str,
+    step_size: float | Array = 0.1,
+    ratio: float | Array = 1.0,
+    batch_size: BatchSize = 64,
+    **settings: Any,
+) -> tuple[Method, Transform]:
+    """Return ``(estimator, outer)`` of a published method, for :func:`bilevel.tune`.
 
     Its schedules are those of the field's benchmark, ``benchopt/benchmark_bilevel``.
 
@@ -148,5 +170,6 @@ def preset(
     return chosen.make(step_size, batch_size, **settings), outer
 
 
-def _descent(start: Any, power: Any) -> optax.GradientTransformation:
+def _descent(start: float | Array, power: float | Array) -> optax.GradientTransformation:
+    """Descend with a step that falls."""
     return optax.sgd(Decay(start, power))

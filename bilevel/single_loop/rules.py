@@ -9,13 +9,14 @@ one part per level that the direction averages over (``by_level``); to others it
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import as_setting, evaluate
+from bilevel.single_loop.rates import Step
 from bilevel.utils import PyTree, register_node, zeros_like
 
 
@@ -26,19 +27,19 @@ class Sample(NamedTuple):
     previous: tuple | None
     snapshot: tuple | None
     full: tuple | None
-    due: Any
+    due: bool | Array
     slots: tuple
     step: Array
     hyper: PyTree
 
 
-class Rule(Protocol):
+class DirectionRule(Protocol):
     """A gradient estimator: what it needs, its memory, and how it combines."""
 
     looks_back: ClassVar[str | None]  # "previous", "snapshot" or None
     by_level: ClassVar[bool]  # whether the parts of the two levels are kept apart
 
-    def due(self, count: Array, coin: Array, period: int) -> Any:
+    def due(self, count: Array, coin: Array, period: int) -> bool | Array:
         """Whether this step forms the full direction (``()``, boolean); ``False``: never."""
         ...
 
@@ -52,34 +53,34 @@ class Rule(Protocol):
 
 
 class Memoryless:
-    """Needs nothing but the minibatch."""
+    """A rule that needs nothing but the minibatch."""
 
     looks_back: ClassVar[str | None] = None
     by_level: ClassVar[bool] = False
 
-    def due(self, count: Array, coin: Array, period: int) -> Any:
-        """Never."""
+    def due(self, count: Array, coin: Array, period: int) -> bool | Array:
+        """Never form a full direction."""
         del count, coin, period
         return False
 
     def init(self, parts: tuple, blocks: tuple[int, ...]) -> PyTree:
-        """Nothing."""
+        """Return no memory."""
         del parts, blocks
         return ()
 
 
 class Recursive(Memoryless):
-    """Keeps the last direction."""
+    """A rule that keeps the last direction."""
 
     def init(self, parts: tuple, blocks: tuple[int, ...]) -> PyTree:
-        """A direction."""
+        """Return a direction of zeros."""
         del blocks
         return zeros_like(parts)
 
 
 @dataclass(frozen=True)
 class SGD(Memoryless):
-    """``now``.
+    """The minibatch direction itself: ``now``.
 
     Examples
     --------
@@ -89,27 +90,27 @@ class SGD(Memoryless):
     """
 
     def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
-        """The minibatch direction itself."""
+        """Return the minibatch direction itself."""
         return sample.now, memory
 
 
 @dataclass(frozen=True)
 class Momentum(Recursive):
-    """``(1 - weight) old + weight now``: a moving average, less noise and some lag.
+    """A moving average, ``(1 - weight) old + weight now``: less noise and some lag.
 
     Parameters
     ----------
     weight : of the present minibatch, in (0, 1]; a number or ``fn(count)``. The first is 1.
     """
 
-    weight: Any = 0.1
+    weight: Step = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse a weight that is no weight."""
+        """Normalise the weight."""
         _normalise_weight(self)
 
     def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
-        """The moving average."""
+        """Return the moving average."""
         weight = jnp.where(sample.step == 0, 1, _weight(self, sample))
         mean = jax.tree.map(
             lambda o, n: ((1 - weight) * o + weight * n).astype(n.dtype), memory, sample.now
@@ -119,7 +120,7 @@ class Momentum(Recursive):
 
 @dataclass(frozen=True)
 class STORM(Recursive):
-    """``now + (1 - weight) (old - previous)``: momentum whose lag is corrected.
+    """Momentum whose lag is corrected: ``now + (1 - weight) (old - previous)``.
 
     Cutkosky, Orabona, NeurIPS 2019.
 
@@ -128,20 +129,22 @@ class STORM(Recursive):
     weight : in (0, 1]; a number or ``fn(count)``. 1 is SGD; the first direction is ``now``.
     """
 
-    weight: Any = 0.1
+    weight: Step = 0.1
     looks_back: ClassVar[str | None] = "previous"
 
     def __post_init__(self) -> None:
-        """Refuse a weight that is no weight."""
+        """Normalise the weight."""
         _normalise_weight(self)
 
     def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
-        """The corrected moving average."""
+        """Return the corrected moving average."""
         keep = jnp.where(sample.step == 0, 0, 1 - _weight(self, sample))
         direction = jax.tree.map(
             lambda n, o, p: (n + keep * (o - p)).astype(n.dtype),
-            sample.now, memory, sample.previous,
-        )  # fmt: skip
+            sample.now,
+            memory,
+            sample.previous,
+        )
         return direction, direction
 
 
@@ -149,10 +152,11 @@ for _rule, _leaves in ((SGD, []), (Momentum, ["weight"]), (STORM, ["weight"])):
     register_node(_rule, data_fields=_leaves, meta_fields=[])
 
 
-def _normalise_weight(rule: Any) -> None:
+def _normalise_weight(rule: "Momentum | STORM") -> None:
+    """Store a number as it is, a function as a schedule."""
     object.__setattr__(rule, "weight", as_setting(type(rule).__name__, "weight", rule.weight))
 
 
-def _weight(rule: Any, sample: Sample) -> Array:
-    """In (0, 1]: schedules such as ``c / (t + 1)`` may begin above 1."""
+def _weight(rule: "Momentum | STORM", sample: Sample) -> Array:
+    """Return the weight, in (0, 1]: schedules such as ``c / (t + 1)`` may begin above 1."""
     return jnp.minimum(evaluate(rule.weight, sample.step, sample.hyper), 1)

@@ -12,20 +12,37 @@ one, 2 the coin, 3 the series: all its minibatches at once, and the length of HI
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, InnerState, Problem
+from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state
 from bilevel.estimators.refusals import check_minimiser
-from bilevel.single_loop.monitored import sizes
-from bilevel.single_loop.oracles import Evaluation, Parts, Point, Series, evaluate_at, total
-from bilevel.single_loop.rates import at as at_count
-from bilevel.single_loop.rates import move
-from bilevel.single_loop.rules import SGD, Sample
-from bilevel.single_loop.stochastic import Stochastic
+from bilevel.single_loop.batches import Minibatches
+from bilevel.single_loop.drawing import (
+    KeyOf,
+    apply_rules,
+    as_rule_takes,
+    draw_both,
+    make_key,
+    refresh_points,
+)
+from bilevel.single_loop.monitored import Monitor, Monitored, direction_sizes, init_watched
+from bilevel.single_loop.oracles import (
+    Parts,
+    Series,
+    Variables,
+)
+from bilevel.single_loop.rates import Rate, Rates, move_along, stability_limits
+from bilevel.single_loop.rules import SGD, DirectionRule, Sample
+from bilevel.single_loop.stochastic import (
+    BatchSize,
+    monitor_adjoint,
+    named_steps,
+    normalise_settings,
+)
 from bilevel.single_loop.variance import SAGA, SVRG
 from bilevel.utils import (
     PyTree,
@@ -37,9 +54,11 @@ from bilevel.utils import (
     zeros_like,
 )
 
+Carry: TypeAlias = tuple[PyTree, tuple, dict[str, PyTree], tuple]  # params, samplers, memory, out
+
 
 @dataclass(frozen=True)
-class SingleLoop(Stochastic):
+class SingleLoop(Monitored):
     r"""One step on params and adjoint per hypergradient; nothing is solved to the end.
 
     ``grad`` is the direction of the hyperparameters at the point before the move, so that with
@@ -77,23 +96,25 @@ class SingleLoop(Stochastic):
     >>> mixed = bl.SingleLoop(bl.Decay(0.1, 0.5), 64, v=SAGA(), lam=STORM(0.2))
     """
 
-    step_size: Any
-    batch_size: Any = 64
-    w: Any = SGD()
-    v: Any = SGD()
-    lam: Any = SGD()
-    adjoint_step: Any = None
+    step_size: Rate
+    batch_size: BatchSize = 64
+    w: DirectionRule = SGD()
+    v: DirectionRule | Series = SGD()
+    lam: DirectionRule = SGD()
+    adjoint_step: Rate | None = None
     sampling: str = "iid"
     steps: int = 1
     check_every: int | None = None
-    positive: ClassVar[tuple[str, ...]] = ("steps", "check_every")
 
     def __post_init__(self) -> None:
-        """Normalise steps and refuse settings out of range."""
-        self._normalise()
+        """Normalise and validate the settings."""
+        normalise_settings(self, ("steps", "check_every"))
+        self._minibatches()
         for variable in ("w", "v", "lam"):
             rule = getattr(self, variable)
-            if not hasattr(rule, "direction") and not (variable == "v" and _is_series(rule)):
+            if not hasattr(rule, "direction") and not (
+                variable == "v" and isinstance(rule, Series)
+            ):
                 raise TypeError(
                     f"SingleLoop: {variable} must be a rule such as single_loop.SGD(), "
                     f"got {rule!r}."
@@ -104,33 +125,55 @@ class SingleLoop(Stochastic):
                 f"SingleLoop: one snapshot serves all SVRG rules, got periods {periods}."
             )
 
-    def _moves(self) -> int:
-        return self.steps
+    @property
+    def monitor(self) -> Monitor:
+        """Params and adjoint, measured every ``check_every`` calls."""
+        return monitor_adjoint(self._minibatches(), self.check_every, self.steps)
 
-    def _rules(self) -> dict[str, Any]:
+    def init(self, params: PyTree, data: Data) -> InnerState:
+        """Return start point, samplers and states of the two steps; all else begins at zero."""
+        samplers = self._minibatches().init(data)
+        return init_inner_state(params, (*samplers, self._rates().init(params)))
+
+    def stability_limits(self, hyper: PyTree, lower: InnerState) -> dict[str, Array]:
+        """Return ``2 / step`` for params and adjoint; nothing for an optax transformation."""
+        steps = named_steps(self._rates(), self.v)
+        return stability_limits(steps, lower.memory["count"], hyper)
+
+    def _rates(self) -> Rates:
+        """Return the rates of params and adjoint."""
+        return Rates.from_settings(self.step_size, self.adjoint_step)
+
+    def _rules(self) -> dict[str, DirectionRule]:
+        """Return the rule of each direction; a series' one is the plain minibatch."""
         rules = {"w": self.w, "v": self.v, "lam": self.lam}
-        return {name: SGD() if _is_series(rule) else rule for name, rule in rules.items()}
+        return {name: SGD() if isinstance(rule, Series) else rule for name, rule in rules.items()}
 
-    def _blocks(self) -> bool:
-        return any(isinstance(rule, SAGA) for rule in self._rules().values())
+    def _minibatches(self) -> Minibatches:
+        """Return the minibatches: fixed blocks where a rule keeps a table of them."""
+        blocks = any(isinstance(rule, SAGA) for rule in self._rules().values())
+        return Minibatches.from_size(self.batch_size, self.sampling, blocks)
 
-    def _zeros(self, hyper: PyTree, params: PyTree, data: Data) -> dict[str, Any]:
-        counts = self._counts(data)
+    def _init_memory(self, hyper: PyTree, params: PyTree, data: Data) -> dict[str, PyTree]:
+        """Return adjoint, stored points and memories of the rules, all zeros."""
+        counts = self._minibatches().per_pass(data)
         zero, flat = zeros_like(params), zeros_like(hyper)
         parts = Parts((zero,), (zero, zero), (flat, flat))._asdict()
         rules = self._rules()
-        looked = {rule.looks_back for rule in rules.values()} - {None}
+        looked = {rule.looks_back for rule in rules.values() if rule.looks_back is not None}
         return {
             "v": zero,
-            "points": {name: Point(zero, zero, flat) for name in sorted(looked)},
-            "rules": {n: rules[n].init(_of_rule(rules[n], p), counts) for n, p in parts.items()},
-            **self._unwatched(params),
+            "points": {name: Variables(zero, zero, flat) for name in sorted(looked)},
+            "rules": {
+                n: rules[n].init(as_rule_takes(rules[n], p), counts) for n, p in parts.items()
+            },
+            **init_watched(params),
         }
 
     def memory_bytes(self, hyper: PyTree, params: PyTree, data: Data) -> int:
-        """Bytes carried beside the params, tables included; nothing is allocated or run."""
+        """Return the bytes carried beside the params, tables included; nothing is run."""
         hyper, params = jax.tree.map(jnp.asarray, (hyper, params))
-        return nbytes(jax.eval_shape(lambda: self._zeros(hyper, params, data)))
+        return nbytes(jax.eval_shape(lambda: self._init_memory(hyper, params, data)))
 
     def update(
         self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
@@ -140,42 +183,38 @@ class SingleLoop(Stochastic):
         check_minimiser("SingleLoop", problem, hyper, lower.params, data)
         memory = lower.memory
         if memory is None:
-            memory = self._zeros(hyper, lower.params, data)
+            memory = self._init_memory(hyper, lower.params, data)
 
-        def advance(carry: Any, k: Any) -> Any:
-            return self._move(problem, hyper, carry, data, partial(_key, key, k)), None
+        def advance(carry: Carry, k: int | Array) -> tuple[Carry, None]:
+            return self._move(problem, hyper, carry, data, partial(make_key, key, k)), None
 
         blank = jnp.zeros((), jnp.int32)
-        outputs = (Point(lower.params, memory["v"], hyper), jnp.zeros((), dtype(hyper)), blank)
+        outputs = (Variables(lower.params, memory["v"], hyper), jnp.zeros((), dtype(hyper)), blank)
         carry = (lower.params, lower.solver_state, memory, outputs)
         if self.steps == 1:
             carry, _ = advance(carry, 0)
         else:
             carry, _ = jax.lax.scan(advance, carry, jnp.arange(self.steps))
         params, state, memory, (directions, value, made) = carry
-        memory = {**memory, "sizes": sizes(directions.w, directions.v)}
-        evidence = self._evidence(memory["watch"], Counts.of(gradients=made, hvps=made))
+        memory = {**memory, "sizes": direction_sizes(directions.w, directions.v)}
+        evidence = self.monitor.evidence(memory["watch"], Counts.of(gradients=made, hvps=made))
         after = InnerState(params, state, memory, lower.reference)
         return Estimate(value, directions.lam, evidence), after
 
-    def _move(self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Any) -> Any:
-        """One move of params and adjoint from ``carry``, and the directions that it took."""
+    def _move(self, problem: Problem, hyper: PyTree, carry: Carry, data: Data, key: KeyOf) -> Carry:
+        """Move params and adjoint once from ``carry``, and the directions that it took."""
         params, (*samplers, rates), memory, (_, _, calls) = carry
-        count, rules, sizes = memory["count"], self._rules(), self._counts(data)
-        here = Point(params, memory["v"], hyper)
-        drawn, samplers, coin, at = self._draw(problem, data, samplers, key)
+        count, rules, sizes = memory["count"], self._rules(), self._minibatches().per_pass(data)
+        here = Variables(params, memory["v"], hyper)
+        series = self.v if isinstance(self.v, Series) else None
+        drawn, samplers, coin, at = draw_both(
+            problem, data, self._minibatches(), series, samplers, key
+        )
 
+        # Where a rule is due, all data at the current point; elsewhere points seen before.
         due = {n: rule.due(count, coin, max(sum(sizes) // 2, 1)) for n, rule in rules.items()}
 
-        def begun(at_once: Any, point: Point) -> Point:
-            return jax.tree.map(partial(jnp.where, at_once), here, point)
-
-        points = dict(memory["points"])
-        if "previous" in points:
-            points["previous"] = begun(count == 0, points["previous"])
-        if "snapshot" in points:
-            due_now = next(due[n] for n, rule in rules.items() if isinstance(rule, SVRG))
-            points["snapshot"] = begun(due_now, points["snapshot"])
+        points = refresh_points(memory["points"], here, rules, due, count)
         past = at({"now": here, **points})
         now, full = past.pop("now"), None
         if not all(flag is False for flag in due.values()):
@@ -185,72 +224,24 @@ class SingleLoop(Stochastic):
             )
             calls = calls + sizes[0] * (wanted + full.products)
 
-        directions, memories = {}, {}
+        # Each rule combines what was evaluated into a direction, part by part.
         slots = tuple((d.block, n) for d, n in zip(drawn, sizes, strict=True))
-        for name, rule in rules.items():
-            then = {n: _of_rule(rule, getattr(e.parts, name)) for n, e in past.items()}
-            sample = Sample(
-                _of_rule(rule, getattr(now.parts, name)),
-                then.get("previous"), then.get("snapshot"),
-                None if full is None else _of_rule(rule, getattr(full.parts, name)),
-                due[name], slots, count, hyper,
-            )  # fmt: skip
-            direction, memories[name] = rule.direction(sample, memory["rules"][name])
-            directions[name] = total(direction)
+        common = partial(Sample, slots=slots, step=count, hyper=hyper)
+        directions, memories = apply_rules(rules, memory["rules"], now, past, full, due, common)
         if "previous" in points:
             points["previous"] = here
 
-        w_rate, v_rate = at_count(self._rates(), count, hyper)
+        w_rate, v_rate = self._rates().at(count, hyper)
         w_state, v_state = rates
-        params, w_state = move(w_rate, params, directions["w"], count, hyper, w_state)
+        params, w_state = move_along(w_rate, params, directions["w"], count, hyper, w_state)
         v = now.v
-        if not _is_series(self.v):
-            v, v_state = move(v_rate, v, directions["v"], count, hyper, v_state)
+        if series is None:
+            v, v_state = move_along(v_rate, v, directions["v"], count, hyper, v_state)
         calls = calls + (1 + now.products) * (1 + len(past))
         memory = {**memory, "count": count + 1, "v": v, "points": points, "rules": memories}
-        outputs = (Point(**directions), now.value, calls)
+        outputs = (Variables(**directions), now.value, calls)
         return params, (*samplers, (w_state, v_state)), memory, outputs
-
-    def _draw(self, problem: Problem, data: Data, samplers: Any, key: Any) -> Any:
-        """``(minibatches, sampler states, coin, at)``; ``at(point)`` evaluates on them."""
-        inner, outer = self._levels()
-        one, inner_state = inner.draw(data.inner, partial(key, 0), samplers[0])
-        series_key = key(3)
-        drawn: Any = None
-        if _is_series(self.v):
-            count = self.v.steps
-            drawn, inner_state = inner.series(data.inner, series_key, inner_state, count)
-        two, outer_state = outer.draw(data.outer, partial(key, 1), samplers[1])
-
-        def fresh(i: Array) -> Any:
-            return partial(inner.mean, data=data.inner, drawn=drawn(i))
-
-        def at(points: dict[str, Point], whole: bool = False) -> dict[str, Evaluation]:
-            if whole:
-                on_inner, on_outer = (lambda fn: fn(data.inner)), (lambda fn: fn(data.outer))
-                means = (on_inner, on_outer, self.v, lambda i: on_inner)
-            else:
-                on_inner = partial(inner.mean, data=data.inner, drawn=one)
-                on_outer = partial(outer.mean, data=data.outer, drawn=two)
-                means = (on_inner, on_outer, self.v, fresh)
-            return evaluate_at(problem, points, *means, series_key)
-
-        return (one, two), (inner_state, outer_state), jax.random.uniform(key(2)), at
 
 
 _leaves = ["step_size", "w", "v", "lam", "adjoint_step"]
 register_node(SingleLoop, _leaves, ["batch_size", "sampling", "steps", "check_every"])
-
-
-def _key(key: Array, move: Any, part: int) -> Array:
-    """Made where it is used, which may be inside a branch: a key costs as much as a small step."""
-    return jax.random.fold_in(key, 4 * move + part)
-
-
-def _of_rule(rule: Any, parts: tuple) -> tuple:
-    """The parts of a direction as its rule takes them: one, or one for each level."""
-    return parts if rule.by_level else (total(parts),)
-
-
-def _is_series(rule: Any) -> bool:
-    return isinstance(rule, Series)

@@ -1,106 +1,80 @@
-"""What the stochastic estimators share: minibatches of both levels, and steps."""
+"""What the stochastic estimators with an adjoint share: settings, and what is measured."""
 
-from typing import Any, ClassVar
+from typing import Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
-from bilevel.core import (
-    Counts,
-    Data,
-    InnerState,
-    Problem,
-    StaticTransform,
-    Transform,
-    evaluate,
-    init_inner_state,
-)
-from bilevel.single_loop.batches import Batches
-from bilevel.single_loop.monitored import Watched, often
-from bilevel.single_loop.rates import as_rate, begin_rate
+from bilevel.core import Counts, Data, InnerState, Problem
+from bilevel.single_loop.batches import Minibatches
+from bilevel.single_loop.monitored import Monitor
+from bilevel.single_loop.oracles import Series
+from bilevel.single_loop.rates import Rate, Rates, as_rate
+from bilevel.single_loop.rules import DirectionRule
 from bilevel.utils import PyTree, validation
 
+BatchSize: TypeAlias = int | tuple[int | None, int | None] | None
 
-class Stochastic(Watched):
-    """Fields ``step_size, adjoint_step, batch_size, sampling, check_every`` and their meaning."""
 
-    step_size: Any
-    v: Any
-    adjoint_step: Any
-    batch_size: Any
-    sampling: str
-    check_every: int | None
-    positive: ClassVar[tuple[str, ...]] = ("check_every",)  # fields that are positive or None
+class HasSettings(Protocol):
+    """An estimator with these settings, read-only."""
 
-    def _normalise(self) -> None:
-        name = type(self).__name__
-        object.__setattr__(self, "step_size", as_rate(name, "step_size", self.step_size))
-        if self.adjoint_step is not None:
-            rate = as_rate(name, "adjoint_step", self.adjoint_step)
-            object.__setattr__(self, "adjoint_step", rate)
-        if isinstance(self.batch_size, list | tuple):
-            if len(self.batch_size) != 2:
-                raise ValueError(
-                    f"{name}: batch_size must be a number, None or a pair (inner, outer), got "
-                    f"{self.batch_size!r}."
-                )
-            object.__setattr__(self, "batch_size", tuple(self.batch_size))
-        for field in self.positive:
-            if (count := getattr(self, field)) is not None:
-                validation.require_positive_int(name, field, count)
-        self._levels()
+    @property
+    def step_size(self) -> Rate:
+        """The rate of the params."""
+        ...
 
-    def _blocks(self) -> bool:
-        return False
+    @property
+    def adjoint_step(self) -> Rate | None:
+        """The rate of the adjoint; ``None``: the same."""
+        ...
 
-    def _levels(self) -> tuple[Batches, Batches]:
-        sizes = self.batch_size if isinstance(self.batch_size, tuple) else (self.batch_size,) * 2
-        inner, outer = (Batches(size, self.sampling, self._blocks()) for size in sizes)
-        return inner, outer
+    @property
+    def batch_size(self) -> BatchSize:
+        """The examples per minibatch, of both levels or of each."""
+        ...
 
-    def _counts(self, data: Data) -> tuple[int, int]:
-        """Minibatches per pass of both levels."""
-        inner, outer = self._levels()
-        return inner.count(data.inner), outer.count(data.outer)
 
-    def _rates(self) -> tuple[Any, Any]:
-        return self.step_size, self.step_size if self.adjoint_step is None else self.adjoint_step
+def normalise_settings(estimator: HasSettings, counts: tuple[str, ...]) -> None:
+    """Normalise ``step_size, adjoint_step, batch_size``; ``counts`` are positive or ``None``."""
+    name = type(estimator).__name__
+    rate = as_rate(name, "step_size", estimator.step_size)
+    object.__setattr__(estimator, "step_size", rate)
+    if estimator.adjoint_step is not None:
+        rate = as_rate(name, "adjoint_step", estimator.adjoint_step)
+        object.__setattr__(estimator, "adjoint_step", rate)
+    size = estimator.batch_size
+    if isinstance(size, list | tuple):
+        if len(size) != 2:
+            raise ValueError(
+                f"{name}: batch_size must be a number, None or a pair (inner, outer), got {size!r}."
+            )
+        object.__setattr__(estimator, "batch_size", tuple(size))
+    for field in counts:
+        if (count := getattr(estimator, field)) is not None:
+            validation.require_positive_int(name, field, count)
 
-    def _every(self, data: Data) -> int:
-        return self.check_every or often(self._counts(data))
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """Start point, samplers, states of the two steps; all else begins at zero."""
-        inner, outer = self._levels()
-        inner.check("inner", data.inner)
-        outer.check("outer", data.outer)
-        rates = tuple(begin_rate(rate, params) for rate in self._rates())
-        return init_inner_state(params, (inner.init(data.inner), outer.init(data.outer), rates))
+def monitor_adjoint(batches: Minibatches, every: int | None, updates: int = 1) -> Monitor:
+    """Monitor params and adjoint; a measurement costs one product with all inner data."""
+    cost = Counts.of(gradients=1, hvps=1)
+    return Monitor(measure_adjoint, batches.per_pass, cost, every, updates)
 
-    def _passes(self, data: Data) -> Counts:
-        passes = self._counts(data)[0]
-        return Counts.of(gradients=passes, hvps=passes)
 
-    def _measure(
-        self, problem: Problem, hyper: PyTree, after: InnerState, data: Data
-    ) -> tuple[PyTree, PyTree, PyTree]:
-        """The residual of the adjoint's system against its right-hand side."""
+def named_steps(rates: Rates, adjoint: DirectionRule | Series) -> dict[str, Rate]:
+    """Name the steps of params and adjoint; a series has one of its own."""
+    v = adjoint.step_size if isinstance(adjoint, Series) else rates.v
+    return {"w (params)": rates.w, "v (adjoint)": v}
 
-        def gradient(w: PyTree) -> PyTree:
-            return jax.grad(problem.inner)(w, hyper, data.inner)
 
-        inner, product = jax.jvp(gradient, (after.params,), (after.memory["v"],))
-        rhs = jax.grad(problem.outer)(after.params, hyper, data.outer)
-        return inner, jax.tree.map(jnp.add, product, rhs), rhs
+def measure_adjoint(
+    problem: Problem, hyper: PyTree, after: InnerState, data: Data
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Return the inner gradient, the residual of the adjoint's system and its right-hand side."""
 
-    def stability_limits(self, hyper: PyTree, lower: InnerState) -> dict[str, Array]:
-        """``2 / step`` for params and adjoint; nothing for an optax transformation."""
-        w, v = self._rates()
-        steps = {"w (params)": w, "v (adjoint)": getattr(self.v, "step_size", v)}
-        count = lower.memory["count"]
-        return {
-            name: 2 / evaluate(step, count, hyper)
-            for name, step in steps.items()
-            if not isinstance(step, StaticTransform | Transform)
-        }
+    def gradient(w: PyTree) -> PyTree:
+        return jax.grad(problem.inner)(w, hyper, data.inner)
+
+    inner, product = jax.jvp(gradient, (after.params,), (after.memory["v"],))
+    rhs = jax.grad(problem.outer)(after.params, hyper, data.outer)
+    return inner, jax.tree.map(jnp.add, product, rhs), rhs

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ from bilevel.utils.validation import require_positive, require_positive_int
 
 @dataclass(frozen=True)
 class SAGA(Memoryless):
-    """``now - table[block] + mean(table)``, then ``table[block] = now``; starts at a zero table.
+    """A table of directions: ``now - table[block] + mean(table)``, then ``table[block] = now``.
+
+    The table starts at zero.
 
     Defazio, Bach, Lacoste-Julien, NeurIPS 2014. Memory: a direction per minibatch of the data.
     """
@@ -23,7 +25,7 @@ class SAGA(Memoryless):
     by_level: ClassVar[bool] = True
 
     def init(self, parts: tuple, blocks: tuple[int, ...]) -> PyTree:
-        """``(table [blocks, *leaf], mean [*leaf])`` for each part."""
+        """Return ``(table [blocks, *leaf], mean [*leaf])`` for each part."""
 
         def table(part: PyTree, n: int) -> PyTree:
             return jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), leaf.dtype), part)
@@ -32,7 +34,7 @@ class SAGA(Memoryless):
         return tuple((table(part, n), zeros_like(part)) for part, n in pairs)
 
     def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
-        """The corrected direction; the table takes the new entry."""
+        """Return the corrected direction; the table takes the new entry."""
         directions, memories = [], []
         for now, (table, mean), (j, n) in zip(sample.now, memory, sample.slots, strict=False):
             old = jax.tree.map(partial(_row, j), table)
@@ -47,7 +49,7 @@ class SAGA(Memoryless):
 
 @dataclass(frozen=True)
 class SVRG(Recursive):
-    """``now - snapshot + full(snapshot)``; every ``period`` steps the snapshot is renewed.
+    """A snapshot, renewed every ``period`` steps: ``now - snapshot + full(snapshot)``.
 
     Johnson, Zhang, NeurIPS 2013.
 
@@ -60,16 +62,16 @@ class SVRG(Recursive):
     looks_back: ClassVar[str | None] = "snapshot"
 
     def __post_init__(self) -> None:
-        """Refuse a period that is none."""
+        """Validate the period."""
         _check_period(self)
 
-    def due(self, count: Array, coin: Array, period: int) -> Any:
-        """Once per period, the first step included."""
+    def due(self, count: Array, coin: Array, period: int) -> bool | Array:
+        """Return whether a period begins; the first step is included."""
         del coin
         return count % (self.period or period) == 0
 
     def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
-        """The corrected direction; memory is the snapshot's full one."""
+        """Return the corrected direction; memory is the snapshot's full one."""
         memory = _where(sample.due, sample.full, memory)
         corrected = jax.tree.map(lambda n, s, f: n - s + f, sample.now, sample.snapshot, memory)
         return _where(sample.due, sample.full, corrected), memory
@@ -77,7 +79,7 @@ class SVRG(Recursive):
 
 @dataclass(frozen=True)
 class SARAH(Recursive):
-    """``now - previous + old``; every ``period`` steps the full direction instead.
+    """A recursion, ``now - previous + old``; every ``period`` steps the full direction instead.
 
     Nguyen, Liu, Scheinberg, Takac, ICML 2017.
 
@@ -90,16 +92,16 @@ class SARAH(Recursive):
     looks_back: ClassVar[str | None] = "previous"
 
     def __post_init__(self) -> None:
-        """Refuse a period that is none."""
+        """Validate the period."""
         _check_period(self)
 
-    def due(self, count: Array, coin: Array, period: int) -> Any:
-        """Once per period, the first step included."""
+    def due(self, count: Array, coin: Array, period: int) -> bool | Array:
+        """Return whether a period begins; the first step is included."""
         del coin
         return count % (self.period or period) == 0
 
     def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
-        """The recursive direction."""
+        """Return the recursive direction."""
         return _recursive(sample, memory)
 
 
@@ -114,21 +116,21 @@ class PAGE(Recursive):
     probability : a number in (0, 1]; ``None``: ``2 batch_size / (n + m)``.
     """
 
-    probability: Any = None
+    probability: float | Array | None = None
     looks_back: ClassVar[str | None] = "previous"
 
     def __post_init__(self) -> None:
-        """Refuse what is no probability."""
+        """Validate the probability."""
         if self.probability is not None:
             require_positive("PAGE", "probability", self.probability)
 
-    def due(self, count: Array, coin: Array, period: int) -> Any:
-        """By the coin."""
+    def due(self, count: Array, coin: Array, period: int) -> bool | Array:
+        """Decide by the coin."""
         probability = 1 / period if self.probability is None else self.probability
         return (coin < probability) | (count == 0)
 
     def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
-        """The recursive direction."""
+        """Return the recursive direction."""
         return _recursive(sample, memory)
 
 
@@ -141,17 +143,19 @@ for _rule, _leaves, _static in (
     register_node(_rule, data_fields=_leaves, meta_fields=_static)
 
 
-def _check_period(rule: Any) -> None:
+def _check_period(rule: SVRG | SARAH) -> None:
+    """Validate the period."""
     if rule.period is not None:
         require_positive_int(type(rule).__name__, "period", rule.period)
 
 
-def _where(flag: Any, yes: PyTree, no: PyTree) -> PyTree:
+def _where(flag: bool | Array, yes: PyTree, no: PyTree) -> PyTree:
+    """Choose one of two trees."""
     return jax.tree.map(lambda a, b: jnp.where(flag, a, b), yes, no)
 
 
 def _row(j: Array, table: Array) -> Array:
-    """Entry j, read before anything is written: a branch is not fused into what comes later.
+    """Return entry j, read before anything is written: a branch is not fused into what comes later.
 
     Together with writing ``old + change``, which waits for it, this lets XLA write in place. Else
     it copies the whole table at every step.
@@ -163,6 +167,7 @@ def _row(j: Array, table: Array) -> Array:
 
 
 def _recursive(sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
+    """Return ``now - previous + old``, the full direction where it is due."""
     moved = jax.tree.map(lambda n, p, o: n - p + o, sample.now, sample.previous, memory)
     direction = _where(sample.due, sample.full, moved)
     return direction, direction

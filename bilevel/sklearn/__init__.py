@@ -4,7 +4,7 @@ from bilevel.sklearn.cleaner import DataCleaner
 from bilevel.sklearn.kernel import HypergradKernelRidge
 from bilevel.sklearn.lasso import HypergradElasticNet, HypergradLasso
 from bilevel.sklearn.logistic import HypergradLogisticRegression
-from bilevel.sklearn.losses.criteria import generalised, leave_one_out, sure
+from bilevel.sklearn.losses import generalised, leave_one_out, sure
 from bilevel.sklearn.ridge import HypergradRidge
 from bilevel.sklearn.search_cv import BilevelSearchCV
 

@@ -5,6 +5,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 from scipy import sparse
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -12,8 +13,8 @@ from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from bilevel.core import Evidence
-from bilevel.sklearn.losses.folds import splits
-from bilevel.sklearn.search.path import Found, Search
+from bilevel.sklearn.losses import Matrix, make_splits
+from bilevel.sklearn.search import SearchOptions, SearchResult
 
 FLOATS = (np.float64, np.float32)
 
@@ -57,29 +58,36 @@ class HypergradEstimator(BaseEstimator):
         self.n_jobs = n_jobs
         self.random_state = random_state
 
-    def _validated(self, X: Any, y: Any, sample_weight: Any, **options: Any) -> Any:
-        """``X, y, weights`` as scikit-learn's own estimators take them."""
+    def _validate(self, X, y, sample_weight, **options) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Return ``X, y, weights`` as scikit-learn's own estimators take them."""
         self._validate_params()
-        X, y = validate_data(self, X, y, dtype=FLOATS, **options)
+        checked: Any = validate_data(self, X, y, dtype=FLOATS, **options)
+        X, y = checked
         return (
             X,
             y,
             _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True),
         )
 
-    def _splits(self, X: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray]:
-        return splits(
+    def _splits(
+        self, X: Matrix, y: np.ndarray, groups: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return make_splits(
             self.cv, X, y, groups, classifier=self._classifier, random_state=self.random_state
         )
 
     def _search(
-        self, bounds: np.ndarray, columns: np.ndarray, folds: int, strength: Any = None
-    ) -> Search:
+        self,
+        bounds: np.ndarray,
+        columns: np.ndarray,
+        folds: int,
+        strength: np.ndarray | None = None,
+    ) -> SearchOptions:
         guarded = self._guarded(columns, folds)
-        return Search(bounds, self.max_iter, self.tol, self.n_jobs, guarded, strength)
+        return SearchOptions(bounds, self.max_iter, self.tol, self.n_jobs, guarded, strength)
 
     def _guarded(self, columns: np.ndarray, folds: int) -> int:
-        """By how many folds the guard judges penalties that are more than one."""
+        """Return by how many folds the guard judges penalties that are more than one."""
         if not self.guard or columns.max() == 0 or isinstance(self.cv, str):
             return 0
         if folds < 3:
@@ -89,8 +97,8 @@ class HypergradEstimator(BaseEstimator):
             )
         return folds
 
-    def _report(self, found: Found, groups: np.ndarray, view: Callable) -> None:
-        """The fitted attributes that say what the search did; ``view(theta)`` is like alpha_."""
+    def _report(self, found: SearchResult, groups: np.ndarray, view: Callable) -> None:
+        """Set the attributes that say what the search did; ``view(theta)`` is like alpha_."""
         alphas = np.exp(np.stack([view(theta) for theta in found.path]))
         self.alpha_path_ = alphas
         self.alpha_ = float(alphas[-1]) if alphas.ndim == 1 else alphas[-1]
@@ -108,9 +116,9 @@ class HypergradEstimator(BaseEstimator):
         )
 
     def _set_linear(
-        self, coef: np.ndarray, intercept: np.ndarray, single: bool, dtype: Any
+        self, coef: np.ndarray, intercept: np.ndarray, single: bool, dtype: DTypeLike
     ) -> None:
-        """``coef_`` and ``intercept_`` in the dtype of the data, shaped as in scikit-learn."""
+        """Set ``coef_`` and ``intercept_`` in the dtype of the data, shaped as in scikit-learn."""
         coef, intercept = coef.astype(dtype), intercept.astype(dtype)
         self.coef_ = coef[0] if single else coef
         if not self.fit_intercept:
@@ -118,26 +126,30 @@ class HypergradEstimator(BaseEstimator):
         else:
             self.intercept_ = intercept[0] if single else intercept
 
-    def _linear(self, X: Any) -> np.ndarray:
+    def _linear(self, X) -> np.ndarray:
+        """Return ``X @ coef_.T + intercept_`` of a fitted model."""
         check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False)
-        return safe_sparse_dot(X, self.coef_.T, dense_output=True) + self.intercept_
+        checked: Any = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False)
+        return safe_sparse_dot(checked, self.coef_.T, dense_output=True) + self.intercept_
 
 
 class LinearRegressor(RegressorMixin, HypergradEstimator):
     """Base of the linear models for squared errors."""
 
-    def _intercept(self, rows: Any, targets: np.ndarray, weight: np.ndarray, coef: Any) -> Any:
-        """That of ``coef [d, T]``, by the weighted means; 0 where there is none."""
+    def _intercept(
+        self, rows: Matrix, targets: np.ndarray, weight: np.ndarray, coef: np.ndarray
+    ) -> np.ndarray:
+        """Return the intercept of ``coef [d, T]`` by the weighted means; 0 where there is none."""
         if not self.fit_intercept:
             return np.zeros(targets.shape[1])
         return (weight @ targets - np.asarray(weight @ rows) @ coef) / weight.sum()
 
     def predict(self, X):
-        """``X @ coef_.T + intercept_``, in the dtype of the training data."""
+        """Return ``X @ coef_.T + intercept_``, in the dtype of the training data."""
         return self._linear(X)
 
 
-def in_float64(X: Any) -> Any:
-    """Rows, dense or sparse."""
-    return X.astype(np.float64) if sparse.issparse(X) else np.asarray(X, np.float64)
+def to_float64(X: Matrix) -> Matrix:
+    """Convert rows, dense or sparse."""
+    converted: Any = X.astype(np.float64) if sparse.issparse(X) else np.asarray(X, np.float64)
+    return converted

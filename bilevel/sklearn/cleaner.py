@@ -7,6 +7,7 @@ Franceschi et al., ICML 2017 (data hyper-cleaning); the gradient is the influenc
 Liang, ICML 2017.
 """
 
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,28 +20,37 @@ from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 
 from bilevel.sklearn.base import FLOATS
-from bilevel.sklearn.losses.glm import LOGISTIC, MULTINOMIAL, SQUARED, Link, cold, solved_fold
-from bilevel.sklearn.losses.rows import Rows, rows
-from bilevel.sklearn.search.descent import Evaluation, Outer, descend
-from bilevel.sklearn.search.path import RESOLUTION
+from bilevel.sklearn.losses import (
+    LOGISTIC,
+    MULTINOMIAL,
+    SQUARED,
+    FoldFits,
+    Link,
+    WeightedRows,
+    init_fits,
+    make_rows,
+    solve_fold,
+)
+from bilevel.sklearn.search import RESOLUTION, Evaluation, OuterLoss, minimise_outer
 
 
-class Examples(NamedTuple):
+class TrustData(NamedTuple):
     """Training and trusted rows as one matrix; ``trained [n]`` is 1 for the former; ``alpha``."""
 
-    rows: Rows
+    rows: WeightedRows
     trained: Any
     trusted: Any
     alpha: Any
 
 
-def _trust_loss(link: Link, theta: Array, data: Examples, lower: Any) -> Evaluation:
+def _trust_loss(link: Link, theta: Array, data: TrustData, lower: FoldFits) -> Evaluation:
+    """Return the loss on trusted rows at log-odds ``theta`` of the weights, and its gradient."""
     trust = jax.nn.sigmoid(theta)
     train, of = data.trained * trust, data.rows
     lower = jax.tree.map(lambda x: x[0], lower)
     penalty = jnp.full((len(of.centre), of.target.shape[1]), data.alpha)
     squares = jnp.sum(train[:, None] * of.X**2, 0)
-    loss, _, lower, inner, linear = solved_fold(
+    loss, _, lower, inner, linear = solve_fold(
         link, of, penalty, train, data.trusted, squares, lower
     )
     slope = link.mean(of.product(lower.w)) - of.target
@@ -50,18 +60,18 @@ def _trust_loss(link: Link, theta: Array, data: Examples, lower: Any) -> Evaluat
     return Evaluation(loss, grad, loss[None], lower.w, inner, linear, lower)
 
 
-def logistic_trust(theta: Array, data: Examples, lower: Any) -> Evaluation:
-    """Two classes."""
+def logistic_trust(theta: Array, data: TrustData, lower: FoldFits) -> Evaluation:
+    """Return the loss of two classes on trusted rows."""
     return _trust_loss(LOGISTIC, theta, data, lower)
 
 
-def multinomial_trust(theta: Array, data: Examples, lower: Any) -> Evaluation:
-    """More classes."""
+def multinomial_trust(theta: Array, data: TrustData, lower: FoldFits) -> Evaluation:
+    """Return the loss of more classes on trusted rows."""
     return _trust_loss(MULTINOMIAL, theta, data, lower)
 
 
-def squared_trust(theta: Array, data: Examples, lower: Any) -> Evaluation:
-    """Regression."""
+def squared_trust(theta: Array, data: TrustData, lower: FoldFits) -> Evaluation:
+    """Return the loss of a regression on trusted rows."""
     return _trust_loss(SQUARED, theta, data, lower)
 
 
@@ -121,20 +131,25 @@ class DataCleaner(BaseEstimator):
             )
         n, both = len(y), np.vstack([X, X_trusted])
         objective, target = self._target(np.concatenate([y, y_trusted]), n)
+        # Both tables as one matrix; which rows are trained on and which are trusted, as weights.
         is_trained = np.arange(len(both)) < n
-        base, _ = rows(both, target, is_trained.astype(float), True)
+        base, _ = make_rows(both, target, is_trained.astype(float), True)
         length = len(base.target)
         trained = np.zeros(length)
         trained[:n] = 1
         trusted = np.zeros(length)
         trusted[n : len(both)] = 1
-        data = Examples(base, trained, trusted, np.float64(self.alpha))
-        start = cold(base._replace(train=trained[None]))
+        data = TrustData(base, trained, trusted, np.float64(self.alpha))
+        start = init_fits(base._replace(train=trained[None]))
         with jax.enable_x64(True):
-            path, losses = descend(
-                Outer(objective, data, start), np.zeros(length), np.arange(length),
-                np.tile([-8.0, 8.0], (length, 1)), max_iter=self.max_iter, tol=self.tol,
-            )  # fmt: skip
+            path, losses = minimise_outer(
+                OuterLoss(objective, data, start),
+                np.zeros(length),
+                np.arange(length),
+                np.tile([-8.0, 8.0], (length, 1)),
+                max_iter=self.max_iter,
+                tol=self.tol,
+            )
         # Losses that differ by rounding are equal: the first of them, the closest to equal trust.
         last = int(np.argmax(losses <= np.min(losses) + RESOLUTION * losses[0]))
         self.trust_ = 1 / (1 + np.exp(-path[last, :n]))
@@ -143,7 +158,7 @@ class DataCleaner(BaseEstimator):
         self.estimator_ = fresh.fit(X, y, sample_weight=self.trust_)
         return self
 
-    def _target(self, y: np.ndarray, n: int) -> tuple[Any, np.ndarray]:
+    def _target(self, y: np.ndarray, n: int) -> tuple[Callable[..., Evaluation], np.ndarray]:
         if not is_classifier(self.estimator):
             return squared_trust, np.asarray(y, np.float64)[:, None]
         classes, labels = np.unique(y, return_inverse=True)
@@ -155,10 +170,10 @@ class DataCleaner(BaseEstimator):
         return (logistic_trust, target[:, 1:]) if len(classes) == 2 else (multinomial_trust, target)
 
     def fit_transform(self, X, y, X_trusted, y_trusted):
-        """:meth:`fit`, and the weights ``[n]``, for any tool that takes ``sample_weight``."""
+        """Fit, and return the weights ``[n]``, for any tool that takes ``sample_weight``."""
         return self.fit(X, y, X_trusted, y_trusted).trust_
 
     def predict(self, X):
-        """Of the estimator that was fitted with the weights."""
+        """Predict by the estimator that was fitted with the weights."""
         check_is_fitted(self)
         return self.estimator_.predict(X)

@@ -1,6 +1,6 @@
 """Gaussian kernel ridge regression that tunes penalty and length scales by hypergradient."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from sklearn.base import MultiOutputMixin, RegressorMixin
@@ -8,12 +8,14 @@ from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevel.sklearn.base import FLOATS, HypergradEstimator
-from bilevel.sklearn.losses.folds import problem
-from bilevel.sklearn.losses.kernel_loss import kernel_loss
-from bilevel.sklearn.losses.rows import mean_square_sum, rows, with_folds
-from bilevel.sklearn.search.descent import Outer
-from bilevel.sklearn.search.path import tuned
-from bilevel.sklearn.search.penalties import columns_of
+from bilevel.sklearn.losses import (
+    compute_mean_square_sum,
+    kernel_loss,
+    make_folds,
+    make_rows,
+    set_folds,
+)
+from bilevel.sklearn.search import OuterLoss, group_columns, tune_penalties
 
 
 class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
@@ -73,13 +75,14 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
 
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune on the folds, then fit all rows; arguments as for :class:`HypergradRidge`."""
-        X, y, weight = self._validated(X, y, sample_weight, multi_output=True, y_numeric=True)
-        columns, d = columns_of(self.penalty, X.shape[1]), X.shape[1]
+        X, y, weight = self._validate(X, y, sample_weight, multi_output=True, y_numeric=True)
+        columns, d = group_columns(self.penalty, X.shape[1]), X.shape[1]
         train, held = self._splits(X, y, groups)
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
-        base, _ = rows(X, targets, weight, False)
+        base, _ = make_rows(X, targets, weight, False)
         length = len(base.centre)
-        variance = mean_square_sum(X, weight, True) / weight.sum()
+        # Widths about the inverse variance of all columns; entry 0 of theta is the penalty.
+        variance = compute_mean_square_sum(X, weight, True) / weight.sum()
         width = 1 / (d * variance)
         usual = (1e-4, 1e-2, 1.0) if self.alphas is None else self.alphas
         grid = np.array(
@@ -91,16 +94,16 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         bounds = np.tile(np.log(2 * width) + np.array([-12.0, 9.0]), (1 + length, 1))
         bounds[0] = -23.0, 9.0
 
-        def outer_of(without: int | None) -> Outer:
-            return Outer(
-                kernel_loss, with_folds(base, problem(train, held, weight, without), weight)
+        def outer_of(without: int | None) -> OuterLoss:
+            return OuterLoss(
+                kernel_loss, set_folds(base, make_folds(train, held, weight, without), weight)
             )
 
         both = [first] if columns.max() == 0 else [first, own]
         # The smoother of two equally good functions: a large penalty first, then wide kernels.
         strength = np.append(1.0, np.full(length, -1e-3 / length))
         search = self._search(bounds, columns, len(train), strength)
-        found = tuned(outer_of, grid, both, search)
+        found = tune_penalties(outer_of, grid, both, search)
         self._report(found, own[: d + 1], lambda log: log[0])
         gamma = np.exp(found.theta[1 : d + 1]) / 2
         self.gamma_ = float(gamma[0]) if columns.max() == 0 else gamma
@@ -110,9 +113,8 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         return self
 
     def predict(self, X):
-        """``k(X, X_fit_) @ dual_coef_``."""
+        """Return ``k(X, X_fit_) @ dual_coef_``."""
         check_is_fitted(self)
-        checked: Any = validate_data(self, X, dtype=FLOATS, reset=False)
-        X = checked
+        X = np.asarray(validate_data(self, X, dtype=FLOATS, reset=False))
         root = np.sqrt(self.gamma_).astype(X.dtype) if np.ndim(self.gamma_) else self.gamma_**0.5
         return rbf_kernel(X * root, self.X_fit_ * root, gamma=1.0) @ self.dual_coef_

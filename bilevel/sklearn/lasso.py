@@ -1,17 +1,26 @@
 """Lasso and elastic net that tune their penalties by hypergradient."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from bilevel.sklearn.base import LinearRegressor, in_float64
-from bilevel.sklearn.losses.folds import problem
-from bilevel.sklearn.losses.lasso_loss import elastic_net_loss, lasso_loss
-from bilevel.sklearn.losses.moments import Moments, atoms, moments
-from bilevel.sklearn.losses.padding import rounded
-from bilevel.sklearn.search.descent import Outer
-from bilevel.sklearn.search.path import tuned
-from bilevel.sklearn.search.penalties import columns_of, stages
+from bilevel.sklearn.base import LinearRegressor, to_float64
+from bilevel.sklearn.losses import (
+    FoldSums,
+    compute_fold_sums,
+    compute_group_sums,
+    elastic_net_loss,
+    lasso_loss,
+    make_folds,
+    round_up,
+)
+from bilevel.sklearn.search import (
+    OuterLoss,
+    SearchResult,
+    group_columns,
+    make_stages,
+    tune_penalties,
+)
 
 RATIOS = (0.1, 0.5, 0.9, 0.99)  # of the l1 part, on the grid of the elastic net
 
@@ -59,28 +68,29 @@ class HypergradLasso(LinearRegressor):
         ------
         ValueError : bad data or parameters, in the words of scikit-learn.
         """
-        X, y, weight = self._validated(X, y, sample_weight, accept_sparse="csr", y_numeric=True)
-        rows = in_float64(X)
+        X, y, weight = self._validate(X, y, sample_weight, accept_sparse="csr", y_numeric=True)
+        rows = to_float64(X)
         targets = np.asarray(y, np.float64)[:, None]
-        columns, d = columns_of(self.penalty, X.shape[1]), X.shape[1]
+        columns, d = group_columns(self.penalty, X.shape[1]), X.shape[1]
         train, held = self._splits(X, y, groups)
-        parts = atoms(rows, targets, weight, train, held, self.fit_intercept)
-        length = rounded(d)
+        parts = compute_group_sums(rows, targets, weight, train, held, self.fit_intercept)
+        length = round_up(d)
 
-        def problem_of(without: int | None) -> Moments:
-            found, means = moments(parts, problem(train, held, weight, without))
+        def problem_of(without: int | None) -> FoldSums:
+            found, means = compute_fold_sums(parts, make_folds(train, held, weight, without))
             unit = np.where(means.weight > 0, means.weight, 1)[:, None, None]
             return found._replace(gram=found.gram / unit, cross=found.cross / unit)
 
-        def outer_of(without: int | None) -> Outer:
+        def outer_of(without: int | None) -> OuterLoss:
             batch = problem_of(without)
-            return Outer(self._objective, batch, np.zeros(batch.cross.shape[:2]))
+            return OuterLoss(self._objective, batch, np.zeros(batch.cross.shape[:2]))
 
+        # From the smallest penalty that leaves no column down; the best of them is the start.
         largest = float(np.max(np.abs(problem_of(None).cross[-1]))) or 1.0
         grid, both = self._grid(largest), self._stages(columns, length)
         grid = np.repeat(grid, length, axis=1)
         bounds = np.tile(np.log(largest) + np.array([-14.0, 3.0]), (grid.shape[1], 1))
-        found = tuned(outer_of, grid, both, self._search(bounds, columns, len(train)))
+        found = tune_penalties(outer_of, grid, both, self._search(bounds, columns, len(train)))
         coef = found.evaluation.params[-1, :d]
         intercept = self._intercept(rows, targets, weight, coef)
         self._set_linear(coef.T, intercept, True, X.dtype)
@@ -88,7 +98,7 @@ class HypergradLasso(LinearRegressor):
         return self
 
     def _grid(self, largest: float) -> np.ndarray:
-        """Logarithms of the penalties to try, ``[G, kinds]``."""
+        """Return logarithms of the penalties to try, ``[G, kinds]``."""
         return np.log(self._alphas(largest))[:, None]
 
     def _alphas(self, largest: float) -> np.ndarray:
@@ -99,9 +109,9 @@ class HypergradLasso(LinearRegressor):
         return alphas
 
     def _stages(self, columns: np.ndarray, length: int) -> list[np.ndarray]:
-        return stages(columns, length)
+        return make_stages(columns, length)
 
-    def _set_penalties(self, found: Any, columns: np.ndarray, length: int) -> None:
+    def _set_penalties(self, found: SearchResult, columns: np.ndarray, length: int) -> None:
         d = len(columns)
         self._report(found, columns, lambda log: log[0] if columns.max() == 0 else log[:d])
 
@@ -158,9 +168,16 @@ class HypergradElasticNet(HypergradLasso):
         random_state=None,
     ):
         super().__init__(
-            penalty, alphas=alphas, fit_intercept=fit_intercept, cv=cv, guard=guard,
-            max_iter=max_iter, tol=tol, n_jobs=n_jobs, random_state=random_state,
-        )  # fmt: skip
+            penalty,
+            alphas=alphas,
+            fit_intercept=fit_intercept,
+            cv=cv,
+            guard=guard,
+            max_iter=max_iter,
+            tol=tol,
+            n_jobs=n_jobs,
+            random_state=random_state,
+        )
         self.l1_ratios = l1_ratios
 
     def _grid(self, largest: float) -> np.ndarray:
@@ -174,10 +191,10 @@ class HypergradElasticNet(HypergradLasso):
         return np.log([(a * r, a * (1 - r)) for a, r in pairs])
 
     def _stages(self, columns: np.ndarray, length: int) -> list[np.ndarray]:
-        each = stages(columns, length)
+        each = make_stages(columns, length)
         return [np.concatenate([groups, groups + groups.max() + 1]) for groups in each]
 
-    def _set_penalties(self, found: Any, columns: np.ndarray, length: int) -> None:
+    def _set_penalties(self, found: SearchResult, columns: np.ndarray, length: int) -> None:
         d, single = len(columns), columns.max() == 0
 
         def parts(log: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """Logistic regression that tunes its penalties by hypergradient."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax, softmax
@@ -9,12 +9,23 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 
 from bilevel.sklearn.base import HypergradEstimator
-from bilevel.sklearn.losses.folds import problem
-from bilevel.sklearn.losses.glm import cold, logistic_loss, multinomial_loss
-from bilevel.sklearn.losses.rows import mean_square_sum, rows, with_folds
-from bilevel.sklearn.search.descent import Outer
-from bilevel.sklearn.search.path import tuned
-from bilevel.sklearn.search.penalties import columns_of, log_bounds, log_grid, stages
+from bilevel.sklearn.losses import (
+    compute_mean_square_sum,
+    init_fits,
+    logistic_loss,
+    make_folds,
+    make_rows,
+    multinomial_loss,
+    set_folds,
+)
+from bilevel.sklearn.search import (
+    OuterLoss,
+    group_columns,
+    make_log_bounds,
+    make_log_grid,
+    make_stages,
+    tune_penalties,
+)
 
 EXPONENTS = -4, 4, 10  # of 1 / C, the ten of LogisticRegressionCV
 # Folds that a plane separates have a loss that falls to 0 with the penalty, and the more it falls
@@ -76,7 +87,7 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         ------
         ValueError : bad data or parameters, in the words of scikit-learn.
         """
-        X, y, weight = self._validated(X, y, sample_weight, accept_sparse="csr")
+        X, y, weight = self._validate(X, y, sample_weight, accept_sparse="csr")
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -88,21 +99,22 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         target = np.eye(len(self.classes_))[labels][:, 1 if binary else 0 :]
         objective = logistic_loss if binary else multinomial_loss
         train, held = self._splits(X, y, groups)
-        base, centre = rows(X, target, weight, self.fit_intercept)
+        # Rows once for all folds, penalties flattened as the coefficients are, ``[d, T]``.
+        base, centre = make_rows(X, target, weight, self.fit_intercept)
         shape = X.shape[1], target.shape[1]
         entries = self._entries(*shape)
         length = len(base.centre) * target.shape[1]
-        scale = mean_square_sum(X, weight, self.fit_intercept) / 4
+        scale = compute_mean_square_sum(X, weight, self.fit_intercept) / 4
         grid = np.tile(
-            log_grid(self.alphas, scale, np.logspace(*EXPONENTS), 5, LOWEST)[:, None], length
+            make_log_grid(self.alphas, scale, np.logspace(*EXPONENTS), 5, LOWEST)[:, None], length
         )
-        search = self._search(log_bounds(scale, length, LOWEST), entries, len(train))
+        search = self._search(make_log_bounds(scale, length, LOWEST), entries, len(train))
 
-        def outer_of(without: int | None) -> Outer:
-            batch = with_folds(base, problem(train, held, weight, without), weight)
-            return Outer(objective, batch, cold(batch))
+        def outer_of(without: int | None) -> OuterLoss:
+            batch = set_folds(base, make_folds(train, held, weight, without), weight)
+            return OuterLoss(objective, batch, init_fits(batch))
 
-        found = tuned(outer_of, grid, stages(entries, length), search)
+        found = tune_penalties(outer_of, grid, make_stages(entries, length), search)
         params = found.evaluation.params
         coef = params[-1, : X.shape[1]]
         intercept = params[-1, -1] - centre @ coef
@@ -112,15 +124,15 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         return self
 
     def _entries(self, d: int, targets: int) -> np.ndarray:
-        """The group of each coefficient ``[d, T]``, flattened."""
+        """Return the group of each coefficient ``[d, T]``, flattened."""
         if isinstance(self.penalty, str) and self.penalty.startswith("per_class"):
             return np.tile(np.arange(targets), d)
         if isinstance(self.penalty, str) and self.penalty == "per_feature_and_class":
             return np.arange(d * targets)
-        return np.repeat(columns_of(self.penalty, d), targets)
+        return np.repeat(group_columns(self.penalty, d), targets)
 
-    def _view(self, theta: np.ndarray, shape: tuple[int, int]) -> Any:
-        """Entries of the coefficients as ``alpha_`` shows them."""
+    def _view(self, theta: np.ndarray, shape: tuple[int, int]) -> float | np.ndarray:
+        """Return entries of the coefficients as ``alpha_`` shows them."""
         entries = theta[: shape[0] * shape[1]].reshape(shape)
         if isinstance(self.penalty, str):
             if self.penalty == "global":
@@ -132,24 +144,24 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         return entries[:, 0]
 
     def decision_function(self, X):
-        """``X @ coef_.T + intercept_``: ``[n]`` for two classes, else ``[n, classes]``."""
+        """Return ``X @ coef_.T + intercept_``: ``[n]`` for two classes, else ``[n, classes]``."""
         scores = self._linear(X)
         return scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict(self, X):
-        """The likeliest class of each row."""
+        """Return the likeliest class of each row."""
         scores = self.decision_function(X)
         return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
 
     def predict_proba(self, X):
-        """Probability of each class, ``[n, classes]``."""
+        """Return the probability of each class, ``[n, classes]``."""
         scores = self.decision_function(X)
         if scores.ndim == 1:
             return np.stack([expit(-scores), expit(scores)], 1)
         return softmax(scores, axis=1)
 
     def predict_log_proba(self, X):
-        """Logarithm of :meth:`predict_proba`."""
+        """Return the logarithm of :meth:`predict_proba`."""
         scores = self.decision_function(X)
         if scores.ndim == 1:
             return np.stack([log_expit(-scores), log_expit(scores)], 1)

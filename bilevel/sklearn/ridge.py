@@ -10,16 +10,29 @@ from sklearn.base import MultiOutputMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
 
-from bilevel.sklearn.base import LinearRegressor, in_float64
-from bilevel.sklearn.losses.criteria import Whole, gcv_loss, loo_loss, sure_loss
-from bilevel.sklearn.losses.folds import problem
-from bilevel.sklearn.losses.moments import atoms, moments
-from bilevel.sklearn.losses.padding import pad, rounded
-from bilevel.sklearn.losses.ridge_loss import ridge_loss
-from bilevel.sklearn.losses.rows import mean_square_sum
-from bilevel.sklearn.search.descent import Outer
-from bilevel.sklearn.search.path import tuned
-from bilevel.sklearn.search.penalties import columns_of, log_bounds, log_grid, stages
+from bilevel.sklearn.base import LinearRegressor, to_float64
+from bilevel.sklearn.losses import (
+    CriterionData,
+    Matrix,
+    compute_fold_sums,
+    compute_group_sums,
+    compute_mean_square_sum,
+    gcv_loss,
+    loo_loss,
+    make_folds,
+    pad,
+    ridge_loss,
+    round_up,
+    sure_loss,
+)
+from bilevel.sklearn.search import (
+    OuterLoss,
+    group_columns,
+    make_log_bounds,
+    make_log_grid,
+    make_stages,
+    tune_penalties,
+)
 
 CRITERIA = {"loo": loo_loss, "gcv": gcv_loss, "sure": sure_loss}
 ALPHAS = (0.1, 1.0, 10.0)  # those of RidgeCV
@@ -89,9 +102,16 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         random_state=None,
     ):
         super().__init__(
-            penalty, alphas=alphas, fit_intercept=fit_intercept, cv=cv, guard=guard,
-            max_iter=max_iter, tol=tol, n_jobs=n_jobs, random_state=random_state,
-        )  # fmt: skip
+            penalty,
+            alphas=alphas,
+            fit_intercept=fit_intercept,
+            cv=cv,
+            guard=guard,
+            max_iter=max_iter,
+            tol=tol,
+            n_jobs=n_jobs,
+            random_state=random_state,
+        )
         self.noise_variance = noise_variance
 
     def fit(self, X, y, sample_weight=None, groups=None):
@@ -109,33 +129,42 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         ValueError : bad data or parameters, in the words of scikit-learn.
         """
         by_rows = isinstance(self.cv, str)  # its leverages are dense, and need a row beside them
-        X, y, weight = self._validated(
-            X, y, sample_weight, accept_sparse=not by_rows and "csr", multi_output=True,
-            y_numeric=True, ensure_min_samples=2 if by_rows else 1,
-        )  # fmt: skip
-        columns = columns_of(self.penalty, X.shape[1])
+        X, y, weight = self._validate(
+            X,
+            y,
+            sample_weight,
+            accept_sparse=not by_rows and "csr",
+            multi_output=True,
+            y_numeric=True,
+            ensure_min_samples=2 if by_rows else 1,
+        )
+        columns = group_columns(self.penalty, X.shape[1])
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
-        rows = in_float64(X)
-        rotation = None
+        rows: Any = to_float64(X)
+        rotation = None  # one penalty is the same in every orthonormal basis
         if columns.max() == 0 and X.shape[1] > X.shape[0]:
-            rotation = Rotation.of(rows, weight, self.fit_intercept)
+            rotation = Rotation.from_rows(rows, weight, self.fit_intercept)
             rows, columns = rotation.rows, columns[: rotation.rows.shape[1]]
-        scale = mean_square_sum(rows, weight, self.fit_intercept)
-        length = rounded(rows.shape[1])
-        grid = np.tile(log_grid(self.alphas, scale, ALPHAS, 13)[:, None], length)
+        scale = compute_mean_square_sum(rows, weight, self.fit_intercept)
+        length = round_up(rows.shape[1])
+        grid = np.tile(make_log_grid(self.alphas, scale, ALPHAS, 13)[:, None], length)
         if by_rows:
             outer_of = self._criterion(rows, targets, weight)
             folds = 0
         else:
             train, held = self._splits(X, y, groups)
-            parts = atoms(rows, targets, weight, train, held, self.fit_intercept)
+            parts = compute_group_sums(rows, targets, weight, train, held, self.fit_intercept)
             folds = len(train)
 
-            def outer_of(without: int | None) -> Outer:
-                return Outer(ridge_loss, moments(parts, problem(train, held, weight, without))[0])
+            def outer_of(without: int | None) -> OuterLoss:
+                return OuterLoss(
+                    ridge_loss,
+                    compute_fold_sums(parts, make_folds(train, held, weight, without))[0],
+                )
 
-        search = self._search(log_bounds(scale, length), columns, folds)
-        found = tuned(outer_of, grid, stages(columns, length), search)
+        # From the grid to the best point; then back to the columns of X.
+        search = self._search(make_log_bounds(scale, length), columns, folds)
+        found = tune_penalties(outer_of, grid, make_stages(columns, length), search)
         coef = found.evaluation.params[-1, : rows.shape[1], : targets.shape[1]]
         intercept = self._intercept(rows, targets, weight, coef)
         if rotation is not None:
@@ -146,19 +175,19 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         self._set_linear(coef.T, intercept, np.ndim(y) == 1, X.dtype)
         return self
 
-    def _criterion(self, X: Any, y: np.ndarray, weight: np.ndarray) -> Callable:
-        """The problem of a criterion without folds."""
+    def _criterion(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Callable:
+        """Make the problem of a criterion without folds."""
         if (self.cv == "sure") != (self.noise_variance is not None):
             raise ValueError(
                 f"noise_variance, the known variance of the targets' noise, belongs to cv='sure' "
                 f"and to it alone; got cv={self.cv!r}, noise_variance={self.noise_variance!r}."
             )
-        n = rounded(len(y), 32)
+        n = round_up(len(y), 32)
         flag, noise = np.float64(self.fit_intercept), np.float64(self.noise_variance or 0)
-        X, y, weight = pad(X, n, rounded(X.shape[1])), pad(y, n, None), pad(weight, n)
-        data = Whole(X, y, weight, flag, noise)
+        X, y, weight = pad(X, n, round_up(X.shape[1])), pad(y, n, None), pad(weight, n)
+        data = CriterionData(X, y, weight, flag, noise)
         objective = CRITERIA[str(self.cv)]
-        return lambda _: Outer(objective, data)
+        return lambda _: OuterLoss(objective, data)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -168,7 +197,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
 
 @dataclass(frozen=True)
 class Rotation:
-    """Fewer rows than columns and one penalty: the same problem in at most n coordinates.
+    """A problem with fewer rows than columns and one penalty, in at most n coordinates.
 
     Every solution is a combination of the rows, so ``rows [n, r]`` in an orthonormal basis of
     their span have the same solutions, fold by fold.
@@ -179,9 +208,10 @@ class Rotation:
     centre: np.ndarray
 
     @classmethod
-    def of(cls, X: Any, weight: np.ndarray, centred: bool) -> "Rotation":
-        """From ``X [n, d]``, dense or sparse, by the eigenvectors of its Gram matrix."""
-        centre = np.zeros(X.shape[1])
+    def from_rows(cls, X: Matrix, weight: np.ndarray, centred: bool) -> "Rotation":
+        """Rotate ``X [n, d]``, dense or sparse, by the eigenvectors of its Gram matrix."""
+        shape: Any = X.shape
+        centre = np.zeros(shape[1])
         if centred:
             centre = np.asarray(weight @ X).ravel() / weight.sum()
         cross = np.asarray(X @ centre).ravel()

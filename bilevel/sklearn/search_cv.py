@@ -14,17 +14,18 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from bilevel.core import Data, Loss, Problem
+from bilevel.core import Data, Estimate, Loss, Problem
 from bilevel.estimators import Auto
 from bilevel.estimators.call import hypergradient
 from bilevel.sklearn.base import FLOATS
-from bilevel.sklearn.losses.folds import problem as folds_of
-from bilevel.sklearn.losses.folds import splits
+from bilevel.sklearn.losses import make_folds, make_splits
+from bilevel.tuning.result import Result
 from bilevel.tuning.tune import tune
+from bilevel.utils import PyTree
 
 
 class BilevelSearchCV(BaseEstimator):
-    r"""What ``GridSearchCV`` is for a grid: cross-validated descent for a :class:`bilevel.Problem`.
+    r"""Cross-validated descent for a :class:`bilevel.Problem`, as ``GridSearchCV`` for a grid.
 
     All folds are one problem, each with its own copy of the inner params, all with the same
     hyperparameters; the outer loss is the mean over folds of the loss on the held-out rows.
@@ -94,15 +95,16 @@ class BilevelSearchCV(BaseEstimator):
         checked: Any = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, multi_output=True)
         X, y = checked
         weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
-        train, held = splits(
+        train, held = make_splits(
             self.cv, X, y, groups, classifier=False, random_state=self.random_state
         )
-        folds = folds_of(train, held, weight)
+        folds = make_folds(train, held, weight)
         used = folds.share > 0
         inside, outside = (_unit(side[used] * weight) for side in (folds.train, folds.held))
         seed = check_random_state(self.random_state).randint(2**31)
         estimator = Auto() if self.estimator is None else self.estimator
         outer = optax.adam(0.1) if self.outer is None else self.outer
+        # One copy of the params per fold; weights with the rows, so that minibatches share them.
         with jax.enable_x64(X.dtype == np.float64):
             as_floats = partial(jax.tree.map, lambda x: jnp.asarray(x, X.dtype))
             one = self.params(X, y) if callable(self.params) else self.params
@@ -111,22 +113,34 @@ class BilevelSearchCV(BaseEstimator):
             rows = X, np.asarray(y, X.dtype)
             data = Data(inner=as_floats((*rows, inside.T)), outer=as_floats((*rows, outside.T)))
             self.result_ = tune(
-                _folded(self.problem), estimator, outer, hyper, stacked, data,
-                steps=self.steps, key=jax.random.key(seed), record=_record,
-            )  # fmt: skip
+                _fold_problem(self.problem),
+                estimator,
+                outer,
+                hyper,
+                stacked,
+                data,
+                steps=self.steps,
+                key=jax.random.key(seed),
+                record=_record,
+            )
             self._report(self.result_)
+            # All rows as one fold, at the best hyperparameters.
             if self.refit:
                 whole = as_floats((*rows, _unit(weight[None]).T))
                 _, lower = hypergradient(
-                    _folded(self.problem), estimator, as_floats(self.best_params_),
-                    jax.tree.map(lambda x: x[None], one), Data(inner=whole, outer=whole),
+                    _fold_problem(self.problem),
+                    estimator,
+                    as_floats(self.best_params_),
+                    jax.tree.map(lambda x: x[None], one),
+                    Data(inner=whole, outer=whole),
                     jax.random.key(seed),
-                )  # fmt: skip
+                )
                 fitted = jax.tree.map(lambda x: np.asarray(x[0]), lower.params)
-                self.best_estimator_ = Fitted(fitted, self.best_params_, self.predict_fn)
+                self.best_estimator_ = FittedParams(fitted, self.best_params_, self.predict_fn)
         return self
 
-    def _report(self, result: Any) -> None:
+    def _report(self, result: Result) -> None:
+        """Set the attributes that say what the run did."""
         history = jax.tree.map(np.asarray, result.history)
         value = history["value"]
         loss = np.where(np.isfinite(value), value, np.inf)
@@ -148,14 +162,13 @@ class BilevelSearchCV(BaseEstimator):
         self.n_iter_ = len(loss)
 
     def predict(self, X):
-        """Of the refitted params, by ``predict_fn``."""
+        """Predict by the refitted params and ``predict_fn``."""
         check_is_fitted(self, "best_estimator_")
-        checked: Any = validate_data(self, X, dtype=FLOATS, reset=False)
-        X = checked
+        X = np.asarray(validate_data(self, X, dtype=FLOATS, reset=False))
         return self.best_estimator_.predict(X)
 
     def score(self, X, y):
-        """Minus the outer loss of the refitted params on these rows."""
+        """Return minus the outer loss of the refitted params on these rows."""
         check_is_fitted(self, "best_estimator_")
         checked: Any = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, reset=False)
         X, y = checked
@@ -165,15 +178,15 @@ class BilevelSearchCV(BaseEstimator):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
-    """``params_`` that minimise the inner loss of all rows at ``hyper_``."""
+class FittedParams:
+    """Fitted ``params_``, which minimise the inner loss of all rows at ``hyper_``."""
 
-    params_: Any
-    hyper_: Any
+    params_: PyTree
+    hyper_: PyTree
     predict_fn: Callable | None = None
 
-    def predict(self, X: Any) -> np.ndarray:
-        """``predict_fn(params_, X)``."""
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Return ``predict_fn(params_, X)``."""
         if self.predict_fn is None:
             raise ValueError(
                 "BilevelSearchCV cannot predict: it does not know how params and X make a "
@@ -184,23 +197,24 @@ class Fitted:
 
 
 def _unit(weights: np.ndarray) -> np.ndarray:
-    """Weights of mean 1 over all rows, so that minibatches estimate without bias; ``[F, n]``."""
+    """Scale weights to mean 1 over all rows, so that minibatches have no bias; ``[F, n]``."""
     return weights / weights.mean(1, keepdims=True)
 
 
-def _record(hyper: Any, params: Any, estimate: Any) -> dict[str, Any]:
+def _record(hyper: PyTree, params: PyTree, estimate: Estimate) -> dict[str, PyTree]:
+    """Record the hyperparameters of every step."""
     return {"hyper": hyper}
 
 
 @lru_cache(maxsize=64)  # one problem object for each of the user's: a new one compiles again
-def _folded(problem: Problem) -> Problem:
-    """The problem of all folds: batches ``(X, y, weights [n, F])``, params with a leading F."""
+def _fold_problem(problem: Problem) -> Problem:
+    """Make one problem of all folds: batches ``(X, y, weights [n, F])``, params led by F."""
 
     def weighted(loss: Loss) -> Callable[..., Array]:
-        def folds(params: Any, hyper: Any, batch: Any) -> Array:
+        def folds(params: PyTree, hyper: PyTree, batch: tuple[Array, Array, Array]) -> Array:
             X, y, weights = batch
 
-            def fold(params: Any, weight: Array) -> Array:
+            def fold(params: PyTree, weight: Array) -> Array:
                 # A mean over rows, row by row: so a weight can be put on each.
                 each = jax.vmap(lambda x, y: loss(params, hyper, (x[None], y[None])))(X, y)
                 return jnp.mean(weight * each)

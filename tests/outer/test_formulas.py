@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import bilevel as bl
-from bilevel.outer.trust_region import propose, scales
+from bilevel.outer.trust_region import compute_scales, propose_trial
 from tests.outer.playing import exact, play
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -119,7 +119,7 @@ def test_lbfgs_is_bfgs_in_the_scaled_variables_while_its_memory_lasts() -> None:
     # The same pairs in the dense formula (Nocedal, Wright, eq. 6.17), all accepted, none damped.
     slopes = [known(x)[1] for x in path]
     assert np.all(np.diff([known(x)[0] for x in path]) < 0)
-    unit = np.asarray(scales(trust))
+    unit = np.asarray(compute_scales(trust))
     power = slopes[0] ** 2
     for slope in slopes[1:]:
         power = 0.9 * power + 0.1 * slope**2
@@ -136,5 +136,5 @@ def test_lbfgs_is_bfgs_in_the_scaled_variables_while_its_memory_lasts() -> None:
         H = V.T @ H @ V + np.outer(s, s) / (s @ y)
     step = -unit * (H @ (unit * slopes[-1]))
     assert np.linalg.norm(step) < float(trust.radius)
-    following = jax.jit(lambda trust: propose(trust)[0])(trust)
+    following = jax.jit(lambda trust: propose_trial(trust)[0])(trust)
     same(following, path[-1] + step)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from bilevel.sklearn.search.descent import Objective, Outer
+from bilevel.sklearn.search.descent import Objective, OuterLoss
 
 
 def differences(objective: Objective, batch, theta, lower=None, step=1e-5):
@@ -11,8 +11,8 @@ def differences(objective: Objective, batch, theta, lower=None, step=1e-5):
     with jax.enable_x64(True):
 
         def value(theta):
-            return float(Outer(objective, batch, lower)(theta).value)
+            return float(OuterLoss(objective, batch, lower)(theta).value)
 
-        found = np.asarray(Outer(objective, batch, lower)(theta).grad)
+        found = np.asarray(OuterLoss(objective, batch, lower)(theta).grad)
         steps = step * np.eye(len(theta))
         return found, np.array([value(theta + s) - value(theta - s) for s in steps]) / (2 * step)

@@ -25,13 +25,13 @@ from bilevel.sklearn import (
     HypergradLasso,
     HypergradRidge,
 )
-from bilevel.sklearn.cleaner import Examples, logistic_trust
-from bilevel.sklearn.losses.folds import problem, splits
-from bilevel.sklearn.losses.glm import cold
+from bilevel.sklearn.cleaner import TrustData, logistic_trust
+from bilevel.sklearn.losses.fold_sums import compute_fold_sums, compute_group_sums
+from bilevel.sklearn.losses.folds import make_folds, make_splits
+from bilevel.sklearn.losses.glm import init_fits
 from bilevel.sklearn.losses.kernel_loss import kernel_loss
-from bilevel.sklearn.losses.lasso_loss import elastic_net_loss, fitted
-from bilevel.sklearn.losses.moments import atoms, moments
-from bilevel.sklearn.losses.rows import rows, with_folds
+from bilevel.sklearn.losses.lasso_loss import elastic_net_loss, fit_elastic_net
+from bilevel.sklearn.losses.rows import make_rows, set_folds
 from tests.sklearn.derivatives import differences
 
 RNG = np.random.default_rng(0)
@@ -41,13 +41,13 @@ WEIGHT = RNG.uniform(0.1, 2, 40)
 
 
 def folds_of_four():
-    return splits(4, X, Y, None, classifier=False, random_state=None)
+    return make_splits(4, X, Y, None, classifier=False, random_state=None)
 
 
 def test_elastic_net_is_scikit_learns_and_its_gradient_its_own():
     train, held = folds_of_four()
-    parts = atoms(X, Y[:, None], np.ones(40), train, held, True)
-    batch, means = moments(parts, problem(train, held, np.ones(40)))
+    parts = compute_group_sums(X, Y[:, None], np.ones(40), train, held, True)
+    batch, means = compute_fold_sums(parts, make_folds(train, held, np.ones(40)))
     unit = means.weight[:, None, None]
     batch = batch._replace(gram=batch.gram / unit, cross=batch.cross / unit)
     lower = np.zeros((5, 8))
@@ -77,7 +77,7 @@ def test_lasso_is_scikit_learns_where_columns_are_correlated(alpha):
     l1, l2 = np.full((2, 19), [[alpha], [0.0]])
     cross = A.T @ y / 50
     with jax.enable_x64(True):
-        w = np.asarray(jax.jit(fitted)(A.T @ A / 50, cross, l1, l2, np.zeros(19)))
+        w = np.asarray(jax.jit(fit_elastic_net)(A.T @ A / 50, cross, l1, l2, np.zeros(19)))
     np.testing.assert_allclose(A @ w, A @ other.coef_, atol=1e-6)
     slope = cross - A.T @ (A @ w) / 50
     np.testing.assert_allclose(slope[w != 0], alpha * np.sign(w[w != 0]), atol=1e-7)
@@ -96,8 +96,8 @@ def test_kernel_ridge_is_scikit_learns_and_its_gradient_its_own():
     other.fit(X, Y, sample_weight=WEIGHT)
     np.testing.assert_allclose(model.predict(X), other.predict(X), rtol=1e-6)
     train, held = folds_of_four()
-    base, _ = rows(X, Y[:, None], WEIGHT, False)
-    batch = with_folds(base, problem(train, held, WEIGHT), WEIGHT)
+    base, _ = make_rows(X, Y[:, None], WEIGHT, False)
+    batch = set_folds(base, make_folds(train, held, WEIGHT), WEIGHT)
     theta = np.append(-1.0, np.linspace(-4, -1, 8))
     np.testing.assert_allclose(*differences(kernel_loss, batch, theta), rtol=1e-6)
 
@@ -152,11 +152,11 @@ def test_search_without_a_prediction_says_so():
 
 def test_trust_gradient_is_its_own():
     y = (Y > 0) * 1.0
-    base, _ = rows(X, y[:, None], np.ones(40), True)
+    base, _ = make_rows(X, y[:, None], np.ones(40), True)
     trained = np.append(np.arange(40) < 30, np.zeros(len(base.target) - 40)).astype(float)
     trusted = np.append(np.arange(40) >= 30, np.zeros(len(base.target) - 40)).astype(float)
-    data = Examples(base, trained, trusted, np.float64(0.5))
-    lower = cold(base._replace(train=trained[None]))
+    data = TrustData(base, trained, trusted, np.float64(0.5))
+    lower = init_fits(base._replace(train=trained[None]))
     theta = np.random.default_rng(1).normal(size=len(trained))
     found, reference = differences(logistic_trust, data, theta, lower)
     np.testing.assert_allclose(found, reference, rtol=1e-4, atol=1e-8)

@@ -12,10 +12,10 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import KFold, ShuffleSplit
 
 from bilevel.sklearn import HypergradRidge, generalised, leave_one_out, sure
-from bilevel.sklearn.losses.folds import problem, splits
-from bilevel.sklearn.losses.moments import atoms, moments
+from bilevel.sklearn.losses.fold_sums import compute_fold_sums, compute_group_sums
+from bilevel.sklearn.losses.folds import make_folds, make_splits
 from bilevel.sklearn.losses.ridge_loss import ridge_loss
-from bilevel.sklearn.search.descent import Outer, to_host
+from bilevel.sklearn.search.descent import OuterLoss, to_host
 from tests.sklearn.derivatives import differences
 
 RNG = np.random.default_rng(0)
@@ -39,23 +39,23 @@ def by_hand(cv, theta):
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array], ids=["dense", "sparse"])
 @pytest.mark.parametrize("cv", CVS.values(), ids=CVS)
 def test_loss_is_that_of_fits_fold_by_fold_and_gradient_is_its_own(cv, kind):
-    train, held = splits(cv, X, Y, None, classifier=False, random_state=None)
-    parts = atoms(kind(X), Y, WEIGHT, train, held, True)
-    batch, _ = moments(parts, problem(train, held, WEIGHT))
+    train, held = make_splits(cv, X, Y, None, classifier=False, random_state=None)
+    parts = compute_group_sums(kind(X), Y, WEIGHT, train, held, True)
+    batch, _ = compute_fold_sums(parts, make_folds(train, held, WEIGHT))
     with jax.enable_x64(True):
-        found = Outer(ridge_loss, batch)(THETA)
+        found = OuterLoss(ridge_loss, batch)(THETA)
     np.testing.assert_allclose(found.value, by_hand(cv, THETA), rtol=1e-9)
     np.testing.assert_allclose(*differences(ridge_loss, batch, THETA), rtol=1e-6)
 
 
 def test_a_problem_without_a_fold_never_sees_it():
-    train, held = splits(4, X, Y, None, classifier=False, random_state=None)
+    train, held = make_splits(4, X, Y, None, classifier=False, random_state=None)
 
     def losses(y):
-        parts = atoms(X, y, np.ones(40), train, held, False)
-        batch, _ = moments(parts, problem(train, held, np.ones(40), without=1))
+        parts = compute_group_sums(X, y, np.ones(40), train, held, False)
+        batch, _ = compute_fold_sums(parts, make_folds(train, held, np.ones(40), without=1))
         with jax.enable_x64(True):
-            return to_host(Outer(ridge_loss, batch)(THETA))
+            return to_host(OuterLoss(ridge_loss, batch)(THETA))
 
     first, second = losses(Y), losses(np.where(held[1][:, None], 100.0, Y))
     np.testing.assert_allclose(first.value, second.value, rtol=1e-9)

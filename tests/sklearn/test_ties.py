@@ -11,7 +11,7 @@ from bilevel.sklearn import (
     HypergradLogisticRegression,
     HypergradRidge,
 )
-from bilevel.sklearn.search.path import strongest_of_equals
+from bilevel.sklearn.search.path import select_strongest
 
 ESTIMATORS = {
     "ridge": HypergradRidge(cv=3),
@@ -36,13 +36,13 @@ GRID = np.log([[100.0], [10.0], [1.0], [0.1]])
     ],
 )
 def test_the_largest_of_equal_losses(values, expected):
-    assert strongest_of_equals(GRID, np.array(values), 1e-12) == expected
+    assert select_strongest(GRID, np.array(values), 1e-12) == expected
 
 
 def test_strength_says_what_larger_means():
     thetas = np.array([[0.0, 2.0], [1.0, 5.0], [1.0, 1.0]])
-    assert strongest_of_equals(thetas, np.zeros(3), 1e-12) == 1
-    assert strongest_of_equals(thetas, np.zeros(3), 1e-12, np.array([1.0, -0.01])) == 2
+    assert select_strongest(thetas, np.zeros(3), 1e-12) == 1
+    assert select_strongest(thetas, np.zeros(3), 1e-12, np.array([1.0, -0.01])) == 2
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -11,6 +11,8 @@ Allen, Technometrics 1974; Golub, Heath, Wahba, Technometrics 1979; Stein, Annal
 1981. Leave-one-out is exact. All are JAX functions of log-penalties, smooth in them.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +22,10 @@ from jax import Array
 from bilevel.sklearn.search.descent import Evaluation
 
 
-def _fit(log_penalty: Array, X: Array, y: Array, weight: Array, intercept: float) -> tuple:
-    """Residuals ``[n, T]``, leverages and which rows count ``[n]``, coefficients ``[d, T]``."""
+def _fit(
+    log_penalty: Array, X: Array, y: Array, weight: Array, intercept: float
+) -> tuple[Array, Array, Array, Array]:
+    """Return residuals ``[n, T]``, leverages, which rows count ``[n]``, coefficients ``[d, T]``."""
     total = jnp.sum(weight)
     centred = X - intercept * (weight @ X) / total
     target = y - intercept * (weight @ y) / total
@@ -36,7 +40,7 @@ def _fit(log_penalty: Array, X: Array, y: Array, weight: Array, intercept: float
 def leave_one_out(
     log_penalty: Array, X: Array, y: Array, weight: Array, intercept: float = 1.0
 ) -> Array:
-    """Mean squared error of each row by the fit to all others, exactly; ``()``.
+    """Return the mean squared error of each row by the fit to all others, exactly; ``()``.
 
     Parameters
     ----------
@@ -59,7 +63,7 @@ def leave_one_out(
 def generalised(
     log_penalty: Array, X: Array, y: Array, weight: Array, intercept: float = 1.0
 ) -> Array:
-    """Generalised cross-validation, ``()``; arguments as for :func:`leave_one_out`.
+    """Return generalised cross-validation, ``()``; arguments as for :func:`leave_one_out`.
 
     Examples
     --------
@@ -82,7 +86,7 @@ def sure(
     *,
     noise_variance: float,
 ) -> Array:
-    """Stein's unbiased estimate of the mean squared error of the fitted values, ``()``.
+    """Return Stein's unbiased estimate of the mean squared error of the fitted values, ``()``.
 
     ``noise_variance`` of a row of weight 1; other arguments as for :func:`leave_one_out`.
 
@@ -99,8 +103,8 @@ def sure(
     return fit + noise_variance * (2 * jnp.sum(leverage) / n - 1)
 
 
-class Whole(NamedTuple):
-    """What a criterion sees, padded: the data, and the noise's variance for SURE."""
+class CriterionData(NamedTuple):
+    """The data of a criterion, padded, and the noise's variance for SURE."""
 
     X: Any
     y: Any
@@ -109,26 +113,23 @@ class Whole(NamedTuple):
     noise_variance: Any
 
 
-def loo_loss(theta: Array, data: Whole, _: Any) -> Evaluation:
-    """:func:`leave_one_out` with its gradient."""
-    return _evaluated(leave_one_out, theta, data)
+def loo_loss(theta: Array, data: CriterionData, _: None) -> Evaluation:
+    """Return :func:`leave_one_out` with its gradient."""
+    return _evaluate(leave_one_out, theta, data)
 
 
-def gcv_loss(theta: Array, data: Whole, _: Any) -> Evaluation:
-    """:func:`generalised` with its gradient."""
-    return _evaluated(generalised, theta, data)
+def gcv_loss(theta: Array, data: CriterionData, _: None) -> Evaluation:
+    """Return :func:`generalised` with its gradient."""
+    return _evaluate(generalised, theta, data)
 
 
-def sure_loss(theta: Array, data: Whole, _: Any) -> Evaluation:
-    """:func:`sure` with its gradient."""
+def sure_loss(theta: Array, data: CriterionData, _: None) -> Evaluation:
+    """Return :func:`sure` with its gradient."""
 
-    def criterion(theta: Array, *of: Any) -> Array:
-        return sure(theta, *of, noise_variance=data.noise_variance)
-
-    return _evaluated(criterion, theta, data)
+    return _evaluate(partial(sure, noise_variance=data.noise_variance), theta, data)
 
 
-def _evaluated(criterion: Any, theta: Array, data: Whole) -> Evaluation:
+def _evaluate(criterion: Callable[..., Array], theta: Array, data: CriterionData) -> Evaluation:
     value, grad = jax.value_and_grad(criterion)(theta, *data[:4])
     w = _fit(theta, *data[:4])[-1]
     none = jnp.zeros(())

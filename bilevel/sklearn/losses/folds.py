@@ -1,9 +1,15 @@
 """Folds as weights: every split is a pair of rows of weights, so that shapes never differ."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.model_selection import KFold, StratifiedKFold, check_cv
+from numpy.random import RandomState
+from sklearn.model_selection import BaseCrossValidator, KFold, StratifiedKFold, check_cv
+
+from bilevel.sklearn.losses.arrays import Matrix
+
+Splitter = int | BaseCrossValidator | Iterable | None
 
 
 class Folds(NamedTuple):
@@ -18,27 +24,34 @@ class Folds(NamedTuple):
     share: np.ndarray
 
 
-def splits(
-    cv: Any, X: Any, y: Any, groups: Any, *, classifier: bool, random_state: Any
+def make_splits(
+    cv: Splitter,
+    X: Matrix,
+    y: np.ndarray,
+    groups: np.ndarray | None,
+    *,
+    classifier: bool,
+    random_state: int | RandomState | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows each split trains on and holds out, boolean ``[K, n]`` each."""
+    """Return which rows each split trains on and holds out, boolean ``[K, n]`` each."""
     if cv is None or isinstance(cv, int):
         cv = 5 if cv is None else cv
         if random_state is not None:
             kind = StratifiedKFold if classifier and np.ndim(y) == 1 else KFold
             cv = kind(cv, shuffle=True, random_state=random_state)
-    splitter: Any = check_cv(cv, y, classifier=classifier)
+    chosen: Any = cv
+    splitter: Any = check_cv(chosen, y, classifier=classifier)
     pairs = list(splitter.split(X, y, groups))
-    train, held = np.zeros((2, len(pairs), X.shape[0]), bool)
+    train, held = np.zeros((2, len(pairs), len(y)), bool)
     for k, (inside, outside) in enumerate(pairs):
         train[k, inside], held[k, outside] = True, True
     return train, held
 
 
-def problem(
+def make_folds(
     train: np.ndarray, held: np.ndarray, weight: np.ndarray, without: int | None = None
 ) -> Folds:
-    """All splits as one problem; ``without=k``: the same, blind to what split k holds out.
+    """Make one problem of all splits; ``without=k``: blind to what split k holds out.
 
     Raises
     ------

@@ -11,6 +11,7 @@ sparse rows stay sparse. ``theta`` and ``w`` are ``[d, T]``, theta flattened.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +20,8 @@ import numpy as np
 from jax import Array
 from jax.scipy.linalg import cho_solve
 
-from bilevel.linear import CG, Solution, relative_residual
-from bilevel.sklearn.losses.rows import Rows
+from bilevel.linear import CG, Matvec, Solution, relative_residual
+from bilevel.sklearn.losses.rows import WeightedRows
 from bilevel.sklearn.search.descent import Evaluation
 
 _FLAT = 1e-8  # curvature of the intercepts per unit of weight, where the data give none
@@ -53,55 +54,53 @@ MULTINOMIAL = Link(
 SQUARED = Link(lambda z, y: jnp.sum((z - y) ** 2, 1) / 2, lambda z: z, lambda _, t: t)
 
 
-def logistic_loss(theta: Array, rows: Rows, lower: Any) -> Evaluation:
-    """Two classes, ``target [n, 1]`` 0 or 1."""
-    return cross_validated(LOGISTIC, theta, rows, lower)
+def logistic_loss(theta: Array, rows: WeightedRows, lower: "FoldFits") -> Evaluation:
+    """Return the log-loss of two classes, ``target [n, 1]`` 0 or 1."""
+    return compute_cv_loss(LOGISTIC, theta, rows, lower)
 
 
-def multinomial_loss(theta: Array, rows: Rows, lower: Any) -> Evaluation:
-    """More classes, ``target [n, T]`` one-hot."""
-    return cross_validated(MULTINOMIAL, theta, rows, lower)
+def multinomial_loss(theta: Array, rows: WeightedRows, lower: "FoldFits") -> Evaluation:
+    """Return the log-loss of more classes, ``target [n, T]`` one-hot."""
+    return compute_cv_loss(MULTINOMIAL, theta, rows, lower)
 
 
-class Lower(NamedTuple):
-    """Of every fold: fit and adjoint ``[F, d + 1, T]``, the gradient's first norm ``[F]``."""
+class FoldFits(NamedTuple):
+    """Fit and adjoint of every fold, ``[F, d + 1, T]``; the gradient's first norm, ``[F]``."""
 
     w: Any
     adjoint: Any
     scale: Any
 
 
-def cold(rows: Rows) -> Lower:
-    """Where the first inner solves start: at 0."""
+def init_fits(rows: WeightedRows) -> FoldFits:
+    """Return where the first inner solves start: at 0."""
     folds = len(rows.train)
     zeros = np.zeros((folds, len(rows.centre) + 1, rows.target.shape[1]))
-    return Lower(zeros, zeros, np.zeros(folds))
+    return FoldFits(zeros, zeros, np.zeros(folds))
 
 
-class Carry(NamedTuple):
-    """Of the loop: the last good ``u``, a ``step`` from it and its ``length``, what is known."""
+class NewtonState(NamedTuple):
+    """State of the loop: the last good ``u``, a ``step`` from it, its ``length``, what is known."""
 
     u: Array
     step: Array
-    length: Any
-    value: Any
-    gain: Any
+    length: Array
+    value: Array
+    gain: Array
     adjoint: Array
-    scale: Any
-    loss: Any
-    inner_residual: Any
-    linear_residual: Any
-    done: Any
-    count: Any
+    scale: Array
+    loss: Array
+    inner_residual: Array
+    linear_residual: Array
+    done: Array
+    passes: Array
 
 
-def cross_validated(link: Link, theta: Array, rows: Rows, lower: Lower) -> Evaluation:
-    """Value and gradient over all folds."""
+def compute_cv_loss(link: Link, theta: Array, rows: WeightedRows, lower: FoldFits) -> Evaluation:
+    """Return value and gradient over all folds."""
     theta = theta.reshape(len(rows.centre), -1)
 
-    def fold(*of: Any) -> Any:
-        return solved_fold(link, rows, jnp.exp(theta), *of)
-
+    fold = partial(solve_fold, link, rows, jnp.exp(theta))
     squares = rows.squares()
     losses, grads, lower, inner, linear = jax.vmap(fold)(rows.train, rows.held, squares, lower)
     share, used = rows.share, rows.share > 0
@@ -111,19 +110,23 @@ def cross_validated(link: Link, theta: Array, rows: Rows, lower: Lower) -> Evalu
     return Evaluation(value, grad, losses, lower.w, worst(inner), worst(linear), lower)
 
 
-def solved_fold(
-    link: Link, rows: Rows, penalty: Array, train: Array, held: Array, squares: Array, lower: Lower
-) -> Any:
-    """Loss, gradient, lower level and residuals of one fold; ``penalty [d, T]``."""
-    size, total = jnp.sum(train), jnp.sum(held)
-    size, total = jnp.where(size > 0, size, 1), jnp.where(total > 0, total, 1)
-    s, v = train / size, held / total
+def solve_fold(
+    link: Link,
+    rows: WeightedRows,
+    penalty: Array,
+    train: Array,
+    held: Array,
+    squares: Array,
+    lower: FoldFits,
+) -> tuple[Array, Array, FoldFits, Array, Array]:
+    """Return loss, gradient, fit and the two residuals of one fold; ``penalty [d, T]``."""
+    (s, size), (v, _) = _normalise_weights(train), _normalise_weights(held)
     targets = penalty.shape[1]
     strength = jnp.concatenate([penalty / size, jnp.full((1, targets), _FLAT)])
     # Jacobi: coordinates u = w / unit, in which CG sees a diagonal of about ones.
     unit = 1 / jnp.sqrt(jnp.append(squares, size)[:, None] / (4 * size) + strength)
 
-    def advance(at: Carry) -> Carry:
+    def advance(at: NewtonState) -> NewtonState:
         """Try a step; from a good point the next one, or the adjoint if it is the minimum."""
         u = at.u - at.length * at.step
         z = rows.product(unit * u)
@@ -131,44 +134,87 @@ def solved_fold(
         value = s @ each + jnp.sum(strength * (unit * u) ** 2) / 2
         # The loss of a sure row is a difference of numbers as large as z.
         rounding = jnp.finfo(value.dtype).eps * (value + s @ jnp.max(jnp.abs(z), 1))
-        last = at.count == _STEPS - 1
+        last = at.passes == _STEPS - 1
         good = (value <= at.value + 4 * rounding) | last
         done = good & ((at.gain <= rounding) | last)
 
+        # One product with the rows gives the gradient and the adjoint's right-hand side.
         weighted = [weight[:, None] * (mean - rows.target) for weight in (s, v)]
         slopes = rows.back(jnp.concatenate(weighted, 1))
         gradient = unit * (slopes[:, :targets] + strength * unit * u)
         right = jnp.where(done, unit * slopes[:, targets:], gradient)
 
-        def product(t: Array) -> Array:
-            curved = s[:, None] * link.curved(mean, rows.product(unit * t))
-            return unit * (rows.back(curved) + strength * unit * t)
-
-        found = solve(product, right, done, at.adjoint)
+        product = partial(_multiply_hessian, link, rows, s, strength, unit, mean)
+        found = solve_system(product, right, done, at.adjoint)
         norm = jnp.linalg.norm(gradient)
         scale = jnp.where(at.scale > 0, at.scale, norm)
-        new = Carry(
-            u, found.x, jnp.ones_like(value), value, jnp.vdot(gradient, found.x),
-            jnp.where(done, found.x, at.adjoint), scale, v @ each,
-            norm / jnp.where(scale > 0, scale, 1), found.residual, done, at.count + 1,
-        )  # fmt: skip
-        again = at._replace(length=at.length / 2, count=at.count + 1)
+        new = NewtonState(
+            u=u,
+            step=found.x,
+            length=jnp.ones_like(value),
+            value=value,
+            gain=jnp.vdot(gradient, found.x),
+            adjoint=jnp.where(done, found.x, at.adjoint),
+            scale=scale,
+            loss=v @ each,
+            inner_residual=norm / jnp.where(scale > 0, scale, 1),
+            linear_residual=found.residual,
+            done=done,
+            passes=at.passes + 1,
+        )
+        # A refused step is tried again at half its length.
+        again = at._replace(length=at.length / 2, passes=at.passes + 1)
         return jax.tree.map(lambda new, old: jnp.where(good, new, old), new, again)
 
-    u, none = lower.w / unit, jnp.zeros(())
-    first = Carry(
-        u, jnp.zeros_like(u), none, none + jnp.inf, none + jnp.inf, lower.adjoint / unit,
-        lower.scale, none, none, none, none > 0, jnp.zeros((), jnp.int32),
-    )  # fmt: skip
+    first = _init_newton(lower.w / unit, lower.adjoint / unit, lower.scale)
     end = jax.lax.while_loop(lambda at: ~at.done, advance, first)
     w, adjoint = unit * end.u, unit * end.adjoint
     grad = -penalty / size * (w * adjoint)[:-1]
-    lower = Lower(w, adjoint, end.scale)
-    return end.loss, grad, lower, end.inner_residual, end.linear_residual
+    return end.loss, grad, FoldFits(w, adjoint, end.scale), end.inner_residual, end.linear_residual
 
 
-def solve(product: Any, right: Array, exact: Array, start: Array) -> Solution:
-    """The linear system of one step: factorised where it is small, else by CG."""
+def _multiply_hessian(
+    link: Link,
+    rows: WeightedRows,
+    s: Array,
+    strength: Array,
+    unit: Array,
+    mean: Array,
+    t: Array,
+) -> Array:
+    """Multiply ``t`` by the Hessian in coordinates ``w / unit``, at the mean of the link."""
+    curved = s[:, None] * link.curved(mean, rows.product(unit * t))
+    return unit * (rows.back(curved) + strength * unit * t)
+
+
+def _init_newton(u: Array, adjoint: Array, scale: Array) -> NewtonState:
+    """Return the state whose first trial is ``u`` itself, which is accepted."""
+    none = jnp.zeros(())
+    return NewtonState(
+        u=u,
+        step=jnp.zeros_like(u),
+        length=none,
+        value=none + jnp.inf,
+        gain=none + jnp.inf,
+        adjoint=adjoint,
+        scale=scale,
+        loss=none,
+        inner_residual=none,
+        linear_residual=none,
+        done=none > 0,
+        passes=jnp.zeros((), jnp.int32),
+    )
+
+
+def _normalise_weights(weights: Array) -> tuple[Array, Array]:
+    """Return weights that sum to 1, and their sum before, 1 where there are none."""
+    total = jnp.sum(weights)
+    total = jnp.where(total > 0, total, 1)
+    return weights / total, total
+
+
+def solve_system(product: Matvec, right: Array, exact: Array, start: Array) -> Solution:
+    """Solve the linear system of one step: factorised where it is small, else by CG."""
     if right.size > _DENSE:
         solver = CG(tol=jnp.where(exact, _LINEAR, _FORCING))
         return solver.solve(product, right, jnp.where(exact, start, 0))

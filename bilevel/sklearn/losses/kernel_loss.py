@@ -3,33 +3,31 @@ r"""Cross-validation loss of Gaussian kernel ridge, differentiated in closed for
 k(x, x') = exp(-1/2 sum_j e^{rho_j} (x_j - x'_j)^2),   (K + e^a I) c = y on training rows
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.linalg import cho_solve
 
 from bilevel.linear import relative_residual
-from bilevel.sklearn.losses.rows import Rows
+from bilevel.sklearn.losses.rows import WeightedRows
 from bilevel.sklearn.search.descent import Evaluation
 
 
 def kernel_matrix(rho: Array, A: Array, B: Array) -> Array:
-    """``[n, m]`` for rows ``A [n, d]`` and ``B [m, d]``."""
+    """Return the kernel, ``[n, m]``, for rows ``A [n, d]`` and ``B [m, d]``."""
     scaled = jnp.exp(rho / 2)
     A, B = A * scaled, B * scaled
     squares = jnp.sum(A**2, 1)[:, None] + jnp.sum(B**2, 1) - 2 * A @ B.T
     return jnp.exp(-jnp.maximum(squares, 0) / 2)
 
 
-def kernel_loss(theta: Array, rows: Rows, _: Any) -> Evaluation:
-    """``theta [1 + d]``: ``a``, then ``rho``."""
+def kernel_loss(theta: Array, rows: WeightedRows, _: None) -> Evaluation:
+    """Return the loss at ``theta [1 + d]``: ``a``, then ``rho``."""
 
-    def outer(theta: Array) -> Any:
+    def outer(theta: Array) -> tuple[Array, tuple[Array, Array, Array]]:
         K, alpha = kernel_matrix(theta[1:], rows.X, rows.X), jnp.exp(theta[0])
 
-        def fold(train: Array, held: Array) -> Any:
+        def fold(train: Array, held: Array) -> tuple[Array, Array, Array]:
             # Rows of weight 0 have coefficient 0; weights s stand for noise alpha / s.
             root = jnp.sqrt(train)
             matrix = root[:, None] * K * root + alpha * jnp.eye(len(K))

@@ -9,15 +9,13 @@ to it (Bertrand et al., JMLR 2022, "Implicit differentiation for fast hyperparam
 non-smooth convex learning").
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.linalg import cho_solve
 
 from bilevel.linear import relative_residual
-from bilevel.sklearn.losses.moments import Moments
+from bilevel.sklearn.losses.fold_sums import FoldSums
 from bilevel.sklearn.search.descent import Evaluation
 
 _ROUNDS = 1000  # at most
@@ -25,21 +23,21 @@ _SMALL = 1e-8  # change of the fit, in units of its gradient's scale, at which r
 _NEAR = 1e-10  # curvature of the proximal term, in units of the largest
 
 
-def lasso_loss(theta: Array, moments: Moments, lower: Any) -> Evaluation:
-    """``theta [d]``: logarithms of the penalties of ``|w_j|``."""
-    return _loss(jnp.exp(theta), jnp.zeros_like(theta), moments, lower, 1)
+def lasso_loss(theta: Array, sums: FoldSums, lower: Array) -> Evaluation:
+    """Return the loss at ``theta [d]``: logarithms of the penalties of ``|w_j|``."""
+    return _loss(jnp.exp(theta), jnp.zeros_like(theta), sums, lower, 1)
 
 
-def elastic_net_loss(theta: Array, moments: Moments, lower: Any) -> Evaluation:
-    """``theta [2 d]``: logarithms of the penalties of ``|w_j|``, then of ``w_j^2 / 2``."""
+def elastic_net_loss(theta: Array, sums: FoldSums, lower: Array) -> Evaluation:
+    """Return the loss at ``theta [2 d]``: logarithms of the penalties of both terms."""
     l1, l2 = jnp.split(jnp.exp(theta), 2)
-    return _loss(l1, l2, moments, lower, 2)
+    return _loss(l1, l2, sums, lower, 2)
 
 
-def _loss(l1: Array, l2: Array, moments: Moments, lower: Array, kinds: int) -> Evaluation:
+def _loss(l1: Array, l2: Array, sums: FoldSums, lower: Array, kinds: int) -> Evaluation:
     def fold(gram, cross, held_gram, held_cross, square, start):
         b = cross[:, 0]
-        w = fitted(gram, b, l1, l2, start)
+        w = fit_elastic_net(gram, b, l1, l2, start)
         support, sign = (w != 0).astype(b.dtype), jnp.sign(w)
         factor, matrix = _on_support(gram, l2, support)
         slope = held_gram @ w - held_cross[:, 0]
@@ -52,16 +50,16 @@ def _loss(l1: Array, l2: Array, moments: Moments, lower: Array, kinds: int) -> E
         linear = relative_residual(lambda v: matrix @ v, rhs, v)
         return loss, jnp.concatenate([-l1 * sign * v, -l2 * w * v]), w, inner, linear
 
-    losses, grads, w, inner, linear = jax.vmap(fold)(*moments[:5], lower)
-    used, losses = moments.share > 0, jnp.maximum(losses, 0)
-    grad = (moments.share @ grads)[: kinds * len(l1)]
+    losses, grads, w, inner, linear = jax.vmap(fold)(*sums[:5], lower)
+    used, losses = sums.share > 0, jnp.maximum(losses, 0)
+    grad = (sums.share @ grads)[: kinds * len(l1)]
     worst = lambda x: jnp.max(jnp.where(used, x, 0))  # noqa: E731
-    value = jnp.sum(moments.share * losses)
+    value = jnp.sum(sums.share * losses)
     return Evaluation(value, grad, losses, w[..., None], worst(inner), worst(linear), w)
 
 
-def fitted(gram: Array, b: Array, l1: Array, l2: Array, start: Array) -> Array:
-    """The minimiser ``[d]``, from ``start``.
+def fit_elastic_net(gram: Array, b: Array, l1: Array, l2: Array, start: Array) -> Array:
+    """Return the minimiser ``[d]``, from ``start``.
 
     A sweep of coordinate descent finds which columns join; the rest is exact, so that correlated
     columns, for which sweeps alone need hundreds, take a few rounds. Ends where a sweep changes
@@ -69,24 +67,24 @@ def fitted(gram: Array, b: Array, l1: Array, l2: Array, start: Array) -> Array:
     """
     small = _SMALL * jnp.max(jnp.abs(b))
 
-    def advance(carry: Any) -> Any:
+    def advance(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         w, _, k = carry
-        w, change = sweep(gram, b, l1, l2, w)
-        return minimised_on_support(gram, b, l1, l2, w), change, k + 1
+        w, change = sweep_coordinates(gram, b, l1, l2, w)
+        return minimise_on_support(gram, b, l1, l2, w), change, k + 1
 
-    def unfinished(carry: Any) -> Array:
+    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
         return (carry[1] > small) & (carry[2] < _ROUNDS)
 
     none = jnp.zeros((), jnp.int32)
     return jax.lax.while_loop(unfinished, advance, (start, small + jnp.inf, none))[0]
 
 
-def sweep(gram: Array, b: Array, l1: Array, l2: Array, w: Array) -> tuple[Array, Array]:
-    """Coordinate descent over all columns once; and the largest change, in units of ``b``."""
+def sweep_coordinates(gram: Array, b: Array, l1: Array, l2: Array, w: Array) -> tuple[Array, Array]:
+    """Return ``w`` after one sweep over all columns; the largest change, in units of ``b``."""
     diagonal = jnp.diagonal(gram) + l2
     safe = jnp.where(diagonal > 0, diagonal, 1)
 
-    def coordinate(j: Array, carry: Any) -> Any:
+    def update(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         w, slope, change = carry
         free = slope[j] + diagonal[j] * w[j]  # slope = b - (gram + diag(l2)) w
         new = jnp.sign(free) * jnp.maximum(jnp.abs(free) - l1[j], 0) / safe[j]
@@ -96,12 +94,12 @@ def sweep(gram: Array, b: Array, l1: Array, l2: Array, w: Array) -> tuple[Array,
         return w.at[j].set(new), slope, jnp.maximum(change, jnp.abs(step) * diagonal[j])
 
     slope = b - gram @ w - l2 * w
-    w, _, change = jax.lax.fori_loop(0, len(b), coordinate, (w, slope, jnp.zeros(())))
+    w, _, change = jax.lax.fori_loop(0, len(b), update, (w, slope, jnp.zeros(())))
     return w, change
 
 
-def minimised_on_support(gram: Array, b: Array, l1: Array, l2: Array, w: Array) -> Array:
-    """The minimiser over the columns in use with their signs; one that would change it leaves.
+def minimise_on_support(gram: Array, b: Array, l1: Array, l2: Array, w: Array) -> Array:
+    """Minimise over the columns in use with their signs; one that would change it leaves.
 
     The way to the minimiser without constraint is gone up to the first change of sign, until there
     is none: the objective falls all the way (feature-sign search, Lee et al., NeurIPS 2006).
@@ -113,10 +111,11 @@ def minimised_on_support(gram: Array, b: Array, l1: Array, l2: Array, w: Array) 
     def objective(w: Array) -> Array:
         return w @ (gram @ w + l2 * w) / 2 - b @ w + l1 @ jnp.abs(w)
 
-    def advance(carry: Any) -> Any:
+    def advance(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         w, _ = carry
         support, sign = (w != 0).astype(b.dtype), jnp.sign(w)
         factor, _ = _on_support(gram, l2 + near, support)
+        # As far along the way to the minimiser as no coefficient changes its sign.
         free = support * cho_solve(factor, support * (b - l1 * sign + near * w))
         crossing = free * sign < 0
         reach = jnp.where(crossing, w / jnp.where(crossing, w - free, 1), jnp.inf)
@@ -129,7 +128,7 @@ def minimised_on_support(gram: Array, b: Array, l1: Array, l2: Array, w: Array) 
     return jax.lax.while_loop(lambda carry: carry[1], advance, (w, jnp.array(True)))[0]
 
 
-def _on_support(gram: Array, l2: Array, support: Array) -> tuple[Any, Array]:
-    """Cholesky factor of the Hessian on the support, the identity elsewhere, and the matrix."""
+def _on_support(gram: Array, l2: Array, support: Array) -> tuple[tuple[Array, bool], Array]:
+    """Factorise the Hessian on the support, the identity elsewhere; the factor and the matrix."""
     matrix = gram * support * support[:, None] + jnp.diag(jnp.where(support > 0, l2, 1))
     return (jnp.linalg.cholesky(matrix), True), matrix

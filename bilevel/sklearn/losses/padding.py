@@ -3,12 +3,14 @@
 import numpy as np
 
 
-def rounded(n: int, least: int = 8) -> int:
-    """The smallest padded length that holds ``n``: powers of two, above 64 four steps to each.
+def round_up(n: int, least: int = 8) -> int:
+    """Return the smallest padded length that holds ``n``.
+
+    These are powers of two, above 64 four steps to each.
 
     Examples
     --------
-    >>> [rounded(n) for n in (1, 8, 9, 33, 65, 100, 1000)]
+    >>> [round_up(n) for n in (1, 8, 9, 33, 65, 100, 1000)]
     [8, 8, 16, 64, 80, 112, 1024]
     """
     if n <= least:
@@ -21,7 +23,7 @@ def rounded(n: int, least: int = 8) -> int:
 
 
 def pad(array: np.ndarray, *lengths: int | None) -> np.ndarray:
-    """Zeros behind each of the last axes, up to ``lengths``; ``None`` leaves an axis alone."""
+    """Add zeros behind each of the last axes, up to ``lengths``; ``None`` leaves an axis alone."""
     lead = array.ndim - len(lengths)
     sizes = array.shape[lead:]
     behind = [0 if n is None else n - m for n, m in zip(lengths, sizes, strict=True)]

@@ -12,12 +12,12 @@ from jax import Array
 from jax.scipy.linalg import cho_solve
 
 from bilevel.linear import relative_residual
-from bilevel.sklearn.losses.moments import Moments
+from bilevel.sklearn.losses.fold_sums import FoldSums
 from bilevel.sklearn.search.descent import Evaluation
 
 
-def ridge_loss(theta: Array, moments: Moments, _: None) -> Evaluation:
-    """Mean over folds and targets; ``theta [d]`` are log-penalties of the sum of squares."""
+def ridge_loss(theta: Array, sums: FoldSums, _: None) -> Evaluation:
+    """Return the mean over folds and targets; ``theta [d]`` penalise the sum of squares."""
     penalty = jnp.exp(theta)
 
     def fold(gram, cross, held_gram, held_cross, square):
@@ -35,10 +35,10 @@ def ridge_loss(theta: Array, moments: Moments, _: None) -> Evaluation:
         inner, linear = relative_residual(product, cross, w), relative_residual(product, b, v)
         return loss, grad, w, inner, linear
 
-    losses, grads, params, inner, linear = jax.vmap(fold)(*moments[:5])
-    used = moments.share > 0
+    losses, grads, params, inner, linear = jax.vmap(fold)(*sums[:5])
+    used = sums.share > 0
     losses = jnp.maximum(losses, 0)  # rounding, where the fit is perfect
-    value = jnp.sum(moments.share * losses)
-    grad = moments.share @ grads
+    value = jnp.sum(sums.share * losses)
+    grad = sums.share @ grads
     worst = lambda x: jnp.max(jnp.where(used, x, 0))  # noqa: E731
     return Evaluation(value, grad, losses, params, worst(inner), worst(linear))

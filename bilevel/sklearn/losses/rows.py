@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy import sparse
 
+from bilevel.sklearn.losses.arrays import Matrix
 from bilevel.sklearn.losses.folds import Folds
-from bilevel.sklearn.losses.padding import pad, rounded
+from bilevel.sklearn.losses.padding import pad, round_up
 
 
-class Coordinates(NamedTuple):
+class SparseRows(NamedTuple):
     """A sparse matrix with n rows: ``data, row, column [nonzeros]``; padding is zeros."""
 
     data: Any
@@ -20,10 +20,10 @@ class Coordinates(NamedTuple):
     column: Any
 
 
-class Rows(NamedTuple):
+class WeightedRows(NamedTuple):
     """All folds of one problem over n rows, d columns, T outputs, padded with zero weights.
 
-    ``X``, ``[n, d]`` or :class:`Coordinates`, is about ``centre [d]``; ``target [n, T]``;
+    ``X``, ``[n, d]`` or :class:`SparseRows`, is about ``centre [d]``; ``target [n, T]``;
     ``train, held [F, n]`` weights; ``share [F]``; ``intercept``, 1 or 0, whether there is one.
     """
 
@@ -36,9 +36,9 @@ class Rows(NamedTuple):
     intercept: Any
 
     def product(self, w: Array) -> Array:
-        """``(X - centre) w`` and the intercept, the last row of ``w [d + 1, T]``; ``[n, T]``."""
+        """Return ``(X - centre) w + b``, ``[n, T]``; ``b`` is the last row of ``w [d + 1, T]``."""
         w, b = w[:-1], w[-1]
-        if isinstance(self.X, Coordinates):
+        if isinstance(self.X, SparseRows):
             data, row, column = self.X
             image = jax.ops.segment_sum(data[:, None] * w[column], row, len(self.target))
         else:
@@ -46,9 +46,9 @@ class Rows(NamedTuple):
         return image - self.centre @ w + self.intercept * b
 
     def back(self, z: Array) -> Array:
-        """The transpose of :meth:`product`: ``[n, T]`` to ``[d + 1, T]``."""
+        """Apply the transpose of :meth:`product`: ``[n, T]`` to ``[d + 1, T]``."""
         total = jnp.sum(z, 0)
-        if isinstance(self.X, Coordinates):
+        if isinstance(self.X, SparseRows):
             data, row, column = self.X
             image = jax.ops.segment_sum(data[:, None] * z[row], column, len(self.centre))
         else:
@@ -57,8 +57,8 @@ class Rows(NamedTuple):
         return jnp.concatenate([image, self.intercept * total[None]])
 
     def squares(self) -> Array:
-        """``sum_i train_i x_ij^2`` for every fold, ``[F, d]``."""
-        if isinstance(self.X, Coordinates):
+        """Return ``sum_i train_i x_ij^2`` for every fold, ``[F, d]``."""
+        if isinstance(self.X, SparseRows):
             data, row, column = self.X
             weighted = self.train[:, row] * data**2
             columns = len(self.centre)
@@ -66,43 +66,45 @@ class Rows(NamedTuple):
         return self.train @ self.X**2
 
 
-def rows(
-    X: Any, target: np.ndarray, weight: np.ndarray, intercept: bool
-) -> tuple[Rows, np.ndarray]:
-    """The rows, padded, without folds yet, and the centre that they are about, ``[d]``.
+def make_rows(
+    X: Matrix, target: np.ndarray, weight: np.ndarray, intercept: bool
+) -> tuple[WeightedRows, np.ndarray]:
+    """Return the rows, padded, without folds yet, and the centre they are about, ``[d]``.
 
     ``X [n, d]`` dense or CSR, ``target [n, T]``.
     """
-    n, d = rounded(X.shape[0], 32), rounded(X.shape[1])
-    centre = np.zeros(X.shape[1])
+    shape: Any = X.shape
+    n, d = round_up(shape[0], 32), round_up(shape[1])
+    centre = np.zeros(shape[1])
     if intercept:
         centre = np.asarray(weight @ X).ravel() / weight.sum()
-    if sparse.issparse(X):
+    if not isinstance(X, np.ndarray):
         found = X.tocoo()
-        size = rounded(max(found.nnz, 1), 64)
+        size = round_up(max(found.nnz, 1), 64)
         index = lambda i: pad(i.astype(np.int32), size)  # noqa: E731
-        matrix: Any = Coordinates(
+        matrix = SparseRows(
             pad(found.data.astype(np.float64), size), index(found.row), index(found.col)
         )
     else:
         matrix = pad(np.asarray(X, np.float64) - centre, n, d)
-    taken = centre if sparse.issparse(X) else np.zeros_like(centre)
+    taken = np.zeros_like(centre) if isinstance(X, np.ndarray) else centre
     none = np.zeros((0, n))
     flag = np.float64(intercept)
     target = pad(target, n, None)
-    return Rows(matrix, pad(taken, d), target, none, none, np.zeros(0), flag), centre
+    return WeightedRows(matrix, pad(taken, d), target, none, none, np.zeros(0), flag), centre
 
 
-def with_folds(of: Rows, folds: Folds, weight: np.ndarray) -> Rows:
-    """The same rows, of one problem."""
+def set_folds(of: WeightedRows, folds: Folds, weight: np.ndarray) -> WeightedRows:
+    """Return the rows with the folds of one problem."""
     n = len(of.target)
     train, held = (pad(side * weight, n) for side in (folds.train, folds.held))
     return of._replace(train=train, held=held, share=folds.share)
 
 
-def mean_square_sum(X: Any, weight: np.ndarray, centred: bool) -> float:
-    """Mean over columns of their weighted, centred sums of squares; 1 where there is nothing."""
-    squares = X.multiply(X) if sparse.issparse(X) else np.square(X, dtype=np.float64)
+def compute_mean_square_sum(X: Matrix, weight: np.ndarray, centred: bool) -> float:
+    """Return the mean over columns of weighted, centred sums of squares; 1 where that is 0."""
+    dense = isinstance(X, np.ndarray)
+    squares = np.square(X, dtype=np.float64) if dense else X.multiply(X)
     total = np.asarray(weight @ squares).ravel()
     if centred:
         total = total - np.asarray(weight @ X).ravel() ** 2 / weight.sum()

@@ -7,17 +7,21 @@ costs a millisecond. On the host the inner solver's start is carried from step t
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
+
+from bilevel.utils import PyTree
+
+Tree = TypeVar("Tree")
 
 
 class Evaluation(NamedTuple):
-    """At one point: ``value ()`` and ``grad [q]`` of the outer loss; ``losses [F]`` of the folds.
+    """The outer loss at one point: ``value ()``, ``grad [q]``, and ``losses [F]`` of the folds.
 
     ``params`` leads with F, its last entry fitted to all rows of the problem; the residuals are
     the largest over the folds; ``lower`` is where the next inner solve starts.
@@ -29,7 +33,7 @@ class Evaluation(NamedTuple):
     params: Any
     inner_residual: Any
     linear_residual: Any
-    lower: Any = None
+    lower: PyTree = None
 
 
 # ``(theta [q], batch, lower) -> Evaluation``, a function of a module: it names the program.
@@ -37,20 +41,20 @@ Objective = Callable[[Array, Any, Any], Evaluation]
 
 
 @partial(jax.jit, static_argnames="objective")
-def _evaluate(objective: Objective, theta: Array, batch: Any, lower: Any) -> Evaluation:
+def _evaluate(objective: Objective, theta: Array, batch: PyTree, lower: PyTree) -> Evaluation:
     return objective(theta, batch, lower)
 
 
-class Outer:
-    """The outer loss of one problem as NumPy sees it; each call starts where the last one ended."""
+class OuterLoss:
+    """An outer loss as NumPy sees it; each call starts where the last one ended."""
 
-    def __init__(self, objective: Objective, batch: Any, lower: Any = None) -> None:
-        """``batch`` and ``lower`` move to the device once."""
+    def __init__(self, objective: Objective, batch: PyTree, lower: PyTree = None) -> None:
+        """Move ``batch`` and ``lower`` to the device once."""
         self.objective = objective
         self.batch, self.lower = to_device((batch, lower))
 
     def __call__(self, theta: np.ndarray) -> Evaluation:
-        """Value, gradient, fits and evidence at ``theta``."""
+        """Return value, gradient, fits and evidence at ``theta``."""
         theta = np.asarray(theta, np.float64)
         found = _evaluate(self.objective, theta, self.batch, self.lower)
         if np.isfinite(found.value):
@@ -58,17 +62,17 @@ class Outer:
         return found
 
 
-def descend(
-    outer: Outer,
+def minimise_outer(
+    outer: OuterLoss,
     phi: np.ndarray,
     groups: np.ndarray,
-    bounds: Any,
+    bounds: np.ndarray,
     *,
     max_iter: int,
     tol: float,
     least: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``phi`` and the loss ``outer(phi[groups])`` at the start and after each step.
+    """Minimise ``outer(phi[groups])``: ``phi`` and the loss at the start and after each step.
 
     Ends where a step gains less than ``tol`` of the loss, or less than ``least``.
     """
@@ -86,7 +90,7 @@ def descend(
             return np.inf, np.zeros(size)
         return value / unit, grad / unit
 
-    def note(intermediate_result: Any) -> None:
+    def note(intermediate_result: OptimizeResult) -> None:
         points.append(np.array(intermediate_result.x))
         values.append(float(intermediate_result.fun) * unit)
 
@@ -97,11 +101,11 @@ def descend(
     return np.array([phi, *points]), np.array([float(first.value), *values])
 
 
-def to_device(tree: Any) -> Any:
-    """Arrays of JAX, floats in float64, once for all calls that use them."""
+def to_device(tree: Tree) -> Tree:
+    """Convert to arrays of JAX, floats in float64, once for all calls that use them."""
     return jax.tree.map(jnp.asarray, tree)
 
 
-def to_host(tree: Any) -> Any:
-    """NumPy arrays."""
+def to_host(tree: Tree) -> Tree:
+    """Convert to NumPy arrays."""
     return jax.tree.map(np.asarray, tree)

@@ -6,19 +6,18 @@ the descent is repeated without each fold, and scored on that fold. It follows t
 score is best, and not at all unless the gain is above its own standard error.
 
 Losses that differ by rounding are equal, and of equal ones the largest penalties win
-(:func:`strongest_of_equals`): where the data can be interpolated, the loss falls to rounding over
+(:func:`select_strongest`): where the data can be interpolated, the loss falls to rounding over
 decades of penalties, and the order of a sum must not decide between them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 from sklearn.utils.parallel import Parallel, delayed
 
-from bilevel.sklearn.search.descent import Evaluation, Outer, descend, to_host
+from bilevel.sklearn.search.descent import Evaluation, OuterLoss, minimise_outer, to_host
 
 SHRINKAGE = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # how much of the way from common to own penalties
 MOST_GUARDED = 10  # folds that the guard leaves out, one after the other
@@ -29,8 +28,8 @@ RESOLUTION = 1e-12
 
 
 @dataclass(frozen=True)
-class Search:
-    """How to search.
+class SearchOptions:
+    """Options of the search for penalties.
 
     ``bounds [q, 2]`` of ``theta``; at most ``max_iter`` steps a stage, or until one gains less than
     ``tol``; ``n_jobs`` threads and ``guarded`` folds of the guard, 0 for none. ``strength [q]``:
@@ -46,8 +45,8 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What :func:`tuned` found.
+class SearchResult:
+    """The result of :func:`tune_penalties`.
 
     ``theta [q]``, its :class:`Evaluation`; ``path [steps + 1, q]`` with ``values``, from the best
     grid point on; ``grid``, the outer loss at each grid point; ``shrinkage``, the part of the way
@@ -63,25 +62,25 @@ class Found:
     guard: np.ndarray | None
 
 
-def strongest_of_equals(
+def select_strongest(
     thetas: np.ndarray, values: np.ndarray, resolution: float, strength: np.ndarray | None = None
 ) -> int:
-    """Index of the strongest penalties among those within ``resolution`` of the smallest value.
+    """Select the strongest penalties among those within ``resolution`` of the smallest value.
 
     ``thetas [N, q]`` are logarithms of penalties, ``values [N]`` their losses; the strongest has
-    the largest ``theta @ strength``, the first of them if several have.
+    the largest ``theta @ strength``, the first of them if several have. Returns its index.
     """
     equal = np.flatnonzero(values <= np.min(values) + resolution)
     total = np.sum(thetas if strength is None else thetas * strength, axis=1)
     return int(equal[np.argmax(total[equal])])
 
 
-def tuned(
-    outer_of: Callable[[int | None], Outer],
+def tune_penalties(
+    outer_of: Callable[[int | None], OuterLoss],
     grid: np.ndarray,
     stages: list[np.ndarray],
-    search: Search,
-) -> Found:
+    search: SearchOptions,
+) -> SearchResult:
     """Tune ``theta`` for ``outer_of(None)``, in float64.
 
     Parameters
@@ -92,22 +91,22 @@ def tuned(
         other; each descends from where the one before ended, the last under the guard.
     """
     with jax.enable_x64(True):
-        return _tuned(outer_of, grid, stages, search)
+        return _tune(outer_of, grid, stages, search)
 
 
-def _tuned(
-    outer_of: Callable[[int | None], Outer],
+def _tune(
+    outer_of: Callable[[int | None], OuterLoss],
     grid: np.ndarray,
     stages: list[np.ndarray],
-    search: Search,
-) -> Found:
+    search: SearchOptions,
+) -> SearchResult:
     outer = outer_of(None)
     # Evaluated first: the solvers then start where all coefficients are almost 0.
     worst = float(outer(search.bounds[:, 1]).value)
     resolution = RESOLUTION * worst if np.isfinite(worst) else 0.0
     values = np.array([float(outer(theta).value) for theta in grid])
     values = np.where(np.isfinite(values), values, np.inf)
-    best = strongest_of_equals(grid, values, resolution, search.strength)
+    best = select_strongest(grid, values, resolution, search.strength)
     if not np.isfinite(values[best]):
         raise ValueError(
             "The cross-validation loss is not finite at any point of the grid of penalties. Are "
@@ -115,16 +114,17 @@ def _tuned(
         )
     path, losses = [grid[best]], [values[best]]
     for stage in stages[:1] if search.guarded else stages:
-        _extend(path, losses, outer, stage, search, resolution)
+        _append_stage(path, losses, outer, stage, search, resolution)
     shrinkage: float = 1.0
-    seen: Any = None
+    seen: np.ndarray | None = None
     if search.guarded:
         common = path[-1]
         for stage in stages[1:]:
-            _extend(path, losses, outer, stage, search, resolution)
-        way = _way(common, path[-1])
+            _append_stage(path, losses, outer, stage, search, resolution)
+        # How far from the common penalty to go, by folds that the descent did not see.
+        way = _interpolate(common, path[-1])
         own = np.array([float(outer(theta).value) for theta in way])
-        seen = _guard(outer_of, common, stages[1:], search, resolution)
+        seen = _score_without_folds(outer_of, common, stages[1:], search, resolution)
         gain = seen[:, :1] - seen
         error = gain.std(0, ddof=1) / np.sqrt(len(gain))
         mean = gain.mean(0)
@@ -138,44 +138,50 @@ def _tuned(
             losses.append(own[chosen])
     theta = path[-1]
     at = to_host(outer(theta))
-    return Found(theta, at, np.array(path), np.array(losses), values, shrinkage, seen)
+    return SearchResult(theta, at, np.array(path), np.array(losses), values, shrinkage, seen)
 
 
-def _way(start: np.ndarray, end: np.ndarray) -> list[np.ndarray]:
+def _interpolate(start: np.ndarray, end: np.ndarray) -> list[np.ndarray]:
+    """Return the points of the way at which the guard looks."""
     return [start + part * (end - start) for part in SHRINKAGE]
 
 
-def _extend(
-    path: list, losses: list, outer: Outer, stage: np.ndarray, search: Search, resolution: float
+def _append_stage(
+    path: list,
+    losses: list,
+    outer: OuterLoss,
+    stage: np.ndarray,
+    search: SearchOptions,
+    resolution: float,
 ) -> None:
     """Append the steps of one stage, up to the best of them, if they lead down."""
     phi, bounds = np.zeros(stage.max() + 1), np.zeros((stage.max() + 1, 2))
     phi[stage], bounds[stage] = path[-1], search.bounds
-    steps, values = descend(
+    steps, values = minimise_outer(
         outer, phi, stage, bounds, max_iter=search.max_iter, tol=search.tol, least=resolution
     )
     thetas, values = steps[:, stage], np.append(losses[-1], values[1:])
-    last = strongest_of_equals(thetas, values, resolution, search.strength)
+    last = select_strongest(thetas, values, resolution, search.strength)
     path.extend(thetas[1 : last + 1])
     losses.extend(values[1 : last + 1])
 
 
-def _guard(
-    outer_of: Callable[[int | None], Outer],
+def _score_without_folds(
+    outer_of: Callable[[int | None], OuterLoss],
     common: np.ndarray,
     stages: list,
-    search: Search,
+    search: SearchOptions,
     resolution: float,
 ) -> np.ndarray:
-    """``[folds, parts of the way]``: the loss on each fold of penalties tuned without it."""
+    """Return the loss on each fold of penalties tuned without it, ``[folds, parts of the way]``."""
 
     def one(k: int) -> list[float]:
         with jax.enable_x64(True):  # holds in one thread
             outer = outer_of(k)
             path, losses = [common], [float(outer(common).value)]
             for stage in stages:
-                _extend(path, losses, outer, stage, search, resolution)
-            return [float(outer(theta).losses[-1]) for theta in _way(common, path[-1])]
+                _append_stage(path, losses, outer, stage, search, resolution)
+            return [float(outer(theta).losses[-1]) for theta in _interpolate(common, path[-1])]
 
     run = Parallel(n_jobs=search.n_jobs, prefer="threads")
     folds = min(search.guarded, MOST_GUARDED)

@@ -1,12 +1,13 @@
 """Which coefficients share a penalty, as scikit-learn's users say it."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def columns_of(penalty: Any, d: int) -> np.ndarray:
-    """The group of each of ``d`` columns, numbered from 0 in order of appearance.
+def group_columns(penalty: str | ArrayLike, d: int) -> np.ndarray:
+    """Return the group of each of ``d`` columns, numbered from 0 in order of appearance.
 
     ``penalty`` is ``"global"``, ``"per_feature"``, or one label per column.
 
@@ -30,20 +31,26 @@ def columns_of(penalty: Any, d: int) -> np.ndarray:
     return order[inverse.ravel()]
 
 
-def stages(groups: np.ndarray, length: int) -> list[np.ndarray]:
-    """First one penalty for all, then one for each group; columns padded into the first."""
+def make_stages(groups: np.ndarray, length: int) -> list[np.ndarray]:
+    """Return one group for all, then the groups; columns padded into the first."""
     padded = np.zeros(length, int)
     padded[: len(groups)] = groups
     return [np.zeros(length, int)] if groups.max() == 0 else [np.zeros(length, int), padded]
 
 
-def log_bounds(scale: float, length: int, lowest: float = -10) -> np.ndarray:
-    """``[length, 2]``: every penalty between ``10**lowest`` and 1e8 times ``scale``."""
+def make_log_bounds(scale: float, length: int, lowest: float = -10) -> np.ndarray:
+    """Bound every penalty, ``[length, 2]``: between ``10**lowest`` and 1e8 times ``scale``."""
     return np.tile(np.log(scale) + np.log(10.0) * np.array([lowest, 8.0]), (length, 1))
 
 
-def log_grid(alphas: Any, scale: float, usual: Any, about: int, lowest: float = -7) -> np.ndarray:
-    """Logarithms of the penalties to try, largest first.
+def make_log_grid(
+    alphas: ArrayLike | None,
+    scale: float,
+    usual: Sequence[float] | np.ndarray,
+    about: int,
+    lowest: float = -7,
+) -> np.ndarray:
+    """Return logarithms of the penalties to try, largest first.
 
     The given ones; or those of scikit-learn's own tool, and ``about`` many from ``10**lowest`` to
     100 times ``scale``, the curvature of the loss along a mean column.
