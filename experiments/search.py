@@ -35,9 +35,11 @@ PLACE = "trials.json"
 def main(arguments: list[str] | None = None) -> int:
     """Search, and print the best trial with the command that repeats it."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.search", description=__doc__, allow_abbrev=False,
+        prog="python -m experiments.search",
+        description=__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--trials", type=int, default=20, help="in all; more of them go on")
     parser.add_argument("--folder", type=Path, required=True, help="of the search; one per trial")
     parser.add_argument("--seed", type=int, default=0, help="of Optuna's draws")
@@ -166,9 +168,11 @@ class Search:
         """As Optuna keeps it."""
         states = self.optuna.trial.TrialState
         return self.optuna.trial.create_trial(
-            params=trial["params"], distributions=self.space, value=trial["value"],
+            params=trial["params"],
+            distributions=self.space,
+            value=trial["value"],
             state=states.FAIL if trial["value"] is None else states.COMPLETE,
-        )  # fmt: skip
+        )
 
     def _saved(self) -> list[dict[str, Any]]:
         if not self.path.is_file():

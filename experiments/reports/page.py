@@ -18,10 +18,14 @@ def page(title: str, table: list[list[Any]], found: list[Row], again: float | No
     """Winners, table, charts, and what did not complete; `again`: reload after so many seconds."""
     # A script ends at `</`, wherever that stands.
     numbers = json.dumps(charts(found), separators=(",", ":"), allow_nan=False)
-    reload = "" if again is None else (
-        f'<p><label><input type="checkbox" id="again" data-seconds="{again}" checked> read again '
-        f"every {again:g} s, while the sweep is running</label></p>"
-    )  # fmt: skip
+    reload = (
+        ""
+        if again is None
+        else (
+            f'<p><label><input type="checkbox" id="again" data-seconds="{again}" checked> read again '
+            f"every {again:g} s, while the sweep is running</label></p>"
+        )
+    )
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">

@@ -91,9 +91,14 @@ class Job:
         """:func:`bilevel.tune` on this job."""
         task = self.task
         return bl.tune(
-            task.problem, self.estimator, self.outer, task.hyper, task.params, data,
+            task.problem,
+            self.estimator,
+            self.outer,
+            task.hyper,
+            task.params,
+            data,
             **(self.how | {"adaptive": self.settings["adaptive"]} | how),
-        )  # fmt: skip
+        )
 
     @property
     def how(self) -> dict[str, Any]:
@@ -103,9 +108,11 @@ class Job:
             patience = settings["early_stopping"]
             stopping = bl.EarlyStopping(self.task.problem.outer, self.task.second, patience)
         return {
-            "record": Trajectory(), "warm_start": settings["warm_start"],
-            "limit": settings["limit"], "stopping": stopping,
-        }  # fmt: skip
+            "record": Trajectory(),
+            "warm_start": settings["warm_start"],
+            "limit": settings["limit"],
+            "stopping": stopping,
+        }
 
     def template(self) -> Any:
         """Structure, shapes and dtypes of `(state, hyper)`; traced, nothing is computed."""

@@ -47,9 +47,16 @@ def race(job: Any) -> tuple[bl.Result, dict[str, Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bl.DivergenceWarning)  # said in what is returned
         found = bl.restarts(
-            task.problem, job.estimator, job.outer, points, task.params, task.data,
-            steps=steps, key=job.key, **job.how,
-        )  # fmt: skip
+            task.problem,
+            job.estimator,
+            job.outer,
+            points,
+            task.params,
+            task.data,
+            steps=steps,
+            key=job.key,
+            **job.how,
+        )
     jax.block_until_ready(found.best.state)
     about = {
         "steps": steps,

@@ -72,9 +72,14 @@ def _hyper(axes: Any, steps: np.ndarray, rows: np.ndarray, labels: list[str]) ->
         (line,) = axes.plot(steps, column, linewidth=1.5 if few else 0.8)
         if few and label:
             axes.annotate(
-                label, (steps[-1], column[-1]), color=line.get_color(), fontsize=8,
-                xytext=(3, 0), textcoords="offset points", va="center",
-            )  # fmt: skip
+                label,
+                (steps[-1], column[-1]),
+                color=line.get_color(),
+                fontsize=8,
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+            )
 
 
 def _log(axes: Any, numbers: np.ndarray) -> None:

@@ -96,10 +96,14 @@ def over_seeds(row: Row) -> Table:
     lines = []
     for name, scores in methods.items():
         columns = [spread([score.get(metric) for score in scores]) for metric in metrics]
-        paired = [] if name == MANY or len(scores) < len(completed) else [
-            their.get(row.metric, math.nan) - our[row.metric]
-            for their, our in zip(scores, methods[MANY], strict=True)
-        ]  # fmt: skip
+        paired = (
+            []
+            if name == MANY or len(scores) < len(completed)
+            else [
+                their.get(row.metric, math.nan) - our[row.metric]
+                for their, our in zip(scores, methods[MANY], strict=True)
+            ]
+        )
         lines.append((columns[0][0], name, [text for _, text in columns], spread(paired)[1]))
     for _, name, texts, paired in sorted(lines, key=lambda line: line[0]):
         style = "bold" if name == MANY else None

@@ -118,9 +118,14 @@ def shown(history: dict[str, np.ndarray], alive: list[int]) -> dict[str, np.ndar
 
 
 def _take(
-    stack: Stack, jobs: list[Job], group: Group, state: Any, diverged: np.ndarray, rows: Any,
+    stack: Stack,
+    jobs: list[Job],
+    group: Group,
+    state: Any,
+    diverged: np.ndarray,
+    rows: Any,
     count: int,
-) -> None:  # fmt: skip
+) -> None:
     """Add a block of steps; a run that has diverged now is told why."""
     for name, new in rows.items():
         new = np.asarray(new)[:, :count]

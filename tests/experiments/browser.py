@@ -17,10 +17,17 @@ from typing import Any
 import pytest
 
 _FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-dev-shm-usage", "--window-size=1400,1000",
-]  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1400,1000",
+]
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the name that the protocol gives to one
 
 
@@ -46,10 +53,11 @@ class Browser:
         """`("move" | "down" | "up", x, y)`, one after the other, in the window's pixels."""
         kinds = {"move": "pointerMove", "down": "pointerDown", "up": "pointerUp"}
         actions = [
-            {"type": kinds[kind], "x": x, "y": y} if kind == "move"
+            {"type": kinds[kind], "x": x, "y": y}
+            if kind == "move"
             else {"type": kinds[kind], "button": 0}
             for kind, x, y in moves
-        ]  # fmt: skip
+        ]
         mouse = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}}
         self._post("actions", actions=[mouse | {"actions": actions}])
 

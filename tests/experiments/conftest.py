@@ -43,9 +43,14 @@ def command(
     """Run `python -m experiments.run` with these arguments; quick settings for the tiny task."""
     monkeypatch.chdir(tmp_path)
     quick = [
-        "task=tiny", "steps=5", "every=2", "estimator.steps=20", "solver.batch_size=5",
-        "plot=false", "compile_cache=null",
-    ]  # fmt: skip
+        "task=tiny",
+        "steps=5",
+        "every=2",
+        "estimator.steps=20",
+        "solver.batch_size=5",
+        "plot=false",
+        "compile_cache=null",
+    ]
 
     def run(*arguments: str, quick: list[str] = quick) -> Outcome:
         flags = [argument for argument in arguments if argument.startswith("-")]

@@ -35,11 +35,20 @@ def sbatch(script: str) -> None:
     for task in map(str, range(int(first), int(last or first) + 1)) if first else [""]:
         name = f"77_{task}" if task else "77"
         array = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": task} if task else {}
-        environment = os.environ | array | {
-            "SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1",
-            "SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
-            "SLURM_JOB_NODELIST": "fake", "SLURM_CPUS_PER_TASK": options.get("cpus-per-task", "1"),
-        }  # fmt: skip
+        environment = (
+            os.environ
+            | array
+            | {
+                "SLURM_JOB_ID": "77",
+                "SLURM_NTASKS": "1",
+                "SLURM_JOB_NUM_NODES": "1",
+                "SLURM_NODEID": "0",
+                "SLURM_PROCID": "0",
+                "SLURM_LOCALID": "0",
+                "SLURM_JOB_NODELIST": "fake",
+                "SLURM_CPUS_PER_TASK": options.get("cpus-per-task", "1"),
+            }
+        )
         state = HERE / name
         state.write_text("RUNNING")
         line = f"bash {copy} > {state}.log 2>&1; echo COMPLETED > {state}"

@@ -62,8 +62,10 @@ PartitionName=dev Nodes={host} Default=YES MaxTime=INFINITE State=UP
     libraries = os.pathsep.join([str(plugins), str(plugins.parent)])
     commands = os.pathsep.join([str(root / "usr/bin"), os.environ["PATH"]])
     environment = os.environ | {
-        "SLURM_CONF": str(folder / "slurm.conf"), "PATH": commands, "LD_LIBRARY_PATH": libraries,
-    }  # fmt: skip
+        "SLURM_CONF": str(folder / "slurm.conf"),
+        "PATH": commands,
+        "LD_LIBRARY_PATH": libraries,
+    }
     sbin = root / "usr/sbin"
     step = _named(sbin, "slurmstepd")
     lines = [

@@ -9,9 +9,14 @@ from tests.experiments.conftest import Command
 
 QUICK = ["task=tiny", "every=2", "plot=false", "compile_cache=null", "solver.batch_size=5"]
 NOISY = [
-    "adaptive=true", "estimator=replicated", "estimator.n=2", "solver.step_size=0.1",
-    "estimator.estimator.steps=4", "outer=adam", "outer.learning_rate=0.001",
-]  # fmt: skip
+    "adaptive=true",
+    "estimator=replicated",
+    "estimator.n=2",
+    "solver.step_size=0.1",
+    "estimator.estimator.steps=4",
+    "outer=adam",
+    "outer.learning_rate=0.001",
+]
 
 
 @pytest.mark.extended

@@ -31,7 +31,7 @@ def test_every_leaf_says_in_a_sentence_what_it_is() -> None:
         ("# @package _global_\n# A et al. (2018), as\n# 2.5. More.", "A et al. (2018), as 2.5"),
         ("_target_: a  # not this", ""),
     ],
-)  # fmt: skip
+)
 def test_sentence(tmp_path: Path, comment: str, expected: str) -> None:
     (tmp_path / "a.yaml").write_text(f"{comment}\n_target_: b\n# nor this")
     assert listing.sentence(tmp_path / "a.yaml") == expected
@@ -69,9 +69,13 @@ COMP_LINE={shlex.quote(line)} COMP_POINT={len(line)} _bilevel_run
 printf '%s\\n' "${{COMPREPLY[@]}}"; complete -p python"""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "--norc", "-c", code], cwd=ROOT, env=os.environ | {"PATH": path},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        ["bash", "--norc", "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     *words, registered = done.stdout.splitlines()
     assert registered.endswith("-F _bilevel_run python")
     return words

@@ -72,13 +72,21 @@ def test_diverged_first_step_shows_nothing() -> None:
 
 
 RESULT = {
-    "task": "t", "test_metrics": {"mse": 2.0, "r2": 0.1}, "value_start": 1.0, "value": 0.5,
+    "task": "t",
+    "test_metrics": {"mse": 2.0, "r2": 0.1},
+    "value_start": 1.0,
+    "value": 0.5,
     "baselines": {"worse [cv]": {"mse": 3.0, "r2": 0.0}, "better": {"mse": 1.0, "r2": None}},
-    "steps": 7, "evidence": {"inner_residual": 0.01}, "hyper_summary": {"penalty": 3.0},
+    "steps": 7,
+    "evidence": {"inner_residual": 0.01},
+    "hyper_summary": {"penalty": 3.0},
     "checks": [{"step": 0, "grad_error": 0.02, "cosine": 0.999, "grad_norm": 1.0}],
-    "counts": {"gradients": 12345, "hvps": 0}, "seconds": 1.0, "compile_seconds": 2.0,
-    "status": "completed", "message": None,
-}  # fmt: skip
+    "counts": {"gradients": 12345, "hvps": 0},
+    "seconds": 1.0,
+    "compile_seconds": 2.0,
+    "status": "completed",
+    "message": None,
+}
 
 
 def test_table_is_in_order_of_the_first_metric() -> None:

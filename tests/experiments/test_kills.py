@@ -29,9 +29,16 @@ sys.argv = ['run', *sys.argv[1:]]
 sys.exit(main())
 """
 QUICK = [
-    "task=tiny", "solver.batch_size=5", "estimator.steps=20", "plot=false", "progress=off",
-    "every=1", "baselines=false", "outer=adam", "outer.learning_rate=0.005",
-]  # fmt: skip
+    "task=tiny",
+    "solver.batch_size=5",
+    "estimator.steps=20",
+    "plot=false",
+    "progress=off",
+    "every=1",
+    "baselines=false",
+    "outer=adam",
+    "outer.learning_rate=0.005",
+]
 # `versions` holds the commit, which may change while a test runs.
 CLOCKS = {"seconds", "compile_seconds", "process", "versions"}
 

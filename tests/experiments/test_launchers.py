@@ -16,10 +16,17 @@ from tests.experiments import fake_slurm
 
 # A task that any process finds, as small as one can be.
 QUICK = [
-    "task.table.degree=1", "task.table.outer=holdout", "task.penalty=global", "estimator=one_step",
+    "task.table.degree=1",
+    "task.table.outer=holdout",
+    "task.penalty=global",
+    "estimator=one_step",
     "steps=2",
-    "every=1", "estimator.steps=20", "plot=false", "baselines=false", "progress=off",
-]  # fmt: skip
+    "every=1",
+    "estimator.steps=20",
+    "plot=false",
+    "baselines=false",
+    "progress=off",
+]
 EXTRA = {"joblib": "joblib", "submitit": "slurm", "ray": "ray"}
 
 
@@ -44,17 +51,25 @@ def expected(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
 
 
 def sweep(
-    cache: Path, folder: Path, *changes: str, environment: dict[str, str] | None = None,
+    cache: Path,
+    folder: Path,
+    *changes: str,
+    environment: dict[str, str] | None = None,
     timeout: float = 240,
-) -> subprocess.CompletedProcess:  # fmt: skip
+) -> subprocess.CompletedProcess:
     line = [sys.executable, "-m", "experiments.run", "-m", *QUICK, f"compile_cache={cache}"]
     own = dict(environment or os.environ)
     for name in POOLS:
         own.pop(name, None)  # set for the tests' own workers
     return subprocess.run(
-        [*line, f"hydra.sweep.dir={folder}", *changes], cwd=ROOT, env=own, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout,
-    )  # fmt: skip
+        [*line, f"hydra.sweep.dir={folder}", *changes],
+        cwd=ROOT,
+        env=own,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout,
+    )
 
 
 def results(folder: Path) -> dict[int, dict[str, Any]]:

@@ -16,9 +16,16 @@ from tests.conftest import ROOT
 from tests.experiments.conftest import LOGGING, Command
 
 SETTINGS = [
-    "task=tiny", "task.n=24", "steps=5", "every=2", "estimator.steps=20", "solver.step_size=0.1",
-    "plot=false", "precision=float64", "compile_cache=null",
-]  # fmt: skip
+    "task=tiny",
+    "task.n=24",
+    "steps=5",
+    "every=2",
+    "estimator.steps=20",
+    "solver.step_size=0.1",
+    "plot=false",
+    "precision=float64",
+    "compile_cache=null",
+]
 MINIBATCHES = ["solver.batch_size=8"]
 FULL = ["estimator=implicit", "solver.batch_size=null", "solver.momentum=0.5", "solver=momentum"]
 
@@ -31,9 +38,13 @@ def start(leaves: Path, devices: int, *parts: str, **more: str) -> subprocess.Po
     words = [p if p.startswith("once") else " ".join(["run", *common, p]) for p in parts]
     line = [sys.executable, "-m", "tests.experiments.meshed", *" + ".join(words).split()]
     return subprocess.Popen(
-        line, cwd=ROOT, env=kept | {"XLA_FLAGS": flags} | more, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        line,
+        cwd=ROOT,
+        env=kept | {"XLA_FLAGS": flags} | more,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def ended(*processes: subprocess.Popen[str]) -> tuple[list[list[dict[str, Any]]], str]:
@@ -92,11 +103,13 @@ def test_four_devices_share_rows_memory_and_work(leaves: Path, tmp_path: Path) -
 def test_four_devices_give_the_run_of_one(command: Command, leaves: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut"
     process = start(
-        leaves, 4,
+        leaves,
+        4,
         at(tmp_path / "drawn", "mesh.data=4", *MINIBATCHES),
         at(tmp_path / "full", "mesh.data=4", *FULL),
-        at(cut, "mesh.data=4", "steps=3", *MINIBATCHES), at(cut, "mesh.data=4", *MINIBATCHES),
-    )  # fmt: skip
+        at(cut, "mesh.data=4", "steps=3", *MINIBATCHES),
+        at(cut, "mesh.data=4", *MINIBATCHES),
+    )
     for name, changes in (("drawn", MINIBATCHES), ("full", FULL)):
         line = [*SETTINGS, *changes, f"hydra.run.dir={tmp_path / name}-alone"]
         assert command(*line, quick=[]).status == 0

@@ -71,8 +71,11 @@ def test_click_on_a_heading_sorts(window: tuple[Browser, Path]) -> None:
 def choose(page: Browser, chart: str, axis: str, name: str) -> None:
     page.script(
         "const s = document.querySelector(`${arguments[0]} [data-axis=${arguments[1]}]`);"
-        "s.value = arguments[2]; s.dispatchEvent(new Event('change'))", chart, axis, name,
-    )  # fmt: skip
+        "s.value = arguments[2]; s.dispatchEvent(new Event('change'))",
+        chart,
+        axis,
+        name,
+    )
 
 
 def test_charts_answer_the_pointer(window: tuple[Browser, Path]) -> None:

@@ -66,16 +66,27 @@ def test_argument_that_is_no_setting_is_not_taken_for_a_divergence(command: Comm
 
 
 TREE: dict[str, Any] = {
-    "seed": 0, "steps": 5, "every": 2, "precision": None, "progress": "auto",
-    "compile_cache": None, "limit": 1.0, "starts": 1, "start_steps": 5, "early_stopping": None,
+    "seed": 0,
+    "steps": 5,
+    "every": 2,
+    "precision": None,
+    "progress": "auto",
+    "compile_cache": None,
+    "limit": 1.0,
+    "starts": 1,
+    "start_steps": 5,
+    "early_stopping": None,
     "mesh": {"data": None, "hosts": None},
     "task": {
-        "_target_": "tasks.t.t", "seed": "${seed}", "nested": {"a": 1.5, "list": [1]}, "name": "x",
+        "_target_": "tasks.t.t",
+        "seed": "${seed}",
+        "nested": {"a": 1.5, "list": [1]},
+        "name": "x",
     },
     "solver": {"_target_": "bilevel.SGD", "step_size": 0.1, "batch_size": None},
     "estimator": {"_target_": "bilevel.Forward", "solver": "${solver}", "n": "${half:${.m}}"},
     "outer": {"_target_": "optax.adam"},
-}  # fmt: skip
+}
 
 
 def with_(node: str, **changes: Any) -> dict[str, Any]:

@@ -20,12 +20,21 @@ from experiments.runs import results
 def run(folder: Path, label: str, seed: int, score: float, **changes: Any) -> None:
     """A folder as a run leaves it."""
     result = {
-        "task": "t <b>", "status": "completed", "seed": seed, "test_metrics": {"mse": score},
-        "value": score, "counts": {"gradients": 10, "jvps": 3}, "seconds": 2.0, "steps": 4,
-        "compile_seconds": 1.0, "overrides": [label, f"seed={seed}"], "choices": {"task": "t"},
-        "settings": {}, "command": f"run --seed {seed} <",
+        "task": "t <b>",
+        "status": "completed",
+        "seed": seed,
+        "test_metrics": {"mse": score},
+        "value": score,
+        "counts": {"gradients": 10, "jvps": 3},
+        "seconds": 2.0,
+        "steps": 4,
+        "compile_seconds": 1.0,
+        "overrides": [label, f"seed={seed}"],
+        "choices": {"task": "t"},
+        "settings": {},
+        "command": f"run --seed {seed} <",
         "process": {"peak_memory_mib": 100.0 + seed},
-    } | changes  # fmt: skip
+    } | changes
     place = folder / f"{label}-{seed}"
     place.mkdir(parents=True)
     (place / "result.json").write_text(json.dumps(result))
@@ -158,5 +167,6 @@ def test_labels_of_one_swept_number_become_a_slice(sweep: Path) -> None:
     found = [row for row in table.rows(report.read(sweep)) if row.scores]
     (points,) = sweep_data.numeric(found).values()
     assert [(x, pytest.approx(y), rest) for x, y, _, rest in points] == [
-        (0.1, 0.6, ""), (10.0, 0.9, "")
-    ]  # fmt: skip
+        (0.1, 0.6, ""),
+        (10.0, 0.9, ""),
+    ]

@@ -61,9 +61,13 @@ def test_killed_run_goes_on_bit_for_bit(command: Command, leaves: Path, tmp_path
     """Through another process, which dies without a chance to tidy up."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     quick = [
-        "task=tiny", "every=2", "solver.batch_size=5", "plot=false", "compile_cache=null",
+        "task=tiny",
+        "every=2",
+        "solver.batch_size=5",
+        "plot=false",
+        "compile_cache=null",
         "estimator.steps=20",
-    ]  # fmt: skip
+    ]
     code = (
         "import sys\n"
         "from tests.experiments import tiny; tiny.install()\n"

@@ -15,9 +15,18 @@ optuna = pytest.importorskip("optuna", reason="pip install -e '.[optuna]'")
 
 SPACE = ["+task.start=interval(-6,2)", "solver=choice(sgd,adam)"]
 QUICK = [
-    *LOGGING, "task=tiny", "steps=3", "every=2", "estimator=reverse", "estimator.steps=20",
-    "solver.batch_size=5", "plot=false", "compile_cache=null", "baselines=false", "progress=off",
-]  # fmt: skip
+    *LOGGING,
+    "task=tiny",
+    "steps=3",
+    "every=2",
+    "estimator=reverse",
+    "estimator.steps=20",
+    "solver.batch_size=5",
+    "plot=false",
+    "compile_cache=null",
+    "baselines=false",
+    "progress=off",
+]
 
 
 def run(leaves: Path, folder: Path, trials: int, *changes: str) -> int:
@@ -71,9 +80,15 @@ def test_trial_that_fails_stops_no_other(
 
 def test_hydras_words_are_understood() -> None:
     changes = [
-        "a=interval(0.1,3)", "b.c=tag(log,interval(1e-3,1))", "solver=choice(sgd,'adam')",
-        "d=range(1,10,2)", "e=1,2.5", "f=tag(log,int(interval(1,9)))", "g=3", "+h=choice(true)",
-    ]  # fmt: skip
+        "a=interval(0.1,3)",
+        "b.c=tag(log,interval(1e-3,1))",
+        "solver=choice(sgd,'adam')",
+        "d=range(1,10,2)",
+        "e=1,2.5",
+        "f=tag(log,int(interval(1,9)))",
+        "g=3",
+        "+h=choice(true)",
+    ]
     fixed, space = sweeps(changes)
     assert fixed == ["g=3"]
     number = {"kind": "number", "step": None, "log": False, "integer": False}

@@ -171,13 +171,18 @@ def test_many_closed_forms_against_differences(kind: str) -> None:
 
 TINY = {
     "seed_iterative_vs_implicit": {"calls": (1_000, 4_000), "runs": 100, "many": 2, "data_sets": 1},
-    "seed_batch_and_schedule": {"batches": (1, 8), "budget": 1_000, "budgets": (1_000,),
-                                "runs": 50, "many": 1_500},
+    "seed_batch_and_schedule": {
+        "batches": (1, 8),
+        "budget": 1_000,
+        "budgets": (1_000,),
+        "runs": 50,
+        "many": 1_500,
+    },
     "seed_variance_reduction": {"steps": 400, "many": 3_000, "budgets": (3_000,), "runs": 60},
     "seed_nonsmooth": {"steps": (0.8, 0.2), "runs": 40, "passes": (20, 80), "widths": (1.0, 0.1)},
     "seed_network": {"decays": (0.1, 0.001), "steps": (500, 2_000), "runs": 10},
     "seed_many": {"counts": (30, 300), "forward_up_to": 300, "seeds": 4},
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow

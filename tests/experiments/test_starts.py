@@ -16,10 +16,17 @@ from tests.experiments.conftest import Command
 from tests.experiments.test_search import QUICK as SEARCH
 
 HOLDOUT = [
-    "task=ridge_holdout", "task.table.degree=1", "task.penalty=per_feature",
-    "estimator=closed_form", "outer=adam", "outer.learning_rate=0.5",
-    "plot=false", "baselines=false", "compile_cache=null", "every=5",
-]  # fmt: skip
+    "task=ridge_holdout",
+    "task.table.degree=1",
+    "task.penalty=per_feature",
+    "estimator=closed_form",
+    "outer=adam",
+    "outer.learning_rate=0.5",
+    "plot=false",
+    "baselines=false",
+    "compile_cache=null",
+    "every=5",
+]
 
 
 def result(folder: Path) -> dict[str, Any]:

@@ -90,11 +90,17 @@ def test_resume_is_for_one_run(command: Command, tmp_path: Path) -> None:
 
 def result(label: str, seed: int, score: float, status: str = "completed") -> dict[str, Any]:
     return {
-        "task": "t", "status": status, "seed": seed, "test_metrics": {"mse": score, "r2": 0.5},
-        "value": score, "counts": {"gradients": 10, "jvps": 3}, "seconds": 2.0,
-        "compile_seconds": 1.0, "overrides": [label, f"seed={seed}", "steps=9"],
+        "task": "t",
+        "status": status,
+        "seed": seed,
+        "test_metrics": {"mse": score, "r2": 0.5},
+        "value": score,
+        "counts": {"gradients": 10, "jvps": 3},
+        "seconds": 2.0,
+        "compile_seconds": 1.0,
+        "overrides": [label, f"seed={seed}", "steps=9"],
         "choices": {"task": "t"},
-    }  # fmt: skip
+    }
 
 
 def verdicts(results: list[dict[str, Any]]) -> dict[str, str]:

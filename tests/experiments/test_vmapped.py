@@ -63,8 +63,9 @@ def assert_same(one: Path, other: Path) -> None:
         assert states[0].state.keys() == states[1].state.keys()
         for address, array in states[0].state.items():
             assert (array.dtype, array.shape) == (
-                states[1].state[address].dtype, states[1].state[address].shape
-            ), address  # fmt: skip
+                states[1].state[address].dtype,
+                states[1].state[address].shape,
+            ), address
         rows = [state.history for state in states]
         assert rows[0].keys() == rows[1].keys()
         for column in rows[0]:

@@ -41,10 +41,15 @@ QUICK = Sizes(batches=(1, 4, 16), budget=2_000, budgets=(1_000, 4_000), runs=150
 STEP = 0.8  # of part 1, over the largest curvature of one example
 STEPS = (0.05, 0.2, 0.8, 1.6, 3.2)  # of part 2
 SCHEDULES = (
-    "constant", "constant, epochs", "tail average", "tail average, epochs",
-    "theory: 2 / mu(k + 8 kappa^2)", "2 / mu(k + 2 kappa)", "step / 4 per stage",
+    "constant",
+    "constant, epochs",
+    "tail average",
+    "tail average, epochs",
+    "theory: 2 / mu(k + 8 kappa^2)",
+    "2 / mu(k + 2 kappa)",
+    "step / 4 per stage",
     "batch x 4 per stage",
-)  # fmt: skip
+)
 
 
 def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
@@ -68,11 +73,15 @@ def _fixed(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> list[
         bias, sd = predicted(at, step, B, sizes.steps)
         rows.append(
             {
-                "batch": B, "bias": float(exact.bias[0]), "bias s.e.": float(exact.bias_error[0]),
-                "exact bias": bias, "sd": exact.sd,
-                "sd s.e.": _sd_error(got.grads, at.exact), "predicted sd": sd,
+                "batch": B,
+                "bias": float(exact.bias[0]),
+                "bias s.e.": float(exact.bias_error[0]),
+                "exact bias": bias,
+                "sd": exact.sd,
+                "sd s.e.": _sd_error(got.grads, at.exact),
+                "predicted sd": sd,
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -94,9 +103,14 @@ def _equal(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> list[
             got = measure.sample(at, forward, sizes.runs, seed + 10 + B)
             exact = measure.accuracy(got.grads, at.exact)
             rows.append(
-                {"batch": B, "step x L": step, "cost": round(got.cost),
-                 "relative MSE": exact.mse, "s.e.": exact.mse_error}
-            )  # fmt: skip
+                {
+                    "batch": B,
+                    "step x L": step,
+                    "cost": round(got.cost),
+                    "relative MSE": exact.mse,
+                    "s.e.": exact.mse_error,
+                }
+            )
     return rows
 
 
@@ -110,9 +124,15 @@ def _schedules(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> l
             got = measure.sample(at, schedule(name, at, budget // 2), sizes.runs, seed + 3)
         exact = measure.accuracy(got.grads, at.exact)
         rows.append(
-            {"schedule": name, "cost": round(got.cost), "relative MSE": exact.mse,
-             "s.e.": exact.mse_error, "bias": float(exact.bias[0]), "bias / s.e.": exact.resolved}
-        )  # fmt: skip
+            {
+                "schedule": name,
+                "cost": round(got.cost),
+                "relative MSE": exact.mse,
+                "s.e.": exact.mse_error,
+                "bias": float(exact.bias[0]),
+                "bias / s.e.": exact.resolved,
+            }
+        )
     return rows
 
 
@@ -141,9 +161,14 @@ def _staged(at: problems.Setting, name: str, budget: int, runs: int, seed: int) 
         state, grad, paid = None, None, 0.0
         for j, stage in enumerate(stages):
             estimate, state = bl.hypergradient(
-                at.problem, stage, at.hyper, at.params, at.data, jax.random.fold_in(key, j),
+                at.problem,
+                stage,
+                at.hyper,
+                at.params,
+                at.data,
+                jax.random.fold_in(key, j),
                 state=state,
-            )  # fmt: skip
+            )
             grad, counts = estimate.grad, estimate.evidence.counts
             paid += (counts.gradients - 1 + counts.jvps) * stage.solver.batch_size
         return grad, paid
@@ -208,12 +233,17 @@ def _draw(fixed: Any, equal: Any, timed: Any) -> Any:
     left, middle, right = axes[0]
     rows = [
         {
-            "batch": r["batch"], "variance": r["sd"] ** 2, "its s.e.": 2 * r["sd"] * r["sd s.e."],
-            "delta": r["predicted sd"] ** 2, "bias": abs(r["bias"]), "s.e.": r["bias s.e."],
-            "exact": abs(r["exact bias"]), "1 / B": fixed[0]["sd"] ** 2 / r["batch"],
+            "batch": r["batch"],
+            "variance": r["sd"] ** 2,
+            "its s.e.": 2 * r["sd"] * r["sd s.e."],
+            "delta": r["predicted sd"] ** 2,
+            "bias": abs(r["bias"]),
+            "s.e.": r["bias s.e."],
+            "exact": abs(r["exact bias"]),
+            "1 / B": fixed[0]["sd"] ** 2 / r["batch"],
         }
         for r in fixed
-    ]  # fmt: skip
+    ]
     draw = measure.curve
     draw(left, 0, rows, "batch", "variance", "its s.e.", ls="", label="variance, measured")
     draw(left, 0, rows, "batch", "delta", marker="", label="variance, delta method")

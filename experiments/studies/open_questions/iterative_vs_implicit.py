@@ -62,21 +62,28 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     jobs = [(*case[:2], name, c) for case in cases for name in case[2] for c in sizes.calls]
     for case, at, name, calls in track(jobs, "methods x budgets"):
         chosen = measure.best(
-            at, lambda s, at=at, name=name, calls=calls: estimator(name, at, calls, s / at.largest),
-            STEPS, sizes.runs, seed + 1,
-        )  # fmt: skip
+            at,
+            lambda s, at=at, name=name, calls=calls: estimator(name, at, calls, s / at.largest),
+            STEPS,
+            sizes.runs,
+            seed + 1,
+        )
         if chosen is None:
             continue
         found[case, name, calls] = chosen
         exact = chosen.accuracy
         rows.append(
             {
-                "problem": case, "estimator": NAMES[name], "calls": round(chosen.cost),
-                "relative MSE": exact.mse, "s.e.": exact.mse_error,
-                "bias": float(np.linalg.norm(exact.bias)), "bias / s.e.": exact.resolved,
+                "problem": case,
+                "estimator": NAMES[name],
+                "calls": round(chosen.cost),
+                "relative MSE": exact.mse,
+                "s.e.": exact.mse_error,
+                "bias": float(np.linalg.norm(exact.bias)),
+                "bias / s.e.": exact.resolved,
                 "step x L": chosen.setting,
             }
-        )  # fmt: skip
+        )
     theory = {case: predicted_ratio(at) for case, at, _ in cases if at.exact.size == 1}
     elsewhere = [
         {"problem": at.name, "data set": seed + j, "predicted ratio": predicted_ratio(at)}

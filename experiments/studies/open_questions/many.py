@@ -155,14 +155,20 @@ def _row(at: problems.Setting, name: str, one: Any, sizes: Sizes, seed: int) -> 
         cosines.append(g @ at.exact / (np.linalg.norm(g) * size))
         paid = measure.price(one, bl.Counts(*map(float, estimate.evidence.counts)), at.examples)
     return {
-        "kind": at.name, "p": at.exact.size, "estimator": name,
+        "kind": at.name,
+        "p": at.exact.size,
+        "estimator": name,
         "relative error": float(np.sqrt(np.mean(np.square(errors)))),
-        "s.e.": float(np.std(np.square(errors), ddof=1) / sizes.seeds**0.5
-                      / (2 * np.sqrt(np.mean(np.square(errors))))),
-        "cosine": float(np.mean(cosines)), "gradients": round(paid),
+        "s.e.": float(
+            np.std(np.square(errors), ddof=1)
+            / sizes.seeds**0.5
+            / (2 * np.sqrt(np.mean(np.square(errors))))
+        ),
+        "cosine": float(np.mean(cosines)),
+        "gradients": round(paid),
         "ms": float(1e3 * np.median(seconds)),
         "scratch MiB": compiled.memory_analysis().temp_size_in_bytes / 2**20,
-    }  # fmt: skip
+    }
 
 
 def _conclude(rows: Any, sizes: Sizes) -> tuple[list[str], list[Check]]:
@@ -202,8 +208,9 @@ def _conclude(rows: Any, sizes: Sizes) -> tuple[list[str], list[Check]]:
         row, theory = at("feature", sketch, p), ((p - 1) / sizes.sketch) ** 0.5
         ratio, error = row["relative error"] / theory, row["s.e."] / theory
         # The estimate sees |D^T grad| of its own run: a few per cent off the exact one.
-        checks.append(near(f"error of {sketch} over sqrt((p - 1) / m), p = {p}", ratio, 1.0,
-                           4 * error + 0.15))  # fmt: skip
+        checks.append(
+            near(f"error of {sketch} over sqrt((p - 1) / m), p = {p}", ratio, 1.0, 4 * error + 0.15)
+        )
     worst = max(at("feature", "implicit", p)["relative error"] for p in sizes.counts)
     checks.append(below("implicit, per feature: relative error at every p", worst, 0.5))
     return findings, checks
@@ -212,16 +219,25 @@ def _conclude(rows: Any, sizes: Sizes) -> tuple[list[str], list[Check]]:
 def _draw(rows: Any, sizes: Sizes) -> Any:
     made, axes = figure(1, 4, 16, 4.2)
     names = list(dict.fromkeys(r["estimator"] for r in rows))
-    panels = [("feature", "relative error"), ("example", "relative error"), ("feature", "ms"),
-              ("feature", "scratch MiB")]  # fmt: skip
+    panels = [
+        ("feature", "relative error"),
+        ("example", "relative error"),
+        ("feature", "ms"),
+        ("feature", "scratch MiB"),
+    ]
     for ax, (kind, what) in zip(axes[0], panels, strict=True):
         for j, name in enumerate(names):
             these = [r for r in rows if (r["kind"], r["estimator"]) == (kind, name)]
             bars = "s.e." if what == "relative error" else None
             measure.curve(ax, j, these, "p", what, bars, label=name)
         label = {"ms": "milliseconds a call", "scratch MiB": "scratch memory, MiB"}.get(what, what)
-        ax.set(xscale="log", yscale="log", xlabel="hyperparameters p", ylabel=label,
-               title=f"one per {kind}")  # fmt: skip
+        ax.set(
+            xscale="log",
+            yscale="log",
+            xlabel="hyperparameters p",
+            ylabel=label,
+            title=f"one per {kind}",
+        )
     p = np.array(sizes.counts)
     for ax in axes[0, :2]:
         ax.plot(p, ((p - 1) / sizes.sketch) ** 0.5, ":", color="0.3", label="sqrt((p - 1) / m)")

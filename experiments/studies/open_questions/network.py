@@ -109,11 +109,16 @@ def _row(
     errors, curvature = np.asarray(errors)[good], np.asarray(curvature)[good]
     low, middle, high = np.quantile(errors, [0.1, 0.5, 0.9]) if good.any() else [np.nan] * 3
     return {
-        "decay": decay, "steps": steps, "estimator": name, "median error": float(middle),
-        "s.e.": _median_error(errors), "10 %": float(low), "90 %": float(high),
+        "decay": decay,
+        "steps": steps,
+        "estimator": name,
+        "median error": float(middle),
+        "s.e.": _median_error(errors),
+        "10 %": float(low),
+        "90 %": float(high),
         "smallest curvature": float(np.median(curvature)) if good.any() else np.nan,
         "runs": int(good.sum()),
-    }  # fmt: skip
+    }
 
 
 def _median_error(errors: np.ndarray) -> float:
@@ -173,8 +178,9 @@ def _conclude(rows: Any, gap: float, sizes: Sizes) -> tuple[list[str], list[Chec
             f"Decay {decay:g} (smallest curvature "
             f"{at('forward, SGD', decay)['smallest curvature']:.2g}): median distance to "
             f"the gradient at the run's own minimum, relative, K = {most}: "
-            + ", ".join(parts) + "."
-        )  # fmt: skip
+            + ", ".join(parts)
+            + "."
+        )
     smooth = [at("forward, full batch", d)["median error"] for d in sizes.decays]
     noisy = [at("forward, SGD", d)["median error"] for d in sizes.decays]
     share = [s / n for s, n in zip(smooth, noisy, strict=True)]
@@ -189,9 +195,13 @@ def _conclude(rows: Any, gap: float, sizes: Sizes) -> tuple[list[str], list[Chec
     checks = [
         below("Forward against finite differences, relative", gap, 1e-5),
         below(f"full-batch forward, decay {sizes.decays[0]:g}: distance", smooth[0], 1e-3),
-        Check("distance of full-batch forward at the least decay over that at the most",
-              smooth[-1] / smooth[0], "more than 1", smooth[-1] > smooth[0]),
-    ]  # fmt: skip
+        Check(
+            "distance of full-batch forward at the least decay over that at the most",
+            smooth[-1] / smooth[0],
+            "more than 1",
+            smooth[-1] > smooth[0],
+        ),
+    ]
     return findings, checks
 
 

@@ -93,10 +93,14 @@ def _row(
     size = abs(exact.grad[0])
     got = measure.accuracy(grads[:, :1], exact.grad[:1])
     return {
-        "problem": problem, "estimator": estimator, "step x L": step, "bias": float(got.bias[0]),
-        "s.e.": float(got.bias_error[0]), "bias / s.e.": got.resolved,
+        "problem": problem,
+        "estimator": estimator,
+        "step x L": step,
+        "bias": float(got.bias[0]),
+        "s.e.": float(got.bias_error[0]),
+        "bias / s.e.": got.resolved,
         "limit of subgradient SGD": float((exact.missed - exact.grad)[0]) / size,
-    }  # fmt: skip
+    }
 
 
 def _tends(case: Case, name: str, passes: int, seed: int) -> dict[str, Any]:
@@ -110,9 +114,11 @@ def _tends(case: Case, name: str, passes: int, seed: int) -> dict[str, Any]:
     got = measure.sample(at, bl.Forward(solver, steps), 1 if name == "gradient" else 8, seed + 2)
     errors = np.linalg.norm(got.grads - at.exact, axis=1) / np.linalg.norm(at.exact)
     return {
-        "solver": f"proximal {name}", "passes": round(got.cost / n, 1),
-        "median relative error": float(np.median(errors)), "worst": float(errors.max()),
-    }  # fmt: skip
+        "solver": f"proximal {name}",
+        "passes": round(got.cost / n, 1),
+        "median relative error": float(np.median(errors)),
+        "worst": float(errors.max()),
+    }
 
 
 def _gram(at: problems.Setting) -> np.ndarray:
@@ -142,11 +148,13 @@ def _hinges(sizes: Sizes, seed: int, track: Track) -> tuple[Any, Any]:
         got = measure.accuracy(grads[:, :1], exact.grad)
         smooth.append(
             {
-                "width": width, "exact bias": float((grad[0] - exact.grad[0]) / abs(exact.grad[0])),
-                "bias of SGD": float(got.bias[0]), "s.e.": float(got.bias_error[0]),
+                "width": width,
+                "exact bias": float((grad[0] - exact.grad[0]) / abs(exact.grad[0])),
+                "bias of SGD": float(got.bias[0]),
+                "s.e.": float(got.bias_error[0]),
                 "steps of SGD": 2 * int(TIMES / (0.5 / top * lam)),
             }
-        )  # fmt: skip
+        )
     return rows, smooth
 
 
@@ -168,8 +176,11 @@ def _conclude(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, siz
             f"{wrong['limit of subgradient SGD']:.3g}: it does not go away."
         )
         resolved = wrong["bias / s.e."]
-        checks.append(Check(f"{name}: bias of subgradient SGD, in s.e.", resolved, "more than 4",
-                            resolved > 4))  # fmt: skip
+        checks.append(
+            Check(
+                f"{name}: bias of subgradient SGD, in s.e.", resolved, "more than 4", resolved > 4
+            )
+        )
     for name in sparse:
         small, large = (at(name, "proximal SGD", s) for s in (finest, coarsest))
         wrong = at(name, "subgradient SGD", finest)
@@ -179,8 +190,14 @@ def _conclude(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, siz
             f"{measure.pm(large['bias'], large['s.e.'])} at {coarsest:g}/L."
         )
         share = abs(small["bias"]) + 4 * small["s.e."]
-        checks.append(below(f"{name}: |bias| of proximal SGD + 4 s.e. over subgradient SGD's, "
-                            f"step {finest:g}/L", share / abs(wrong["bias"]), 1.0))  # fmt: skip
+        checks.append(
+            below(
+                f"{name}: |bias| of proximal SGD + 4 s.e. over subgradient SGD's, "
+                f"step {finest:g}/L",
+                share / abs(wrong["bias"]),
+                1.0,
+            )
+        )
     last = tends[len(sizes.passes) - 1 :: len(sizes.passes)]
     findings.append(
         "Lasso, without a noise floor: "

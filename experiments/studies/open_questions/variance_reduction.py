@@ -43,9 +43,14 @@ BIASES = ("same run", "cross-sampling", "Richardson", "tail average", "tail + Ri
 METHODS = ("same run", "cross-sampling", "tail average", "tail + cross", "tail + Richardson")
 METHODS += ("SVRG", "SAGA")
 PRICES = {  # gradients of single examples a step, at one hyperparameter and n = 64
-    "same run": 2, "cross-sampling": 3, "tail average": 2, "tail + cross": 3,
-    "tail + Richardson": 4, "SVRG": 5, "SAGA": 2,
-}  # fmt: skip
+    "same run": 2,
+    "cross-sampling": 3,
+    "tail average": 2,
+    "tail + cross": 3,
+    "tail + Richardson": 4,
+    "SVRG": 5,
+    "SAGA": 2,
+}
 
 
 def estimator(name: str, step: float, steps: int) -> Any:
@@ -81,16 +86,29 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     findings, checks = _conclude(biases, spent, sizes, exact)
     tables = {
         "bias at a fixed step": [
-            {"problem": case, "estimator": name, "bias": float(a.bias[0]),
-             "s.e.": float(a.bias_error[0]), "|bias| / s.e.": a.resolved, "sd of one run": a.sd}
+            {
+                "problem": case,
+                "estimator": name,
+                "bias": float(a.bias[0]),
+                "s.e.": float(a.bias_error[0]),
+                "|bias| / s.e.": a.resolved,
+                "sd of one run": a.sd,
+            }
             for (case, name), a in biases.items()
         ],
         "error at equal gradients": [
-            {"problem": case, "estimator": name, "gradients": round(c.cost),
-             "relative MSE": c.accuracy.mse, "s.e.": c.accuracy.mse_error, "step x L": c.setting}
-            for (case, name, _), c in spent.items() if c is not None
+            {
+                "problem": case,
+                "estimator": name,
+                "gradients": round(c.cost),
+                "relative MSE": c.accuracy.mse,
+                "s.e.": c.accuracy.mse_error,
+                "step x L": c.setting,
+            }
+            for (case, name, _), c in spent.items()
+            if c is not None
         ],
-    }  # fmt: skip
+    }
     drawn = _draw(biases, spent, sizes, exact)
     return Result("Variance reduction, in error per gradient", drawn, tables, findings, checks)
 
@@ -140,11 +158,14 @@ def _conclude(biases: Any, spent: Any, sizes: Sizes, exact: float) -> Any:
     checks = [
         Check("same-run bias on ridge, in s.e.", same.resolved, "more than 4", same.resolved > 4),
         below("bias with cross-sampling on ridge, in s.e.", cross.resolved, 4.0),
-        below("|same-run bias - exact moments| on ridge, in s.e.",
-              abs(same.bias[0] - exact) / same.bias_error[0], 4.0),
+        below(
+            "|same-run bias - exact moments| on ridge, in s.e.",
+            abs(same.bias[0] - exact) / same.bias_error[0],
+            4.0,
+        ),
         below("MSE of the tail average over the last iterate's, + 4 s.e.", value + 4 * error, 1.0),
         below("MSE of SVRG and SAGA over the tail average's, the worst", floors, 1.0),
-    ]  # fmt: skip
+    ]
     return findings, checks
 
 
@@ -154,8 +175,14 @@ def _draw(biases: Any, spent: Any, sizes: Sizes, exact: float) -> Any:
         ax = axes[0, column]
         for j, name in enumerate(BIASES):
             a = biases[case, name]
-            ax.errorbar(100 * a.bias[0], -j, xerr=400 * a.bias_error[0], fmt="o", capsize=3,
-                        color="#0072B2" if a.resolved < 4 else "#D55E00")  # fmt: skip
+            ax.errorbar(
+                100 * a.bias[0],
+                -j,
+                xerr=400 * a.bias_error[0],
+                fmt="o",
+                capsize=3,
+                color="#0072B2" if a.resolved < 4 else "#D55E00",
+            )
         ax.axvline(0, color="0.3", linewidth=1)
         if case == "ridge":
             ax.axvline(100 * exact, color="#D55E00", linestyle=":", label="same run, exact moments")
@@ -170,8 +197,13 @@ def _draw(biases: Any, spent: Any, sizes: Sizes, exact: float) -> Any:
                 {"x": p.cost, "y": p.accuracy.mse, "s.e.": p.accuracy.mse_error} for p in points
             ]
             measure.curve(ax, j, rows, "x", "y", "s.e.", label=name)
-        ax.set(xscale="log", yscale="log", title=f"{case}: error at equal gradients",
-               xlabel="gradients of single examples", ylabel="relative MSE")  # fmt: skip
+        ax.set(
+            xscale="log",
+            yscale="log",
+            title=f"{case}: error at equal gradients",
+            xlabel="gradients of single examples",
+            ylabel="relative MSE",
+        )
         ax.set(ylim=(1e-10, None))  # SVRG and SAGA go on, to rounding
         ax.legend(fontsize=7.5, loc="lower right")
     caption(

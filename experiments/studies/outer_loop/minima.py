@@ -89,14 +89,20 @@ def run(sizes: Sizes, seed: int, track: Any) -> Result:
     names = "one start", "one start, all steps", f"best of {sizes.starts} starts"
     rows = [
         {
-            "outer loop": name, "steps": steps, "validation loss": float(value.mean()),
-            "test error": float(error.mean()), "s.e.": se(error),
+            "outer loop": name,
+            "steps": steps,
+            "validation loss": float(value.mean()),
+            "test error": float(error.mean()),
+            "s.e.": se(error),
         }
         for name, steps, value, error in zip(
-            names, np.array([1, sizes.starts, sizes.starts]) * sizes.steps, reached.T, errors.T,
+            names,
+            np.array([1, sizes.starts, sizes.starts]) * sizes.steps,
+            reached.T,
+            errors.T,
             strict=True,
         )
-    ]  # fmt: skip
+    ]
     saved = np.log(errors[:, 1] / errors[:, 2])
     name = "one start against the best of several, all steps: -log ratio of test errors / s.e."
     checks = [below(name, -saved.mean() / se(saved), -2)]

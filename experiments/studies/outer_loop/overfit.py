@@ -84,11 +84,17 @@ def descend(inner: Any, outer: Any, held: Any, steps: int, patience: int) -> Any
 
     def one(inner: Any, outer: Any, held: Any, patience: Any) -> Any:
         found = bl.tune(
-            PROBLEM, bl.ClosedForm(), ADAM, jnp.full(d, START), jnp.zeros(d),
-            bl.Data(inner, outer), steps=steps, key=jax.random.key(0),
+            PROBLEM,
+            bl.ClosedForm(),
+            ADAM,
+            jnp.full(d, START),
+            jnp.zeros(d),
+            bl.Data(inner, outer),
+            steps=steps,
+            key=jax.random.key(0),
             stopping=bl.EarlyStopping(loss, held, patience),
             record=lambda h, w, estimate: {"hyper": h},
-        )  # fmt: skip
+        )
         return found.hyper, found.history["hyper"], found.state.step
 
     run = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None)))
@@ -127,12 +133,14 @@ def run(sizes: Sizes, seed: int, track: Any) -> Result:
     found |= {("half, early stopping", float(taken.mean())): best}
     rows = [
         {
-            "outer loop": name, "steps": steps, "test error": float(errors.mean()),
+            "outer loop": name,
+            "steps": steps,
+            "test error": float(errors.mean()),
             "above early stopping, %": float(100 * (errors / best - 1).mean()),
             "s.e., %": 100 * se(errors / best - 1),
         }
         for (name, steps), errors in found.items()
-    ]  # fmt: skip
+    ]
     gains = {row["outer loop"]: row for row in rows}
     checks, findings = [], []
     for name in ("all rows", "half of them"):

@@ -16,10 +16,14 @@ def weak_errors(
     model: me.Model, etas: np.ndarray, time: float, noise_variance: float
 ) -> np.ndarray:
     """Largest error over all starts of `E cos x` after `time / eta` steps, for each eta."""
-    return np.array([
-        np.abs(of_sgd(eta, time, noise_variance) - of_model(model, eta, time, noise_variance)).max()
-        for eta in etas
-    ])  # fmt: skip
+    return np.array(
+        [
+            np.abs(
+                of_sgd(eta, time, noise_variance) - of_model(model, eta, time, noise_variance)
+            ).max()
+            for eta in etas
+        ]
+    )
 
 
 def of_sgd(eta: float, time: float, noise_variance: float) -> np.ndarray:

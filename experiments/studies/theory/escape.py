@@ -60,12 +60,16 @@ def barrier(sizes: Sizes, track: base.Track) -> base.Table:
             variance = 4 / (eta * height)  # height = 2 dL / (eta s^2)
             plug_in = float(escape.effective_temperature(1.0, variance, eta))
             steps = leaves(lambda x, e=eta: x - e * jnp.sin(x), eta * variance**0.5, np.pi)
-            rows.append({
-                "eta": eta, "2 dL / (eta s^2)": height, "steps": steps,
-                "Kramers, continuous": np.pi / 2 * np.exp(height) / eta,
-                "Kramers, plug-in": np.pi / 2 * np.exp(2 / plug_in) / eta,
-                "HA-SME": watched(jnp.cos, jnp.sin, eta, variance, np.pi),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "eta": eta,
+                    "2 dL / (eta s^2)": height,
+                    "steps": steps,
+                    "Kramers, continuous": np.pi / 2 * np.exp(height) / eta,
+                    "Kramers, plug-in": np.pi / 2 * np.exp(2 / plug_in) / eta,
+                    "HA-SME": watched(jnp.cos, jnp.sin, eta, variance, np.pi),
+                }
+            )
     return rows
 
 
@@ -77,12 +81,15 @@ def trap(sizes: Sizes, track: base.Track) -> base.Table:
         for ratio in sizes.radii:
             end = ratio * sd
             draws = float(escape.independent_exit_steps(1.0, 1.0, 1.0, ratio))
-            rows.append({
-                "eta": eta, "radius / sd": ratio,
-                "steps": leaves(lambda x, e=eta: (1 - e) * x, eta, end),
-                "independent draws": draws,
-                "HA-SME": watched(jnp.ones_like, lambda x: x, eta, 1.0, end),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "eta": eta,
+                    "radius / sd": ratio,
+                    "steps": leaves(lambda x, e=eta: (1 - e) * x, eta, end),
+                    "independent draws": draws,
+                    "HA-SME": watched(jnp.ones_like, lambda x: x, eta, 1.0, end),
+                }
+            )
     return rows
 
 
@@ -92,12 +99,15 @@ def saddle(sizes: Sizes, track: base.Track) -> base.Table:
     for growth in track(GROWTHS, "saddle"):
         for radius in sizes.far:
             sd = 1 / (2 * growth) ** 0.5  # of SME-1
-            rows.append({
-                "eta g": growth, "radius": radius,
-                "steps": leaves(lambda x, g=growth: (1 + g) * x, 1.0, radius, 1000),
-                "formula": float(escape.saddle_exit_steps(growth, 1.0, 1.0, radius)),
-                "SME-1": (np.log(radius / sd) + HALF) / growth,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "eta g": growth,
+                    "radius": radius,
+                    "steps": leaves(lambda x, g=growth: (1 + g) * x, 1.0, radius, 1000),
+                    "formula": float(escape.saddle_exit_steps(growth, 1.0, 1.0, radius)),
+                    "SME-1": (np.log(radius / sd) + HALF) / growth,
+                }
+            )
     return rows
 
 
@@ -108,8 +118,14 @@ def exponents(rows: base.Table) -> base.Table:
         last, end = [row for row in rows if row["eta"] == eta][-2:]
         run = end["2 dL / (eta s^2)"] - last["2 dL / (eta s^2)"]
         slope = np.log(end["steps"] / last["steps"]) / run
-        found.append({"eta": eta, "exponent": slope, "reference": EXPONENTS[eta],
-                      "plug-in temperature": 1 - eta / 2})  # fmt: skip
+        found.append(
+            {
+                "eta": eta,
+                "exponent": slope,
+                "reference": EXPONENTS[eta],
+                "plug-in temperature": 1 - eta / 2,
+            }
+        )
     return found
 
 
@@ -125,8 +141,9 @@ def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
     known = {2.5: 80.8, 3.5: 2150.0}  # reference: steps out of the trap at eta = 0.9
     from_reference = [
         abs(row["steps"] / known[row["radius / sd"]] - 1)
-        for row in traps if row["eta"] == 0.9 and row["radius / sd"] in known
-    ]  # fmt: skip
+        for row in traps
+        if row["eta"] == 0.9 and row["radius / sd"] in known
+    ]
     late = [abs(row["formula"] - row["steps"]) for row in saddles]
     early = [row["HA-SME"] / row["steps"] for row in (*barriers, *traps)]
     ratio = [row["HA-SME"] / row["steps"] for row in barriers]
@@ -147,17 +164,23 @@ def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
         "Out of a quadratic trap at eta = 0.9 iterates are almost independent draws: "
         + ", ".join(
             f"{row['steps']:.4g} steps for {row['independent draws']:.4g}"
-            for row in traps if row["eta"] == 0.9
-        ) + ".",
+            for row in traps
+            if row["eta"] == 0.9
+        )
+        + ".",
         f"Leaving a saddle takes the steps of the formula within {max(late):.2f}; SME-1 is early "
         f"by up to {max(row['steps'] / row['SME-1'] - 1 for row in saddles):.0%} of its own time.",
         "HA-SME, watched at all times, exits before SGD: after "
         f"{min(ratio):.2f} to {max(ratio):.2f} of its time over the barrier, "
         f"{min(of_trap):.2f} to {max(of_trap):.2f} out of the trap. Exact at steps is not exact "
         "between them.",
-    ]  # fmt: skip
-    tables = {"exponents": powers, "smooth barrier": barriers, "quadratic trap": traps,
-              "saddle": saddles}  # fmt: skip
+    ]
+    tables = {
+        "exponents": powers,
+        "smooth barrier": barriers,
+        "quadratic trap": traps,
+        "saddle": saddles,
+    }
     picture = draw(barriers, traps, saddles)
     return base.Result("Escape times of SGD", picture, tables, findings, checks)
 
@@ -174,9 +197,15 @@ def draw(barriers: base.Table, traps: base.Table, saddles: base.Table) -> Any:
     (smooth, slope), (leave, early) = axes
     for eta, color in zip(STEPS, COLORS, strict=True):
         x, steps, past, plug, model = column(
-            barriers, "eta", eta, "2 dL / (eta s^2)", "steps", "Kramers, continuous",
-            "Kramers, plug-in", "HA-SME",
-        )  # fmt: skip
+            barriers,
+            "eta",
+            eta,
+            "2 dL / (eta s^2)",
+            "steps",
+            "Kramers, continuous",
+            "Kramers, plug-in",
+            "HA-SME",
+        )
         smooth.plot(x, steps, "o", color=color, label=f"eta = {eta:g}")
         smooth.plot(x, past, "--", color=color)
         smooth.plot(x, plug, ":", color=color)
@@ -185,8 +214,12 @@ def draw(barriers: base.Table, traps: base.Table, saddles: base.Table) -> Any:
         slope.plot(x, steps, "o", color=color, label=f"eta = {eta:g}")
         slope.plot(x, model, "-.", color=color)
         early.plot(x**2, model / steps, "s:", color=color, label=f"trap, eta = {eta:g}")
-    slope.plot(*column(traps, "eta", 0.9, "radius / sd", "independent draws"), "k-", linewidth=1,
-               label="independent draws")  # fmt: skip
+    slope.plot(
+        *column(traps, "eta", 0.9, "radius / sd", "independent draws"),
+        "k-",
+        linewidth=1,
+        label="independent draws",
+    )
     for growth, color in zip(GROWTHS, COLORS, strict=True):
         x, steps, formula, sme = column(
             saddles, "eta g", growth, "radius", "steps", "formula", "SME-1"
@@ -195,10 +228,12 @@ def draw(barriers: base.Table, traps: base.Table, saddles: base.Table) -> Any:
         leave.plot(x, formula, color=color, linewidth=1)
         leave.plot(x, sme, "--", color=color)
     for at, style, words in (
-        (smooth, "--", "Kramers, T = eta s^2 / 2"), (smooth, ":", "Kramers, T = k Var(w)"),
-        (slope, "-.", "HA-SME, watched at all times"), (leave, "-", "formula"),
+        (smooth, "--", "Kramers, T = eta s^2 / 2"),
+        (smooth, ":", "Kramers, T = k Var(w)"),
+        (slope, "-.", "HA-SME, watched at all times"),
+        (leave, "-", "formula"),
         (leave, "--", "SME-1"),
-    ):  # fmt: skip
+    ):
         at.plot([], [], style, color="0.3", label=words)
     words = [
         ("over a smooth barrier, 1 - cos x", "height 2 dL / (eta s^2)", "mean steps", "log"),

@@ -52,11 +52,17 @@ def quadratics(seed: int, track: base.Track) -> tuple[base.Table, list[base.Chec
     for name, curvatures, eta, mean, covariance in track(CASES, "quadratics"):
         for model, m, c in zip(MODELS, (*mean, 0.0), (*covariance, 0.0), strict=True):
             worst = errors(model, curvatures, eta, steps, seed).max(1)
-            rows.append({
-                "case": name, "eta L": eta, "model": model.name, "mean": worst[0],
-                "reference mean": m or "exact", "covariance": worst[1],
-                "reference covariance": c or "exact",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "case": name,
+                    "eta L": eta,
+                    "model": model.name,
+                    "mean": worst[0],
+                    "reference mean": m or "exact",
+                    "covariance": worst[1],
+                    "reference covariance": c or "exact",
+                }
+            )
             exact += list(worst) if model is me.HA_SME else []
             spf += [worst[0]] if model is me.SPF else []
             # A reference of 2e-2 is within half a unit of one digit, 25 %; two digits within 5 %.

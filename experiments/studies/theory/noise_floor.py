@@ -98,12 +98,18 @@ def simulate(
         for cell, mean, error in zip(group, *noise_chains.standard_errors(samples), strict=True):
             z.append(((mean - cell.exact) / error)[upper])
             gap = np.linalg.norm(cell.continuous - cell.exact) / np.linalg.norm(cell.exact)
-            rows.append({
-                "method": cell.method, "momentum": cell.momentum, "setting": cell.setting,
-                "floor": np.trace(K @ cell.exact) / 2, "chains": np.trace(K @ mean) / 2,
-                "continuous time": np.trace(K @ cell.continuous) / 2,
-                "continuous time, error": gap, "max |z|": np.abs(z[-1]).max(),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "method": cell.method,
+                    "momentum": cell.momentum,
+                    "setting": cell.setting,
+                    "floor": np.trace(K @ cell.exact) / 2,
+                    "chains": np.trace(K @ mean) / 2,
+                    "continuous time": np.trace(K @ cell.continuous) / 2,
+                    "continuous time, error": gap,
+                    "max |z|": np.abs(z[-1]).max(),
+                }
+            )
     return rows, np.concatenate(z)
 
 
@@ -119,9 +125,17 @@ def adam(K: np.ndarray, C: np.ndarray, sizes: Sizes, key: Any) -> base.Table:
         exact = np.asarray(_adam(K, C, lr, b1)[0])
         excess = np.maximum(np.abs(mean - exact) - 4 * error, 0).max() / np.abs(exact).max()
         floor, found = np.trace(K @ exact) / 2, np.trace(K @ mean) / 2
-        rows.append({"b1": b1, "step size": lr, "fixed point": floor, "real Adam": found,
-                     "ratio": found / floor, "standard error": np.trace(K @ error) / 2 / floor,
-                     "error beyond 4 s.e.": excess})  # fmt: skip
+        rows.append(
+            {
+                "b1": b1,
+                "step size": lr,
+                "fixed point": floor,
+                "real Adam": found,
+                "ratio": found / floor,
+                "standard error": np.trace(K @ error) / 2 / floor,
+                "error beyond 4 s.e.": excess,
+            }
+        )
     return rows
 
 
@@ -134,9 +148,12 @@ def draw(K: Any, C: Any, rows: base.Table, adams: base.Table, z: Any) -> Any:
         limit = float(steady_state.step_limit(K, mu))
         name = {"color": color, "label": f"momentum {mu:g}"}
         both = [
-            (steady_state.covariance(K, C, s * limit, mu),
-             steady_state.continuous_covariance(K, C, s * limit, mu)) for s in fine
-        ]  # fmt: skip
+            (
+                steady_state.covariance(K, C, s * limit, mu),
+                steady_state.continuous_covariance(K, C, s * limit, mu),
+            )
+            for s in fine
+        ]
         exact, past = (np.array(side) for side in zip(*both, strict=True))
         newtons = [preconditioned.newton(K, C, 2 * s * (1 + mu), mu) for s in fine]
         sgd.plot(fine, np.trace(K @ exact, axis1=1, axis2=2) / 2, **name)
@@ -178,8 +195,13 @@ def draw(K: Any, C: Any, rows: base.Table, adams: base.Table, z: Any) -> Any:
 
 def _dots(axes: Any, rows: base.Table, method: str, mu: float, color: str) -> None:
     mine = [row for row in rows if (row["method"], row["momentum"]) == (method, mu)]
-    axes.plot([row["setting"] for row in mine], [row["chains"] for row in mine], "o",
-              color=color, markersize=4)  # fmt: skip
+    axes.plot(
+        [row["setting"] for row in mine],
+        [row["chains"] for row in mine],
+        "o",
+        color=color,
+        markersize=4,
+    )
 
 
 def _label(axes: Any) -> None:

@@ -96,10 +96,15 @@ def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
             curve, bound = exact.exact[which], exact.bound[which]
             end = np.nonzero(curve > ROUNDING)[0][-1]
             of = {"regime": regime.name, "measure": MEASURES[which]}
-            table.append({
-                **of, "steps compared": len(z), "max |z|": float(z.max(initial=0)),
-                "bound / exact": bound[end] / curve[end], "at step": int(end) + 1,
-            })  # fmt: skip
+            table.append(
+                {
+                    **of,
+                    "steps compared": len(z),
+                    "max |z|": float(z.max(initial=0)),
+                    "bound / exact": bound[end] / curve[end],
+                    "at step": int(end) + 1,
+                }
+            )
             limits.append({**of, **limit})
     name = f"largest |z| of {tested} comparisons"
     checks.append(base.below(name, worst, 4.0))
@@ -161,11 +166,17 @@ def reference(runs: int, key: Any, track: base.Track) -> tuple[base.Table, base.
         for step, target in zip((100, 1000, 10_000), RIDGE_MOMENTS[name], strict=True):
             at = found[:, step // 100 - 1]
             error = at.std(ddof=1) / np.sqrt(runs)
-            rows.append({
-                "step size": name, "step": step, "reference": target,
-                "exact recursion": float(exact[step - 1]), "mean of runs": float(at.mean()),
-                "standard error": float(error), "z": float((at.mean() - target) / error),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "step size": name,
+                    "step": step,
+                    "reference": target,
+                    "exact recursion": float(exact[step - 1]),
+                    "mean of runs": float(at.mean()),
+                    "standard error": float(error),
+                    "z": float((at.mean() - target) / error),
+                }
+            )
     worst = max(abs(row["z"]) for row in rows)
     return rows, base.below(
         f"ridge against reference moments, largest |z| of {runs} runs", worst, 4.0
@@ -181,10 +192,15 @@ def rare_runs(regime: Regime, runs: int, key: Any, track: base.Track) -> base.Ta
     at = np.array([60, 150, 200])
     found = means(samples[:, at // 10 - 1], exact[at - 1])
     return [
-        {"step": int(k), "exact": float(exact[k - 1]), "mean / exact": float(mean / exact[k - 1]),
-         "median / exact": float(median / exact[k - 1]), "naive z": float(z)}
+        {
+            "step": int(k),
+            "exact": float(exact[k - 1]),
+            "mean / exact": float(mean / exact[k - 1]),
+            "median / exact": float(median / exact[k - 1]),
+            "naive z": float(z),
+        }
         for k, mean, median, z in zip(at, found.mean, found.median, found.z, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _curves(shown: list[tuple[Regime, Curves, np.ndarray, list[Means]]]) -> dict[str, Any]:
@@ -217,10 +233,22 @@ def draw(shown: list[tuple[Regime, Curves, np.ndarray, list[Means]]], sizes: Siz
             compared = pair[row]
             at.plot(k, exact.bound[row][k - 1], ":", color="C3", label="bound of the theorem")
             at.plot(k, exact.exact[row][k - 1], color="C0", linewidth=2, label="exact moment")
-            at.plot(steps[inside], compared.mean[inside], "o", color="k", markersize=3.5,
-                    label=f"mean of {sizes.runs} runs")  # fmt: skip
-            at.plot(steps[inside], compared.median[inside], "_", color="C2", markersize=7,
-                    label="median of the runs")  # fmt: skip
+            at.plot(
+                steps[inside],
+                compared.mean[inside],
+                "o",
+                color="k",
+                markersize=3.5,
+                label=f"mean of {sizes.runs} runs",
+            )
+            at.plot(
+                steps[inside],
+                compared.median[inside],
+                "_",
+                color="C2",
+                markersize=7,
+                label="median of the runs",
+            )
             if regime.name == "decreasing step":
                 tail = k[k > k[-1] / 12]
                 level = 0.35 * exact.exact[row][k[-1] - 1] * k[-1]
