@@ -9,14 +9,15 @@ With `--refine K` it is a hybrid: a trial takes `--scout` outer steps only, and 
 then go on to all of `steps=`.
 
 The n-th draw follows from `--seed`, n and the trials before it. So a search that was killed and is
-started again goes on as if it had not stopped: from trials.json and the checkpoint of its last run.
+started again goes on as if it had not stopped: from Optuna's journal, trials.journal, and the
+checkpoint of its last run.
 
 Exit status: 0, 1 for bad input or where no trial completed, 3 where another process is at work in
 the folder, 130 interrupted.
 """
 
 import argparse
-import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from typing import Any
 from experiments import run
 from experiments.cli.hydra_compat import folder_name
 from experiments.common.errors import BadInputError
-from experiments.common.files import set_aside, write_json
+from experiments.common.files import set_aside
 from experiments.storage.lock import BusyError, held
 from experiments.storage.resume import RESULT, read_result
 from experiments.sweeps.search_space import sweeps
 
-PLACE = "trials.json"
+PLACE = "trials.journal"
+REFINED = "refined"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,25 +68,31 @@ def _search(given: argparse.Namespace, changes: list[str]) -> int:
     search = Search(given.folder, given.seed, fixed, space, scout)
     short = [] if scout is None else [f"steps={scout}"]
     flags = ["--config-dir", str(given.config_dir)] if given.config_dir else []
-    while len(search.trials) < given.trials:
-        number = len(search.trials)
-        params = search.draw(number)
-        changed = [f"{name}={value}" for name, value in params.items()]
+
+    def make(number: int, params: dict[str, Any], what: str, extra: list[str]) -> float | None:
+        """Make the run of a trial, or go on with it; returns its value.
+
+        Raises
+        ------
+        KeyboardInterrupt : the run was interrupted.
+        """
+        changed = changes_of(params)
         folder = given.folder / folder_name(f"{number:04d},{','.join(changed)}")
-        print(f"trial {number}: {' '.join(changed)}", flush=True)
-        status = _run([*flags, *fixed, *changed, *short, f"hydra.run.dir={folder}"])
+        print(f"{what}: {' '.join(changed)}", flush=True)
+        status = _run([*flags, *fixed, *changed, *extra, f"hydra.run.dir={folder}"])
         if status == run.INTERRUPTED:
-            print("interrupted; the same command goes on")
-            return status
-        search.tell(params, _value(folder), folder)
-    for trial in search.best(given.refine):
-        changed = [f"{name}={value}" for name, value in trial["params"].items()]
-        folder = given.folder / trial["folder"]
-        print(f"going on: {' '.join(changed)}", flush=True)
-        if _run([*flags, *fixed, *changed, f"hydra.run.dir={folder}"]) == run.INTERRUPTED:
-            print("interrupted; the same command goes on")
-            return run.INTERRUPTED
-        search.refined(trial, _value(folder))
+            raise KeyboardInterrupt
+        return _value(folder)
+
+    try:
+        while (asked := search.ask(given.trials)) is not None:
+            number, params = asked
+            search.tell(number, make(number, params, f"trial {number}", short))
+        for trial in search.best(given.refine):
+            search.refine(trial.number, make(trial.number, trial.params, "going on", []))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on")
+        return run.INTERRUPTED
     return search.conclude()
 
 
@@ -104,101 +112,116 @@ def _run(arguments: list[str]) -> int:
 
 
 class Search:
-    """Trials so far, on disk, and Optuna's study made from them."""
+    """Optuna's study, kept in the folder as a journal of which every line is written once.
+
+    A trial that was asked for and has no end yet is the one at which the search was killed.
+    """
 
     def __init__(
         self,
         folder: Path,
         seed: int,
         fixed: list[str],
-        space: dict[str, dict[str, Any]],
+        space: dict[str, Any],
         scout: int | None,
     ) -> None:
         import optuna  # pyright: ignore[reportMissingImports]
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna = optuna
-        self.path = folder / PLACE
-        self.about: dict[str, Any] = {"seed": seed, "fixed": fixed, "space": space}
-        if scout is not None:
-            self.about["scout"] = scout
-        self.space = {name: _distribution(entry) for name, entry in space.items()}
-        self.trials = self._saved()
+        self.folder, self.seed, self.fixed, self.space = folder, seed, fixed, space
+        self.study = self._opened(folder / PLACE)
+        written = {name: optuna.distributions.distribution_to_json(d) for name, d in space.items()}
+        about = {"seed": seed, "fixed": fixed, "space": written, "scout": scout}
+        before = self.study.user_attrs.get("about", about)
+        if before != about:
+            raise BadInputError(f"{folder} holds another search: {before}. Choose another folder.")
+        self.study.set_user_attr("about", about)
 
-    def draw(self, number: int) -> dict[str, Any]:
-        """The settings of trial `number`."""
-        seed = 1_000_003 * self.about["seed"] + number
-        study = self.optuna.create_study(sampler=self.optuna.samplers.TPESampler(seed=seed))
-        study.add_trials([self._told(trial) for trial in self.trials])
-        return study.ask(self.space).params
+    def ask(self, most: int) -> tuple[int, dict[str, Any]] | None:
+        """Return number and settings of the next of `most` trials; none where all are told."""
+        running = self.optuna.trial.TrialState.RUNNING
+        for trial in self.study.get_trials(deepcopy=False, states=(running,)):
+            if trial.params.keys() == self.space.keys():
+                return trial.number, trial.params
+            self.tell(trial.number, None)  # killed before all settings were written: drawn again
+        drawn = len(self.drawn)
+        if drawn >= most:
+            return None
+        # A sampler per draw: the draw follows from the seed, its number and the trials before.
+        self.study.sampler = self.optuna.samplers.TPESampler(seed=1_000_003 * self.seed + drawn)
+        trial = self.study.ask(self.space)
+        return trial.number, trial.params
 
-    def tell(self, params: dict[str, Any], value: float | None, folder: Path) -> None:
+    @property
+    def drawn(self) -> list[Any]:
+        """The trials so far of which all settings are known."""
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.params.keys() == self.space.keys()]
+
+    def tell(self, number: int, value: float | None) -> None:
         """Write down what a trial gave; no value where it did not complete."""
-        self.trials.append({"params": params, "value": value, "folder": folder.name})
-        write_json(self.path, self.about | {"trials": self.trials})
+        states = self.optuna.trial.TrialState
+        self.study.tell(number, value, states.FAIL if value is None else states.COMPLETE)
 
-    def best(self, most: int) -> list[dict[str, Any]]:
-        """Up to so many of the completed trials, the smallest value first."""
-        completed = [trial for trial in self.trials if trial["value"] is not None]
-        return sorted(completed, key=lambda trial: trial["value"])[:most]
+    def best(self, most: int | None = None) -> list[Any]:
+        """Return up to so many of the completed trials, the smallest value first."""
+        completed = self.optuna.trial.TrialState.COMPLETE
+        trials = self.study.get_trials(deepcopy=False, states=(completed,))
+        return sorted(trials, key=lambda trial: trial.value)[:most]
 
-    def refined(self, trial: dict[str, Any], value: float | None) -> None:
+    def refine(self, number: int, value: float | None) -> None:
         """Write down what a trial gave with all its steps; Optuna is told of the first ones."""
-        trial["refined"] = value
-        write_json(self.path, self.about | {"trials": self.trials})
+        self.study.set_user_attr(REFINED, {**self.refined, str(number): value})
+
+    @property
+    def refined(self) -> dict[str, float | None]:
+        """The values with all steps, by the numbers of their trials."""
+        return self.study.user_attrs.get(REFINED, {})
 
     def conclude(self) -> int:
         """Say which was best; returns the exit status."""
-        completed = self.best(len(self.trials))
-        gone_on = [trial for trial in completed if trial.get("refined") is not None]
+        completed = self.best()
         if not completed:
             print("error: no trial completed", file=sys.stderr)
             return run.BAD_INPUT
-        best, value = completed[0], completed[0]["value"]
-        if gone_on:
-            best = min(gone_on, key=lambda trial: trial["refined"])
-            value = best["refined"]
-        print(f"\nbest of {len(self.trials)} trials ({len(completed)} completed): {value}")
-        changed = [f"{name}={value}" for name, value in best["params"].items()]
-        print(f"python -m experiments.run {' '.join([*self.about['fixed'], *changed])}")
-        print(f"python -m experiments.report {self.path.parent}   for all of them")
+        values = {trial.number: trial.value for trial in completed}
+        gone_on = {int(n): value for n, value in self.refined.items() if value is not None}
+        number, value = min((gone_on or values).items(), key=lambda item: item[1])
+        best = next(trial for trial in completed if trial.number == number)
+        print(f"\nbest of {len(self.drawn)} trials ({len(completed)} completed): {value}")
+        print(f"python -m experiments.run {' '.join([*self.fixed, *changes_of(best.params)])}")
+        print(f"python -m experiments.report {self.folder}   for all of them")
         return run.OK
 
-    def _told(self, trial: dict[str, Any]) -> Any:
-        """As Optuna keeps it."""
-        states = self.optuna.trial.TrialState
-        return self.optuna.trial.create_trial(
-            params=trial["params"],
-            distributions=self.space,
-            value=trial["value"],
-            state=states.FAIL if trial["value"] is None else states.COMPLETE,
-        )
-
-    def _saved(self) -> list[dict[str, Any]]:
-        if not self.path.is_file():
-            return []
+    def _opened(self, path: Path) -> Any:
+        """Return the study in the journal; a damaged one is set aside, its runs are found again."""
+        _cut(path)
         try:
-            saved = json.loads(self.path.read_text(encoding="utf-8"))
-            trials, about = saved["trials"], {name: saved[name] for name in self.about}
-        except (ValueError, KeyError, TypeError):
-            set_aside(self.path, f"{self.path}: these are no trials.")
-            return []  # the runs are there still: each is found finished
-        if about != json.loads(json.dumps(self.about)):
-            raise BadInputError(
-                f"{self.path.parent} holds another search: {about}. Choose another folder."
-            )
-        return trials
+            return self._study(path)
+        except (ValueError, KeyError):
+            set_aside(path, f"{path}: these are no trials.")
+            return self._study(path)
+
+    def _study(self, path: Path) -> Any:
+        from optuna.storages import journal
+
+        storage = self.optuna.storages.JournalStorage(journal.JournalFileBackend(str(path)))
+        return self.optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
 
 
-def _distribution(entry: dict[str, Any]) -> Any:
-    """What Hydra's syntax has said, in Optuna's words."""
-    from optuna import distributions as known  # pyright: ignore[reportMissingImports]
+def changes_of(params: dict[str, Any]) -> list[str]:
+    """Return settings as the command line takes them."""
+    return [f"{name}={value}" for name, value in params.items()]
 
-    if entry["kind"] == "choice":
-        return known.CategoricalDistribution(entry["values"])
-    kind = known.IntDistribution if entry["integer"] else known.FloatDistribution
-    step = {} if entry["step"] is None else {"step": entry["step"]}
-    return kind(entry["low"], entry["high"], log=entry["log"], **step)
+
+def _cut(path: Path) -> None:
+    """Drop the half of a line that a killed process has left: the next would be appended to it."""
+    if path.is_file():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.common.files import remove_parts
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # not a Unix: nothing is locked
-    fcntl = None
+from experiments.common.files import remove_parts
 
 PLACE = ".lock"
 
@@ -24,24 +21,19 @@ class BusyError(Exception):
 def held(folder: Path) -> Iterator[None]:
     """Be the only process at work in `folder`; what a killed one has half written is removed.
 
-    The file stays: were it removed, two processes could each lock a file of that name.
+    The file stays, with the name of the process that had the lock last.
 
     Raises
     ------
     BusyError : another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / PLACE).open("a+", encoding="utf-8") as file:
-        try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise BusyError(f"{folder}: {file.read() or 'a process'} is at work here.") from error
-        except OSError:
-            pass  # a file system without locks
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        remove_parts(folder)
-        yield
+    path = folder / PLACE
+    try:
+        with FileLock(path, timeout=0):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            remove_parts(folder)
+            yield
+    except Timeout as error:
+        holder = path.read_text(encoding="utf-8") or "a process"
+        raise BusyError(f"{folder}: {holder} is at work here.") from error

@@ -8,14 +8,9 @@ from hydra.errors import OverrideParseException
 
 from experiments.common.errors import BadInputError
 
-Entry = dict[str, Any]
 
-
-def sweeps(changes: list[str]) -> tuple[list[str], dict[str, Entry]]:
-    """`(fixed, space)`: changes that are no sweep, and for each that is one what it may be.
-
-    An entry has a `kind`: `choice` with `values`, or `number` with `low`, `high`, `step`, `log`
-    and `integer`.
+def sweeps(changes: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return `(fixed, space)`: changes that are no sweep, and Optuna's distribution of each other.
 
     Raises
     ------
@@ -29,34 +24,38 @@ def sweeps(changes: list[str]) -> tuple[list[str], dict[str, Entry]]:
     for override in parsed:
         if override.is_sweep_override():
             prefix = "+" if override.is_add() else ""
-            space[prefix + override.get_key_element().lstrip("+")] = _entry(override)
+            space[prefix + override.get_key_element().lstrip("+")] = _distribution(override)
         else:
             fixed.append(override.input_line or "")
     return fixed, space
 
 
 def canonical(changes: list[str]) -> dict[str, str]:
-    """Name -> value as the jobs of a sweep are told; of several for one name, the last."""
+    """Return name -> value as the jobs of a sweep are told; of several for one name, the last."""
     parsed = OverridesParser.create().parse_overrides(changes)
     return {o.get_key_element(): o.get_value_element_as_str() for o in parsed}
 
 
-def _entry(override: Any) -> Entry:
+def _distribution(override: Any) -> Any:
+    """Return what Hydra's syntax has said, in Optuna's words."""
+    from optuna import distributions as known  # pyright: ignore[reportMissingImports]
+
     sweep = override.value()
     log = "log" in sweep.tags
-    number: Entry = {"kind": "number", "step": None, "log": log}
     if isinstance(sweep, IntervalSweep):
         integer = isinstance(sweep.start, int) and isinstance(sweep.end, int)
-        return number | {"low": sweep.start, "high": sweep.end, "integer": integer}
+        kind = known.IntDistribution if integer else known.FloatDistribution
+        return kind(sweep.start, sweep.end, log=log)
     if isinstance(sweep, RangeSweep):
         values = list(sweep.range())
         integer = all(isinstance(value, int) for value in values)
-        entry = number | {"low": values[0], "high": values[-1], "integer": integer}
-        return entry if log else entry | {"step": sweep.step}
+        kind = known.IntDistribution if integer else known.FloatDistribution
+        step = {} if log else {"step": sweep.step}
+        return kind(values[0], values[-1], log=log, **step)
     if isinstance(sweep, ChoiceSweep):
         values = [getattr(value, "text", value) for value in sweep.list]  # quoted or not
         if all(isinstance(value, str | int | float | bool) for value in values):
-            return {"kind": "choice", "values": values}
+            return known.CategoricalDistribution(values)
     raise BadInputError(
         f"{override.input_line}: expected interval, range or choice of plain values"
     )

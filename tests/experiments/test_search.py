@@ -35,7 +35,17 @@ def run(leaves: Path, folder: Path, trials: int, *changes: str) -> int:
 
 
 def trials(folder: Path) -> list[dict[str, Any]]:
-    return json.loads((folder / "trials.json").read_text())["trials"]
+    return [
+        {"params": trial.params, "value": trial.value}
+        for trial in opened(folder).get_trials(deepcopy=False)
+    ]
+
+
+def opened(folder: Path) -> Any:
+    """The study in the folder, by Optuna's own means."""
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "trials.journal"))
+    storage = optuna.storages.JournalStorage(backend)
+    return optuna.load_study(study_name="search", storage=storage)
 
 
 @pytest.mark.extended
@@ -50,14 +60,16 @@ def test_stopped_search_goes_on_as_if_it_had_not(
     assert f"best of 4 trials (4 completed): {best['value']}" in out
     assert f"+task.start={best['params']['+task.start']}" in out.split("best of")[1]
     for trial in found:
-        result = json.loads((whole / trial["folder"] / "result.json").read_text())
+        start = trial["params"]["+task.start"]
+        (place,) = whole.glob(f"*start-{start}")
+        result = json.loads((place / "result.json").read_text())
         assert result["value"] == trial["value"]
         assert result["value"] < result["value_start"]  # the local search did its work
     assert run(leaves, parts, 2, SPACE[0]) == 0
     # Stopped after the run, before its value was written down.
-    content = json.loads((parts / "trials.json").read_text())
-    content["trials"].pop()
-    (parts / "trials.json").write_text(json.dumps(content))
+    journal = parts / "trials.journal"
+    *lines, last = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines) + last[: len(last) // 2])
     capsys.readouterr()
     assert run(leaves, parts, 4, SPACE[0]) == 0
     assert capsys.readouterr().out.count("finished already") == 1
@@ -91,16 +103,30 @@ def test_hydras_words_are_understood() -> None:
     ]
     fixed, space = sweeps(changes)
     assert fixed == ["g=3"]
-    number = {"kind": "number", "step": None, "log": False, "integer": False}
+    known = optuna.distributions
     assert space == {
-        "a": number | {"low": 0.1, "high": 3.0},
-        "b.c": number | {"low": 1e-3, "high": 1.0, "log": True},
-        "solver": {"kind": "choice", "values": ["sgd", "adam"]},
-        "d": number | {"low": 1, "high": 9, "step": 2, "integer": True},
-        "e": {"kind": "choice", "values": [1, 2.5]},
-        "f": number | {"low": 1, "high": 9, "log": True, "integer": True},
-        "+h": {"kind": "choice", "values": [True]},
+        "a": known.FloatDistribution(0.1, 3.0),
+        "b.c": known.FloatDistribution(1e-3, 1.0, log=True),
+        "solver": known.CategoricalDistribution(["sgd", "adam"]),
+        "d": known.IntDistribution(1, 9, step=2),
+        "e": known.CategoricalDistribution([1, 2.5]),
+        "f": known.IntDistribution(1, 9, log=True),
+        "+h": known.CategoricalDistribution([True]),
     }
+
+
+def test_damaged_journal_is_set_aside_and_the_runs_are_found(
+    leaves: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(leaves, tmp_path, 2, SPACE[0]) == 0
+    found, journal = trials(tmp_path), tmp_path / "trials.journal"
+    journal.write_text("no journal\n" + journal.read_text())
+    capsys.readouterr()
+    assert run(leaves, tmp_path, 2, SPACE[0]) == 0
+    said = capsys.readouterr()
+    assert "these are no trials. Set aside as trials.journal.damaged-1" in said.err
+    assert said.out.count("finished already") == 2
+    assert trials(tmp_path) == found
 
 
 @pytest.mark.parametrize("change", ["a=[", "a=choice([1],[2])"])

@@ -14,6 +14,7 @@ from experiments.common.errors import BadInputError
 from tasks.ridge import ridge
 from tests.experiments.conftest import Command
 from tests.experiments.test_search import QUICK as SEARCH
+from tests.experiments.test_search import opened
 
 HOLDOUT = [
     "task=ridge_holdout",
@@ -128,11 +129,11 @@ def test_a_hybrid_search_runs_what_it_should(
     line = ["--trials", "4", "--refine", "2", "--scout", "3", "--folder", str(tmp_path)]
     assert search.main([*line, "steps=12", "x=interval(1,2)"]) == 0
     assert steps == [3, 3, 3, 3, 12, 12]
-    trials = json.loads((tmp_path / "trials.json").read_text())["trials"]
-    gone_on = sorted(trials, key=lambda trial: trial["value"])[:2]
-    assert [trial["refined"] for trial in gone_on] == [t["value"] / 4 for t in gone_on]
-    assert sum("refined" in trial for trial in trials) == 2
-    assert f"(4 completed): {gone_on[0]['refined']}" in capsys.readouterr().out
+    study = opened(tmp_path)
+    gone_on = sorted(study.trials, key=lambda trial: trial.value)[:2]
+    refined = {str(trial.number): trial.value / 4 for trial in gone_on}
+    assert study.user_attrs["refined"] == refined
+    assert f"(4 completed): {refined[str(gone_on[0].number)]}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -143,12 +144,14 @@ def test_a_hybrid_search_goes_on_with_the_best(
     line += ["--config-dir", str(leaves), *SEARCH, "+task.start=interval(-6,2)"]
     pytest.importorskip("optuna", reason="pip install -e '.[optuna]'")
     assert search.main(line) == 0
-    trials = json.loads((tmp_path / "trials.json").read_text())["trials"]
-    steps = [result(tmp_path / trial["folder"])["steps"] for trial in trials]
-    best = int(np.argmin([trial["value"] for trial in trials]))
+    study = opened(tmp_path)
+    folders = sorted(path.parent for path in tmp_path.glob("*/result.json"))
+    steps = [result(folder)["steps"] for folder in folders]
+    best = study.best_trial.number
     assert steps == [3 if i == best else 1 for i in range(3)]
-    assert trials[best]["refined"] < trials[best]["value"]
-    assert f"(3 completed): {trials[best]['refined']}" in capsys.readouterr().out
+    refined = study.user_attrs["refined"][str(best)]
+    assert refined < study.best_value
+    assert f"(3 completed): {refined}" in capsys.readouterr().out
     assert search.main(line) == 0
     assert capsys.readouterr().out.count("finished already") == 1
 
