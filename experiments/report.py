@@ -1,27 +1,27 @@
 """The command `python -m experiments.report FOLDER`: one table of all runs below a folder.
 
 Runs that differ in nothing but the seed are one row: mean of the headline test metric with its
-95 % interval over seeds, the cost, and the winner. Written as report.csv, report.parquet (with
-pyarrow), report.md, pictures (report-*.png), and report.html, one page with interactive charts that
+95 % interval over seeds, the cost, and the winner. Written as report.csv, report.parquet,
+report.md, pictures (report-*.png), and report.html, one page with interactive charts that
 needs no network.
 
 Exit status: 0, or 1 where there is no result, a damaged one, or nothing to export with.
 """
 
 import argparse
-import csv
-import importlib.util
-import io
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import BadInputError
 from experiments.common.files import write_whole
 from experiments.reports.export import export
-from experiments.reports.table import RULE, cells, rows, shown
+from experiments.reports.table import RULE, make_table, rows, shown
 from experiments.storage.resume import read_result
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,23 +50,24 @@ def _once(folder: Path, *, page: bool, again: float | None, to: str | None) -> i
     except BadInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    table = cells(found)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table)
-    markdown = "\n".join(_markdown([[shown(cell) for cell in line] for line in table])) + "\n"
-    markdown = f"{markdown}\n{RULE}\n"
-    written = {"report.csv": text.getvalue().encode(), "report.md": markdown.encode()}
+    table = make_table(found)
+    markdown = f"{_markdown(table.map(shown))}\n\n{RULE}\n"
+    written = {
+        "report.csv": table.to_csv(index=False, na_rep="nan").encode(),
+        "report.md": markdown.encode(),
+        "report.parquet": table.to_parquet(index=False),
+    }
     if page:
-        from experiments.reports import page as html
+        from experiments.reports.page import make_page
         from experiments.reports.sweep_plots import pictures
 
-        written["report.html"] = html.page(folder.resolve().name, table, found, again).encode()
+        title = folder.resolve().name
+        written["report.html"] = make_page(title, table, found, again).encode()
         written |= pictures(found)
     for name, content in written.items():
         write_whole(folder / name, lambda file, content=content: file.write(content))
-    names = [*written, *_parquet(folder, table)]
     print(markdown)
-    print(f"written: {', '.join(str(folder / name) for name in names)}")
+    print(f"written: {', '.join(str(folder / name) for name in written)}")
     if exported:
         print(f"to look at the runs: {exported}")
     return 0
@@ -85,28 +86,16 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [read_result(path) | {"folder": path.parent} for path in paths]
 
 
-def _parquet(folder: Path, table: list[list[Any]]) -> list[str]:
-    """Written where pyarrow is installed; numbers stay numbers."""
-    if not importlib.util.find_spec("pyarrow"):
-        return []
-    import pyarrow
-    import pyarrow.parquet
-
-    header, *lines = table
-    columns = zip(*lines, strict=True)
-    content = pyarrow.table(dict(zip(header, map(list, columns), strict=True)))
-    path = folder / "report.parquet"
-    write_whole(path, lambda file: pyarrow.parquet.write_table(content, file))
-    return [path.name]
-
-
-def _markdown(table: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in table
-    ]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+def _markdown(table: "pd.DataFrame") -> str:
+    """Return the cells, which are texts, as an aligned table."""
+    padded = [[name, *column] for name, column in table.items()]
+    for column in padded:
+        width = max(map(len, column))
+        column[:] = [text.ljust(width) for text in column]
+        column.insert(1, "-" * width)
+    lines = [f"| {' | '.join(line)} |" for line in zip(*padded, strict=True)]
+    lines[1] = lines[1].replace(" ", "-")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

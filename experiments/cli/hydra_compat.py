@@ -1,4 +1,4 @@
-"""Hydra behind one door: its entry point and `instantiate`, whose signatures change with 1.4."""
+"""Hydra behind one door: its entry point, its configurations, and `instantiate`."""
 
 import hashlib
 import os
@@ -19,16 +19,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments.cli import listing
-from experiments.cli.sweep_validation import checked_once
-from experiments.cli.targets import ALLOWED, locate, refuse_unknown
+from experiments.cli.sweep_validation import register_sweeper
+from experiments.cli.targets import locate, refuse_unknown
 from experiments.common.errors import BadInputError, suggest
 from experiments.common.files import write_whole
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-_LEGACY = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
-_VERSION: dict[str, Any] = {"version_base": "1.3"} if _LEGACY else {}
+_VERSION = "1.3"
 _LONGEST_NAME = 150  # file systems allow 255 bytes
-_WHITELIST = [f"{prefix}*" for prefix in ALLOWED]
 
 
 def register_resolvers() -> None:
@@ -46,13 +44,8 @@ def register_resolvers() -> None:
         """What `--help` lists; it fills in names after a dollar sign."""
         return listing.listing(listing.sources(sys.argv[1:])).replace("$", "$$")
 
-    register = OmegaConf.register_new_resolver if _LEGACY else _new_register()
     for function in (half, if_run, folder_name, nouns):
-        register(function.__name__, function, replace=True)
-
-
-def _new_register() -> Any:
-    return vars(OmegaConf)["register_resolver"].__func__  # OmegaConf 2.4, with Hydra 1.4
+        OmegaConf.register_new_resolver(function.__name__, function, replace=True)
 
 
 def folder_name(text: Any) -> str:
@@ -67,7 +60,7 @@ def folder_name(text: Any) -> str:
 def compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     """The configuration that a command line gives, for tests and notebooks."""
     register_resolvers()
-    with hydra.initialize_config_dir(str(CONF), **_VERSION):
+    with hydra.initialize_config_dir(str(CONF), version_base=_VERSION):
         return hydra.compose("config", overrides, return_hydra_config=with_hydra)
 
 
@@ -79,10 +72,10 @@ def launch(task: Callable[[DictConfig], Any]) -> None:
     BadInputError : what the command line asks for does not exist.
     """
     register_resolvers()
-    guard: dict[str, Any] = {} if _LEGACY else {"execution_whitelist": [*_WHITELIST, "logging.*"]}
-    entry = hydra.main(config_path=str(CONF), config_name="config", **_VERSION, **guard)(task)
+    register_sweeper()
+    entry = hydra.main(config_path=str(CONF), config_name="config", version_base=_VERSION)(task)
     try:
-        with _raising(), checked_once():
+        with _raising():
             entry()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # it raises all three
         raise BadInputError(explain(error)) from error
@@ -226,10 +219,9 @@ def instantiate(node: dict[str, Any], where: str) -> Any:
     ValueError, TypeError, OSError : what the target itself raises.
     """
     refuse_unknown(node, where)
-    options: dict[str, Any] = {} if _LEGACY else {"_execution_whitelist_": _WHITELIST}
     config = OmegaConf.create({**_bare(node), "_convert_": "all"}, flags={"allow_objects": True})
     try:
-        return hydra.utils.instantiate(config, **options)
+        return hydra.utils.instantiate(config)
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | TypeError | OSError):
             raise error.__cause__ from None

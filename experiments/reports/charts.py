@@ -1,116 +1,206 @@
-"""What the page draws, as plain numbers: its script (`page.js`) knows one kind of chart.
+"""What the page draws, with plotly: scores, curves, the paths of hyperparameters, slices.
 
-A chart has `series`; each has `data`, columns by name, of which `x` and `y` list those that the
-reader may choose from. `band` holds the least and the largest of a column, `half` half the width of
-an interval. Where the series have a `group`, one group is shown at a time.
+A menu chooses what an axis shows: every choice holds one column per trace. Text of runs goes
+through `escape`: plotly reads tags in names and titles.
 """
 
-import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb, qualitative
 
 from experiments.reports import sweep_data as data
-from experiments.reports.table import Row, interval
+from experiments.reports.table import Row
 
-Chart = dict[str, Any]
+_COLOURS = qualitative.D3
 _COSTS = (data.STEP, data.CALLS, data.SECONDS)
+_PLACE, _COST, _MEMORY, _VALUE = "row of the table", "seconds", "MiB", "outer value"
+# Buttons for both axes, at the right end of the menus.
+_SCALES: dict[str, Any] = {
+    "type": "buttons",
+    "direction": "right",
+    "showactive": False,
+    "buttons": [
+        {"label": f"{kind} {axis}", "method": "relayout", "args": [{f"{axis}axis.type": kind}]}
+        for axis in ("y", "x")
+        for kind in ("linear", "log")
+    ],
+    **{"x": 1, "xanchor": "right", "y": 1.18, "yanchor": "top"},
+}
+Columns = dict[str, list[Any]]  # what an axis may show -> one column per trace
 
 
-def charts(found: list[Row]) -> list[Chart]:
-    """Of all tasks, in the order of the table."""
+@dataclass(frozen=True)
+class Chart:
+    """A plotly figure with its caption."""
+
+    title: str
+    about: str
+    figure: go.Figure
+
+
+def make_charts(found: list[Row]) -> list[Chart]:
+    """Return the charts of all tasks, in the order of the table."""
     drawn = []
     for task, some in data.by_task(found).items():
         several = f"{task}: " if len(data.names(found)) > 1 else ""
         spreads = {row.label: data.over_seeds(data.histories(row)) for row in some}
-        drawn.append(_scores(f"{several}scores", some))
+        drawn.append(_draw_scores(f"{several}scores", some))
         if any(spreads.values()):
-            drawn.append(_curves(f"{several}curves and evidence", spreads))
-            drawn.append(_trajectories(f"{several}hyperparameters", spreads))
+            drawn.append(_draw_curves(f"{several}curves and evidence", spreads))
+            drawn.append(_draw_trajectories(f"{several}hyperparameters", spreads))
         for name, points in data.numeric(some).items():
-            drawn.append(_slice(f"{several}slice over {name}", name, points, some[0].metric))
-    return _plain(drawn)
+            title = f"{several}slice over {name}"
+            drawn.append(_draw_slice(title, name, points, some[0].metric))
+    return drawn
 
 
-def _scores(title: str, found: list[Row]) -> Chart:
-    """Every completed run a point: its test metrics against what it cost."""
-    completed = [run for run in found[0].runs if run["status"] == "completed"]
-    series, metrics = [], list(completed[0]["test_metrics"])
-    for place, row in enumerate(found):
-        runs = [run for run in row.runs if run["status"] == "completed"]
-        columns: dict[str, list[Any]] = {
-            "row of the table": [place + 1 + 0.02 * i for i in range(len(runs))],
-            data.CALLS: [sum(run["counts"].values()) for run in runs],
-            "seconds": [run["seconds"] + run["compile_seconds"] for run in runs],
-            "MiB": [run.get("process", {}).get("peak_memory_mib") for run in runs],
-            "outer value": [run["value"] for run in runs],
-        }
-        columns |= {name: [run["test_metrics"].get(name) for run in runs] for name in metrics}
-        texts = [f"seed {run.get('seed', '-')}" for run in runs]
-        series.append({"name": row.label, "data": columns, "texts": texts, "points": True})
-    x = ["row of the table", data.CALLS, "seconds", "MiB"]
-    about = "One point per completed run."
-    return {"title": title, "about": about, "x": x, "y": [*metrics, "outer value"]} | _of(series)
+def _draw_scores(title: str, found: list[Row]) -> Chart:
+    """Draw every completed run as a point: its test metrics against what it cost."""
+    completed = [[run for run in row.runs if run["status"] == "completed"] for row in found]
+    traces = [
+        go.Scatter(
+            name=escape(row.label),
+            mode="markers",
+            text=[escape(f"seed {run.get('seed', '-')}") for run in runs],
+        )
+        for row, runs in zip(found, completed, strict=True)
+    ]
+    x = {
+        _PLACE: [
+            [place + 0.02 * i for i in range(len(runs))] for place, runs in enumerate(completed, 1)
+        ],
+        data.CALLS: [[sum(run["counts"].values()) for run in runs] for runs in completed],
+        _COST: [[run["seconds"] + run["compile_seconds"] for run in runs] for runs in completed],
+        _MEMORY: [
+            [run.get("process", {}).get("peak_memory_mib") for run in runs] for runs in completed
+        ],
+    }
+    y = {
+        name: [[run["test_metrics"].get(name) for run in runs] for runs in completed]
+        for name in completed[0][0]["test_metrics"]
+    }
+    y[_VALUE] = [[run["value"] for run in runs] for runs in completed]
+    return Chart(title, "One point per completed run.", _figure(traces, x, y))
 
 
-def _curves(title: str, spreads: dict[str, dict[str, np.ndarray]]) -> Chart:
-    series = []
-    known = {x for x in data.CURVES if any(x in spread for spread in spreads.values())}
-    for label, spread in spreads.items():
-        present = {name: spread[name] for name in (*data.CURVES, *_COSTS) if name in spread}
-        shown = {data.CURVES.get(name, name): spread for name, spread in present.items()}
-        columns = {name: rows[0] for name, rows in shown.items()}
-        band = {name: rows[1:] for name, rows in shown.items() if name not in _COSTS}
-        series.append({"name": label, "data": columns, "band": band})
-    y = [text for name, text in data.CURVES.items() if name in known]
+def _draw_curves(title: str, spreads: dict[str, dict[str, np.ndarray]]) -> Chart:
+    known = [name for name in data.CURVES if any(name in spread for spread in spreads.values())]
+    traces: list[go.Scatter] = []
+    for place, label in enumerate(spreads):
+        traces += _band(label, place)
+    x = {cost: _repeated(spread.get(cost) for spread in spreads.values()) for cost in _COSTS}
+    y = {data.CURVES[name]: _columns(s.get(name) for s in spreads.values()) for name in known}
     about = "Mean over seeds; shaded from the least to the largest."
-    logs = {"log": y[1:]}
-    return {"title": title, "about": about, "x": _COSTS, "y": y} | logs | _of(series)
+    return Chart(title, about, _figure(traces, x, y, logs=[data.CURVES[n] for n in known[1:]]))
 
 
-def _trajectories(title: str, spreads: dict[str, dict[str, np.ndarray]]) -> Chart:
-    series = []
+def _draw_trajectories(title: str, spreads: dict[str, dict[str, np.ndarray]]) -> Chart:
+    """Draw the hyperparameters of one row at a time, which a menu chooses."""
+    traces, owners, costs, values = [], [], [], []
     for label, spread in spreads.items():
-        costs = {name: spread[name][0] for name in _COSTS if name in spread}
-        for name, rows in spread.items():
-            if name.startswith(data.HYPER):
-                columns = costs | {"value": rows[0]}
-                own = {"data": columns, "band": {"value": rows[1:]}, "group": label}
-                series.append({"name": name.removeprefix(data.HYPER)} | own)
+        names = [name for name in spread if name.startswith(data.HYPER)]
+        for place, name in enumerate(names):
+            traces += _band(name.removeprefix(data.HYPER), place)
+            owners += [label] * 3
+            costs.append(spread)
+            values.append(spread[name])
+    x = {cost: _repeated(spread.get(cost) for spread in costs) for cost in _COSTS}
+    figure = _figure(traces, x, {"value": _columns(values)})
+    labels = list(dict.fromkeys(owners))
+    seen = {label: [owner == label for owner in owners] for label in labels}
+    for trace, visible in zip(figure.data, seen[labels[0]], strict=True):
+        trace.visible = visible
+    choices = [(label, [{"visible": visible}]) for label, visible in seen.items()]
+    _add_menu(figure, "restyle", choices)
     about = "Every hyperparameter of one row of the table, mean over seeds; shaded as above."
-    return {"title": title, "about": about, "x": _COSTS, "y": ["value"]} | _of(series)
+    return Chart(title, about, figure)
 
 
-def _slice(
+def _draw_slice(
     title: str, name: str, points: list[tuple[float, float, float, str]], metric: str
 ) -> Chart:
-    series = []
+    traces = []
     for rest in dict.fromkeys(point[3] for point in points):
         x, y, half, _ = zip(*sorted(p for p in points if p[3] == rest), strict=True)
-        columns = {name: x, metric: y}
-        own = {"data": columns, "half": {metric: half}, "points": True, "line": True}
-        series.append({"name": rest or metric} | own)
-    logs = [name] if data.wide([point[0] for point in points]) else []
-    about = "Mean over seeds with its 95 % interval."
-    return {"title": title, "about": about, "x": [name], "y": [metric], "log": logs} | _of(series)
+        error = {"type": "data", "array": half}
+        traces.append(
+            go.Scatter(name=escape(rest or metric), x=x, y=y, error_y=error, mode="lines+markers")
+        )
+    figure = _figure(traces, {}, {})
+    scale = "log" if data.wide([point[0] for point in points]) else "linear"
+    figure.update_xaxes(title_text=escape(name), type=scale)
+    figure.update_yaxes(title_text=escape(metric))
+    return Chart(title, "Mean over seeds with its 95 % interval.", figure)
 
 
-def _of(series: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"series": series}
+def _band(name: str, place: int) -> list[go.Scatter]:
+    """Return the traces of a mean and of the band around it, which a click hides together."""
+    colour = _COLOURS[place % len(_COLOURS)]
+    hidden = {"showlegend": False, "hoverinfo": "skip", "mode": "lines", "line": {"width": 0}}
+    group, shade = str(place), f"rgba{(*hex_to_rgb(colour), 0.15)}"
+    return [
+        go.Scatter(name=escape(name), legendgroup=group, mode="lines", line={"color": colour}),
+        go.Scatter(legendgroup=group, **hidden),
+        go.Scatter(legendgroup=group, fill="tonexty", fillcolor=shade, **hidden),
+    ]
 
 
-def spread_of(row: Row) -> str:
-    """`mean ± half`, for a sentence."""
-    half = interval(list(row.scores.values()))
-    return f"{row.mean:.5g}" if math.isnan(half) else f"{row.mean:.5g} ± {half:.2g}"
+def _columns(spreads: Iterable[np.ndarray | None]) -> list[Any]:
+    """Return mean, least and largest of each, as the traces of :func:`_band` want them."""
+    rows: list[Any] = []
+    for spread in spreads:
+        rows += [[], [], []] if spread is None else spread.tolist()
+    return rows
 
 
-def _plain(value: Any) -> Any:
-    """For JSON: six digits of every number, `None` for what is not finite."""
-    if isinstance(value, dict):
-        return {name: _plain(child) for name, child in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(child) for child in value]
-    if isinstance(value, float | np.floating):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value
+def _repeated(spreads: Iterable[np.ndarray | None]) -> list[Any]:
+    """Return the mean of each for all three traces of a band."""
+    rows: list[Any] = []
+    for spread in spreads:
+        rows += [[] if spread is None else spread[0].tolist()] * 3
+    return rows
+
+
+def _figure(
+    traces: list[go.Scatter], x: Columns, y: Columns, logs: Iterable[str] = ()
+) -> go.Figure:
+    """Return a figure that shows the first choice of each axis, with menus for the others."""
+    figure = go.Figure(traces)
+    figure.update_layout(
+        template="simple_white",
+        colorway=_COLOURS,
+        margin={"l": 70, "r": 50, "t": 60, "b": 50},
+        legend={"orientation": "h", "y": -0.18},
+        modebar={"orientation": "v"},
+        updatemenus=[_SCALES],
+    )
+    for axis, columns in (("y", y), ("x", x)):
+        if not columns:
+            continue
+        choices = []
+        for name, rows in columns.items():
+            title, kind = f"{axis}axis.title.text", f"{axis}axis.type"
+            layout = {title: escape(name), kind: "log" if name in logs else "linear"}
+            choices.append((name, [{axis: rows}, layout]))
+        for trace, column in zip(figure.data, choices[0][1][0][axis], strict=True):
+            trace[axis] = column
+        figure.update_layout(choices[0][1][1])
+        if len(choices) > 1:
+            _add_menu(figure, "update", choices)
+    return figure
+
+
+def _add_menu(figure: go.Figure, method: str, choices: list[tuple[str, list[Any]]]) -> None:
+    """Add a menu to the right of those that the figure has."""
+    buttons = [
+        {"label": escape(label), "method": method, "args": arguments}
+        for label, arguments in choices
+    ]
+    menus = figure.layout.updatemenus
+    place = {"x": 0.24 * (len(menus) - 1), "xanchor": "left", "y": 1.18, "yanchor": "top"}
+    figure.update_layout(updatemenus=[*menus, {"buttons": buttons, **place}])

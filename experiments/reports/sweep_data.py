@@ -28,7 +28,7 @@ CURVES = {
 
 def by_task(found: list[Row]) -> dict[str, list[Row]]:
     """The rows with a completed run that are drawn."""
-    some = [row for row in found if row.scores]
+    some = [row for row in found if not row.scores.empty]
     return {task: [row for row in some if row.task == task][:ROWS] for task in names(some)}
 
 
@@ -75,7 +75,7 @@ def numeric(found: list[Row]) -> dict[str, list[tuple[float, float, float, str]]
             except ValueError:
                 continue
             rest = " ".join(f"{k}={v}" for k, v in changes.items() if k != name)
-            half = interval(list(row.scores.values()))
+            half = interval(row.scores)
             slices.setdefault(name, []).append((number, row.mean, half, rest))
     return {n: p for n, p in slices.items() if len({point[0] for point in p}) > 1}
 

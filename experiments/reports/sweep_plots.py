@@ -30,7 +30,7 @@ def scores(found: list[Row]) -> bytes:
     figure = _figure(9, 1.2 + 0.4 * len(found))
     axes = figure.subplots()
     for place, row in enumerate(found):
-        values = list(row.scores.values())
+        values = row.scores
         axes.plot(values, [place] * len(values), "o", color="tab:gray", alpha=0.5, markersize=4)
         half = interval(values)
         error = None if math.isnan(half) else half

@@ -1,16 +1,17 @@
 """Runs as a table: those that differ in nothing but the seed are one row; who won, and by what."""
 
 import math
-import statistics
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
+
+import pandas as pd
 
 SEEDS = ("seed", "task.seed", "task.table.seed")
 COUNTS = ("gradients", "hvps", "jvps", "vjps")  # oracle calls, in results and histories
 COLUMNS = ("task", "run", "completed", "of", "metric", "mean", "95 %", "value", "calls", "seconds")
 COLUMNS += ("MiB", "difference", "d 95 %")
 LOST = {"failed", "diverged"}
+_NUMBERS = ("seed", "value", "calls", "seconds", "MiB")
 RULE = (
     "Winner: of the rows without a run that failed or diverged (of all, if there is none), the one "
     "with the least mean of the first test metric. As good: the paired 95 % interval of the "
@@ -27,7 +28,7 @@ class Row:
     ----------
     task, label : which; the label holds what the command line changed.
     metric : name of the headline test metric; less of it is better.
-    scores : seed -> that metric, of the runs that were completed.
+    scores : that metric by seed, of the runs that were completed.
     value, calls, seconds : means of the outer value, of all oracle calls, of the wall-clock time.
     peak : the largest memory of a process that made one of them so far, in MiB.
     other : how many runs have another status, by status.
@@ -37,7 +38,7 @@ class Row:
     task: str
     label: str
     metric: str
-    scores: dict[Any, float]
+    scores: pd.Series
     value: float
     calls: float
     seconds: float
@@ -47,8 +48,8 @@ class Row:
 
     @property
     def mean(self) -> float:
-        """Of the scores; NaN where no run was completed."""
-        return statistics.fmean(self.scores.values()) if self.scores else math.nan
+        """Return the mean of the scores; NaN where no run was completed."""
+        return float(self.scores.mean())
 
     @property
     def lost(self) -> bool:
@@ -58,35 +59,74 @@ class Row:
 
 def rows(results: list[dict[str, Any]]) -> list[Row]:
     """Group the results by all but the seed; best first within each task."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     shared = set.intersection(*(set(_changes(result)) for result in results))
-    for result in results:
-        changed = [change for change in _changes(result) if change not in shared]
-        task = result.get("task", result["choices"]["task"])
-        groups[task, " ".join(changed) or "-"].append(result)
-    found = [_row(task, label, group) for (task, label), group in groups.items()]
-    return sorted(found, key=lambda row: (row.task, not row.scores, row.lost, row.mean))
+    frame = pd.DataFrame([_facts(result, shared) for result in results])
+    groups = frame.groupby(["task", "label"], sort=False)
+    found = [_row(str(task), str(label), group) for (task, label), group in groups]
+    return sorted(found, key=lambda row: (row.task, row.scores.empty, row.lost, row.mean))
 
 
-def cells(found: list[Row]) -> list[list[Any]]:
-    """The table: a header, then one line per row; the last column says who won."""
-    lines: list[list[Any]] = [[*COLUMNS, "verdict"]]
+def _facts(result: dict[str, Any], shared: set[str]) -> dict[str, Any]:
+    """Return what the table needs of a run; numbers are there of a completed one only."""
+    facts = {
+        "task": result.get("task", result["choices"]["task"]),
+        "label": " ".join(c for c in _changes(result) if c not in shared) or "-",
+        "status": result["status"],
+        "result": result,
+    }
+    if result["status"] != "completed":
+        return facts | dict.fromkeys(_NUMBERS, math.nan)
+    return facts | {
+        "seed": result["seed"],
+        "value": result["value"],
+        "calls": sum(result["counts"].values()),
+        "seconds": result["seconds"] + result["compile_seconds"],
+        "MiB": result.get("process", {}).get("peak_memory_mib"),
+    }
+
+
+def _row(task: str, label: str, group: pd.DataFrame) -> Row:
+    """Return the row of runs that differ in the seed only."""
+    completed = group[group["status"] == "completed"]
+    ended = [result["test_metrics"] for result in completed["result"]]
+    metric = next(iter(ended[0])) if ended else "-"
+    scores = pd.Series([each[metric] for each in ended], list(completed["seed"]), dtype=float)
+    scores = scores[~scores.index.duplicated(keep="last")]  # made again: the later one counts
+    means = completed[["value", "calls", "seconds"]].astype(float).mean()
+    other = group.loc[group["status"] != "completed", "status"].value_counts()
+    peak = float(completed["MiB"].astype(float).max())
+    return Row(
+        task=task,
+        label=label,
+        metric=metric,
+        scores=scores,
+        value=float(means["value"]),
+        calls=float(means["calls"]),
+        seconds=float(means["seconds"]),
+        peak=peak,
+        other=other.to_dict(),
+        runs=list(group["result"]),
+    )
+
+
+def make_table(found: list[Row]) -> pd.DataFrame:
+    """Return one line per row; the last column says who won."""
+    lines = []
     best: dict[str, Row] = {}
     for row in found:
         winner = best.setdefault(row.task, row)
-        completed = len(row.scores)
-        count = [completed, completed + sum(row.other.values())]
-        score = [row.metric, row.mean, interval(list(row.scores.values()))]
+        count = [len(row.scores), len(row.scores) + sum(row.other.values())]
+        score = [row.metric, row.mean, interval(row.scores)]
         cost = [row.value, row.calls, row.seconds, row.peak]
         paired = difference(row, winner)
         lines.append([row.task, row.label, *count, *score, *cost, *paired, verdict(row, winner)])
-    return lines
+    return pd.DataFrame(lines, columns=[*COLUMNS, "verdict"])
 
 
 def verdict(row: Row, winner: Row) -> str:
     """`best`; `as good` where the paired difference over common seeds may be 0; or what failed."""
     failed = ", ".join(f"{count} {status}" for status, count in sorted(row.other.items()))
-    if not row.scores:
+    if row.scores.empty:
         return failed
     said = "best" if row is winner else ""
     mean, half = difference(row, winner)
@@ -97,52 +137,22 @@ def verdict(row: Row, winner: Row) -> str:
 
 def difference(row: Row, winner: Row) -> tuple[float, float]:
     """Mean of score minus the winner's over common seeds, and half the width of its interval."""
-    common = sorted(row.scores.keys() & winner.scores.keys(), key=str)
-    differences = [row.scores[seed] - winner.scores[seed] for seed in common]
-    mean = statistics.fmean(differences) if differences else math.nan
-    return mean, interval(differences)
+    differences = (row.scores - winner.scores).dropna()
+    return float(differences.mean()), interval(differences)
 
 
-def interval(numbers: list[float]) -> float:
+def interval(numbers: Any) -> float:
     """Half the width of Student's 95 % interval for the mean; NaN for fewer than two numbers."""
-    if len(numbers) < 2:
-        return math.nan
     from scipy.special import stdtrit  # Student's quantile; scipy.stats takes a second to import
 
-    quantile = float(stdtrit(len(numbers) - 1, 0.975))
-    return quantile * statistics.stdev(numbers) / math.sqrt(len(numbers))
+    numbers = pd.Series(numbers, dtype=float)
+    return float(stdtrit(len(numbers) - 1, 0.975) * numbers.sem())
 
 
-def _row(task: str, label: str, group: list[dict[str, Any]]) -> Row:
-    completed = [result for result in group if result["status"] == "completed"]
-    other: dict[str, int] = defaultdict(int)
-    for result in group:
-        if result["status"] != "completed":
-            other[result["status"]] += 1
-    metric = next(iter(completed[0]["test_metrics"])) if completed else "-"
-
-    def mean(of: Any) -> float:
-        return statistics.fmean(map(of, completed)) if completed else math.nan
-
-    return Row(
-        task,
-        label,
-        metric,
-        {result["seed"]: result["test_metrics"][metric] for result in completed},
-        mean(lambda result: result["value"]),
-        mean(lambda result: sum(result["counts"].values())),
-        mean(lambda result: result["seconds"] + result["compile_seconds"]),
-        max(
-            (r.get("process", {}).get("peak_memory_mib", math.nan) for r in completed),
-            default=math.nan,
-        ),
-        dict(other),
-        group,
-    )
-
-
-def _peak(result: dict[str, Any]) -> float:
-    return result.get("process", {}).get("peak_memory_mib", math.nan)
+def spread_of(row: Row) -> str:
+    """`mean ± half`, for a sentence."""
+    half = interval(row.scores)
+    return f"{row.mean:.5g}" if math.isnan(half) else f"{row.mean:.5g} ± {half:.2g}"
 
 
 def _changes(result: dict[str, Any]) -> list[str]:

@@ -66,7 +66,7 @@ def comparison(result: dict[str, Any]) -> Table:
 def show_many(console: Console, found: list[Row]) -> None:
     """Print one table for each group of runs that differ in the seed alone."""
     for row in found:
-        if row.scores:
+        if not row.scores.empty:
             console.print(over_seeds(row))
 
 

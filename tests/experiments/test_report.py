@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from matplotlib.image import imread
+from plotly.offline import get_plotlyjs
 
 from experiments import report
 from experiments.reports import charts, sweep_data, table
-from experiments.reports.page import page as make
+from experiments.reports.page import make_page
 from experiments.runs import results
 
 
@@ -44,22 +45,35 @@ def run(folder: Path, label: str, seed: int, score: float, **changes: Any) -> No
     results.write_history(place, history, ["penalty", "no <se>"])
 
 
+def make_sweep(folder: Path) -> Path:
+    for seed in range(3):
+        run(folder, "a=0.1", seed, 0.5 + 0.1 * seed)
+        run(folder, "a=10", seed, 0.8 + 0.1 * seed)
+    run(folder, "a=<script>", 0, 0.9, status="failed", error="no <such> thing")
+    return folder
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    for seed in range(3):
-        run(tmp_path, "a=0.1", seed, 0.5 + 0.1 * seed)
-        run(tmp_path, "a=10", seed, 0.8 + 0.1 * seed)
-    run(tmp_path, "a=<script>", 0, 0.9, status="failed", error="no <such> thing")
-    return tmp_path
+    return make_sweep(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep with its report, not to be changed."""
+    folder = make_sweep(tmp_path_factory.mktemp("reported"))
+    assert report.main([str(folder)]) == 0
+    return folder
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and the cells of the table."""
+    """Tags with their attributes, texts outside scripts, and the cells of the table."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.rows: list[list[str]] = []
+        self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -70,13 +84,14 @@ class Page(HTMLParser):
             self.rows[-1].append("")
 
     def handle_data(self, data: str) -> None:
-        if self.rows and self.rows[-1] and self.tags[-1][0] in ("td", "th"):
+        if self.tags and self.tags[-1][0] not in ("script", "style"):
+            self.text += data
+        if self.rows and self.rows[-1] and self.tags[-1][0] in ("td", "button"):
             self.rows[-1][-1] += data
 
 
-def test_page_holds_table_and_pictures_and_needs_no_network(sweep: Path) -> None:
-    assert report.main([str(sweep)]) == 0
-    text = (sweep / "report.html").read_text()
+def test_page_holds_table_and_pictures_and_needs_no_network(reported: Path) -> None:
+    text = (reported / "report.html").read_text()
     page = Page(text)
     header, first, second, third = page.rows
     assert header == [*table.COLUMNS, "verdict"]
@@ -87,58 +102,109 @@ def test_page_holds_table_and_pictures_and_needs_no_network(sweep: Path) -> None
     # The same noise in all seeds: the paired difference is exact.
     assert float(second[place["difference"]]) == pytest.approx(0.3)
     assert float(second[place["d 95 %"]]) == pytest.approx(0, abs=1e-9)
-    # Nothing is fetched: no address anywhere, and a policy that refuses one.
-    assert not re.search(r"(https?:)?//[a-z]", text)
+    # Nothing is fetched: no address anywhere but in plotly's comments, and a policy that refuses.
+    assert text.count(get_plotlyjs()) == 1
+    assert not re.search(r"(https?:)?//[a-z]", text.replace(get_plotlyjs(), ""))
     assert not [tag for tag, attrs in page.tags if tag in ("iframe", "img") or "src" in attrs]
     assert [attrs["href"] for tag, attrs in page.tags if tag == "link"] == ["data:,"]
     assert "default-src 'none'" in text
-    assert "no &lt;such&gt; thing" in text
-    assert "<script>," not in text
-    assert table.RULE.split(":")[0] in text
-    assert table.RULE in (sweep / "report.md").read_text()
-    assert "--seed 0 &lt;" in text  # the command of the best row
-    found = table.rows(report.read(sweep))
+    assert table.RULE in page.text
+    assert table.RULE in (reported / "report.md").read_text()
+    assert "run --seed 0 <" in page.text  # the command of the best row
     assert 'id="again"' not in text
-    assert 'data-seconds="30.0" checked' in make("t", table.cells(found), found, 30.0)
+
+
+def test_headings_are_reached_by_the_keyboard(reported: Path) -> None:
+    page = Page((reported / "report.html").read_text())
+    tags = [(tag, attrs) for tag, attrs in page.tags if tag in ("th", "button")]
+    heading = [("th", {"scope": "col"}), ("button", {"type": "button"})]
+    assert tags == heading * len(page.rows[0])
+
+
+def test_page_reads_itself_again_while_it_is_watched(sweep: Path) -> None:
+    found = table.rows(report.read(sweep))
+    page = Page(make_page("t", table.make_table(found), found, 30.0))
+    (field,) = [attrs for _, attrs in page.tags if attrs.get("id") == "again"]
+    assert field["data-seconds"] == "30.0"
+    assert "checked" in field
+
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+
+
+def test_text_of_runs_makes_no_markup(tmp_path: Path) -> None:
+    """Whatever a result says is shown as it is: label, status, message, metric, name, command."""
+    for seed in range(2):
+        told = {"test_metrics": {HOSTILE: 1.0 + seed}, "task": HOSTILE, "command": HOSTILE}
+        for value in (1, 2):
+            changes = [f"a={value}", HOSTILE if value == 1 else "b"]
+            run(tmp_path, f"r{value}", seed, 1.0, overrides=changes, **told)
+    run(tmp_path, "f", 0, 1.0, status=HOSTILE, error=HOSTILE, task=HOSTILE)
+    assert report.main([str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+    assert page.text.count(HOSTILE) > 8
+    assert "<img" not in text.replace(get_plotlyjs(), "")
+    # plotly reads tags in names and titles, from its JSON: there they are entities.
+    assert r"\u003cimg" not in text.replace(get_plotlyjs(), "")
+    assert "&lt;img" in text.replace(get_plotlyjs(), "")
+
+
+def menus(chart: charts.Chart) -> dict[str, tuple[Any, ...]]:
+    """What each menu of a chart sets, by the label of the choice."""
+    layout = chart.figure.layout
+    return {button.label: button.args for menu in layout.updatemenus for button in menu.buttons}
 
 
 def test_charts_hold_what_the_runs_recorded(sweep: Path) -> None:
-    drawn = {chart["title"]: chart for chart in charts.charts(table.rows(report.read(sweep)))}
+    drawn = {chart.title: chart for chart in charts.make_charts(table.rows(report.read(sweep)))}
     assert [*drawn] == ["scores", "curves and evidence", "hyperparameters", "slice over a"]
-    best = drawn["scores"]["series"][0]
-    assert best["data"]["mse"] == pytest.approx([0.5, 0.6, 0.7])
-    assert best["data"]["oracle calls"] == [13, 13, 13]
-    assert best["data"]["MiB"] == [100, 101, 102]
+    scores = drawn["scores"]
+    best = scores.figure.data[0]
+    assert best.y == pytest.approx([0.5, 0.6, 0.7])
+    assert best.text == ("seed 0", "seed 1", "seed 2")
+    assert menus(scores)["oracle calls"][0]["x"] == [[13, 13, 13]] * 2
+    assert menus(scores)["MiB"][0]["x"][0] == [100, 101, 102]
     curves = drawn["curves and evidence"]
-    assert curves["y"] == ["outer value", "its standard error", "inner residual"]
-    first = curves["series"][0]
-    assert first["data"]["oracle calls"] == [5, 10, 15, 20]
-    # Runs of 2 + 1 seconds and 4 steps.
-    assert first["data"]["seconds, in proportion to steps"] == [0.75, 1.5, 2.25, 3]
-    ends = np.array([0.5, 0.6, 0.7])
-    assert first["data"]["outer value"][-1] == pytest.approx(ends.mean())
-    low, high = first["band"]["its standard error"]
-    assert (low[-1], high[-1]) == pytest.approx((0.005, 0.007))
-    paths = drawn["hyperparameters"]["series"]
-    assert [(s["group"], s["name"]) for s in paths[:2]] == [
-        ("a=0.1", "penalty"),
-        ("a=0.1", "no <se>"),
+    assert [b.label for b in curves.figure.layout.updatemenus[1].buttons] == [
+        "outer value",
+        "its standard error",
+        "inner residual",
     ]
-    assert paths[1]["data"]["value"][-1] == pytest.approx(2 * ends.mean())
-    (line,) = drawn["slice over a"]["series"]
-    assert (line["data"]["a"], line["data"]["mse"]) == ([0.1, 10], pytest.approx([0.6, 0.9]))
-    assert drawn["slice over a"]["log"] == ["a"]
+    chosen = menus(curves)
+    assert chosen["oracle calls"][0]["x"][:3] == [[5, 10, 15, 20]] * 3
+    # Runs of 2 + 1 seconds and 4 steps.
+    assert chosen["seconds, in proportion to steps"][0]["x"][0] == [0.75, 1.5, 2.25, 3]
+    ends = np.array([0.5, 0.6, 0.7])
+    assert curves.figure.data[0].y[-1] == pytest.approx(ends.mean())
+    assert curves.figure.data[2].fill == "tonexty"
+    errors, layout = chosen["its standard error"]
+    assert [column[-1] for column in errors["y"][:3]] == pytest.approx([0.006, 0.005, 0.007])
+    assert layout == {"yaxis.title.text": "its standard error", "yaxis.type": "log"}
+    paths = drawn["hyperparameters"]
+    named = [trace for trace in paths.figure.data if trace.name]
+    assert [(trace.name, trace.visible) for trace in named] == [
+        ("penalty", True),
+        ("no &lt;se&gt;", True),
+        ("penalty", False),
+        ("no &lt;se&gt;", False),
+    ]
+    assert menus(paths)["a=10"][0]["visible"] == [False] * 6 + [True] * 6
+    assert named[1].y[-1] == pytest.approx(2 * ends.mean())
+    (line,) = drawn["slice over a"].figure.data
+    assert (line.x, line.y) == ((0.1, 10), pytest.approx([0.6, 0.9]))
+    assert drawn["slice over a"].figure.layout.xaxis.type == "log"
     # Student's t with two degrees of freedom: 4.30265 standard errors.
-    assert line["half"]["mse"][0] == pytest.approx(4.30265 * 0.1 / np.sqrt(3), rel=1e-5)
+    assert line.error_y.array[0] == pytest.approx(4.30265 * 0.1 / np.sqrt(3), rel=1e-5)
 
 
-def test_pictures_are_files_and_show_something(sweep: Path) -> None:
-    assert report.main([str(sweep)]) == 0
-    pictures = sorted(path.name for path in sweep.glob("report-*.png"))
+def test_pictures_are_files_and_show_something(reported: Path) -> None:
+    pictures = sorted(path.name for path in reported.glob("report-*.png"))
     kinds = ["a", "curves", "scores", "trajectories"]
     assert pictures == [f"report-t_b_-{kind}.png" for kind in kinds]
     for name in pictures:
-        assert imread(sweep / name)[..., :3].std() > 0.02
+        assert imread(reported / name)[..., :3].std() > 0.02
 
 
 def test_parquet_keeps_numbers(sweep: Path) -> None:
@@ -164,7 +230,7 @@ def test_watch_stops_at_a_keystroke(sweep: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_labels_of_one_swept_number_become_a_slice(sweep: Path) -> None:
-    found = [row for row in table.rows(report.read(sweep)) if row.scores]
+    found = [row for row in table.rows(report.read(sweep)) if not row.scores.empty]
     (points,) = sweep_data.numeric(found).values()
     assert [(x, pytest.approx(y), rest) for x, y, _, rest in points] == [
         (0.1, 0.6, ""),

@@ -62,7 +62,7 @@ def test_one_bad_job_stops_no_other(command: Command, tmp_path: Path) -> None:
     results = [json.loads(path.read_text()) for path in folder.rglob("result.json")]
     assert sorted(result["status"] for result in results) == ["completed", "diverged", "failed"]
     assert report.main([str(folder), "--no-page"]) == 0
-    verdicts = [line[-1] for line in table.cells(table.rows(report.read(folder)))[1:]]
+    verdicts = list(table.make_table(table.rows(report.read(folder)))["verdict"])
     assert verdicts == ["best", "1 diverged", "1 failed"]
 
 
@@ -104,7 +104,8 @@ def result(label: str, seed: int, score: float, status: str = "completed") -> di
 
 
 def verdicts(results: list[dict[str, Any]]) -> dict[str, str]:
-    return {line[1]: line[-1] for line in table.cells(table.rows(results))[1:]}
+    made = table.make_table(table.rows(results))
+    return dict(zip(made["run"], made["verdict"], strict=True))
 
 
 def test_winner_is_told_from_what_is_as_good() -> None:
@@ -131,9 +132,17 @@ def test_mean_over_survivors_wins_nothing() -> None:
 
 
 def test_single_run_has_no_interval() -> None:
-    (row,) = table.cells(table.rows([result("a", 0, 1.0)]))[1:]
-    assert row[1] == "-"
-    assert math.isnan(row[table.COLUMNS.index("95 %")])
+    (row,) = table.make_table(table.rows([result("a", 0, 1.0)])).to_dict("records")
+    assert row["run"] == "-"
+    assert math.isnan(row["95 %"])
+
+
+def test_a_run_that_was_made_again_counts_once() -> None:
+    results = [result("a", 0, 9.0), result("a", 0, 1.0), result("b", 0, 2.0), result("b", 1, 2.0)]
+    made = table.make_table(table.rows(results))
+    assert list(made["mean"]) == [1.0, 2.0]
+    assert list(made["completed"]) == [1, 2]
+    assert list(made["difference"]) == [0.0, 1.0]
 
 
 def test_interval_covers_the_mean_19_times_in_20() -> None:
