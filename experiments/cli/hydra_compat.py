@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments.cli import listing
-from experiments.cli.sweep_validation import register_sweeper
+from experiments.cli.sweep_validation import checked_once
 from experiments.cli.targets import locate, refuse_unknown
 from experiments.common.errors import BadInputError, suggest
 from experiments.common.files import write_whole
@@ -72,10 +72,9 @@ def launch(task: Callable[[DictConfig], Any]) -> None:
     BadInputError : what the command line asks for does not exist.
     """
     register_resolvers()
-    register_sweeper()
     entry = hydra.main(config_path=str(CONF), config_name="config", version_base=_VERSION)(task)
     try:
-        with _raising():
+        with _raising(), checked_once():
             entry()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # it raises all three
         raise BadInputError(explain(error)) from error

@@ -1,20 +1,22 @@
 """Hydra's sweeper composes every job before the first one begins, and again when it begins.
 
 The first time finds misspelt names. For that one job of each kind will do: jobs that differ in
-values only are legal together, so 200 seeds are composed once, not 200 times (18 s of processor
-time), before work starts.
+values only are legal together, so 200 seeds are composed once, not 200 times, before work starts.
+Hydra has no setting for that, and takes a sweeper of one's own from a plugin's package only, so its
+method is replaced while a sweep is being made (docs/decisions.md has the measurement).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
 
 Job = Sequence[str]
 
 
 def one_of_each(batch: Sequence[Job], groups: set[str]) -> list[Job]:
-    """Return the first job of each kind; the leaf of a group is part of the kind, a value is not."""
+    """Return the first job of each kind: leaves of groups are part of it, values are not."""
     kinds: dict[tuple[str, ...], Job] = {}
     for job in batch:
         kinds.setdefault(tuple(_kind(override, groups) for override in job), job)
@@ -29,21 +31,17 @@ def _kind(override: str, groups: set[str]) -> str:
     return name if plain and not set(value) & set("${}[]'\"") else override
 
 
-class CheckedOnce(BasicSweeper):
-    """Hydra's own sweeper, which looks at one job of each kind before work starts."""
+@contextmanager
+def checked_once() -> Iterator[None]:
+    """Let Hydra look at one job of each kind while a sweep is being made."""
+    whole = Sweeper.validate_batch_is_legal
 
-    def validate_batch_is_legal(self, batch: Sequence[Job]) -> None:
-        """Compose the first job of each kind.
+    def validate(self: Any, batch: Sequence[Job]) -> None:
+        groups = set(self.hydra_context.config_loader.list_groups(""))
+        whole(self, one_of_each(batch, groups))
 
-        Raises
-        ------
-        ConfigCompositionException : the names of a job do not exist.
-        """
-        assert self.config_loader is not None
-        groups = set(self.config_loader.list_groups(""))
-        super().validate_batch_is_legal(one_of_each(batch, groups))
-
-
-def register_sweeper() -> None:
-    """Tell Hydra of the sweeper that `conf/hydra/sweeper/checked_once.yaml` names."""
-    Plugins.instance().register(CheckedOnce)
+    Sweeper.validate_batch_is_legal = validate
+    try:
+        yield
+    finally:
+        Sweeper.validate_batch_is_legal = whole

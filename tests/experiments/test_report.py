@@ -87,7 +87,7 @@ class Page(HTMLParser):
         if self.tags and self.tags[-1][0] not in ("script", "style"):
             self.text += data
         if self.rows and self.rows[-1] and self.tags[-1][0] in ("td", "button"):
-            self.rows[-1][-1] += data
+            self.rows[-1][-1] += data.strip("\n")
 
 
 def test_page_holds_table_and_pictures_and_needs_no_network(reported: Path) -> None:
@@ -107,7 +107,8 @@ def test_page_holds_table_and_pictures_and_needs_no_network(reported: Path) -> N
     assert not re.search(r"(https?:)?//[a-z]", text.replace(get_plotlyjs(), ""))
     assert not [tag for tag, attrs in page.tags if tag in ("iframe", "img") or "src" in attrs]
     assert [attrs["href"] for tag, attrs in page.tags if tag == "link"] == ["data:,"]
-    assert "default-src 'none'" in text
+    (policy,) = [attrs["content"] for _, attrs in page.tags if "http-equiv" in attrs]
+    assert "default-src 'none'" in (policy or "")
     assert table.RULE in page.text
     assert table.RULE in (reported / "report.md").read_text()
     assert "run --seed 0 <" in page.text  # the command of the best row
