@@ -13,8 +13,7 @@ arguments.
 """
 
 import argparse
-import csv
-import io
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -23,6 +22,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track as bar
@@ -100,8 +100,9 @@ def command(
     arguments: list[str] | None = None,
 ) -> int:
     """The command line of a study; the exit status."""
+    spec = sys.modules["__main__"].__spec__  # of the module that Python was told to run
     parser = argparse.ArgumentParser(
-        prog=f"python -m experiments.studies.{name}",
+        prog=f"python -m {spec.name if spec else name}",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -161,7 +162,7 @@ def write(
     paths = [png, page, numbers]
     for title, rows in result.tables.items():
         paths.append(folder / f"{name}-{title.replace(' ', '-')}.csv")
-        sheet = _csv(rows)
+        sheet = pd.DataFrame(rows).to_csv(index=False, na_rep="nan")
         write_whole(paths[-1], lambda file, sheet=sheet: file.write(sheet.encode()))
     return paths
 
@@ -194,14 +195,6 @@ def shown(cell: Any) -> str:
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-
-
-def _csv(rows: Table) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
-        [list(rows[0]), *(list(row.values()) for row in rows)]
-    )
-    return text.getvalue()
 
 
 def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:

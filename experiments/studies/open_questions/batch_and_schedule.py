@@ -14,12 +14,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 import bilevel as bl
 from experiments.studies.base import Check, Result, Track, caption, command, figure, near, quiet
 from experiments.studies.open_questions import measure, problems
+from experiments.studies.open_questions.schedules import SCHEDULES, STEP, make_schedule, run_stages
 from experiments.studies.open_questions.theory import predicted
 
 
@@ -38,18 +38,7 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(batches=(1, 4, 16), budget=2_000, budgets=(1_000, 4_000), runs=150, many=2_000)
 
-STEP = 0.8  # of part 1, over the largest curvature of one example
 STEPS = (0.05, 0.2, 0.8, 1.6, 3.2)  # of part 2
-SCHEDULES = (
-    "constant",
-    "constant, epochs",
-    "tail average",
-    "tail average, epochs",
-    "theory: 2 / mu(k + 8 kappa^2)",
-    "2 / mu(k + 2 kappa)",
-    "step / 4 per stage",
-    "batch x 4 per stage",
-)
 
 
 def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
@@ -119,9 +108,9 @@ def _schedules(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> l
     jobs = [(name, budget) for name in SCHEDULES for budget in sizes.budgets]
     for name, budget in track(jobs, "schedules"):
         if name.endswith("per stage"):
-            got = _staged(at, name, budget, sizes.runs, seed + 3)
+            got = run_stages(at, name, budget, sizes.runs, seed + 3)
         else:
-            got = measure.sample(at, schedule(name, at, budget // 2), sizes.runs, seed + 3)
+            got = measure.sample(at, make_schedule(name, at, budget // 2), sizes.runs, seed + 3)
         exact = measure.accuracy(got.grads, at.exact)
         rows.append(
             {
@@ -134,47 +123,6 @@ def _schedules(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> l
             }
         )
     return rows
-
-
-def schedule(name: str, at: problems.Setting, steps: int) -> bl.Forward:
-    """``Forward`` on single examples with the named schedule."""
-    step: Any = STEP / 2 / at.largest
-    kappa = at.largest / at.smallest
-    if name.startswith("theory"):
-        step = bl.InverseTime(mu=at.smallest, L=at.largest)
-    elif name.startswith("2 /"):  # the same form, its delay set by the stability limit instead
-        step = bl.InverseTime(mu=at.smallest, L=at.smallest * (2 * kappa / 8) ** 0.5)
-    sampling = "epoch" if name.endswith("epochs") else "iid"
-    average = steps // 2 if name.startswith("tail") else 0
-    return bl.Forward(bl.SGD(step, batch_size=1, sampling=sampling), steps, average=average)
-
-
-def _staged(at: problems.Setting, name: str, budget: int, runs: int, seed: int) -> measure.Sample:
-    """Three stages of equal cost, ``Forward`` going on from iterate and derivative."""
-    stages = []
-    for j in range(3):
-        B = 4**j if name.startswith("batch") else 1
-        step = STEP / 2 / at.largest / (1 if name.startswith("batch") else 4**j)
-        stages.append(bl.Forward(bl.SGD(step, batch_size=B), budget // (6 * B)))
-
-    def one(key: Any) -> Any:
-        state, grad, paid = None, None, 0.0
-        for j, stage in enumerate(stages):
-            estimate, state = bl.hypergradient(
-                at.problem,
-                stage,
-                at.hyper,
-                at.params,
-                at.data,
-                jax.random.fold_in(key, j),
-                state=state,
-            )
-            grad, counts = estimate.grad, estimate.evidence.counts
-            paid += (counts.gradients - 1 + counts.jvps) * stage.solver.batch_size
-        return grad, paid
-
-    grads, paid = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(seed), runs))
-    return measure.Sample(np.asarray(grads).reshape(runs, -1), float(paid[0]))
 
 
 def _conclude(fixed: Any, equal: Any, timed: Any, sizes: Sizes) -> tuple[list[str], list[Check]]:

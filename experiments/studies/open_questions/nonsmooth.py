@@ -146,16 +146,11 @@ def _hinges(sizes: Sizes, seed: int, track: Track) -> tuple[Any, Any]:
         curved = replace(at, name="smoothed", problem=SMOOTHED, hyper=both, largest=top)
         grads = _averaged((curved, exact, lam), "smooth", 0.5, sizes, seed)
         got = measure.accuracy(grads[:, :1], exact.grad)
-        smooth.append(
-            {
-                "width": width,
-                "exact bias": float((grad[0] - exact.grad[0]) / abs(exact.grad[0])),
-                "bias of SGD": float(got.bias[0]),
-                "s.e.": float(got.bias_error[0]),
-                "steps of SGD": 2 * int(TIMES / (0.5 / top * lam)),
-            }
-        )
-    return rows, smooth
+        off = float((grad[0] - exact.grad[0]) / abs(exact.grad[0]))
+        measured = float(got.bias[0]), float(got.bias_error[0])
+        smooth.append((width, off, *measured, 2 * int(TIMES / (0.5 / top * lam))))
+    names = ("width", "exact bias", "bias of SGD", "s.e.", "steps of SGD")
+    return rows, [dict(zip(names, values, strict=True)) for values in smooth]
 
 
 def _conclude(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, sizes: Sizes) -> Any:
@@ -176,11 +171,8 @@ def _conclude(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, siz
             f"{wrong['limit of subgradient SGD']:.3g}: it does not go away."
         )
         resolved = wrong["bias / s.e."]
-        checks.append(
-            Check(
-                f"{name}: bias of subgradient SGD, in s.e.", resolved, "more than 4", resolved > 4
-            )
-        )
+        what = f"{name}: bias of subgradient SGD, in s.e."
+        checks.append(Check(what, resolved, "more than 4", resolved > 4))
     for name in sparse:
         small, large = (at(name, "proximal SGD", s) for s in (finest, coarsest))
         wrong = at(name, "subgradient SGD", finest)
@@ -190,14 +182,8 @@ def _conclude(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, siz
             f"{measure.pm(large['bias'], large['s.e.'])} at {coarsest:g}/L."
         )
         share = abs(small["bias"]) + 4 * small["s.e."]
-        checks.append(
-            below(
-                f"{name}: |bias| of proximal SGD + 4 s.e. over subgradient SGD's, "
-                f"step {finest:g}/L",
-                share / abs(wrong["bias"]),
-                1.0,
-            )
-        )
+        what = f"{name}: |bias| of proximal SGD + 4 s.e. over subgradient SGD's, step {finest:g}/L"
+        checks.append(below(what, share / abs(wrong["bias"]), 1.0))
     last = tends[len(sizes.passes) - 1 :: len(sizes.passes)]
     findings.append(
         "Lasso, without a noise floor: "
@@ -253,9 +239,8 @@ def _draw(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, sizes: 
         ax.legend(fontsize=8)
     for ax in (axes[0, 0], axes[0, 1], axes[0, 3]):
         ax.axhline(0, color="0.3", linewidth=1)
-    caption(
-        made, "Forward over each solver, tail averaged; bars: 4 s.e. Exact: active sets, NumPy."
-    )
+    about = "Forward over each solver, tail averaged; bars: 4 s.e. Exact: active sets, NumPy."
+    caption(made, about)
     return made
 
 

@@ -99,16 +99,12 @@ def saddle(sizes: Sizes, track: base.Track) -> base.Table:
     for growth in track(GROWTHS, "saddle"):
         for radius in sizes.far:
             sd = 1 / (2 * growth) ** 0.5  # of SME-1
-            rows.append(
-                {
-                    "eta g": growth,
-                    "radius": radius,
-                    "steps": leaves(lambda x, g=growth: (1 + g) * x, 1.0, radius, 1000),
-                    "formula": float(escape.saddle_exit_steps(growth, 1.0, 1.0, radius)),
-                    "SME-1": (np.log(radius / sd) + HALF) / growth,
-                }
-            )
-    return rows
+            steps = leaves(lambda x, g=growth: (1 + g) * x, 1.0, radius, 1000)
+            formula = float(escape.saddle_exit_steps(growth, 1.0, 1.0, radius))
+            sme = (np.log(radius / sd) + HALF) / growth
+            rows.append((growth, radius, steps, formula, sme))
+    names = ("eta g", "radius", "steps", "formula", "SME-1")
+    return [dict(zip(names, values, strict=True)) for values in rows]
 
 
 def exponents(rows: base.Table) -> base.Table:
@@ -118,15 +114,9 @@ def exponents(rows: base.Table) -> base.Table:
         last, end = [row for row in rows if row["eta"] == eta][-2:]
         run = end["2 dL / (eta s^2)"] - last["2 dL / (eta s^2)"]
         slope = np.log(end["steps"] / last["steps"]) / run
-        found.append(
-            {
-                "eta": eta,
-                "exponent": slope,
-                "reference": EXPONENTS[eta],
-                "plug-in temperature": 1 - eta / 2,
-            }
-        )
-    return found
+        found.append((eta, slope, EXPONENTS[eta], 1 - eta / 2))
+    names = ("eta", "exponent", "reference", "plug-in temperature")
+    return [dict(zip(names, values, strict=True)) for values in found]
 
 
 def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:

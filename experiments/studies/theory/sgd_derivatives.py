@@ -19,13 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-import bilevel as bl
-from bilevel.noise import Ridge
-from bilevel.noise.moments import rules
 from experiments.studies import base
+from experiments.studies.theory.sgd_references import follow_rare_runs, hold_against_reference
 from experiments.studies.theory.sgd_regimes import (
     MEASURES,
     Curves,
@@ -36,13 +33,11 @@ from experiments.studies.theory.sgd_regimes import (
     slope,
 )
 from experiments.studies.theory.sgd_runs import (
-    RIDGE,
     ROUNDING,
     Means,
     grid,
     means,
     sample,
-    simulate,
 )
 
 
@@ -63,11 +58,6 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(steps=10_000, runs=100, ridge_runs=400, rare_runs=1000, chunks=2)
-# Ridge, one row per step: E |D_k - D*|^2 at k = 100, 1000, 10000, computed elsewhere.
-RIDGE_MOMENTS = {
-    "constant": (0.9409347, 0.07825044, 0.008649864),
-    "decreasing": (0.1230221, 0.04025557, 0.004518999),
-}
 
 
 def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
@@ -111,8 +101,8 @@ def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
     slopes = [slope(curve, 8 / _mu(columns[1]) ** 2) for curve in shown[1][1].exact]
     for which, found in zip(MEASURES, slopes, strict=True):
         checks.append(base.near(f"decreasing step, slope of the {which}", found, -1.0, 0.01))
-    ridge, check = reference(sizes.ridge_runs, of_ridge, track)
-    rare = rare_runs(columns[2], sizes.rare_runs, of_rare, track)
+    ridge, check = hold_against_reference(sizes.ridge_runs, of_ridge, track)
+    rare = follow_rare_runs(columns[2], sizes.rare_runs, of_rare, track)
     findings += [
         f"The mean of {sizes.runs} runs is within {worst:.2f} standard errors of the exact moment "
         f"at all {tested} steps compared. They are correlated; even {tested} independent ones "
@@ -138,69 +128,6 @@ def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
 
 def _mu(regime: Regime) -> float:
     return float(np.linalg.eigvalsh(regime.A.T @ regime.A / len(regime.A))[0])
-
-
-def reference(runs: int, key: Any, track: base.Track) -> tuple[base.Table, base.Check]:
-    """Ridge with theta the penalty: 10000 steps, against numbers computed elsewhere."""
-    rng = np.random.default_rng(0)
-    A = rng.standard_normal((50, 5)) * np.linspace(0.5, 1.5, 5)
-    b = A @ rng.standard_normal(5) + 0.5 * rng.standard_normal(50)
-    process = Ridge.from_data(A, b, 0.1, np.ones((5, 1)), batch_size=1)
-    largest, k = (A**2).sum(1).max() + 0.1, np.arange(10_000)
-    mu = np.linalg.eigvalsh(process.curvature)[0]
-    schedules = {
-        "constant": np.full(len(k), 0.05 / largest),
-        "decreasing": 2 / (mu * (k + 2 * largest / mu)),
-    }
-    rows, data = [], bl.Data(inner=(A, b), outer=A)
-
-    @jax.jit
-    def follow(process: Any, start: Any, rule: Any) -> Any:
-        return run.run(process, start, rule, lambda now: now.squared_errors()[1][0])[1]
-
-    for name, steps in track(schedules.items(), "ridge against reference moments"):
-        exact = follow(process, process.start(jnp.zeros(5)), rules.sgd(jnp.asarray(steps)))
-        parts = jnp.asarray(0.1), data, process.solution, process.derivative, process.curvature
-        keys = jax.random.split(key, runs)
-        found = np.asarray(simulate(RIDGE, jnp.asarray(steps), *parts, keys, stride=100))[..., 1]
-        for step, target in zip((100, 1000, 10_000), RIDGE_MOMENTS[name], strict=True):
-            at = found[:, step // 100 - 1]
-            error = at.std(ddof=1) / np.sqrt(runs)
-            rows.append(
-                {
-                    "step size": name,
-                    "step": step,
-                    "reference": target,
-                    "exact recursion": float(exact[step - 1]),
-                    "mean of runs": float(at.mean()),
-                    "standard error": float(error),
-                    "z": float((at.mean() - target) / error),
-                }
-            )
-    worst = max(abs(row["z"]) for row in rows)
-    return rows, base.below(
-        f"ridge against reference moments, largest |z| of {runs} runs", worst, 4.0
-    )
-
-
-def rare_runs(regime: Regime, runs: int, key: Any, track: base.Track) -> base.Table:
-    """Double interpolation at the step size 0.9: what a sample mean makes of it."""
-    large = regime._replace(steps=np.full(200, 0.9))
-    exact = curves(large, bounded=False).exact[1]
-    bar = lambda parts: track(parts, "rare runs")  # noqa: E731
-    samples = sample(large, runs, 1, 10, key, bar)[..., 1]
-    at = np.array([60, 150, 200])
-    found = means(samples[:, at // 10 - 1], exact[at - 1])
-    return [
-        {
-            "step": int(k),
-            "exact": float(exact[k - 1]),
-            "mean / exact": float(mean / exact[k - 1]),
-            "median / exact": float(median / exact[k - 1]),
-            "naive z": float(z),
-        }
-        for k, mean, median, z in zip(at, found.mean, found.median, found.z, strict=True)
-    ]
 
 
 def _curves(shown: list[tuple[Regime, Curves, np.ndarray, list[Means]]]) -> dict[str, Any]:
@@ -233,22 +160,12 @@ def draw(shown: list[tuple[Regime, Curves, np.ndarray, list[Means]]], sizes: Siz
             compared = pair[row]
             at.plot(k, exact.bound[row][k - 1], ":", color="C3", label="bound of the theorem")
             at.plot(k, exact.exact[row][k - 1], color="C0", linewidth=2, label="exact moment")
-            at.plot(
-                steps[inside],
-                compared.mean[inside],
-                "o",
-                color="k",
-                markersize=3.5,
-                label=f"mean of {sizes.runs} runs",
-            )
-            at.plot(
-                steps[inside],
-                compared.median[inside],
-                "_",
-                color="C2",
-                markersize=7,
-                label="median of the runs",
-            )
+            for values, marker, color, size, label in (
+                (compared.mean, "o", "k", 3.5, f"mean of {sizes.runs} runs"),
+                (compared.median, "_", "C2", 7, "median of the runs"),
+            ):
+                style = {"color": color, "markersize": size, "label": label}
+                at.plot(steps[inside], values[inside], marker, **style)
             if regime.name == "decreasing step":
                 tail = k[k > k[-1] / 12]
                 level = 0.35 * exact.exact[row][k[-1] - 1] * k[-1]
