@@ -39,7 +39,7 @@ def exact(process, start, rule):
     def observe(now):
         return now.squared_error() if hasattr(now, "squared_error") else now.squared_errors()[1]
 
-    return run.run(process, start, rule, observe)[1]
+    return run(process, start, rule, observe)[1]
 
 
 def candidates(n, m, p, steps, runs):

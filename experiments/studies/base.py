@@ -100,9 +100,10 @@ def command(
     arguments: list[str] | None = None,
 ) -> int:
     """The command line of a study; the exit status."""
-    spec = sys.modules["__main__"].__spec__  # of the module that Python was told to run
+    spec = sys.modules["__main__"].__spec__  # of the study, unless another program calls it
+    own = spec is not None and spec.name.startswith("experiments.")
     parser = argparse.ArgumentParser(
-        prog=f"python -m {spec.name if spec else name}",
+        prog=f"python -m {spec.name if own else f'experiments.studies.{name}'}",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

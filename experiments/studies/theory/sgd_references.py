@@ -44,7 +44,7 @@ def hold_against_reference(runs: int, key: Any, track: base.Track) -> tuple[base
 
     @jax.jit
     def follow(process: Any, start: Any, rule: Any) -> Any:
-        return run.run(process, start, rule, lambda now: now.squared_errors()[1][0])[1]
+        return run(process, start, rule, lambda now: now.squared_errors()[1][0])[1]
 
     for name, steps in track(schedules.items(), "ridge against reference moments"):
         exact = follow(process, process.start(jnp.zeros(5)), rules.sgd(jnp.asarray(steps)))

@@ -56,7 +56,7 @@ def _moments(process: Any, start: Any, rule: Any) -> Any:
         P = now.second[0, :, 0]
         return jnp.stack([jnp.trace(process.curvature @ P) / 2, jnp.trace(P)])
 
-    return run.run(process, start, rule, observe)[1].T
+    return run(process, start, rule, observe)[1].T
 
 
 def curves(regime: Regime, bounded: bool = True) -> Curves:
