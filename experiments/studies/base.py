@@ -101,9 +101,10 @@ def command(
 ) -> int:
     """The command line of a study; the exit status."""
     spec = sys.modules["__main__"].__spec__  # of the study, unless another program calls it
-    own = spec is not None and spec.name.startswith("experiments.")
+    module = spec.name if spec else ""
+    module = module if module.startswith("experiments.") else f"experiments.studies.{name}"
     parser = argparse.ArgumentParser(
-        prog=f"python -m {spec.name if own else f'experiments.studies.{name}'}",
+        prog=f"python -m {module}",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -16,7 +16,7 @@ from experiments.studies import base
 from experiments.studies.open_questions import batch_and_schedule as batch
 from experiments.studies.open_questions import many, measure, network, nonsmooth, problems, theory
 from experiments.studies.open_questions import variance_reduction as reduction
-from experiments.studies.open_questions.kinks import hinge_reference, sparse_case, sparse_reference
+from experiments.studies.open_questions.kinks import make_sparse_case, solve_hinge, solve_sparse
 
 pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("x64")]
 
@@ -24,21 +24,21 @@ pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("x64")]
 @functools.cache
 def ridge() -> problems.Setting:
     """One for all tests: its dense oracle takes seconds."""
-    return problems.ridge(0)
+    return problems.make_ridge(0)
 
 
 def test_cross_sampling_removes_the_bias_that_one_run_has() -> None:
     sizes, at = reduction.Sizes(steps=200, many=2_500), ridge()
-    same, cross = (reduction._bias(at, n, sizes, 3) for n in ("same run", "cross-sampling"))
+    same, cross = (reduction._measure_bias(at, n, sizes, 3) for n in ("same run", "cross-sampling"))
     assert same.resolved > 4
     assert cross.resolved < 4  # false alarm: 6e-5
-    exact, _ = theory.predicted(at, reduction.STEP / at.largest, 1, sizes.steps)
+    exact, _ = theory.predict_moments(at, reduction.STEP / at.largest, 1, sizes.steps)
     assert abs(same.bias[0] - exact) < 4 * same.bias_error[0]  # false alarm: 6e-5
 
 
 def test_variance_falls_with_the_batch_as_the_moments_say() -> None:
     at = ridge()
-    rows = batch._fixed(at, batch.Sizes(batches=(1, 8), steps=150, many=1_500), 0, base.quiet)
+    rows = batch._vary_batch(at, batch.Sizes(batches=(1, 8), steps=150, many=1_500), 0, base.quiet)
     for row in rows:
         assert abs(row["bias"] - row["exact bias"]) < 4 * row["bias s.e."]  # false alarm: 6e-5
         # The delta method leaves out fourth-order noise: a few per cent, more at B = 1.
@@ -50,20 +50,22 @@ def test_variance_falls_with_the_batch_as_the_moments_say() -> None:
 def test_averages_reduce_the_error_and_saga_has_no_floor() -> None:
     at = ridge()
     last, tail, saga = (
-        measure.accuracy(
-            measure.sample(at, reduction.estimator(name, step / at.largest, 1_500), 60, 0).grads,
+        measure.assess(
+            measure.sample(
+                at, reduction.make_estimator(name, step / at.largest, 1_500), 60, 0
+            ).grads,
             at.exact,
         )
         for name, step in (("same run", 0.4), ("tail average", 0.4), ("SAGA", 0.3))
     )
-    value, error = measure.ratio(tail, last)
+    value, error = measure.compare_errors(tail, last)
     assert value + 4 * error < 1  # false alarm: 3e-5
     assert saga.mse < 1e-8 * last.mse
 
 
 def test_influences_add_up_to_those_of_the_library() -> None:
-    at = problems.logistic(0)
-    iterate, derivative = theory.influences(at)
+    at = problems.make_logistic(0)
+    iterate, derivative = theory.find_influences(at)
     x = jnp.asarray(bl.testing.dense_solution(at.problem, at.hyper, at.params, at.data))
     library = jax.jit(
         lambda x, h: influence.compute_influence(
@@ -87,7 +89,7 @@ def test_costs_follow_the_counts() -> None:
 
 
 def _regression(seed: int) -> tuple[tuple, tuple]:
-    X, w, rng = problems.design(seed, 80, 6, spread=0.1)
+    X, w, rng = problems.make_design(seed, 80, 6, spread=0.1)
     y = X @ (w * (np.arange(6) % 2)) + rng.standard_normal(80)
     return (X[:40], y[:40]), (X[40:], y[40:])
 
@@ -95,7 +97,7 @@ def _regression(seed: int) -> tuple[tuple, tuple]:
 @pytest.mark.parametrize("lam2", [0.0, 0.05])
 def test_sparse_reference_against_scikit_learn_and_differences(lam2: float) -> None:
     inner, outer = _regression(0)
-    found = sparse_reference(inner, outer, np.log(0.1), lam2)
+    found = solve_sparse(inner, outer, np.log(0.1), lam2)
     peer = ElasticNet(
         alpha=0.1 + lam2,
         l1_ratio=0.1 / (0.1 + lam2),
@@ -107,7 +109,7 @@ def test_sparse_reference_against_scikit_learn_and_differences(lam2: float) -> N
     assert 0 < found.active < 6
 
     def value(log_lam1: float) -> float:
-        w = sparse_reference(inner, outer, log_lam1, lam2).solution
+        w = solve_sparse(inner, outer, log_lam1, lam2).solution
         return float(((outer[0] @ w - outer[1]) ** 2).mean() / 2)
 
     h = np.log(0.1)
@@ -115,16 +117,16 @@ def test_sparse_reference_against_scikit_learn_and_differences(lam2: float) -> N
 
 
 def test_hinge_reference_against_scikit_learn_and_differences() -> None:
-    X, w, rng = problems.design(0, 80, 5, spread=0.1)
+    X, w, rng = problems.make_design(0, 80, 5, spread=0.1)
     y = np.sign(X @ w + 0.5 * rng.standard_normal(80))
     inner, outer = (X[:40], y[:40]), (X[40:], y[40:])
-    found = hinge_reference(inner, outer, np.log(0.1))
+    found = solve_hinge(inner, outer, np.log(0.1))
     peer = LinearSVC(loss="hinge", C=1 / (0.1 * 40), fit_intercept=False, tol=1e-10, max_iter=10**6)
     np.testing.assert_allclose(found.solution, peer.fit(*inner).coef_[0], atol=1e-5)
     assert found.active > 0  # without an example on the margin both derivatives agree
 
     def value(log_lam: float) -> float:
-        w = hinge_reference(inner, outer, log_lam).solution
+        w = solve_hinge(inner, outer, log_lam).solution
         return float(np.log1p(np.exp(-outer[1] * (outer[0] @ w))).mean())
 
     h = np.log(0.1)
@@ -132,12 +134,12 @@ def test_hinge_reference_against_scikit_learn_and_differences() -> None:
 
 
 def test_subgradient_steps_miss_the_kink_and_proximal_ones_do_not() -> None:
-    at, exact, mu = sparse_case("elastic net", 0)
+    at, exact, mu = make_sparse_case("elastic net", 0)
     sizes = nonsmooth.Sizes(runs=30)
     step = 0.2
     wrong, right = (
-        measure.accuracy(
-            nonsmooth._averaged((at, exact, mu), w, step, sizes, 0)[:, :1], exact.grad[:1]
+        measure.assess(
+            nonsmooth._average((at, exact, mu), w, step, sizes, 0)[:, :1], exact.grad[:1]
         )
         for w in ("subgradient", "proximal")
     )
@@ -147,12 +149,12 @@ def test_subgradient_steps_miss_the_kink_and_proximal_ones_do_not() -> None:
 
 
 def test_forward_on_a_network_is_the_gradient_of_the_mean_outer_loss() -> None:
-    assert network.finite_difference_gap(bl.testing.mlp(0), 200, 0.001, 3, 0) < 1e-5
+    assert network.measure_gap(bl.testing.mlp(0), 200, 0.001, 3, 0) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["feature", "example"])
 def test_many_closed_forms_against_differences(kind: str) -> None:
-    at = many.case(kind, 12, 0)
+    at = many.make_case(kind, 12, 0)
     inner, outer = at.data.inner, at.data.outer
     X, y, n = inner["X"], inner["y"], len(inner["y"])
 

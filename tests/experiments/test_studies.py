@@ -10,9 +10,14 @@ from matplotlib.image import imread
 
 from experiments.studies import base
 from experiments.studies.theory import escape, modified_equation, noise_floor, sgd_derivatives
-from experiments.studies.theory.quadratic_errors import CONVEX, MODELS, errors, setting
-from experiments.studies.theory.sgd_regimes import curves, predictions, regimes, slope
-from experiments.studies.theory.sgd_runs import means
+from experiments.studies.theory.quadratic_errors import CONVEX, MODELS, make_setting, measure_errors
+from experiments.studies.theory.sgd_regimes import (
+    compute_curves,
+    fit_slope,
+    make_regimes,
+    predict_limits,
+)
+from experiments.studies.theory.sgd_runs import compare_means
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -24,13 +29,13 @@ def failed(result):
 @pytest.mark.extended
 def test_decreasing_step_falls_like_one_over_k():
     """Slope -1.00 +- 0.01 from the exact recursion, the closed form's constant, the bound."""
-    regime = regimes(50, 5, 30_000, seed=0)[1]
-    exact = curves(regime)
+    regime = make_regimes(50, 5, 30_000, seed=0)[1]
+    exact = compute_curves(regime)
     kappa = 1 / np.linalg.eigvalsh(regime.A.T @ regime.A / 50)[0]
-    slopes = [slope(curve, 8 * kappa**2) for curve in exact.exact]
+    slopes = [fit_slope(curve, 8 * kappa**2) for curve in exact.exact]
     assert slopes == pytest.approx([-1, -1], abs=0.01)
     assert (exact.exact <= exact.bound * (1 + 1e-9)).all()
-    for row in predictions(regime, exact.exact):
+    for row in predict_limits(regime, exact.exact):
         assert row["exact recursion"] == pytest.approx(row["closed form"], rel=0.01)
 
 
@@ -39,7 +44,11 @@ def test_rare_runs_are_called_unreliable():
     rng = np.random.default_rng(0)
     rare = np.where(np.arange(1000) == 3, 1e6, 1.0)
     samples = np.stack([rare, rng.standard_normal(1000) ** 2, np.full(1000, 1e-30)], 1)
-    assert list(means(samples, np.array([1e3, 1.0, 1e-30])).reliable) == [False, True, False]
+    assert list(compare_means(samples, np.array([1e3, 1.0, 1e-30])).reliable) == [
+        False,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.slow
@@ -72,7 +81,7 @@ def test_noise_floor():
 @pytest.mark.extended
 def test_modified_equations_on_quadratics():
     """The reference table of four models; where it depends on the noise, its size."""
-    rows, checks = modified_equation.quadratics(0, base.quiet)
+    rows, checks = modified_equation.check_quadratics(0, base.quiet)
     assert [str(check) for check in checks if not check.passed] == []
     assert len(rows) == 20
 
@@ -86,8 +95,8 @@ def test_modified_equations():
 
 def test_errors_on_quadratics_are_those_of_a_plain_loop():
     """SME-1 on the convex quadratic: the mean of SGD by a loop, that of the model by expm."""
-    K, _, start = setting(CONVEX, seed=1)
-    found = errors(MODELS[0], CONVEX, 0.5, [7], seed=1)[0, 0]
+    K, _, start = make_setting(CONVEX, seed=1)
+    found = measure_errors(MODELS[0], CONVEX, 0.5, [7], seed=1)[0, 0]
     h, U = np.linalg.eigh(K)
     first = U.T @ np.asarray(start.mean)
     sgd, model = (1 - 0.5 * h) ** 7 * first, np.exp(-0.5 * 7 * h) * first

@@ -20,7 +20,7 @@ import bilevel as bl
 from experiments.studies.base import Check, Result, Track, caption, command, figure, near, quiet
 from experiments.studies.open_questions import measure, problems
 from experiments.studies.open_questions.schedules import SCHEDULES, STEP, make_schedule, run_stages
-from experiments.studies.open_questions.theory import predicted
+from experiments.studies.open_questions.theory import predict_moments
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,25 @@ STEPS = (0.05, 0.2, 0.8, 1.6, 3.2)  # of part 2
 
 def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     """All three parts on one ridge regression with one penalty."""
-    at = problems.ridge(seed)
-    fixed = _fixed(at, sizes, seed, track)
-    equal = _equal(at, sizes, seed, track)
-    timed = _schedules(at, sizes, seed, track)
+    at = problems.make_ridge(seed)
+    fixed = _vary_batch(at, sizes, seed, track)
+    equal = _compare_batches(at, sizes, seed, track)
+    timed = _compare_schedules(at, sizes, seed, track)
     findings, checks = _conclude(fixed, equal, timed, sizes)
     tables = {"batch size": fixed, "batch at equal cost": equal, "schedules": timed}
     drawn = _draw(fixed, equal, timed)
     return Result("Mini-batch size and schedule", drawn, tables, findings, checks)
 
 
-def _fixed(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> list[dict[str, Any]]:
+def _vary_batch(
+    at: problems.Setting, sizes: Sizes, seed: int, track: Track
+) -> list[dict[str, Any]]:
     rows = []
     for B in track(sizes.batches, "batch size"):
         step = STEP / at.largest
         got = measure.sample(at, bl.Forward(bl.SGD(step, batch_size=B), sizes.steps), sizes.many, B)
-        exact = measure.accuracy(got.grads, at.exact)
-        bias, sd = predicted(at, step, B, sizes.steps)
+        exact = measure.assess(got.grads, at.exact)
+        bias, sd = predict_moments(at, step, B, sizes.steps)
         rows.append(
             {
                 "batch": B,
@@ -67,21 +69,23 @@ def _fixed(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> list[
                 "bias s.e.": float(exact.bias_error[0]),
                 "exact bias": bias,
                 "sd": exact.sd,
-                "sd s.e.": _sd_error(got.grads, at.exact),
+                "sd s.e.": _estimate_sd_error(got.grads, at.exact),
                 "predicted sd": sd,
             }
         )
     return rows
 
 
-def _sd_error(grads: np.ndarray, exact: np.ndarray) -> float:
+def _estimate_sd_error(grads: np.ndarray, exact: np.ndarray) -> float:
     """Standard error of the standard deviation, from the fourth moment."""
     errors = (grads[:, 0] - grads[:, 0].mean()) / np.linalg.norm(exact)
     variance = errors.var()
     return float(np.sqrt(((errors**4).mean() - variance**2) / len(errors)) / (2 * variance**0.5))
 
 
-def _equal(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> list[dict[str, Any]]:
+def _compare_batches(
+    at: problems.Setting, sizes: Sizes, seed: int, track: Track
+) -> list[dict[str, Any]]:
     rows = []
     for B in track(sizes.batches, "batch at equal cost"):
         for step in STEPS:
@@ -90,7 +94,7 @@ def _equal(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> list[
                 bl.SGD(step / at.largest, batch_size=B), max(sizes.budget // (2 * B), 1)
             )
             got = measure.sample(at, forward, sizes.runs, seed + 10 + B)
-            exact = measure.accuracy(got.grads, at.exact)
+            exact = measure.assess(got.grads, at.exact)
             rows.append(
                 {
                     "batch": B,
@@ -103,7 +107,9 @@ def _equal(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> list[
     return rows
 
 
-def _schedules(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> list[dict[str, Any]]:
+def _compare_schedules(
+    at: problems.Setting, sizes: Sizes, seed: int, track: Track
+) -> list[dict[str, Any]]:
     rows = []
     jobs = [(name, budget) for name in SCHEDULES for budget in sizes.budgets]
     for name, budget in track(jobs, "schedules"):
@@ -111,7 +117,7 @@ def _schedules(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> l
             got = run_stages(at, name, budget, sizes.runs, seed + 3)
         else:
             got = measure.sample(at, make_schedule(name, at, budget // 2), sizes.runs, seed + 3)
-        exact = measure.accuracy(got.grads, at.exact)
+        exact = measure.assess(got.grads, at.exact)
         rows.append(
             {
                 "schedule": name,
@@ -128,7 +134,7 @@ def _schedules(at: problems.Setting, sizes: Sizes, seed: int, track: Track) -> l
 def _conclude(fixed: Any, equal: Any, timed: Any, sizes: Sizes) -> tuple[list[str], list[Check]]:
     batches = [row["batch"] for row in fixed]
     variance = [row["sd"] ** 2 for row in fixed]
-    fall = measure.slope(batches, variance)
+    fall = measure.fit_slope(batches, variance)
     # Error of the slope from those of the sd's, which are independent.
     x = np.log(batches) - np.mean(np.log(batches))
     relative = np.array([2 * row["sd s.e."] / row["sd"] for row in fixed])
@@ -151,7 +157,7 @@ def _conclude(fixed: Any, equal: Any, timed: Any, sizes: Sizes) -> tuple[list[st
         f"At {sizes.budget} gradients the best step grows with B ("
         + ", ".join(f"B = {r['batch']}: {r['step x L']:g}/L" for r in tops)
         + ") and the best relative MSE is "
-        + ", ".join(measure.pm(r["relative MSE"], r["s.e."]) for r in tops)
+        + ", ".join(measure.show(r["relative MSE"], r["s.e."]) for r in tops)
         + ": the batch size is nearly free until the largest step binds."
     )
     last = timed[len(sizes.budgets) - 1 :: len(sizes.budgets)]
@@ -166,7 +172,7 @@ def _conclude(fixed: Any, equal: Any, timed: Any, sizes: Sizes) -> tuple[list[st
     findings.append(
         f"Schedules at {sizes.budgets[-1]} gradients, from the step {STEP / 2:g}/L but for the two "
         "2 / mu, best first: "
-        + "; ".join(f"{r['schedule']} {measure.pm(r['relative MSE'], r['s.e.'])}" for r in order)
+        + "; ".join(f"{r['schedule']} {measure.show(r['relative MSE'], r['s.e.'])}" for r in order)
         + "."
     )
     checks = [
@@ -192,7 +198,7 @@ def _draw(fixed: Any, equal: Any, timed: Any) -> Any:
         }
         for r in fixed
     ]
-    draw = measure.curve
+    draw = measure.plot
     draw(left, 0, rows, "batch", "variance", "its s.e.", ls="", label="variance, measured")
     draw(left, 0, rows, "batch", "delta", marker="", label="variance, delta method")
     draw(left, 1, rows, "batch", "bias", "s.e.", ls="", label="|bias|, measured")

@@ -20,7 +20,7 @@ import numpy as np
 import bilevel as bl
 from experiments.studies.base import Check, Result, Track, below, caption, command, figure, quiet
 from experiments.studies.open_questions import measure, problems
-from experiments.studies.open_questions.theory import predicted_ratio
+from experiments.studies.open_questions.theory import predict_ratio
 
 STEPS = (0.8, 0.2, 0.05)  # step sizes, over 1 / (largest curvature of one example)
 
@@ -53,17 +53,19 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     few = ["forward, last", "forward, tail", "implicit, last", "implicit, tail", "implicit, CG"]
     many = ["forward, tail", "reverse, last", "implicit, tail"]
     cases = [
-        ("ridge, p = 1", problems.ridge(seed), few),
-        ("logistic, p = 1", problems.logistic(seed), few),
-        (f"ridge, p = {sizes.many}", _penalties(seed, sizes.many), many),
+        ("ridge, p = 1", problems.make_ridge(seed), few),
+        ("logistic, p = 1", problems.make_logistic(seed), few),
+        (f"ridge, p = {sizes.many}", _make_penalties(seed, sizes.many), many),
     ]
     rows: list[dict[str, Any]] = []
     found: dict[tuple[str, str, int], measure.Chosen] = {}
     jobs = [(*case[:2], name, c) for case in cases for name in case[2] for c in sizes.calls]
     for case, at, name, calls in track(jobs, "methods x budgets"):
-        chosen = measure.best(
+        chosen = measure.find_best(
             at,
-            lambda s, at=at, name=name, calls=calls: estimator(name, at, calls, s / at.largest),
+            lambda s, at=at, name=name, calls=calls: make_estimator(
+                name, at, calls, s / at.largest
+            ),
             STEPS,
             sizes.runs,
             seed + 1,
@@ -84,10 +86,10 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
                 "step x L": chosen.setting,
             }
         )
-    theory = {case: predicted_ratio(at) for case, at, _ in cases if at.exact.size == 1}
+    theory = {case: predict_ratio(at) for case, at, _ in cases if at.exact.size == 1}
     elsewhere = [
-        {"problem": at.name, "data set": seed + j, "predicted ratio": predicted_ratio(at)}
-        for make in (problems.ridge, problems.logistic)
+        {"problem": at.name, "data set": seed + j, "predicted ratio": predict_ratio(at)}
+        for make in (problems.make_ridge, problems.make_logistic)
         for j in track(range(sizes.data_sets), "other data sets")
         for at in [make(seed + j)]
     ]
@@ -105,7 +107,7 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     return Result(title, drawn, tables, findings, checks)
 
 
-def estimator(name: str, at: problems.Setting, calls: int, step: float) -> Any:
+def make_estimator(name: str, at: problems.Setting, calls: int, step: float) -> Any:
     """The method with the number of steps that ``calls`` gradients of single examples pay for."""
     solver, n = bl.SGD(step, batch_size=1), at.examples
     if name.startswith("forward"):
@@ -122,8 +124,8 @@ def estimator(name: str, at: problems.Setting, calls: int, step: float) -> Any:
     return bl.Implicit(solver, steps, linear=linear, average=average)
 
 
-def _penalties(seed: int, p: int) -> problems.Setting:
-    return problems.ridge(seed, features=p, hyper=np.full(p, -2.5))
+def _make_penalties(seed: int, p: int) -> problems.Setting:
+    return problems.make_ridge(seed, features=p, hyper=np.full(p, -2.5))
 
 
 def _conclude(
@@ -133,26 +135,27 @@ def _conclude(
     findings, checks = [], []
     for case in cases:
         pair = found[case, "forward, tail", last], found[case, "implicit, tail", last]
-        value, error = measure.ratio(pair[0].accuracy, pair[1].accuracy)
-        word = measure.verdict(value, error, "better than", "worse than")
+        value, error = measure.compare_errors(pair[0].accuracy, pair[1].accuracy)
+        word = measure.judge_difference(value, error, "better than", "worse than")
         findings.append(
             f"{case}: at {last} calls the tail average of iterative differentiation is {word} that "
-            f"of implicit differentiation (ratio of MSE {measure.pm(value, error)}"
+            f"of implicit differentiation (ratio of MSE {measure.show(value, error)}"
             + (f", leading-order theory {theory[case]:.3g})." if case in theory else ").")
         )
     for kind in ("forward", "implicit"):
         worst = 0.0
         for case in cases[:2]:
             pair = found[case, f"{kind}, tail", last], found[case, f"{kind}, last", last]
-            value, error = measure.ratio(pair[0].accuracy, pair[1].accuracy)
+            value, error = measure.compare_errors(pair[0].accuracy, pair[1].accuracy)
             worst = max(worst, value + 4 * error)
             findings.append(
                 f"{case}, {kind}: averaging the tail divides the MSE by "
-                f"{measure.pm(1 / value, error / value**2)} at {last} calls, each at its best step."
+                f"{measure.show(1 / value, error / value**2)} at {last} calls, each at its best "
+                "step."
             )
         checks.append(below(f"MSE of {kind} averaged over last, + 4 s.e.", worst, 1.0))
     slopes = {
-        kind: measure.slope(
+        kind: measure.fit_slope(
             sizes.calls, [found[cases[0], f"{kind}, tail", c].accuracy.mse for c in sizes.calls]
         )
         for kind in ("forward", "implicit")
@@ -176,7 +179,7 @@ def _draw(cases: Any, found: dict, sizes: Sizes) -> Any:
             ]
             line = "--" if name.startswith("implicit") else "-"
             j = names.index(name)
-            measure.curve(ax, j, rows, "x", "y", "s.e.", label=NAMES[name], linestyle=line)
+            measure.plot(ax, j, rows, "x", "y", "s.e.", label=NAMES[name], linestyle=line)
         ax.set(xscale="log", yscale="log", title=case, xlabel="gradients of single examples")
         ax.set_ylim(top=6 * ax.get_ylim()[1])  # room for the names
         ax.legend(fontsize=7.5)

@@ -99,7 +99,7 @@ class Reference(NamedTuple):
     active: int  # coordinates in the support; examples on the margin
 
 
-def sparse_reference(inner: Any, outer: Any, log_lam1: float, lam2: float) -> Reference:
+def solve_sparse(inner: Any, outer: Any, log_lam1: float, lam2: float) -> Reference:
     r"""Of ``|X w - y|^2 / 2n + lam1 |w|_1 + lam2 |w|^2 / 2`` for ``(log lam1, log lam2)``.
 
     On the support S with signs s: ``w_S = (H_SS + lam2)^-1 (X_S^T y / n - lam1 s)``. ``grad`` has
@@ -127,7 +127,7 @@ def sparse_reference(inner: Any, outer: Any, log_lam1: float, lam2: float) -> Re
     return Reference(w, np.array(exact), np.array(missed), int(S.sum()))
 
 
-def hinge_reference(inner: Any, outer: Any, log_lam: float) -> Reference:
+def solve_hinge(inner: Any, outer: Any, log_lam: float) -> Reference:
     r"""Of ``mean max(0, 1 - y x.w) + lam |w|^2 / 2`` for ``log lam``; outer: mean logistic loss.
 
     ``w = sum_i alpha_i z_i / (lam n)``, ``z_i = y_i x_i``, ``alpha`` in [0, 1], strictly between
@@ -162,15 +162,15 @@ def hinge_reference(inner: Any, outer: Any, log_lam: float) -> Reference:
 Case = tuple[problems.Setting, Reference, float]  # the last is the smallest curvature
 
 
-def sparse_case(name: str, seed: int) -> Case:
+def make_sparse_case(name: str, seed: int) -> Case:
     """Lasso or elastic net with half of the coordinates in the signal."""
-    X, _, rng = problems.design(seed, 120, 12, spread=0.1)
+    X, _, rng = problems.make_design(seed, 120, 12, spread=0.1)
     w = np.where(np.arange(12) % 2, 0.0, 2.0) * np.sign(rng.standard_normal(12))
     y = X @ w + rng.standard_normal(120)
     lam2 = 0.05 if name == "elastic net" else 0.0
     hyper = np.log([LAM1, lam2]) if lam2 else np.log([LAM1])
     data = bl.Data(inner=(X[:40], y[:40]), outer=(X[40:], y[40:]))
-    exact = sparse_reference(data.inner, data.outer, hyper[0], lam2)
+    exact = solve_sparse(data.inner, data.outer, hyper[0], lam2)
     H = X[:40].T @ X[:40] / 40 + lam2 * np.eye(12)
     largest = (X[:40] ** 2).sum(1).max() + lam2
     mu = float(np.linalg.eigvalsh(H)[0])

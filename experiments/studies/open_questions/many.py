@@ -72,7 +72,7 @@ PROBLEMS = {
 }
 
 
-def case(kind: str, p: int, seed: int) -> problems.Setting:
+def make_case(kind: str, p: int, seed: int) -> problems.Setting:
     """A problem with p hyperparameters and its exact hypergradient."""
     n, d = (ROWS, p) if kind == "feature" else (p, FEATURES)
     rng = np.random.default_rng(seed)
@@ -83,7 +83,7 @@ def case(kind: str, p: int, seed: int) -> problems.Setting:
     if kind == "example":
         inner["i"] = np.arange(n)
     data = bl.Data(inner=inner, outer={"X": X[n:], "y": y[n:]})
-    solve = _feature if kind == "feature" else _example
+    solve = _solve_per_feature if kind == "feature" else _solve_per_example
     exact = solve(X[:n], y[:n], X[n:], y[n:], hyper)
     largest = float((X**2).sum(1).max() * (1 if kind == "feature" else np.exp(0.3)) + 2 * PENALTY)
     return problems.Setting(
@@ -91,7 +91,7 @@ def case(kind: str, p: int, seed: int) -> problems.Setting:
     )
 
 
-def _feature(X: Any, y: Any, V: Any, c: Any, hyper: Any) -> np.ndarray:
+def _solve_per_feature(X: Any, y: Any, V: Any, c: Any, hyper: Any) -> np.ndarray:
     """``-v_j lam_j w_j`` with ``H = X^T X / n + diag(lam)`` inverted by Woodbury's identity."""
     lam, n = np.exp(hyper), len(y)
     small = np.linalg.inv(n * np.eye(n) + (X / lam) @ X.T)
@@ -103,7 +103,7 @@ def _feature(X: Any, y: Any, V: Any, c: Any, hyper: Any) -> np.ndarray:
     return -inverse(V.T @ (V @ w - c) / len(c)) * lam * w
 
 
-def _example(X: Any, y: Any, V: Any, c: Any, hyper: Any) -> np.ndarray:
+def _solve_per_example(X: Any, y: Any, V: Any, c: Any, hyper: Any) -> np.ndarray:
     """``-(v.x_i) weight_i (x_i.w - y_i) / n``."""
     weights, n = np.exp(hyper), len(y)
     H = X.T @ (X * weights[:, None]) / n + PENALTY * np.eye(X.shape[1])
@@ -112,7 +112,7 @@ def _example(X: Any, y: Any, V: Any, c: Any, hyper: Any) -> np.ndarray:
     return -(X @ v) * weights * (X @ w - y) / n
 
 
-def methods(at: problems.Setting, sizes: Sizes) -> dict[str, Any]:
+def make_methods(at: problems.Setting, sizes: Sizes) -> dict[str, Any]:
     """The estimators, all on the same SGD; forward mode only where its tangents fit."""
     sgd, steps = bl.SGD(0.8 / at.largest, batch_size=BATCH), sizes.steps
     all_of_it = {"forward": bl.Forward(sgd, steps, average=steps // 2)}
@@ -131,15 +131,15 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     """All estimators at all numbers of hyperparameters of both kinds."""
     rows = []
     for kind, p in track([(k, p) for k in PROBLEMS for p in sizes.counts], "hyperparameters"):
-        at = case(kind, p, seed)
-        rows += [_row(at, name, one, sizes, seed) for name, one in methods(at, sizes).items()]
+        at = make_case(kind, p, seed)
+        methods = make_methods(at, sizes).items()
+        rows += [_judge(at, name, one, sizes, seed) for name, one in methods]
     findings, checks = _conclude(rows, sizes)
-    return Result(
-        "Many hyperparameters", _draw(rows, sizes), {"estimators": rows}, findings, checks
-    )
+    tables = {"estimators": rows}
+    return Result("Many hyperparameters", _draw(rows, sizes), tables, findings, checks)
 
 
-def _row(at: problems.Setting, name: str, one: Any, sizes: Sizes, seed: int) -> dict[str, Any]:
+def _judge(at: problems.Setting, name: str, one: Any, sizes: Sizes, seed: int) -> dict[str, Any]:
     arguments = at.problem, one, jnp.asarray(at.hyper), jnp.asarray(at.params), at.data
     compiled, call = compiled_step(*arguments, jax.random.key(seed))
     jax.block_until_ready(call())
@@ -182,7 +182,8 @@ def _conclude(rows: Any, sizes: Sizes) -> tuple[list[str], list[Check]]:
         findings.append(
             f"One per {kind}, p = {most}: relative error (cosine) "
             + ", ".join(
-                f"{r['estimator']} {measure.pm(r['relative error'], r['s.e.'])} ({r['cosine']:.2f})"
+                f"{r['estimator']} {measure.show(r['relative error'], r['s.e.'])} "
+                f"({r['cosine']:.2f})"
                 for r in here
             )
             + "."
@@ -229,7 +230,7 @@ def _draw(rows: Any, sizes: Sizes) -> Any:
         for j, name in enumerate(names):
             these = [r for r in rows if (r["kind"], r["estimator"]) == (kind, name)]
             bars = "s.e." if what == "relative error" else None
-            measure.curve(ax, j, these, "p", what, bars, label=name)
+            measure.plot(ax, j, these, "p", what, bars, label=name)
         label = {"ms": "milliseconds a call", "scratch MiB": "scratch memory, MiB"}.get(what, what)
         ax.set(
             xscale="log",

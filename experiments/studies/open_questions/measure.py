@@ -35,7 +35,7 @@ class Sample(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="problem")
-def _many(
+def _estimate_many(
     problem: bl.Problem, estimator: Any, hyper: Any, params: Any, data: Any, keys: Any
 ) -> Any:
     def one(key: Any) -> Any:
@@ -48,7 +48,7 @@ def _many(
 def sample(at: Setting, estimator: Any, runs: int, seed: int) -> Sample:
     """``runs`` independent hypergradients, computed side by side."""
     keys = jax.random.split(jax.random.key(seed), runs)
-    grads, counts = _many(at.problem, estimator, at.hyper, at.params, at.data, keys)
+    grads, counts = _estimate_many(at.problem, estimator, at.hyper, at.params, at.data, keys)
     mean = bl.Counts(*(float(np.mean(x)) for x in counts))
     return Sample(np.asarray(grads).reshape(runs, -1), price(estimator, mean, at.examples))
 
@@ -61,7 +61,7 @@ def price(estimator: Any, counts: bl.Counts, n: int) -> float:
     if isinstance(estimator, bl.Replicated):
         one = bl.Counts(*(c / estimator.n for c in counts))
         return estimator.n * price(estimator.estimator, one, n)
-    step = examples_per_step(estimator.solver, n)
+    step = count_examples_per_step(estimator.solver, n)
     cost = (counts.gradients - 1 + counts.jvps + counts.vjps) * step
     if isinstance(estimator, bl.Implicit):
         products = counts.hvps - 1  # the last one serves the residual
@@ -70,7 +70,7 @@ def price(estimator: Any, counts: bl.Counts, n: int) -> float:
     return float(cost)
 
 
-def examples_per_step(solver: Any, n: int) -> float:
+def count_examples_per_step(solver: Any, n: int) -> float:
     """How many examples one step of the solver looks at."""
     batch = getattr(solver, "batch_size", None) or n
     if isinstance(solver, bl.SVRG):
@@ -93,7 +93,7 @@ class Accuracy(NamedTuple):
         return float(np.max(np.abs(self.bias) / self.bias_error))
 
 
-def accuracy(grads: np.ndarray, exact: np.ndarray) -> Accuracy:
+def assess(grads: np.ndarray, exact: np.ndarray) -> Accuracy:
     """Of independent hypergradients ``[runs, p]`` against the exact one, ``[p]``."""
     size, runs = np.linalg.norm(exact), len(grads)
     errors = (grads - exact) / size
@@ -115,7 +115,7 @@ class Chosen(NamedTuple):
     setting: float
 
 
-def best(
+def find_best(
     at: Setting, make: Callable[[float], Any], settings: Any, runs: int, seed: int
 ) -> Chosen | None:
     """The setting of least error on ``runs`` runs, measured on as many others; ``None`` if none is.
@@ -125,27 +125,27 @@ def best(
     found = None
     for setting in settings:
         grads = sample(at, make(setting), runs, seed).grads
-        mse = accuracy(grads, at.exact).mse
+        mse = assess(grads, at.exact).mse
         if np.isfinite(mse) and (found is None or mse < found[0]):
             found = mse, setting
     if found is None:
         return None
     fresh = sample(at, make(found[1]), runs, seed + 1)
-    return Chosen(accuracy(fresh.grads, at.exact), fresh.cost, float(found[1]))
+    return Chosen(assess(fresh.grads, at.exact), fresh.cost, float(found[1]))
 
 
-def ratio(over: Accuracy, under: Accuracy) -> tuple[float, float]:
+def compare_errors(over: Accuracy, under: Accuracy) -> tuple[float, float]:
     """The ratio of two mean squared errors with its standard error (delta method)."""
     value = over.mse / under.mse
     return value, value * math.hypot(over.mse_error / over.mse, under.mse_error / under.mse)
 
 
-def slope(x: Any, y: Any) -> float:
+def fit_slope(x: Any, y: Any) -> float:
     """Least-squares slope of ``log y`` against ``log x``."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def curve(
+def plot(
     ax: Any,
     j: int,
     rows: Any,
@@ -161,12 +161,14 @@ def curve(
     ax.errorbar([row[x] for row in rows], [row[y] for row in rows], yerr=bars, **style)
 
 
-def pm(value: float, error: float) -> str:
+def show(value: float, error: float) -> str:
     """``value +- error`` as people write it."""
     return f"{value:.3g} ± {error:.1g}"
 
 
-def verdict(value: float, error: float, better: str, worse: str, against: float = 1.0) -> str:
+def judge_difference(
+    value: float, error: float, better: str, worse: str, against: float = 1.0
+) -> str:
     """``better`` or ``worse`` where value lies four standard errors below or above, else a tie."""
     if abs(value - against) < 4 * error:
         return "not told apart from"

@@ -37,7 +37,7 @@ QUICK = Sizes(decays=(0.1, 0.01, 0.001), steps=(500, 2_000), runs=40)
 STEP, BATCH = 0.1, 4
 
 
-def methods(steps: int) -> dict[str, Any]:
+def make_methods(steps: int) -> dict[str, Any]:
     """The estimators that are compared, all on the same number of steps."""
     sgd, cg = bl.SGD(STEP, batch_size=BATCH), bl.CG(tol=1e-6, max_steps=50)
     return {
@@ -50,7 +50,7 @@ def methods(steps: int) -> dict[str, Any]:
 
 
 @partial(jax.jit, static_argnames="problem")
-def _runs(
+def _make_runs(
     problem: bl.Problem, estimator: Any, hyper: Any, params: Any, data: Any, keys: Any
 ) -> Any:
     """The gradient of each run, and where it ended."""
@@ -63,7 +63,7 @@ def _runs(
 
 
 @partial(jax.jit, static_argnames="problem")
-def _minimum(problem: bl.Problem, hyper: Any, ends: Any, data: Any) -> Any:
+def _find_minimum(problem: bl.Problem, hyper: Any, ends: Any, data: Any) -> Any:
     """The gradient at the minimum next to each end, the curvature there, whether it is one."""
     # CG in Newton steps: it goes downhill where the Hessian is indefinite, a dense solve cannot.
     reference = bl.Implicit(bl.Newton(), steps=200, linear=bl.Dense())
@@ -83,15 +83,15 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     case = bl.testing.mlp(seed)
     rows: list[dict[str, Any]] = []
     for steps in track(sizes.steps, "steps"):
-        for name, estimator in methods(steps).items():
-            rows += [_row(case, name, estimator, steps, d, sizes, seed) for d in sizes.decays]
-    gap = finite_difference_gap(case, sizes.steps[0], sizes.decays[-1], 8, seed)
+        for name, estimator in make_methods(steps).items():
+            rows += [_make_row(case, name, estimator, steps, d, sizes, seed) for d in sizes.decays]
+    gap = measure_gap(case, sizes.steps[0], sizes.decays[-1], 8, seed)
     findings, checks = _conclude(rows, gap, sizes)
     title = "Not strongly convex: a small network"
     return Result(title, _draw(rows, sizes), {"error": rows}, findings, checks)
 
 
-def _row(
+def _make_row(
     case: bl.testing.Case,
     name: str,
     estimator: Any,
@@ -102,8 +102,8 @@ def _row(
 ) -> dict[str, Any]:
     hyper = jax.tree.map(lambda h: np.full_like(h, np.log(decay)), case.hyper)
     keys = jax.random.split(jax.random.key(seed + 1), sizes.runs)
-    got, ends = _runs(case.problem, estimator, hyper, case.params, case.data, keys)
-    exact, curvature, found = _minimum(case.problem, hyper, ends, case.data)
+    got, ends = _make_runs(case.problem, estimator, hyper, case.params, case.data, keys)
+    exact, curvature, found = _find_minimum(case.problem, hyper, ends, case.data)
     errors = np.linalg.norm(got - exact, axis=1) / np.linalg.norm(exact, axis=1)
     good = np.asarray(found) & np.isfinite(errors) & (np.asarray(curvature) > 0)
     errors, curvature = np.asarray(errors)[good], np.asarray(curvature)[good]
@@ -113,7 +113,7 @@ def _row(
         "steps": steps,
         "estimator": name,
         "median error": float(middle),
-        "s.e.": _median_error(errors),
+        "s.e.": _estimate_median_error(errors),
         "10 %": float(low),
         "90 %": float(high),
         "smallest curvature": float(np.median(curvature)) if good.any() else np.nan,
@@ -121,7 +121,7 @@ def _row(
     }
 
 
-def _median_error(errors: np.ndarray) -> float:
+def _estimate_median_error(errors: np.ndarray) -> float:
     """Bootstrap standard error of the median."""
     if len(errors) < 2:
         return 0.0
@@ -129,11 +129,9 @@ def _median_error(errors: np.ndarray) -> float:
     return float(np.median(drawn, axis=1).std())
 
 
-def finite_difference_gap(
-    case: bl.testing.Case, steps: int, decay: float, runs: int, seed: int
-) -> float:
+def measure_gap(case: bl.testing.Case, steps: int, decay: float, runs: int, seed: int) -> float:
     """How far the mean of ``Forward`` is from differences of the mean outer loss, relative."""
-    estimator = methods(steps)["forward, SGD"]
+    estimator = make_methods(steps)["forward, SGD"]
     keys = jax.random.split(jax.random.key(seed), runs)
 
     def outer(log_decay: Any, key: Any) -> Any:
@@ -171,8 +169,8 @@ def _conclude(rows: Any, gap: float, sizes: Sizes) -> tuple[list[str], list[Chec
     ]
     for decay in sizes.decays[:: len(sizes.decays) // 2]:
         parts = [
-            f"{name} {measure.pm(at(name, decay)['median error'], at(name, decay)['s.e.'])}"
-            for name in methods(most)
+            f"{name} {measure.show(at(name, decay)['median error'], at(name, decay)['s.e.'])}"
+            for name in make_methods(most)
         ]
         findings.append(
             f"Decay {decay:g} (smallest curvature "
@@ -210,9 +208,9 @@ def _draw(rows: Any, sizes: Sizes) -> Any:
     left, middle, right = axes[0]
     most = sizes.steps[-1]
     found = [r for r in rows if r["runs"]]
-    for j, name in enumerate(methods(most)):
+    for j, name in enumerate(make_methods(most)):
         these = [r for r in found if (r["estimator"], r["steps"]) == (name, most)]
-        measure.curve(left, j, these, "decay", "median error", label=name)
+        measure.plot(left, j, these, "decay", "median error", label=name)
         if "full" not in name:
             bands = ([r[q] for r in these] for q in ("10 %", "90 %"))
             x = [r["decay"] for r in these]
@@ -223,7 +221,7 @@ def _draw(rows: Any, sizes: Sizes) -> Any:
         for name, line in (("forward, SGD", "-"), ("forward, full batch", ":")):
             these = [r for r in found if (r["estimator"], r["decay"]) == (name, decay)]
             label = f"{name}, decay {decay:g}"
-            measure.curve(middle, j, these, "steps", "median error", ls=line, label=label)
+            measure.plot(middle, j, these, "steps", "median error", ls=line, label=label)
     middle.set(xscale="log", yscale="log", xlabel="steps K", title="more steps", ylim=(1e-4, 10))
     middle.set_xticks(sizes.steps, [str(k) for k in sizes.steps])
     middle.minorticks_off()
@@ -231,7 +229,7 @@ def _draw(rows: Any, sizes: Sizes) -> Any:
     full = [{**r, "x": STEP * r["smallest curvature"] * r["steps"]} for r in full]
     for j, steps in enumerate(sizes.steps):
         some = [r for r in full if r["steps"] == steps]
-        measure.curve(right, j, some, "x", "median error", ls="", label=f"K = {steps}")
+        measure.plot(right, j, some, "x", "median error", ls="", label=f"K = {steps}")
     x = np.geomspace(0.02, 40, 200)
     right.plot(x, (1 + x) * np.exp(-x), ":", color="0.3", label="(1 + x) exp(-x)")
     right.set(xscale="log", yscale="log", xlabel="x = step x smallest curvature x K")

@@ -32,8 +32,8 @@ from experiments.studies.open_questions.kinks import (
     Case,
     ProximalSGD,
     Reference,
-    hinge_reference,
-    sparse_case,
+    make_sparse_case,
+    solve_hinge,
 )
 
 
@@ -55,26 +55,26 @@ TIMES = 6.0  # a run lasts 2 * TIMES / (step x curvature) steps, the second half
 
 def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     """Bias against the step, error against passes, and the hinge against its smoothing."""
-    sparse = {name: sparse_case(name, seed) for name in PROXIMAL}
+    sparse = {name: make_sparse_case(name, seed) for name in PROXIMAL}
     ways = ("subgradient", "proximal")
     jobs = [(name, way, s) for name in sparse for way in ways for s in sizes.steps]
     biases = [
-        _row(name, f"{way} SGD", sparse[name][1], _averaged(sparse[name], way, s, sizes, seed), s)
+        _judge(name, f"{way} SGD", sparse[name][1], _average(sparse[name], way, s, sizes, seed), s)
         for name, way, s in track(jobs, "bias against the step")
     ]
     jobs = [(name, passes) for name in ("SAGA", "SVRG", "gradient") for passes in sizes.passes]
     tends = [
-        _tends(sparse["lasso"], name, passes, seed)
+        _follow_proximal(sparse["lasso"], name, passes, seed)
         for name, passes in track(jobs, "proximal solvers")
     ]
-    hinge, smooth = _hinges(sizes, seed, track)
+    hinge, smooth = _compare_hinges(sizes, seed, track)
     findings, checks = _conclude(biases, tends, hinge, smooth, sparse, sizes)
     tables = {"bias": biases + hinge, "no floor": tends, "smoothed hinge": smooth}
     drawn = _draw(biases, tends, hinge, smooth, sparse, sizes)
     return Result("Nonsmooth inner problems", drawn, tables, findings, checks)
 
 
-def _averaged(case: Case, way: str, times: float, sizes: Sizes, seed: int) -> np.ndarray:
+def _average(case: Case, way: str, times: float, sizes: Sizes, seed: int) -> np.ndarray:
     """Hypergradients from tail averages of SGD, long enough to forget the start."""
     at, _, mu = case
     step = times / at.largest
@@ -86,12 +86,12 @@ def _averaged(case: Case, way: str, times: float, sizes: Sizes, seed: int) -> np
     return measure.sample(at, forward, sizes.runs, seed + 1).grads
 
 
-def _row(
+def _judge(
     problem: str, estimator: str, exact: Reference, grads: np.ndarray, step: float
 ) -> dict[str, Any]:
     """Bias along log lam1 (log lam for the hinge), with what theory says of subgradient SGD."""
     size = abs(exact.grad[0])
-    got = measure.accuracy(grads[:, :1], exact.grad[:1])
+    got = measure.assess(grads[:, :1], exact.grad[:1])
     return {
         "problem": problem,
         "estimator": estimator,
@@ -103,14 +103,14 @@ def _row(
     }
 
 
-def _tends(case: Case, name: str, passes: int, seed: int) -> dict[str, Any]:
+def _follow_proximal(case: Case, name: str, passes: int, seed: int) -> dict[str, Any]:
     """The error of a proximal solver that has no noise at the solution."""
     at, _, _ = case
     n, step = at.examples, 1 / (3 * at.largest)
     solver: Any = bl.SAGA(step) if name == "SAGA" else bl.SVRG(step)
     if name == "gradient":
-        solver = bl.ProximalGradient(1 / np.linalg.eigvalsh(_gram(at))[-1])
-    steps = max(int(passes * n / (2 * measure.examples_per_step(solver, n))), 1)
+        solver = bl.ProximalGradient(1 / np.linalg.eigvalsh(_make_gram(at))[-1])
+    steps = max(int(passes * n / (2 * measure.count_examples_per_step(solver, n))), 1)
     got = measure.sample(at, bl.Forward(solver, steps), 1 if name == "gradient" else 8, seed + 2)
     errors = np.linalg.norm(got.grads - at.exact, axis=1) / np.linalg.norm(at.exact)
     return {
@@ -121,31 +121,31 @@ def _tends(case: Case, name: str, passes: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _gram(at: problems.Setting) -> np.ndarray:
+def _make_gram(at: problems.Setting) -> np.ndarray:
     X = at.data.inner[0]
     return X.T @ X / len(X)
 
 
-def _hinges(sizes: Sizes, seed: int, track: Track) -> tuple[Any, Any]:
+def _compare_hinges(sizes: Sizes, seed: int, track: Track) -> tuple[Any, Any]:
     """Subgradient SGD on the hinge; SGD and the exact solution for its smoothed forms."""
-    X, w, rng = problems.design(seed, 160, 8, spread=0.1)
+    X, w, rng = problems.make_design(seed, 160, 8, spread=0.1)
     y = np.sign(X @ w + 0.5 * rng.standard_normal(160))
     data = bl.Data(inner=(X[:80], y[:80]), outer=(X[80:], y[80:]))
     hyper, lam = np.log([0.03]), 0.03
-    exact = hinge_reference(data.inner, data.outer, hyper[0])
+    exact = solve_hinge(data.inner, data.outer, hyper[0])
     rows, largest = [], float((X**2).sum(1).max())
     at = problems.Setting("hinge", HINGE, hyper, np.zeros(8), data, exact.grad, lam, largest)
     for times in track(sizes.steps, "hinge"):
-        grads = _averaged((at, exact, lam), "subgradient", times, sizes, seed)
-        rows.append(_row("hinge", "subgradient SGD", exact, grads, times))
+        grads = _average((at, exact, lam), "subgradient", times, sizes, seed)
+        rows.append(_judge("hinge", "subgradient SGD", exact, grads, times))
     smooth = []
     for width in track(sizes.widths, "smoothed hinge"):
         both = np.array([hyper[0], width])
         _, grad = bl.testing.dense_hypergradient(SMOOTHED, both, np.zeros(8), data)
         top = largest / (4 * width) + lam
         curved = replace(at, name="smoothed", problem=SMOOTHED, hyper=both, largest=top)
-        grads = _averaged((curved, exact, lam), "smooth", 0.5, sizes, seed)
-        got = measure.accuracy(grads[:, :1], exact.grad)
+        grads = _average((curved, exact, lam), "smooth", 0.5, sizes, seed)
+        got = measure.assess(grads[:, :1], exact.grad)
         off = float((grad[0] - exact.grad[0]) / abs(exact.grad[0]))
         measured = float(got.bias[0]), float(got.bias_error[0])
         smooth.append((width, off, *measured, 2 * int(TIMES / (0.5 / top * lam))))
@@ -166,8 +166,8 @@ def _conclude(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, siz
         wrong = at(name, "subgradient SGD", finest)
         findings.append(
             f"{name.capitalize()}: the derivative of subgradient SGD is off by "
-            f"{measure.pm(wrong['bias'], wrong['s.e.'])} of the hypergradient at step {finest:g}/L "
-            f"({wrong['bias / s.e.']:.0f} s.e.); the limit of small steps is "
+            f"{measure.show(wrong['bias'], wrong['s.e.'])} of the hypergradient at step "
+            f"{finest:g}/L ({wrong['bias / s.e.']:.0f} s.e.); the limit of small steps is "
             f"{wrong['limit of subgradient SGD']:.3g}: it does not go away."
         )
         resolved = wrong["bias / s.e."]
@@ -178,8 +178,8 @@ def _conclude(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, siz
         wrong = at(name, "subgradient SGD", finest)
         findings.append(
             f"{name.capitalize()}: the derivative of proximal SGD is off by "
-            f"{measure.pm(small['bias'], small['s.e.'])} at step {finest:g}/L and by "
-            f"{measure.pm(large['bias'], large['s.e.'])} at {coarsest:g}/L."
+            f"{measure.show(small['bias'], small['s.e.'])} at step {finest:g}/L and by "
+            f"{measure.show(large['bias'], large['s.e.'])} at {coarsest:g}/L."
         )
         share = abs(small["bias"]) + 4 * small["s.e."]
         what = f"{name}: |bias| of proximal SGD + 4 s.e. over subgradient SGD's, step {finest:g}/L"
@@ -203,14 +203,14 @@ def _conclude(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, siz
         f"Hinge, smoothed: width {wide['width']:g} leaves {wide['exact bias']:.3g} of exact bias, "
         f"{narrow['width']:g} leaves {narrow['exact bias']:.3g}, for {narrow['steps of SGD']} "
         f"steps in place of {wide['steps of SGD']} (SGD measured: "
-        f"{measure.pm(narrow['bias of SGD'], narrow['s.e.'])})."
+        f"{measure.show(narrow['bias of SGD'], narrow['s.e.'])})."
     )
     return findings, checks
 
 
 def _draw(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, sizes: Sizes) -> Any:
     made, axes = figure(1, 4, 15, 4.2)
-    draw, limit = measure.curve, "limit of subgradient SGD"
+    draw, limit = measure.plot, "limit of subgradient SGD"
     for ax, name in zip(axes[0], sparse, strict=False):
         for j, way in enumerate(("proximal SGD", "subgradient SGD")):
             rows = [r for r in biases if (r["problem"], r["estimator"]) == (name, way)]

@@ -52,7 +52,7 @@ RIDGE = bl.Problem(_ridge, _squares, quadratic=True)
 LOGISTIC = bl.Problem(_logistic, _log_loss)
 
 
-def design(
+def make_design(
     seed: int, rows: int, features: int, spread: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray, Any]:
     """Rows of unit mean square length, scales 1 +- ``spread``, a signal, and the generator."""
@@ -62,21 +62,21 @@ def design(
     return X, 2 * rng.standard_normal(features), rng
 
 
-def ridge(seed: int, examples: int = 64, features: int = 8, hyper: Any = -2.5) -> Setting:
+def make_ridge(seed: int, examples: int = 64, features: int = 8, hyper: Any = -2.5) -> Setting:
     """Ridge regression with log penalties ``hyper``, one or one per feature; quadratic."""
-    X, w, rng = design(seed, 2 * examples, features)
-    return _setting("ridge", RIDGE, X, X @ w + 0.5 * rng.standard_normal(len(X)), hyper)
+    X, w, rng = make_design(seed, 2 * examples, features)
+    return _make_setting("ridge", RIDGE, X, X @ w + 0.5 * rng.standard_normal(len(X)), hyper)
 
 
-def logistic(seed: int, examples: int = 64, features: int = 8, hyper: Any = -3.0) -> Setting:
+def make_logistic(seed: int, examples: int = 64, features: int = 8, hyper: Any = -3.0) -> Setting:
     """Logistic regression with log penalties ``hyper``; not quadratic."""
-    X, w, rng = design(seed, 2 * examples, features)
-    return _setting(
+    X, w, rng = make_design(seed, 2 * examples, features)
+    return _make_setting(
         "logistic", LOGISTIC, X, np.sign(X @ w + 0.5 * rng.standard_normal(len(X))), hyper
     )
 
 
-def _setting(name: str, problem: bl.Problem, X: Any, y: Any, hyper: Any) -> Setting:
+def _make_setting(name: str, problem: bl.Problem, X: Any, y: Any, hyper: Any) -> Setting:
     n = len(y) // 2
     data = bl.Data(inner=(X[:n], y[:n]), outer=(X[n:], y[n:]))
     hyper, params = np.asarray(hyper, float), np.zeros(X.shape[1])

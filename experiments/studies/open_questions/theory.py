@@ -12,7 +12,7 @@ from bilevel import noise
 from experiments.studies.open_questions.problems import Setting
 
 
-def predicted(at: Setting, step: float, batch: int, steps: int) -> tuple[float, float]:
+def predict_moments(at: Setting, step: float, batch: int, steps: int) -> tuple[float, float]:
     """Exact bias and delta-method standard deviation of ``Forward`` on ridge, over ``|exact|``."""
     (A, b), (V, c) = at.data.inner, at.data.outer
     d, penalty = A.shape[1], float(np.exp(at.hyper))
@@ -26,7 +26,7 @@ def predicted(at: Setting, step: float, batch: int, steps: int) -> tuple[float, 
     return float(error.bias[0]) / size, float(error.standard_deviation[0]) / size
 
 
-def influences(at: Setting) -> tuple[np.ndarray, np.ndarray]:
+def find_influences(at: Setting) -> tuple[np.ndarray, np.ndarray]:
     """``(a.g_i, v.(H_i D* + C_i))`` of every example at the solution, the two parts of the noise.
 
     ``v = H^-1 grad outer``; ``a = H^-1 b``, ``b`` the slope of the hypergradient in the iterate.
@@ -34,11 +34,11 @@ def influences(at: Setting) -> tuple[np.ndarray, np.ndarray]:
     """
     x = bl.testing.dense_solution(at.problem, at.hyper, at.params, at.data)
     theta, data = jnp.asarray(at.hyper), jax.tree.map(jnp.asarray, at.data)
-    return jax.tree.map(np.asarray, _influences(at.problem, jnp.asarray(x), theta, data))
+    return jax.tree.map(np.asarray, _find_influences(at.problem, jnp.asarray(x), theta, data))
 
 
 @partial(jax.jit, static_argnames="problem")
-def _influences(problem: bl.Problem, x: Any, theta: Any, data: bl.Data) -> Any:
+def _find_influences(problem: bl.Problem, x: Any, theta: Any, data: bl.Data) -> Any:
     def slope(x: Any, theta: Any, batch: Any) -> Any:
         return jax.grad(problem.inner)(x, theta, batch)
 
@@ -61,7 +61,7 @@ def _influences(problem: bl.Problem, x: Any, theta: Any, data: bl.Data) -> Any:
     return jax.vmap(one)(data.inner)
 
 
-def predicted_ratio(at: Setting) -> float:
+def predict_ratio(at: Setting) -> float:
     """MSE of iterative over implicit, tail averages at equal calls, long windows, small steps."""
-    iterate, derivative = influences(at)
+    iterate, derivative = find_influences(at)
     return float((iterate + derivative).var() / (iterate.var() + derivative.var()))

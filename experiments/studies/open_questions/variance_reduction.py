@@ -20,7 +20,7 @@ from typing import Any
 import bilevel as bl
 from experiments.studies.base import Check, Result, Track, below, caption, command, figure, quiet
 from experiments.studies.open_questions import measure, problems
-from experiments.studies.open_questions.theory import predicted
+from experiments.studies.open_questions.theory import predict_moments
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ PRICES = {  # gradients of single examples a step, at one hyperparameter and n =
 }
 
 
-def estimator(name: str, step: float, steps: int) -> Any:
+def make_estimator(name: str, step: float, steps: int) -> Any:
     """The named method on single examples."""
     average = steps // 2 if name.startswith("tail") else 0
     solver: Any = bl.SGD(step, batch_size=1)
@@ -65,24 +65,24 @@ def estimator(name: str, step: float, steps: int) -> Any:
 
 def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     """Both parts, on ridge and on logistic regression with one penalty."""
-    cases = [problems.ridge(seed), problems.logistic(seed)]
+    cases = [problems.make_ridge(seed), problems.make_logistic(seed)]
     biases = {
-        (at.name, name): _bias(at, name, sizes, seed)
+        (at.name, name): _measure_bias(at, name, sizes, seed)
         for at, name in track([(at, name) for at in cases for name in BIASES], "biases")
     }
     jobs = [(at, name, budget) for at in cases for name in METHODS for budget in sizes.budgets]
     spent = {}
     for at, name, budget in track(jobs, "methods x budgets"):
-        spent[at.name, name, budget] = measure.best(
+        spent[at.name, name, budget] = measure.find_best(
             at,
-            lambda s, at=at, name=name, budget=budget: estimator(
+            lambda s, at=at, name=name, budget=budget: make_estimator(
                 name, s / at.largest, budget // PRICES[name]
             ),
             REDUCED if name in ("SVRG", "SAGA") else STEPS,
             sizes.runs,
             seed + 1,
         )
-    exact = predicted(cases[0], STEP / cases[0].largest, 1, sizes.steps)[0]
+    exact = predict_moments(cases[0], STEP / cases[0].largest, 1, sizes.steps)[0]
     findings, checks = _conclude(biases, spent, sizes, exact)
     tables = {
         "bias at a fixed step": [
@@ -113,26 +113,26 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     return Result("Variance reduction, in error per gradient", drawn, tables, findings, checks)
 
 
-def _bias(at: problems.Setting, name: str, sizes: Sizes, seed: int) -> measure.Accuracy:
+def _measure_bias(at: problems.Setting, name: str, sizes: Sizes, seed: int) -> measure.Accuracy:
     # Richardson needs stability, and few higher orders, at the double step: it gets half of it.
     step = STEP / at.largest / (2 if name.endswith("Richardson") else 1)
-    one = estimator(name, step, sizes.steps)
-    return measure.accuracy(measure.sample(at, one, sizes.many, seed + 7).grads, at.exact)
+    one = make_estimator(name, step, sizes.steps)
+    return measure.assess(measure.sample(at, one, sizes.many, seed + 7).grads, at.exact)
 
 
 def _conclude(biases: Any, spent: Any, sizes: Sizes, exact: float) -> Any:
     findings = []
     same, cross = biases["ridge", "same run"], biases["ridge", "cross-sampling"]
     findings.append(
-        f"Ridge, fixed step: the same-run bias is {measure.pm(same.bias[0], same.bias_error[0])} "
+        f"Ridge, fixed step: the same-run bias is {measure.show(same.bias[0], same.bias_error[0])} "
         f"of the gradient ({same.resolved:.1f} s.e., exact moments: {exact:.3g}); with "
-        f"cross-sampling it is {measure.pm(cross.bias[0], cross.bias_error[0])} "
+        f"cross-sampling it is {measure.show(cross.bias[0], cross.bias_error[0])} "
         f"({cross.resolved:.1f} s.e.)."
     )
     sides = {name: biases["logistic", name] for name in BIASES}
     findings.append(
         "Logistic, fixed step (relative bias): "
-        + ", ".join(f"{n} {measure.pm(a.bias[0], a.bias_error[0])}" for n, a in sides.items())
+        + ", ".join(f"{n} {measure.show(a.bias[0], a.bias_error[0])}" for n, a in sides.items())
         + ": off a quadratic cross-sampling leaves the shift of the mean, with which the product's "
         "bias may have cancelled."
     )
@@ -141,15 +141,15 @@ def _conclude(biases: Any, spent: Any, sizes: Sizes, exact: float) -> Any:
         base = spent[case, "same run", last].accuracy
         parts = []
         for name in METHODS[1:]:
-            value, error = measure.ratio(base, spent[case, name, last].accuracy)
-            parts.append(f"{name} {measure.pm(value, error)}")
+            value, error = measure.compare_errors(base, spent[case, name, last].accuracy)
+            parts.append(f"{name} {measure.show(value, error)}")
         findings.append(
             f"{case.capitalize()}, {last} gradients: the MSE of same-run SGD is divided by "
             + ", ".join(parts)
             + "."
         )
     tail, plain = spent["ridge", "tail average", last], spent["ridge", "same run", last]
-    value, error = measure.ratio(tail.accuracy, plain.accuracy)
+    value, error = measure.compare_errors(tail.accuracy, plain.accuracy)
     floors = max(
         spent[case, name, last].accuracy.mse / spent[case, "tail average", last].accuracy.mse
         for case in ("ridge", "logistic")
@@ -196,7 +196,7 @@ def _draw(biases: Any, spent: Any, sizes: Sizes, exact: float) -> Any:
             rows = [
                 {"x": p.cost, "y": p.accuracy.mse, "s.e.": p.accuracy.mse_error} for p in points
             ]
-            measure.curve(ax, j, rows, "x", "y", "s.e.", label=name)
+            measure.plot(ax, j, rows, "x", "y", "s.e.", label=name)
         ax.set(
             xscale="log",
             yscale="log",

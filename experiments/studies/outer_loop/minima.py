@@ -18,7 +18,7 @@ import optax
 import bilevel as bl
 from bilevel.spaces import Log
 from experiments.studies.base import Result, below, caption, command, figure
-from experiments.studies.outer_loop.overfit import deal, se, together
+from experiments.studies.outer_loop.overfit import deal_rows, stack_splits, standard_error_of
 from tasks.datasets.tables import load
 
 WAVES, ROWS = 4, 1000
@@ -38,7 +38,7 @@ FULL = Sizes(20, 8, 150)
 QUICK = Sizes(3, 3, 20)
 
 
-def features(h: Any, X: Any) -> Any:
+def make_features(h: Any, X: Any) -> Any:
     """Waves along the directions, and a constant: ``X [n, d]`` to ``[n, 2 WAVES + 1]``."""
     angles = X @ h["directions"].T
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), jnp.ones((len(X), 1))], axis=1)
@@ -46,7 +46,7 @@ def features(h: Any, X: Any) -> Any:
 
 def loss(w: Any, h: Any, batch: Any) -> Any:
     """Half the mean squared error."""
-    return jnp.mean((features(h, batch[0]) @ w - batch[1]) ** 2) / 2
+    return jnp.mean((make_features(h, batch[0]) @ w - batch[1]) ** 2) / 2
 
 
 def ridge(w: Any, h: Any, batch: Any) -> Any:
@@ -84,8 +84,8 @@ def run(sizes: Sizes, seed: int, track: Any) -> Result:
     """The table and its picture; the seeds are those of the splits, `seed` changes nothing."""
     del seed, track
     table = load("uci_kin8nm", None, kind="regression", target=None)
-    train, first, second, test = deal(table.X[:ROWS], table.y[:ROWS], sizes.splits)
-    values, reached, errors = descend(train, together(first, second), test, sizes)
+    train, first, second, test = deal_rows(table.X[:ROWS], table.y[:ROWS], sizes.splits)
+    values, reached, errors = descend(train, stack_splits(first, second), test, sizes)
     names = "one start", "one start, all steps", f"best of {sizes.starts} starts"
     rows = [
         {
@@ -93,7 +93,7 @@ def run(sizes: Sizes, seed: int, track: Any) -> Result:
             "steps": steps,
             "validation loss": float(value.mean()),
             "test error": float(error.mean()),
-            "s.e.": se(error),
+            "s.e.": standard_error_of(error),
         }
         for name, steps, value, error in zip(
             names,
@@ -105,11 +105,11 @@ def run(sizes: Sizes, seed: int, track: Any) -> Result:
     ]
     saved = np.log(errors[:, 1] / errors[:, 2])
     name = "one start against the best of several, all steps: -log ratio of test errors / s.e."
-    checks = [below(name, -saved.mean() / se(saved), -2)]
+    checks = [below(name, -saved.mean() / standard_error_of(saved), -2)]
     findings = [
         f"One start has {np.exp(saved.mean()):.2f} times the test error of the best of "
         f"{sizes.starts} for the same number of steps in all (geometric mean over splits; log "
-        f"ratio {saved.mean():.2f}, s.e. {se(saved):.2f}).",
+        f"ratio {saved.mean():.2f}, s.e. {standard_error_of(saved):.2f}).",
         f"The worst start of a split ends at {np.mean(values.max(1) / values.min(1)):.1f} times "
         "the value of the best, on average.",
     ]

@@ -50,7 +50,7 @@ def ridge(w: Any, h: Any, batch: Any) -> Any:
 PROBLEM = bl.Problem(ridge, loss, quadratic=True, space=Log(1e-5, 1e4))
 
 
-def columns() -> tuple[np.ndarray, np.ndarray]:
+def load_columns() -> tuple[np.ndarray, np.ndarray]:
     """Inputs, squares and products; the square of a two-valued input is left out."""
     table: Any = load_diabetes()
     X, y = table.data, table.target
@@ -59,7 +59,7 @@ def columns() -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([X, np.stack([X[:, i] * X[:, j] for i, j in pairs], 1)], 1), y
 
 
-def deal(X: np.ndarray, y: np.ndarray, splits: int) -> list[Any]:
+def deal_rows(X: np.ndarray, y: np.ndarray, splits: int) -> list[Any]:
     """Training, two parts of validation, test: ``(X [splits, n, d], y [splits, n])`` each."""
     n = len(y)
     ends = np.cumsum([int(0.4 * n), int(0.15 * n), int(0.15 * n)])
@@ -73,7 +73,7 @@ def deal(X: np.ndarray, y: np.ndarray, splits: int) -> list[Any]:
     return [tuple(np.stack(arrays) for arrays in zip(*part, strict=True)) for part in parts]
 
 
-def together(*parts: Any) -> Any:
+def stack_splits(*parts: Any) -> Any:
     """Their rows in one batch."""
     return tuple(np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
 
@@ -101,7 +101,7 @@ def descend(inner: Any, outer: Any, held: Any, steps: int, patience: int) -> Any
     return jax.tree.map(np.asarray, run(inner, outer, held, jnp.asarray(patience)))
 
 
-def judge(hyper: np.ndarray, development: Any, test: Any) -> np.ndarray:
+def measure_errors(hyper: np.ndarray, development: Any, test: Any) -> np.ndarray:
     """Test errors ``[splits]`` of ridge fits to all rows but those of the test, by NumPy."""
     errors = []
     for h, X, y, Xt, yt in zip(hyper, *development, *test, strict=True):
@@ -112,7 +112,7 @@ def judge(hyper: np.ndarray, development: Any, test: Any) -> np.ndarray:
     return np.array(errors)
 
 
-def se(x: np.ndarray) -> float:
+def standard_error_of(x: np.ndarray) -> float:
     """Standard error of the mean."""
     return float(np.std(x, ddof=1) / len(x) ** 0.5)
 
@@ -120,16 +120,16 @@ def se(x: np.ndarray) -> float:
 def run(sizes: Sizes, seed: int, track: Any) -> Result:
     """The table and its picture; the seeds are those of the splits, `seed` changes nothing."""
     del seed, track
-    train, first, second, test = deal(*columns(), sizes.splits)
-    development, last = together(train, first, second), sizes.steps[-1]
+    train, first, second, test = deal_rows(*load_columns(), sizes.splits)
+    development, last = stack_splits(train, first, second), sizes.steps[-1]
     stopped, _, taken = descend(train, first, second, last, sizes.patience)
     half = descend(train, first, second, last, last)[1][:, -1]
-    path = descend(train, together(first, second), second, last, last)[1]
-    best = judge(stopped, development, test)
-    every = [judge(path[:, n - 1], development, test) for n in sizes.steps]
-    found = {("no tuning", 0.0): judge(np.full_like(stopped, START), development, test)}
+    path = descend(train, stack_splits(first, second), second, last, last)[1]
+    best = measure_errors(stopped, development, test)
+    every = [measure_errors(path[:, n - 1], development, test) for n in sizes.steps]
+    found = {("no tuning", 0.0): measure_errors(np.full_like(stopped, START), development, test)}
     found |= {("all rows", float(n)): e for n, e in zip(sizes.steps, every, strict=True)}
-    found |= {("half of them", float(last)): judge(half, development, test)}
+    found |= {("half of them", float(last)): measure_errors(half, development, test)}
     found |= {("half, early stopping", float(taken.mean())): best}
     rows = [
         {
@@ -137,7 +137,7 @@ def run(sizes: Sizes, seed: int, track: Any) -> Result:
             "steps": steps,
             "test error": float(errors.mean()),
             "above early stopping, %": float(100 * (errors / best - 1).mean()),
-            "s.e., %": 100 * se(errors / best - 1),
+            "s.e., %": 100 * standard_error_of(errors / best - 1),
         }
         for (name, steps), errors in found.items()
     ]
@@ -152,7 +152,12 @@ def run(sizes: Sizes, seed: int, track: Any) -> Result:
         )
     made, axes = figure(1, 1, 6, 3.8)
     ax = axes[0, 0]
-    ax.errorbar(sizes.steps, [e.mean() for e in every], [se(e) for e in every], label="all rows")
+    ax.errorbar(
+        sizes.steps,
+        [e.mean() for e in every],
+        [standard_error_of(e) for e in every],
+        label="all rows",
+    )
     ax.axhline(best.mean(), color="C1", label="early stopping on half of them")
     ax.set(xscale="log", xlabel="outer steps", ylabel="test error")
     ax.legend(fontsize=8)

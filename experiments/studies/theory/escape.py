@@ -37,12 +37,12 @@ EXPONENTS = {0.1: 0.997, 0.5: 0.982, 0.9: 0.930}  # reference: of exp(2 dL / (et
 HALF = 0.6351814  # E[-log |Z|], Z standard normal
 
 
-def leaves(mean: Any, spread: float, end: float, nodes: int = 200) -> float:
+def time_chain(mean: Any, spread: float, end: float, nodes: int = 200) -> float:
     """Mean steps of the discrete chain out of `|x| < end`, from 0."""
     return float(escape.first_passage_steps(mean, spread, (-end, end), 0.0, nodes))
 
 
-def watched(curvature: Any, slope: Any, eta: float, variance: float, end: float) -> float:
+def time_model(curvature: Any, slope: Any, eta: float, variance: float, end: float) -> float:
     """Mean steps of HA-SME out of `|x| < end`, from 0, watched at all times."""
 
     def local(x: Any) -> me.Coefficients:
@@ -52,14 +52,14 @@ def watched(curvature: Any, slope: Any, eta: float, variance: float, end: float)
     return float(sde.exit_steps(local, (-end, end), 0.0, eta))
 
 
-def barrier(sizes: Sizes, track: base.Track) -> base.Table:
+def cross_barrier(sizes: Sizes, track: base.Track) -> base.Table:
     """1 - cos x up to its maxima at +- pi, of height 2 and curvature 1 at both ends."""
     rows = []
     for eta in track(STEPS, "smooth barrier"):
         for height in sizes.heights:
             variance = 4 / (eta * height)  # height = 2 dL / (eta s^2)
             plug_in = float(escape.effective_temperature(1.0, variance, eta))
-            steps = leaves(lambda x, e=eta: x - e * jnp.sin(x), eta * variance**0.5, np.pi)
+            steps = time_chain(lambda x, e=eta: x - e * jnp.sin(x), eta * variance**0.5, np.pi)
             rows.append(
                 {
                     "eta": eta,
@@ -67,13 +67,13 @@ def barrier(sizes: Sizes, track: base.Track) -> base.Table:
                     "steps": steps,
                     "Kramers, continuous": np.pi / 2 * np.exp(height) / eta,
                     "Kramers, plug-in": np.pi / 2 * np.exp(2 / plug_in) / eta,
-                    "HA-SME": watched(jnp.cos, jnp.sin, eta, variance, np.pi),
+                    "HA-SME": time_model(jnp.cos, jnp.sin, eta, variance, np.pi),
                 }
             )
     return rows
 
 
-def trap(sizes: Sizes, track: base.Track) -> base.Table:
+def leave_trap(sizes: Sizes, track: base.Track) -> base.Table:
     """x^2 / 2 up to a radius, in standard deviations at rest; the exit lies on a slope."""
     rows = []
     for eta in track(STEPS, "quadratic trap"):
@@ -85,21 +85,21 @@ def trap(sizes: Sizes, track: base.Track) -> base.Table:
                 {
                     "eta": eta,
                     "radius / sd": ratio,
-                    "steps": leaves(lambda x, e=eta: (1 - e) * x, eta, end),
+                    "steps": time_chain(lambda x, e=eta: (1 - e) * x, eta, end),
                     "independent draws": draws,
-                    "HA-SME": watched(jnp.ones_like, lambda x: x, eta, 1.0, end),
+                    "HA-SME": time_model(jnp.ones_like, lambda x: x, eta, 1.0, end),
                 }
             )
     return rows
 
 
-def saddle(sizes: Sizes, track: base.Track) -> base.Table:
+def leave_saddle(sizes: Sizes, track: base.Track) -> base.Table:
     """From a saddle to a radius, in units of the noise of one step."""
     rows = []
     for growth in track(GROWTHS, "saddle"):
         for radius in sizes.far:
             sd = 1 / (2 * growth) ** 0.5  # of SME-1
-            steps = leaves(lambda x, g=growth: (1 + g) * x, 1.0, radius, 1000)
+            steps = time_chain(lambda x, g=growth: (1 + g) * x, 1.0, radius, 1000)
             formula = float(escape.saddle_exit_steps(growth, 1.0, 1.0, radius))
             sme = (np.log(radius / sd) + HALF) / growth
             rows.append((growth, radius, steps, formula, sme))
@@ -107,7 +107,7 @@ def saddle(sizes: Sizes, track: base.Track) -> base.Table:
     return [dict(zip(names, values, strict=True)) for values in rows]
 
 
-def exponents(rows: base.Table) -> base.Table:
+def fit_exponents(rows: base.Table) -> base.Table:
     """Slopes of log steps over the height, between the two largest heights."""
     found = []
     for eta in STEPS:
@@ -121,8 +121,9 @@ def exponents(rows: base.Table) -> base.Table:
 
 def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
     """The three exits; nothing in them is random."""
-    barriers, traps, saddles = barrier(sizes, track), trap(sizes, track), saddle(sizes, track)
-    powers = exponents(barriers)
+    barriers, traps = cross_barrier(sizes, track), leave_trap(sizes, track)
+    saddles = leave_saddle(sizes, track)
+    powers = fit_exponents(barriers)
     gaps = [abs(row["exponent"] - row["reference"]) for row in powers]
     nearer = [
         abs(row["exponent"] - 1) / abs(row["exponent"] - row["plug-in temperature"])
@@ -175,7 +176,7 @@ def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
     return base.Result("Escape times of SGD", picture, tables, findings, checks)
 
 
-def column(rows: base.Table, key: str, where: float, *names: str) -> list[np.ndarray]:
+def select_columns(rows: base.Table, key: str, where: float, *names: str) -> list[np.ndarray]:
     """Columns of the rows in which `key` has one value."""
     mine = [row for row in rows if row[key] == where]
     return [np.array([row[name] for row in mine]) for name in names]
@@ -186,32 +187,24 @@ def draw(barriers: base.Table, traps: base.Table, saddles: base.Table) -> Any:
     figure, axes = base.figure(2, 2, 11.5, 8)
     (smooth, slope), (leave, early) = axes
     for eta, color in zip(STEPS, COLORS, strict=True):
-        x, steps, past, plug, model = column(
-            barriers,
-            "eta",
-            eta,
-            "2 dL / (eta s^2)",
-            "steps",
-            "Kramers, continuous",
-            "Kramers, plug-in",
-            "HA-SME",
-        )
+        names = "2 dL / (eta s^2)", "steps", "Kramers, continuous", "Kramers, plug-in", "HA-SME"
+        x, steps, past, plug, model = select_columns(barriers, "eta", eta, *names)
         smooth.plot(x, steps, "o", color=color, label=f"eta = {eta:g}")
         smooth.plot(x, past, "--", color=color)
         smooth.plot(x, plug, ":", color=color)
         early.plot(x, model / steps, "o-", color=color, label=f"barrier, eta = {eta:g}")
-        x, steps, model = column(traps, "eta", eta, "radius / sd", "steps", "HA-SME")
+        x, steps, model = select_columns(traps, "eta", eta, "radius / sd", "steps", "HA-SME")
         slope.plot(x, steps, "o", color=color, label=f"eta = {eta:g}")
         slope.plot(x, model, "-.", color=color)
         early.plot(x**2, model / steps, "s:", color=color, label=f"trap, eta = {eta:g}")
     slope.plot(
-        *column(traps, "eta", 0.9, "radius / sd", "independent draws"),
+        *select_columns(traps, "eta", 0.9, "radius / sd", "independent draws"),
         "k-",
         linewidth=1,
         label="independent draws",
     )
     for growth, color in zip(GROWTHS, COLORS, strict=True):
-        x, steps, formula, sme = column(
+        x, steps, formula, sme = select_columns(
             saddles, "eta g", growth, "radius", "steps", "formula", "SME-1"
         )
         leave.plot(x, steps, "o", color=color, label=f"eta g = {growth:g}")

@@ -18,8 +18,8 @@ from bilevel.noise.continuous_time import modified_equation as me
 from bilevel.noise.continuous_time import sde
 from bilevel.noise.quadratic import steady_state
 from experiments.studies import base
-from experiments.studies.theory.circle import weak_errors
-from experiments.studies.theory.quadratic_errors import CONVEX, MODELS, SADDLE, errors
+from experiments.studies.theory.circle import measure_weak_errors
+from experiments.studies.theory.quadratic_errors import CONVEX, MODELS, SADDLE, measure_errors
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ ORDERS = {"SME-1": (1, 2), "SME-2": (2, 2), "SPF": (None, 2), "HA-SME": (None, N
 CONDITIONS = {3: 1.0, 10: 0.93, 100: 0.53, 1e4: 0.07}  # of the noise -> reference limit of eta L
 
 
-def quadratics(seed: int, track: base.Track) -> tuple[base.Table, list[base.Check]]:
+def check_quadratics(seed: int, track: base.Track) -> tuple[base.Table, list[base.Check]]:
     """The reference table, again."""
     rows, steps, exact, spf, gaps, sizes = [], np.arange(1, 201), [], [], [], []
     for name, curvatures, eta, mean, covariance in track(CASES, "quadratics"):
         for model, m, c in zip(MODELS, (*mean, 0.0), (*covariance, 0.0), strict=True):
-            worst = errors(model, curvatures, eta, steps, seed).max(1)
+            worst = measure_errors(model, curvatures, eta, steps, seed).max(1)
             rows.append(
                 {
                     "case": name,
@@ -77,12 +77,14 @@ def quadratics(seed: int, track: base.Track) -> tuple[base.Table, list[base.Chec
     return rows, checks
 
 
-def orders(sizes: Sizes, seed: int) -> tuple[base.Table, list[base.Check], dict[str, np.ndarray]]:
+def measure_orders(
+    sizes: Sizes, seed: int
+) -> tuple[base.Table, list[base.Check], dict[str, np.ndarray]]:
     """Weak errors at T = 5 on the convex quadratic: fitted powers of eta."""
     rows, checks, kept, etas = [], [], {}, 5 / np.array(sizes.quadratic)
     for model in MODELS:
         found = np.array(
-            [errors(model, CONVEX, 5 / n, [n], seed, False)[:, 0] for n in sizes.quadratic]
+            [measure_errors(model, CONVEX, 5 / n, [n], seed, False)[:, 0] for n in sizes.quadratic]
         )
         kept[model.name] = found
         row: dict[str, Any] = {"model": model.name}
@@ -99,7 +101,7 @@ def orders(sizes: Sizes, seed: int) -> tuple[base.Table, list[base.Check], dict[
     return rows, checks, kept
 
 
-def validity() -> tuple[base.Table, list[base.Check]]:
+def check_validity() -> tuple[base.Table, list[base.Check]]:
     """Where HA-SME ends for h = (0.1, 1) and noise at 45 degrees, and that it refuses beyond."""
     rows, turn, H = [], np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2), np.diag([0.1, 1.0])
     gaps, refused = [], []
@@ -112,10 +114,10 @@ def validity() -> tuple[base.Table, list[base.Check]]:
             low, high = (middle, high) if valid else (low, middle)
         rows.append({"condition of C": condition, "largest eta L": low, "reference": reference})
         gaps.append(abs(low - reference))
-        refused += [refuses(H, C, eta) for eta in (1.02 * high, 1.5)] + [
-            not refuses(H, C, 0.99 * low)
+        refused += [is_refused(H, C, eta) for eta in (1.02 * high, 1.5)] + [
+            not is_refused(H, C, 0.99 * low)
         ]
-    refused += [refuses(H, np.ones((2, 2)), eta) for eta in (1e-4, 1e-2, 0.5)]  # rank one
+    refused += [is_refused(H, np.ones((2, 2)), eta) for eta in (1e-4, 1e-2, 0.5)]  # rank one
     right = all(refused)
     return rows, [
         base.below("limit of eta L, distance from the reference", max(gaps), 0.0051),
@@ -123,7 +125,7 @@ def validity() -> tuple[base.Table, list[base.Check]]:
     ]
 
 
-def refuses(H: np.ndarray, C: np.ndarray, eta: float) -> bool:
+def is_refused(H: np.ndarray, C: np.ndarray, eta: float) -> bool:
     """Whether the model is refused with a reason."""
     try:
         me.require_valid(me.HA_SME, H, C, eta)
@@ -132,7 +134,7 @@ def refuses(H: np.ndarray, C: np.ndarray, eta: float) -> bool:
     return False
 
 
-def variances(products: np.ndarray) -> np.ndarray:
+def find_variances(products: np.ndarray) -> np.ndarray:
     """Variance at rest over that of SGD, for each `eta h`; `[models, len(products)]`."""
     eye = np.eye(1)
     sgd = [float(steady_state.covariance(eye, eye, u)[0, 0]) for u in products]
@@ -145,14 +147,14 @@ def variances(products: np.ndarray) -> np.ndarray:
 
 def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
     """All tables, and the figure."""
-    table, checks = quadratics(seed, track)
-    fitted, more, quadratic = orders(sizes, seed)
-    limits, further = validity()
+    table, checks = check_quadratics(seed, track)
+    fitted, more, quadratic = measure_orders(sizes, seed)
+    limits, further = check_validity()
     products = np.array([*np.linspace(0.05, 0.95, 19)])
-    ratios = variances(products)
+    ratios = find_variances(products)
     at_half = ratios[:, np.argmin(abs(products - 0.5))]
     etas = 1 / np.array(sizes.circle)
-    circle = {m.name: weak_errors(m, etas, 1.0, 1.0) for m in track(MODELS, "1 - cos x")}
+    circle = {m.name: measure_weak_errors(m, etas, 1.0, 1.0) for m in track(MODELS, "1 - cos x")}
     for row, model, ratio in zip(fitted, MODELS, at_half, strict=True):
         row["order on 1 - cos x"] = base.order(etas[-3:], circle[model.name][-3:])
         row["variance at rest, eta h = 0.5"] = ratio
@@ -191,7 +193,7 @@ def draw(
     for index, (model, color) in enumerate(zip(MODELS, COLORS, strict=True)):
         name = {"color": color, "label": model.name, "linewidth": WIDTHS[index]}
         for at, error in zip(
-            (mean, covariance), errors(model, CONVEX, 0.5, steps, seed), strict=True
+            (mean, covariance), measure_errors(model, CONVEX, 0.5, steps, seed), strict=True
         ):
             at.plot(steps, np.maximum(error, 1e-17), **name)
         rest.plot(products, ratios[index], **name)

@@ -25,7 +25,7 @@ class Cell(NamedTuple):
     continuous: np.ndarray
 
 
-def matrices(seed: int) -> tuple[np.ndarray, np.ndarray]:
+def make_matrices(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hessian and noise covariance, with bases of their own."""
     rng = np.random.default_rng(seed)
     basis = np.linalg.qr(rng.standard_normal((3, 3)))[0]
@@ -33,7 +33,7 @@ def matrices(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (basis * np.array(CURVATURES)) @ basis.T, root @ root.T / 3 + 0.1 * np.eye(3)
 
 
-def cells(K: np.ndarray, C: np.ndarray) -> list[Cell]:
+def make_cells(K: np.ndarray, C: np.ndarray) -> list[Cell]:
     """SGD and Newton up to their limits, natural gradient at its fixed point."""
     found, eye, inverse = [], np.eye(3), np.linalg.inv(K)
 
@@ -60,7 +60,7 @@ def cells(K: np.ndarray, C: np.ndarray) -> list[Cell]:
     return found
 
 
-def lyapunov(K: np.ndarray, cell: Cell) -> float:
+def solve_lyapunov(K: np.ndarray, cell: Cell) -> float:
     """By how much the covariance misses that of the discrete Lyapunov equation, by SciPy."""
     eye, mu, rate = np.eye(len(K)), cell.momentum, cell.rate
     A, B = np.block([[eye - rate @ K, -mu * rate], [K, mu * eye]]), np.vstack([-rate, eye])

@@ -16,7 +16,9 @@ from jax import Array
 Step = Callable[[Any, Array], tuple[Any, Array]]  # (state, z [chains, d]) -> (state, w)
 
 
-def average(step: Step, state: Any, key: Array, shape: tuple[int, int], burn: int, steps: int):
+def average_chains(
+    step: Step, state: Any, key: Array, shape: tuple[int, int], burn: int, steps: int
+):
     """Mean of `w w^T` over `steps` steps after `burn`, for each chain; `[chains, d, d]`."""
     before, after = jax.random.split(key)
 
@@ -36,7 +38,7 @@ def average(step: Step, state: Any, key: Array, shape: tuple[int, int], burn: in
 
 
 @partial(jax.jit, static_argnames=("chains", "burn", "steps"))
-def heavy_ball(K, roots, rates, momenta, keys, *, chains, burn, steps):
+def simulate_heavy_ball(K, roots, rates, momenta, keys, *, chains, burn, steps):
     """`m <- mu m + K w + root z`, `w <- w - rate m`, for each setting; `[settings, chains, d, d]`.
 
     Roots and rates are `[settings, d, d]`, momenta and keys `[settings]`.
@@ -50,13 +52,13 @@ def heavy_ball(K, roots, rates, momenta, keys, *, chains, burn, steps):
             w = w - m @ rate.T
             return (w, m), w
 
-        return average(step, (jnp.zeros(shape), jnp.zeros(shape)), key, shape, burn, steps)
+        return average_chains(step, (jnp.zeros(shape), jnp.zeros(shape)), key, shape, burn, steps)
 
     return jax.vmap(one)(roots, rates, momenta, keys)
 
 
 @partial(jax.jit, static_argnames=("chains", "burn", "steps"))
-def adam(K, root, step_sizes, momenta, keys, *, chains, burn, steps):
+def simulate_adam(K, root, step_sizes, momenta, keys, *, chains, burn, steps):
     """optax's Adam with `b2 = 0.999` and no epsilon."""
     shape = chains, len(K)
 
@@ -70,12 +72,12 @@ def adam(K, root, step_sizes, momenta, keys, *, chains, burn, steps):
             return (w, memory), w
 
         w = jnp.zeros(shape)
-        return average(step, (w, tx.init(w)), key, shape, burn, steps)
+        return average_chains(step, (w, tx.init(w)), key, shape, burn, steps)
 
     return jax.vmap(one)(step_sizes, momenta, keys)
 
 
-def standard_errors(samples: Any) -> tuple[np.ndarray, np.ndarray]:
+def estimate_errors(samples: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean over chains, and its standard error; `[..., d, d]` from `[..., chains, d, d]`."""
     samples = np.asarray(samples)
     chains = samples.shape[-3]

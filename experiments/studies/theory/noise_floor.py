@@ -21,9 +21,9 @@ from experiments.studies.theory.noise_cells import (
     BATCH,
     MOMENTA,
     Cell,
-    cells,
-    lyapunov,
-    matrices,
+    make_cells,
+    make_matrices,
+    solve_lyapunov,
 )
 
 
@@ -48,14 +48,14 @@ _adam = jax.jit(preconditioned.adam)
 
 def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
     """Simulate every cell, and Adam."""
-    K, C = matrices(seed)
-    grid, key = cells(K, C), jax.random.key(seed)
+    K, C = make_matrices(seed)
+    grid, key = make_cells(K, C), jax.random.key(seed)
     rows, z = simulate(K, grid, sizes, key, track)
-    adams = adam(K, C, sizes, jax.random.fold_in(key, 1))
+    adams = measure_adam(K, C, sizes, jax.random.fold_in(key, 1))
     residual = max(
         float(steady_state.residual(c.exact, K, c.noise, c.rate, c.momentum)) for c in grid
     )
-    scipy = max(lyapunov(K, cell) for cell in grid)
+    scipy = max(solve_lyapunov(K, cell) for cell in grid)
     wrong = max(row["error beyond 4 s.e."] for row in adams)
     checks = [
         base.below("residual of the covariance equation", residual, 1e-10),
@@ -94,8 +94,8 @@ def simulate(
         momenta = np.array([cell.momentum for cell in group])
         keys = jax.random.split(jax.random.fold_in(key, 10 + i), len(group))
         size = {"chains": sizes.chains, "burn": sizes.burn, "steps": sizes.steps}
-        samples = noise_chains.heavy_ball(K, roots, rates, momenta, keys, **size)
-        for cell, mean, error in zip(group, *noise_chains.standard_errors(samples), strict=True):
+        samples = noise_chains.simulate_heavy_ball(K, roots, rates, momenta, keys, **size)
+        for cell, mean, error in zip(group, *noise_chains.estimate_errors(samples), strict=True):
             z.append(((mean - cell.exact) / error)[upper])
             gap = np.linalg.norm(cell.continuous - cell.exact) / np.linalg.norm(cell.exact)
             rows.append(
@@ -113,15 +113,15 @@ def simulate(
     return rows, np.concatenate(z)
 
 
-def adam(K: np.ndarray, C: np.ndarray, sizes: Sizes, key: Any) -> base.Table:
+def measure_adam(K: np.ndarray, C: np.ndarray, sizes: Sizes, key: Any) -> base.Table:
     """Real Adam against the fixed point that holds its denominator still."""
     settings = [(lr, b1) for b1 in (0.0, 0.9) for lr in ADAM]
     rates, momenta = (np.array(column) for column in zip(*settings, strict=True))
     size = {"chains": sizes.adam_chains, "burn": sizes.adam_burn, "steps": sizes.steps}
     keys = jax.random.split(key, len(settings))
-    samples = noise_chains.adam(K, np.linalg.cholesky(C), rates, momenta, keys, **size)
+    samples = noise_chains.simulate_adam(K, np.linalg.cholesky(C), rates, momenta, keys, **size)
     rows = []
-    for (lr, b1), mean, error in zip(settings, *noise_chains.standard_errors(samples), strict=True):
+    for (lr, b1), mean, error in zip(settings, *noise_chains.estimate_errors(samples), strict=True):
         exact = np.asarray(_adam(K, C, lr, b1)[0])
         excess = np.maximum(np.abs(mean - exact) - 4 * error, 0).max() / np.abs(exact).max()
         floor, found = np.trace(K @ exact) / 2, np.trace(K @ mean) / 2
@@ -164,9 +164,9 @@ def draw(K: Any, C: Any, rows: base.Table, adams: base.Table, z: Any) -> Any:
         lam = np.array([0.0, 1.0])
         slope = np.trace(K @ np.asarray(preconditioned.natural_gradient(K, 1.0, BATCH, mu))) / 2
         fisher.plot(lam, slope * lam, **name)
-        _dots(sgd, rows, "SGD", mu, color)
-        _dots(newton, rows, "Newton", mu, color)
-        _dots(fisher, rows, "natural gradient", mu, color)
+        _draw_dots(sgd, rows, "SGD", mu, color)
+        _draw_dots(newton, rows, "Newton", mu, color)
+        _draw_dots(fisher, rows, "natural gradient", mu, color)
     sgd.plot([], [], "--", color="0.4", label="continuous time")
     sgd.plot([], [], "ko", markersize=4, label="simulated chains")
     for color, b1 in (("C0", 0.0), ("C2", 0.9)):
@@ -181,7 +181,7 @@ def draw(K: Any, C: Any, rows: base.Table, adams: base.Table, z: Any) -> Any:
     scores.hist(z, bins=np.linspace(-4, 4, 25), density=True, color="C0", alpha=0.5)
     x = np.linspace(-4, 4, 100)
     scores.plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), color="k", label="standard normal")
-    _label(axes)
+    _label_axes(axes)
     base.caption(
         figure,
         "Quadratic loss in three dimensions, curvatures 0.2, 0.7, 1, additive noise that does not "
@@ -193,7 +193,7 @@ def draw(K: Any, C: Any, rows: base.Table, adams: base.Table, z: Any) -> Any:
     return figure
 
 
-def _dots(axes: Any, rows: base.Table, method: str, mu: float, color: str) -> None:
+def _draw_dots(axes: Any, rows: base.Table, method: str, mu: float, color: str) -> None:
     mine = [row for row in rows if (row["method"], row["momentum"]) == (method, mu)]
     axes.plot(
         [row["setting"] for row in mine],
@@ -204,7 +204,7 @@ def _dots(axes: Any, rows: base.Table, method: str, mu: float, color: str) -> No
     )
 
 
-def _label(axes: Any) -> None:
+def _label_axes(axes: Any) -> None:
     """Titles, scales and legends, panel by panel."""
     floor, fraction = "loss floor  Tr[K S] / 2", "step size / its limit"
     words = [

@@ -18,7 +18,7 @@ CONVEX, SADDLE = (0.1, 0.5, 1.0), (-0.3, 0.5, 1.0)  # curvatures
 _path, _moments = jax.jit(transient.path), jax.jit(sde.moments)
 
 
-def setting(
+def make_setting(
     curvatures: Any, seed: int
 ) -> tuple[np.ndarray, np.ndarray, transient.MeanAndCovariance]:
     """`(K, C, start)`: at distance 1 along every eigenvector, K and C do not commute."""
@@ -29,11 +29,11 @@ def setting(
     return (basis * np.array(curvatures)) @ basis.T, root @ root.T / 3 + 0.1 * np.eye(3), start
 
 
-def errors(
+def measure_errors(
     model: me.Model, curvatures: Any, eta: float, steps: Any, seed: int, relative: bool = True
 ) -> np.ndarray:
     """Errors of mean and covariance after the given steps, in the 2-norm; `[2, len(steps)]`."""
-    K, C, start = setting(curvatures, seed)
+    K, C, start = make_setting(curvatures, seed)
     sgd = _path(K, C, eta * jnp.ones(int(max(steps))), start=start)
     found = _moments(sde.linear(model, K, C, eta), jnp.asarray(steps), start)
     pairs = [(np.asarray(a), np.asarray(b)[steps]) for a, b in zip(found, sgd, strict=True)]

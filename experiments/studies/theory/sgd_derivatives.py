@@ -27,17 +27,17 @@ from experiments.studies.theory.sgd_regimes import (
     MEASURES,
     Curves,
     Regime,
-    curves,
-    predictions,
-    regimes,
-    slope,
+    compute_curves,
+    fit_slope,
+    make_regimes,
+    predict_limits,
 )
 from experiments.studies.theory.sgd_runs import (
     ROUNDING,
     Means,
-    grid,
-    means,
-    sample,
+    compare_means,
+    make_grid,
+    sample_runs,
 )
 
 
@@ -63,23 +63,24 @@ QUICK = Sizes(steps=10_000, runs=100, ridge_runs=400, rare_runs=1000, chunks=2)
 def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
     """All regimes, ridge against reference moments, and what sample means do at a large step."""
     key, of_ridge, of_rare = jax.random.split(jax.random.key(seed), 3)
-    columns = regimes(sizes.rows, sizes.features, sizes.exact_steps, seed)
+    columns = make_regimes(sizes.rows, sizes.features, sizes.exact_steps, seed)
     shown, table, limits, checks, findings = [], [], [], [], []
     worst, tested = 0.0, 0
     for index, regime in enumerate(columns):
-        exact = curves(regime)
+        exact = compute_curves(regime)
         cut = regime._replace(steps=regime.steps[: sizes.steps])
         each = jax.random.fold_in(key, index)
         bar = lambda parts, name=regime.name: track(parts, name)  # noqa: E731
-        samples = sample(cut, sizes.runs, sizes.chunks, sizes.stride, each, bar)
-        records = grid(samples.shape[1])
+        samples = sample_runs(cut, sizes.runs, sizes.chunks, sizes.stride, each, bar)
+        records = make_grid(samples.shape[1])
         steps = sizes.stride * (records + 1)
         pair = [
-            means(samples[:, records, which], exact.exact[which][steps - 1]) for which in (0, 1)
+            compare_means(samples[:, records, which], exact.exact[which][steps - 1])
+            for which in (0, 1)
         ]
         shown.append((regime, exact, steps, pair))
         for which, (compared, limit) in enumerate(
-            zip(pair, predictions(regime, exact.exact), strict=True)
+            zip(pair, predict_limits(regime, exact.exact), strict=True)
         ):
             z = np.abs(compared.z[compared.reliable])
             worst, tested = max(worst, float(z.max(initial=0))), tested + len(z)
@@ -98,7 +99,7 @@ def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
             limits.append({**of, **limit})
     name = f"largest |z| of {tested} comparisons"
     checks.append(base.below(name, worst, 4.0))
-    slopes = [slope(curve, 8 / _mu(columns[1]) ** 2) for curve in shown[1][1].exact]
+    slopes = [fit_slope(curve, 8 / _find_curvature(columns[1]) ** 2) for curve in shown[1][1].exact]
     for which, found in zip(MEASURES, slopes, strict=True):
         checks.append(base.near(f"decreasing step, slope of the {which}", found, -1.0, 0.01))
     ridge, check = hold_against_reference(sizes.ridge_runs, of_ridge, track)
@@ -120,17 +121,21 @@ def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
         "ridge against reference moments": ridge,
         "rare runs": rare,
     }
-    numbers = {"kappa": 1 / _mu(columns[0]), "slopes": slopes, "curves": _curves(shown)}
+    numbers = {
+        "kappa": 1 / _find_curvature(columns[0]),
+        "slopes": slopes,
+        "curves": _collect_curves(shown),
+    }
     figure = draw(shown, sizes)
     title = "Derivatives of SGD: four regimes of least squares"
     return base.Result(title, figure, tables, findings, [*checks, check], numbers)
 
 
-def _mu(regime: Regime) -> float:
+def _find_curvature(regime: Regime) -> float:
     return float(np.linalg.eigvalsh(regime.A.T @ regime.A / len(regime.A))[0])
 
 
-def _curves(shown: list[tuple[Regime, Curves, np.ndarray, list[Means]]]) -> dict[str, Any]:
+def _collect_curves(shown: list[tuple[Regime, Curves, np.ndarray, list[Means]]]) -> dict[str, Any]:
     """The points of the figure."""
     return {
         regime.name: {

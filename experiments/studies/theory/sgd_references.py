@@ -12,12 +12,12 @@ from bilevel.noise.moments import rules, run
 from experiments.studies import base
 from experiments.studies.theory.sgd_regimes import (
     Regime,
-    curves,
+    compute_curves,
 )
 from experiments.studies.theory.sgd_runs import (
     RIDGE,
-    means,
-    sample,
+    compare_means,
+    sample_runs,
     simulate,
 )
 
@@ -74,11 +74,11 @@ def hold_against_reference(runs: int, key: Any, track: base.Track) -> tuple[base
 def follow_rare_runs(regime: Regime, runs: int, key: Any, track: base.Track) -> base.Table:
     """Follow double interpolation at the step size 0.9: what a sample mean makes of it."""
     large = regime._replace(steps=np.full(200, 0.9))
-    exact = curves(large, bounded=False).exact[1]
+    exact = compute_curves(large, bounded=False).exact[1]
     bar = lambda parts: track(parts, "rare runs")  # noqa: E731
-    samples = sample(large, runs, 1, 10, key, bar)[..., 1]
+    samples = sample_runs(large, runs, 1, 10, key, bar)[..., 1]
     at = np.array([60, 150, 200])
-    found = means(samples[:, at // 10 - 1], exact[at - 1])
+    found = compare_means(samples[:, at // 10 - 1], exact[at - 1])
     return [
         {
             "step": int(k),

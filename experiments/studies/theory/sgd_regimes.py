@@ -31,7 +31,7 @@ class Curves(NamedTuple):
     bound: np.ndarray
 
 
-def regimes(rows: int, features: int, steps: int, seed: int) -> list[Regime]:
+def make_regimes(rows: int, features: int, steps: int, seed: int) -> list[Regime]:
     """The four columns of the figure."""
     rng = np.random.default_rng(seed)
     m, n, k = rows, features, np.arange(steps)
@@ -51,7 +51,7 @@ def regimes(rows: int, features: int, steps: int, seed: int) -> list[Regime]:
 
 
 @jax.jit
-def _moments(process: Any, start: Any, rule: Any) -> Any:
+def _follow_moments(process: Any, start: Any, rule: Any) -> Any:
     def observe(now: Any) -> Any:
         P = now.second[0, :, 0]
         return jnp.stack([jnp.trace(process.curvature @ P) / 2, jnp.trace(P)])
@@ -59,14 +59,14 @@ def _moments(process: Any, start: Any, rule: Any) -> Any:
     return run(process, start, rule, observe)[1].T
 
 
-def curves(regime: Regime, bounded: bool = True) -> Curves:
+def compute_curves(regime: Regime, bounded: bool = True) -> Curves:
     """The exact curves; with `bounded` also what the theorem allows."""
     A, schedule, found = regime.A, rules.sgd(regime.steps), []
     eigenvalues, L = np.linalg.eigvalsh(A.T @ A / len(A)), (A**2).sum(1).max()
     for which, targets in enumerate((regime.b, regime.J)):
         whole = LeastSquares.from_data(A, targets, batch_size=1)
         process, zero = Compressed.from_least_squares(whole), jnp.zeros_like(whole.solution)
-        exact = _moments(process, process.start(zero), schedule)[which]
+        exact = _follow_moments(process, process.start(zero), schedule)[which]
         noise = float(((np.asarray(whole.residuals) ** 2).sum(1) * (A**2).sum(1)).mean())
         size = float(jnp.sum(whole.solution**2))
         bound = np.full(len(regime.steps), np.nan)
@@ -77,7 +77,7 @@ def curves(regime: Regime, bounded: bool = True) -> Curves:
     return Curves(*(np.stack(parts) for parts in zip(*found, strict=True)))
 
 
-def predictions(regime: Regime, exact: np.ndarray) -> list[dict[str, Any]]:
+def predict_limits(regime: Regime, exact: np.ndarray) -> list[dict[str, Any]]:
     """How each curve should end, from the closed forms, and how it does."""
     A, eta = regime.A, regime.steps
     rows = []
@@ -85,9 +85,9 @@ def predictions(regime: Regime, exact: np.ndarray) -> list[dict[str, Any]]:
         process, curve = LeastSquares.from_data(A, targets, batch_size=1), exact[which]
         weight = np.asarray(process.curvature) / 2 if which == 0 else np.eye(A.shape[1])
         if regime.name == "decreasing step":
-            t = np.arange(1, len(curve) + 1) + 8 / _mu(A) ** 2
+            t = np.arange(1, len(curve) + 1) + 8 / _find_curvature(A) ** 2
             what, found = "last (k + k0) E", curve[-1] * t[-1]
-            expected = float(np.trace(weight @ _inverse_time(process, 2 / _mu(A))))
+            expected = float(np.trace(weight @ _make_inverse_time(process, 2 / _find_curvature(A))))
         elif float(jnp.abs(process.residuals).max()) < 1e-10:
             tail = curve[: int(np.argmax(curve < 1e-22 * curve[0])) or len(curve)]  # above rounding
             what, found = "factor per step", (tail[-1] / tail[-101]) ** 0.01
@@ -100,11 +100,11 @@ def predictions(regime: Regime, exact: np.ndarray) -> list[dict[str, Any]]:
     return rows
 
 
-def _mu(A: np.ndarray) -> float:
+def _find_curvature(A: np.ndarray) -> float:
     return float(np.linalg.eigvalsh(A.T @ A / len(A))[0])
 
 
-def _inverse_time(process: LeastSquares, gamma: float) -> np.ndarray:
+def _make_inverse_time(process: LeastSquares, gamma: float) -> np.ndarray:
     """lim k P_k, summed over the targets."""
     A, s = process.rows.A, process.residuals
     C = A[:, :, None] * A[:, None, :]
@@ -112,7 +112,7 @@ def _inverse_time(process: LeastSquares, gamma: float) -> np.ndarray:
     return np.asarray(jax.jit(one)(s.T).sum(0))
 
 
-def slope(curve: np.ndarray, offset: float) -> float:
+def fit_slope(curve: np.ndarray, offset: float) -> float:
     """Of log E against log(k + offset), over the last decade of k."""
     t = np.arange(1, len(curve) + 1)
     last = np.unique(np.geomspace(t[-1] / 10, t[-1], 200).astype(int)) - 1

@@ -51,7 +51,9 @@ def simulate(problem, steps, hyper, data, x, D, H, keys, *, stride):
     return jax.vmap(one)(keys)
 
 
-def sample(regime: Regime, runs: int, chunks: int, stride: int, key: Any, track: Any) -> np.ndarray:
+def sample_runs(
+    regime: Regime, runs: int, chunks: int, stride: int, key: Any, track: Any
+) -> np.ndarray:
     """`[runs, K, 2]` of one column."""
     A, b, J = regime.A, regime.b, regime.J
     x, D = (LeastSquares.from_data(A, targets, batch_size=1).solution for targets in (b, J))
@@ -72,7 +74,7 @@ class Means(NamedTuple):
     reliable: np.ndarray
 
 
-def means(samples: np.ndarray, exact: np.ndarray) -> Means:
+def compare_means(samples: np.ndarray, exact: np.ndarray) -> Means:
     """Compare the mean over axis 0 with `exact`.
 
     Where a few rare runs carry the mean it says nothing: the runs then count as fewer than a
@@ -84,6 +86,6 @@ def means(samples: np.ndarray, exact: np.ndarray) -> Means:
     return Means(mean, np.median(samples, 0), z, (count >= runs / 4) & (exact > ROUNDING))
 
 
-def grid(records: int) -> np.ndarray:
+def make_grid(records: int) -> np.ndarray:
     """Which records are compared: about GRID of them, evenly in log k."""
     return np.unique(np.geomspace(1, records, GRID).round().astype(int)) - 1
