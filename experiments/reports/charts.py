@@ -113,7 +113,8 @@ def _draw_trajectories(title: str, spreads: dict[str, dict[str, np.ndarray]]) ->
     figure = _figure(traces, x, {"value": _columns(values)})
     labels = list(dict.fromkeys(owners))
     seen = {label: [owner == label for owner in owners] for label in labels}
-    for trace, visible in zip(figure.data, seen[labels[0]], strict=True):
+    drawn: Any = figure.select_traces()
+    for trace, visible in zip(drawn, seen[labels[0]], strict=True):
         trace.visible = visible
     choices = [(label, [{"visible": visible}]) for label, visible in seen.items()]
     _add_menu(figure, "restyle", choices)
@@ -187,7 +188,8 @@ def _figure(
             title, kind = f"{axis}axis.title.text", f"{axis}axis.type"
             layout = {title: escape(name), kind: "log" if name in logs else "linear"}
             choices.append((name, [{axis: rows}, layout]))
-        for trace, column in zip(figure.data, choices[0][1][0][axis], strict=True):
+        drawn: Any = figure.select_traces()
+        for trace, column in zip(drawn, choices[0][1][0][axis], strict=True):
             trace[axis] = column
         figure.update_layout(choices[0][1][1])
         if len(choices) > 1:

@@ -61,7 +61,7 @@ def rows(results: list[dict[str, Any]]) -> list[Row]:
     """Group the results by all but the seed; best first within each task."""
     shared = set.intersection(*(set(_changes(result)) for result in results))
     frame = pd.DataFrame([_facts(result, shared) for result in results])
-    groups = frame.groupby(["task", "label"], sort=False)
+    groups: Any = frame.groupby(["task", "label"], sort=False)
     found = [_row(str(task), str(label), group) for (task, label), group in groups]
     return sorted(found, key=lambda row: (row.task, row.scores.empty, row.lost, row.mean))
 
@@ -87,10 +87,10 @@ def _facts(result: dict[str, Any], shared: set[str]) -> dict[str, Any]:
 
 def _row(task: str, label: str, group: pd.DataFrame) -> Row:
     """Return the row of runs that differ in the seed only."""
-    completed = group[group["status"] == "completed"]
+    completed: Any = group[group["status"] == "completed"]
     ended = [result["test_metrics"] for result in completed["result"]]
     metric = next(iter(ended[0])) if ended else "-"
-    scores = pd.Series([each[metric] for each in ended], list(completed["seed"]), dtype=float)
+    scores: Any = pd.Series([each[metric] for each in ended], list(completed["seed"]), dtype=float)
     scores = scores[~scores.index.duplicated(keep="last")]  # made again: the later one counts
     means = completed[["value", "calls", "seconds"]].astype(float).mean()
     other = group.loc[group["status"] != "completed", "status"].value_counts()

@@ -44,16 +44,16 @@ def _distribution(override: Any) -> Any:
     log = "log" in sweep.tags
     if isinstance(sweep, IntervalSweep):
         integer = isinstance(sweep.start, int) and isinstance(sweep.end, int)
-        kind = known.IntDistribution if integer else known.FloatDistribution
+        kind: Any = known.IntDistribution if integer else known.FloatDistribution
         return kind(sweep.start, sweep.end, log=log)
     if isinstance(sweep, RangeSweep):
         values = list(sweep.range())
         integer = all(isinstance(value, int) for value in values)
-        kind = known.IntDistribution if integer else known.FloatDistribution
+        kind: Any = known.IntDistribution if integer else known.FloatDistribution
         step = {} if log else {"step": sweep.step}
         return kind(values[0], values[-1], log=log, **step)
     if isinstance(sweep, ChoiceSweep):
-        values = [getattr(value, "text", value) for value in sweep.list]  # quoted or not
+        values: Any = [getattr(value, "text", value) for value in sweep.list]  # quoted or not
         if all(isinstance(value, str | int | float | bool) for value in values):
             return known.CategoricalDistribution(values)
     raise BadInputError(
