@@ -220,12 +220,8 @@ def _conclude(rows: Any, sizes: Sizes) -> tuple[list[str], list[Check]]:
 def _draw(rows: Any, sizes: Sizes) -> Any:
     made, axes = figure(1, 4, 16, 4.2)
     names = list(dict.fromkeys(r["estimator"] for r in rows))
-    panels = [
-        ("feature", "relative error"),
-        ("example", "relative error"),
-        ("feature", "ms"),
-        ("feature", "scratch MiB"),
-    ]
+    errors = [(kind, "relative error") for kind in ("feature", "example")]
+    panels = [*errors, ("feature", "ms"), ("feature", "scratch MiB")]
     for ax, (kind, what) in zip(axes[0], panels, strict=True):
         for j, name in enumerate(names):
             these = [r for r in rows if (r["kind"], r["estimator"]) == (kind, name)]
