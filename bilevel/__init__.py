@@ -2,7 +2,7 @@
 
 from typing import Any as _Any
 
-from bilevel import outer, single_loop, spaces, testing
+from bilevel import extend, outer, single_loop, spaces, testing
 from bilevel.checks.cost import Cost, estimate_cost
 from bilevel.checks.hypergradient import check
 from bilevel.checks.noise import NoiseReport, check_noise
@@ -133,6 +133,7 @@ __all__ = [
     "check",
     "check_noise",
     "estimate_cost",
+    "extend",
     "hypergradient",
     "outer",
     "plan",

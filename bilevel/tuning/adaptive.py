@@ -21,10 +21,7 @@ from jax import Array
 
 from bilevel.core import Estimate
 from bilevel.estimators.base import Estimator
-from bilevel.estimators.directions import Random
-from bilevel.estimators.evolution import Evolution
-from bilevel.estimators.forward import Forward
-from bilevel.estimators.implicit import Implicit
+from bilevel.estimators.rebuild import scale_work
 from bilevel.tuning.history import joined
 from bilevel.utils import PyTree, dtype, register_node, vdot
 from bilevel.utils.validation import require_positive
@@ -133,33 +130,6 @@ def _including(adaptive: Adaptive, work: Work, estimate: Estimate) -> Work:
     return Work(work.level, work.seen + 1, power, noise)
 
 
-def grown(estimator: Any, times: int) -> Any:
-    """The estimator with ``times`` its inner work: a longer window, or more random directions.
-
-    Raises
-    ------
-    ValueError : an estimator whose noise no such number reduces.
-    """
-    if times == 1:
-        return estimator
-    if (inside := getattr(estimator, "estimator", None)) is not None:
-        return replace(estimator, estimator=grown(inside, times))
-    if isinstance(estimator, Evolution):
-        return replace(estimator, pairs=times * estimator.pairs)
-    if isinstance(estimator, Forward) and isinstance(estimator.directions, Random):
-        return replace(estimator, directions=Random(times * estimator.directions.n))
-    if isinstance(estimator, Forward | Implicit) and estimator.average:
-        longer = {"steps": times * estimator.steps, "average": times * estimator.average}
-        if isinstance(estimator, Forward):
-            longer["start"] = times * estimator.start
-        return replace(estimator, **longer)
-    raise ValueError(
-        f"adaptive=True lengthens the window of averaged inner steps, and {estimator!r} has none: "
-        "more steps would not reduce its noise. Use Forward(..., average=) or Implicit(..., "
-        "average=), random directions (Forward(..., directions=)), or Evolution."
-    )
-
-
 def require_adaptive(estimator: Any, standard_error: PyTree) -> None:
     """Raise unless the estimator knows its noise and can reduce it."""
     if standard_error is None:
@@ -169,7 +139,7 @@ def require_adaptive(estimator: Any, standard_error: PyTree) -> None:
             "predicts it for SGD; random directions (Forward(..., directions=)) and Evolution "
             "report their own."
         )
-    grown(estimator, 2)
+    scale_work(estimator, 2)
 
 
 Piece = Callable[[Estimator, Any, Array], tuple[Any, Any, dict[str, Array]]]
@@ -180,7 +150,7 @@ def climb(piece: Piece, estimator: Estimator, state: Any, count: int) -> tuple[A
     rows, left = [], count
     while True:
         begun = int(state.step)
-        here = grown(estimator, 2 ** int(state.work.level))
+        here = scale_work(estimator, 2 ** int(state.work.level))
         state, stop, history = piece(here, state, jnp.asarray(left))
         done = int(state.step) - begun
         rows.append(jax.tree.map(lambda column, n=done: column[:n], jax.device_get(history)))

@@ -10,8 +10,9 @@ import optax
 import pytest
 
 import bilevel as bl
+from bilevel.estimators.rebuild import scale_work
 from bilevel.testing import ridge
-from bilevel.tuning.adaptive import Work, columns, grown, observe
+from bilevel.tuning.adaptive import Work, columns, observe
 from tests.compiling import compilations
 from tests.tuning.test_tune import assert_same
 
@@ -87,7 +88,7 @@ def test_each_level_is_the_plain_run_of_the_longer_estimator() -> None:
     assert int(begun.work.times) == 4
     on = tune(steps=2, state=begun)
     calm = replace(begun, work=Work.least(begun.work.power))
-    plain = tune(grown(TWO, 4), steps=2, state=calm, adaptive=False)
+    plain = tune(scale_work(TWO, 4), steps=2, state=calm, adaptive=False)
     np.testing.assert_allclose(on.hyper, plain.hyper, rtol=1e-12)
     np.testing.assert_allclose(on.history["value"], plain.history["value"], rtol=1e-12)
 
@@ -136,8 +137,8 @@ GROWN = {
 @pytest.mark.parametrize("name", GROWN)
 def test_work_is_what_reduces_the_noise(name: str) -> None:
     least, more = GROWN[name]
-    assert grown(least, 3) == more
-    assert grown(least, 1) == least
+    assert scale_work(least, 3) == more
+    assert scale_work(least, 1) == least
 
 
 def test_refusals() -> None:
