@@ -129,9 +129,7 @@ def run(case: Case, estimator: Any, rule: Any, rate: float, budget: int, seed: i
             steps=EVERY,
             key=key,
             state=state,
-            every=EVERY,
-            record=_record,
-            adaptive=rule,
+            hooks=[bl.Blocks(EVERY), bl.Record(_record), *([rule] if rule else [])],
         )
         rows.append({name: np.asarray(column) for name, column in result.history.items()})
         state, spent = result.state, spent + rows[-1]["gradients"].sum()

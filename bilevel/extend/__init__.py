@@ -24,7 +24,7 @@ Examples
 False
 """
 
-from bilevel.core import Counts, InnerState, Loss, Schedule, init_inner_state, inner_loss
+from bilevel.core import Counts, InnerState, Loss, Schedule, as_pytree, init_inner_state, inner_loss
 from bilevel.estimators.base import (
     ChoosesEstimator,
     DrawsTasks,
@@ -46,7 +46,8 @@ from bilevel.solvers.base import (
     Stops,
 )
 from bilevel.solvers.line_search import backtrack
-from bilevel.utils import PyTree, is_inexact, register_node, zeros_like
+from bilevel.tuning.hooks import Hook, Step
+from bilevel.utils import PyTree, is_inexact, register_node, strong, zeros_like
 
 __all__ = [
     "Backtracks",
@@ -56,6 +57,7 @@ __all__ = [
     "DeclaresStability",
     "DrawsTasks",
     "Estimator",
+    "Hook",
     "InnerState",
     "LinearSolver",
     "Loss",
@@ -69,8 +71,10 @@ __all__ = [
     "SetsTolerance",
     "Solution",
     "Solver",
+    "Step",
     "Stops",
     "TracksBest",
+    "as_pytree",
     "backtrack",
     "full_gradient",
     "init_filled",
@@ -83,5 +87,6 @@ __all__ = [
     "map_innermost",
     "progress",
     "register_node",
+    "strong",
     "zeros_like",
 ]

@@ -11,6 +11,7 @@ from bilevel.spaces.base import Spaces
 from bilevel.utils import PyTree, norm, register_node
 
 E = TypeVar("E")
+P = TypeVar("P")
 
 
 class CoordinateState(NamedTuple):
@@ -83,6 +84,11 @@ def update(tx: Rule, estimate: Estimate, state: PyTree, hyper: PyTree) -> tuple[
 def unwrap(tx: Rule) -> OuterRule:
     """Return the rule itself, which says what it can."""
     return tx.tx if isinstance(tx, Coordinates) else tx
+
+
+def capable(tx: Rule, protocol: type[P]) -> P | None:
+    """Return the rule as it moves ``hyper`` if the rule itself follows an optional protocol."""
+    return cast(P, tx) if isinstance(unwrap(tx), protocol) else None
 
 
 def to_coordinates(tx: Rule, estimate: Estimate, state: PyTree) -> Estimate:

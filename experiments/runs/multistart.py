@@ -48,7 +48,7 @@ def race(job: Any) -> tuple[bl.Result, dict[str, Any]]:
         warnings.simplefilter("ignore", bl.DivergenceWarning)  # said in what is returned
         found = bl.restarts(
             task.problem, job.estimator, job.outer, points, task.params, task.data,
-            steps=steps, key=job.key, **job.how,
+            steps=steps, key=job.key, warm_start=settings["warm_start"], hooks=job.hooks,
         )  # fmt: skip
     jax.block_until_ready(found.best.state)
     about = {

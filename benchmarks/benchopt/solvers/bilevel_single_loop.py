@@ -60,7 +60,7 @@ class Solver(BaseSolver):
             *self.start,
             self.data,
             steps=self.eval_freq,
-            every=self.eval_freq,
+            hooks=[bl.Blocks(self.eval_freq)],
             state=state,
             key=None if state is not None else jax.random.key(self.random_state),
         )

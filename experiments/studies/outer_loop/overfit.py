@@ -86,8 +86,10 @@ def descend(inner: Any, outer: Any, held: Any, steps: int, patience: int) -> Any
         found = bl.tune(
             PROBLEM, bl.ClosedForm(), ADAM, jnp.full(d, START), jnp.zeros(d),
             bl.Data(inner, outer), steps=steps, key=jax.random.key(0),
-            stopping=bl.EarlyStopping(loss, held, patience),
-            record=lambda h, w, estimate: {"hyper": h},
+            hooks=[
+                bl.EarlyStopping(loss, held, patience),
+                bl.Record(lambda h, w, estimate: {"hyper": h}),
+            ],
         )  # fmt: skip
         return found.hyper, found.history["hyper"], found.state.step
 
