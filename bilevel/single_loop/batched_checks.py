@@ -15,7 +15,7 @@ from bilevel.outer.coordinates import capable
 from bilevel.tuning.history import ROW, Rows, columns_of, unwritten, written
 from bilevel.tuning.hooks import Record
 from bilevel.tuning.loop import Block, Loop
-from bilevel.tuning.state import State, Stop
+from bilevel.tuning.state import State, Stop, step_keys
 from bilevel.utils import PyTree
 
 _STRIDE = 16  # moves between two looks
@@ -48,7 +48,7 @@ def run_batched(
     included. So where the estimator diverged the block is made again: first with a look at every
     move, to find the first bad one, then up to the move before it.
     """
-    begun, keys = state, loop.keys(state, length)
+    begun, keys = state, step_keys(state, length)
     like, going = loop.blank(state)
     empty = unwritten(like, length)
 

@@ -1,6 +1,6 @@
 """When a run has diverged: rules that neither noise nor a large move of ``hyper`` sets off."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,10 @@ from jax import Array
 from bilevel.core import Data, Estimate, InnerState, Problem, examples
 from bilevel.estimators.base import Estimator, MonitoredEstimator
 from bilevel.estimators.residuals import full_gradient
+from bilevel.outer.base import Backtracks
 from bilevel.solvers.base import Solver
 from bilevel.solvers.stability import exceeds_stability_limit
-from bilevel.tuning.state import State
+from bilevel.tuning.state import State, Stop
 from bilevel.utils import PyTree, all_finite, cond_without_select, norm, register_node
 
 
@@ -62,6 +63,14 @@ def diverged_variables(
     return estimator.diverged(estimate, after, limit) if several else {}
 
 
+def going_on(estimator: Estimator, state: State, divergence: Divergence) -> Stop:
+    """Return what is said of a run that nothing has stopped."""
+    residual = inner_residual(state.estimate)
+    lost = diverged_variables(estimator, state.estimate, state.lower, divergence.limit)
+    lost = jax.tree.map(jnp.zeros_like, lost)
+    return Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
+
+
 def has_diverged(
     problem: Problem,
     solver: Solver | None,
@@ -105,3 +114,26 @@ def has_diverged(
         return sudden | unstable | (end > limit * scale) | ~jnp.isfinite(end)
 
     return ~finite | cond_without_select(suspect, confirm, jnp.array(False))
+
+
+def take_back(
+    rule: Backtracks, before: State, state: State, stop: Stop
+) -> tuple[State, Stop, Estimate]:
+    """Return ``(state, stop, estimate)`` of a step by a rule that comes back from divergence.
+
+    Where it can, the state is the one before with a shorter update to follow, and the estimate,
+    the one made, has neither value nor gradient.
+    """
+    estimate, bad = state.estimate, stop.diverged
+    back, hopeful = rule.backtrack(before.outer, state.outer, state.hyper)
+    again = bad & hopeful & (before.step > 0)
+    shorter = jax.tree.map(lambda x, y: jnp.where(again, x, y), back, before.outer)
+    old = replace(before, outer=shorter, step=before.step + again)
+    value, grad = jax.tree.map(
+        lambda x: jnp.where(again, jnp.nan, x), (estimate.value, estimate.grad)
+    )
+    return (
+        jax.lax.cond(bad, lambda: old, lambda: state),
+        replace(stop, diverged=bad & ~again),
+        Estimate(value, grad, estimate.evidence),
+    )

@@ -9,10 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevel.utils import PyTree
+from bilevel.core import Estimate
+from bilevel.utils import PyTree, norm
 
 ROW = jnp.uint32  # of the rows' numbers: a signed index is first asked whether it is negative
 Rows = tuple[list[Array], list[Array]]  # of the arrays of a row, of its numbers by dtype
+
+
+def estimate_columns(estimate: Estimate) -> dict[str, Array]:
+    """Return what the history says of an estimate: value, norm, residuals and counts."""
+    evidence = estimate.evidence
+    columns = {"value": estimate.value, "grad_norm": norm(estimate.grad)}
+    for name in ("inner_residual", "linear_residual"):
+        if (entry := getattr(evidence, name)) is not None:
+            columns[name] = entry
+    return columns | {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
 
 
 def unwritten(like: PyTree, length: int) -> Rows:

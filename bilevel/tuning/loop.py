@@ -16,46 +16,36 @@ from bilevel.estimators.base import (
     init_filled,
     solver_of,
 )
+from bilevel.outer import coordinates
 from bilevel.outer.base import Backtracks, SetsTolerance, TracksBest
-from bilevel.outer.coordinates import (
-    Rule,
-    capable,
-    history_columns,
-    in_coordinates,
-    to_coordinates,
-    update,
-)
 from bilevel.tuning import hooks as hooking
 from bilevel.tuning.divergence import (
     Divergence,
     diverged_variables,
+    going_on,
     gradient_scale,
     has_diverged,
     inner_residual,
+    take_back,
 )
-from bilevel.tuning.history import ROW, Rows, columns_of, erased, unwritten, written
+from bilevel.tuning.history import (
+    ROW,
+    Rows,
+    columns_of,
+    erased,
+    estimate_columns,
+    unwritten,
+    written,
+)
 from bilevel.tuning.hooks import Columns, Hooks, Step
-from bilevel.tuning.state import State, Stop
-from bilevel.utils import PyTree, norm, register_node, zeros_like
+from bilevel.tuning.state import State, Stop, step_keys
+from bilevel.utils import PyTree, register_node, zeros_like
 
 Block = tuple[State, Stop, Columns]
 
 
 # Last good state, state, why it stopped, rows of the history and how many are written.
 Carry = tuple[State, State, Stop, Rows, Array]
-
-
-@runtime_checkable
-class DrivesBlocks(Protocol):
-    """An estimator that can make a block of outer steps cheaper than one step after the other."""
-
-    def can_drive(self, loop: "Loop") -> bool:
-        """Return whether nothing in this loop needs to see every step."""
-        ...
-
-    def drive(self, loop: "Loop", state: State, count: Array | int, length: int) -> Block:
-        """Return what ``loop.run`` does."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ class Loop:
 
     problem: Problem
     estimator: Estimator
-    outer: Rule
+    outer: coordinates.Rule
     data: Data
     hooks: Hooks = ()
     divergence: Divergence = Divergence()
@@ -99,7 +89,7 @@ class Loop:
         """Make the outer rule a pytree that moves coordinates where there is a space."""
         # Neither in coordinates already nor a placeholder: JAX rebuilds nodes around anything.
         if hasattr(self.outer, "update"):
-            rule = in_coordinates(self.problem.space, as_pytree("tune", self.outer))
+            rule = coordinates.in_coordinates(self.problem.space, as_pytree("tune", self.outer))
             object.__setattr__(self, "outer", rule)
 
     def init(self, hyper: PyTree, params: PyTree, key: Array) -> State:
@@ -108,18 +98,11 @@ class Loop:
         lower = init_filled(problem, estimator, hyper, params, data, key)
         shapes, _ = jax.eval_shape(lambda x: estimator.step(problem, hyper, x, data, key), lower)
         estimate = zeros_like(shapes)
-        return State(
-            step=jnp.zeros((), jnp.int32),
-            hyper=hyper,
-            estimate=estimate,
-            outer=self.outer.init(hyper),
-            lower=lower,
-            key=key,
-            start=params,
-            scale=gradient_scale(problem, hyper, params, data_of_call(estimator, data, key)),
-            floor=inner_residual(estimate),
-            memory=hooking.init_memory(self.hooks, hyper, params),
-        )
+        step, start = jnp.zeros((), jnp.int32), params
+        scale = gradient_scale(problem, hyper, params, data_of_call(estimator, data, key))
+        floor, memory = inner_residual(estimate), hooking.init_memory(self.hooks, hyper, params)
+        outer = self.outer.init(hyper)
+        return State(step, hyper, estimate, outer, lower, key, start, scale, floor, memory)
 
     def step(self, state: State) -> Block:
         """Return ``(state, stop, row)`` after one outer step; ``row`` is that of the history.
@@ -144,11 +127,11 @@ class Loop:
         """
         problem, estimator, data = self.problem, self.estimator, self.data
         first = state.step == 0
-        updated = update(self.outer, state.estimate, state.outer, state.hyper)
+        updated = coordinates.update(self.outer, state.estimate, state.outer, state.hyper)
         hyper, outer = jax.tree.map(
             lambda old, new: jnp.where(first, old, new), (state.hyper, state.outer), updated
         )
-        if (rule := capable(self.outer, SetsTolerance)) is not None:
+        if (rule := coordinates.capable(self.outer, SetsTolerance)) is not None:
             estimator = rule.set_tolerance(estimator, outer)
         lower = state.lower
         if not self.warm_start:
@@ -171,8 +154,8 @@ class Loop:
         If the solver diverged, and the rule knows how to come back, the state is the old one with a
         shorter update to follow, and the estimate, the one made, has neither value nor gradient.
         """
-        hyper, estimate, after = state.hyper, state.estimate, state.lower
         problem, estimator = self.problem, self.estimator
+        hyper, estimate, after = state.hyper, state.estimate, state.lower
         seen = data_of_call(estimator, self.data, key)
         solver = solver_of(estimator, problem, hyper, after.params, seen)
         lost = diverged_variables(estimator, estimate, after, limit)
@@ -182,54 +165,29 @@ class Loop:
         floor = jnp.maximum(residual, 0.9 * state.floor)
         new = replace(state, floor=floor)
         stop = Stop(bad, estimate.value, residual, inner_residual(before.estimate), lost)
-        if (rule := capable(self.outer, Backtracks)) is None:
+        if (rule := coordinates.capable(self.outer, Backtracks)) is None:
             return new, stop, estimate
-        back, hopeful = rule.backtrack(before.outer, state.outer, hyper)
-        again = bad & hopeful & (before.step > 0)
-        shorter = jax.tree.map(lambda x, y: jnp.where(again, x, y), back, before.outer)
-        old = replace(before, outer=shorter, step=before.step + again)
-        value, grad = jax.tree.map(
-            lambda x: jnp.where(again, jnp.nan, x), (estimate.value, estimate.grad)
-        )
-        return (
-            jax.lax.cond(bad, lambda: old, lambda: new),
-            replace(stop, diverged=bad & ~again),
-            Estimate(value, grad, estimate.evidence),
-        )
+        return take_back(rule, before, new, stop)
 
     def seen(self, state: State, made: Estimate) -> Step:
         """Return a step as hooks see it."""
-        free = kept = to_coordinates(self.outer, made, state.outer)
+        free = kept = coordinates.to_coordinates(self.outer, made, state.outer)
         if made is not state.estimate:
-            kept = to_coordinates(self.outer, state.estimate, state.outer)
+            kept = coordinates.to_coordinates(self.outer, state.estimate, state.outer)
         return Step(state, made, kept, free)
 
     def row(self, step: Step) -> Columns:
         """Return what the history says of a step."""
-        state, evidence = step.state, step.made.evidence
-        values = {"value": step.made.value, "grad_norm": norm(step.made.grad)}
-        if (rule := capable(self.outer, TracksBest)) is not None:
+        state, values = step.state, estimate_columns(step.made)
+        if (rule := coordinates.capable(self.outer, TracksBest)) is not None:
             values["best"] = rule.best(state.outer, state.hyper, state.estimate.value)[1]
-        for name in ("inner_residual", "linear_residual"):
-            if (entry := getattr(evidence, name)) is not None:
-                values[name] = entry
-        values |= {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
-        values |= history_columns(self.outer, step.free)
+        values |= coordinates.history_columns(self.outer, step.free)
         return values | hooking.add_columns(self.hooks, step)
 
     def blank(self, state: State) -> tuple[Columns, Stop]:
         """Return the shapes of a row of the history, and the ``stop`` of a run that goes on."""
         like = jax.eval_shape(lambda: self.row(self.seen(state, state.estimate)))
-        residual = inner_residual(state.estimate)
-        limit = self.divergence.limit
-        lost = diverged_variables(self.estimator, state.estimate, state.lower, limit)
-        lost = jax.tree.map(jnp.zeros_like, lost)
-        return like, Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
-
-    def keys(self, state: State, length: int) -> Array:
-        """Return those of the next steps, all at once: one by one they cost more than a step."""
-        fold = partial(jax.random.fold_in, state.key)
-        return jax.vmap(fold)(state.step + jnp.arange(length))
+        return like, going_on(self.estimator, state, self.divergence)
 
     def run(self, state: State, count: Array | int, *, length: int) -> Block:
         """Return ``(state, stop, history)`` after up to ``count <= length`` outer steps.
@@ -239,7 +197,7 @@ class Loop:
         """
         if isinstance(self.estimator, DrivesBlocks) and self.estimator.can_drive(self):
             return self.estimator.drive(self, state, count, length)
-        begun, keys, count = state, self.keys(state, length), jnp.asarray(count, ROW)
+        begun, keys, count = state, step_keys(state, length), jnp.asarray(count, ROW)
         like, going = self.blank(state)
 
         def unfinished(carry: Carry) -> Array:
@@ -260,11 +218,11 @@ class Loop:
 
     def proposed(self, state: State) -> PyTree:
         """Return the hyperparameters that the last estimate asks to evaluate next."""
-        return update(self.outer, state.estimate, state.outer, state.hyper)[0]
+        return coordinates.update(self.outer, state.estimate, state.outer, state.hyper)[0]
 
     def final(self, state: State, diverged: Array) -> PyTree:
         """Return the best point if the rule tracks one, else the hyperparameters one update on."""
-        if (rule := capable(self.outer, TracksBest)) is not None:
+        if (rule := coordinates.capable(self.outer, TracksBest)) is not None:
             best, _ = rule.best(state.outer, state.hyper, state.estimate.value)
             return jax.tree.map(lambda x, y: jnp.where(state.step > 0, x, y), best, state.hyper)
         keep = diverged | (state.step == 0)
@@ -282,3 +240,16 @@ def _varying(state: State) -> State:
     """Return the state without what no step changes, of which a second copy would cost time."""
     nothing: Any = None
     return replace(state, key=nothing, start=nothing, scale=nothing)
+
+
+@runtime_checkable
+class DrivesBlocks(Protocol):
+    """An estimator that can make a block of outer steps cheaper than one step after the other."""
+
+    def can_drive(self, loop: Loop) -> bool:
+        """Return whether nothing in this loop needs to see every step."""
+        ...
+
+    def drive(self, loop: Loop, state: State, count: Array | int, length: int) -> Block:
+        """Return what ``loop.run`` does."""
+        ...

@@ -1,7 +1,10 @@
 """All that evolves in a run of the outer loop, and why a run stops."""
 
 from dataclasses import dataclass
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Estimate, InnerState
@@ -54,3 +57,9 @@ class Stop:
 
 for _node in (State, Stop):
     register_node(_node)
+
+
+def step_keys(state: State, length: int) -> Array:
+    """Return the keys of the next steps, all at once: one by one they cost more than a step."""
+    fold = partial(jax.random.fold_in, state.key)
+    return jax.vmap(fold)(state.step + jnp.arange(length))

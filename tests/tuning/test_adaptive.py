@@ -154,8 +154,6 @@ def test_refusals() -> None:
         tune(ONE)
     with pytest.raises(ValueError, match=r"window.*Forward\(\.\.\., average=\)"):
         tune(bl.Replicated(bl.Reverse(SOLVER, 4), 2))
-    with pytest.raises(TypeError, match=r"boolean or bl.Adaptive"):
-        bl.restarts(CASE.problem, TWO, SLOW, CASE.hyper, CASE.params, CASE.data, adaptive=3)
     with pytest.raises(ValueError, match="at 4 times the estimator's work"):
         tune(state=tune().state, rule=None)
     with pytest.raises(ValueError, match="cannot run under jit"):
