@@ -77,7 +77,7 @@ def scale_work(estimator: Estimator, multiple: int) -> Estimator:
 def no_window(estimator: Estimator) -> ValueError:
     """Return the error of an estimator whose noise more inner work does not reduce."""
     return ValueError(
-        f"adaptive=True lengthens the window of averaged inner steps, and {estimator!r} has none: "
+        f"Adaptive lengthens the window of averaged inner steps, and {estimator!r} has none: "
         "more steps would not reduce its noise. Use Forward(..., average=) or Implicit(..., "
         "average=), random directions (Forward(..., directions=)), or Evolution."
     )

@@ -19,7 +19,7 @@ Examples
 ...         slope = jax.grad(loss)(params, hyper, data)
 ...         move = lambda w, g: w - self.step_size * jax.numpy.sign(g)
 ...         return jax.tree.map(move, params, slope), state
->>> extend.register_node(SignDescent)
+>>> _ = extend.register_node(SignDescent)
 >>> isinstance(SignDescent(0.1), extend.Stops)
 False
 """

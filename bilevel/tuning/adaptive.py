@@ -11,7 +11,6 @@ that a run carries changes its shape. Counts of steps are static, so each level 
 own, compiled when it is reached: O(log work) of them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
@@ -21,9 +20,7 @@ from jax import Array
 from bilevel.core import Estimate
 from bilevel.estimators.base import Estimator
 from bilevel.estimators.rebuild import scale_work
-from bilevel.tuning.history import joined
 from bilevel.tuning.hooks import Columns, Step
-from bilevel.tuning.loop import Block, Loop
 from bilevel.tuning.state import State
 from bilevel.utils import PyTree, dtype, register_node, vdot
 from bilevel.utils.validation import require_positive
@@ -152,26 +149,9 @@ def require_adaptive(estimator: Estimator, standard_error: PyTree) -> None:
     """Raise unless the estimator knows its noise and can reduce it."""
     if standard_error is None:
         raise ValueError(
-            f"adaptive=True compares the hypergradient with its standard error, and {estimator!r} "
+            f"Adaptive compares the hypergradient with its standard error, and {estimator!r} "
             "reports none. Wrap it: Replicated(estimator, n) measures it, Predicted(estimator) "
             "predicts it for SGD; random directions (Forward(..., directions=)) and Evolution "
             "report their own."
         )
     scale_work(estimator, 2)
-
-
-RunBlock = Callable[[Loop, State, Array], Block]
-
-
-def run_adaptively(run: RunBlock, loop: Loop, state: State, count: int) -> Block:
-    """Return ``count`` outer steps by compiled blocks, of which each ends where its work grows."""
-    rows, left = [], count
-    while True:
-        begun = int(state.step)
-        here = replace(loop, estimator=scale_work(loop.estimator, 2 ** level_of(state)))
-        state, stop, history = run(here, state, jnp.asarray(left))
-        done = int(state.step) - begun
-        rows.append(jax.tree.map(lambda column, n=done: column[:n], jax.device_get(history)))
-        left -= done
-        if left == 0 or stop.diverged or not done:  # nothing done: a hook has ended the run
-            return state, stop, joined(rows)

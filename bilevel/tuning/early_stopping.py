@@ -136,7 +136,7 @@ class EarlyStopping:
         if (best := state.memory.get(name_of(self))) is None:
             raise ValueError(
                 "tune: the state comes from a run without early stopping, so no best point is "
-                "known. Go on without stopping=, or start anew from its hyper."
+                "known. Go on without EarlyStopping, or start anew from its hyper."
             )
         return best
 

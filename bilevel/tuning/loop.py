@@ -73,8 +73,8 @@ class Loop:
     >>> loop = bl.Loop(problem, bl.ClosedForm(), optax.adam(0.1), data)
     >>> state = loop.init(jnp.array(0.0), jnp.array(0.0), jax.random.key(0))
     >>> state, stop, row = jax.jit(bl.Loop.step)(loop, state)
-    >>> row["value"], loop.proposed(state).round(2)  # Adam's first step
-    (Array(0.125, dtype=float32), Array(-0.1, dtype=float32))
+    >>> print(f"{row['value']:.3f} {loop.proposed(state):.2f}")  # Adam's first step
+    0.125 -0.10
     """
 
     problem: Problem
@@ -149,11 +149,7 @@ class Loop:
     def judge(
         self, before: State, began: InnerState, state: State, key: Array, limit: Array | float
     ) -> tuple[State, Stop, Estimate]:
-        """Return ``(state, stop, estimate)`` after a step, or a few, from ``before``.
-
-        If the solver diverged, and the rule knows how to come back, the state is the old one with a
-        shorter update to follow, and the estimate, the one made, has neither value nor gradient.
-        """
+        """Return ``(state, stop, estimate made)`` after a step, or a few, from ``before``."""
         problem, estimator = self.problem, self.estimator
         hyper, estimate, after = state.hyper, state.estimate, state.lower
         seen = data_of_call(estimator, self.data, key)

@@ -12,10 +12,11 @@ from jax import Array
 
 from bilevel.core import Data, Problem, require_arguments
 from bilevel.estimators.base import Estimator, data_of_call, solver_of
+from bilevel.estimators.rebuild import scale_work
 from bilevel.estimators.refusals import check_losses
 from bilevel.outer.base import OuterRule
 from bilevel.solvers.stability import constant_stability_limit
-from bilevel.tuning.adaptive import Adaptive, level_of, require_adaptive, run_adaptively
+from bilevel.tuning.adaptive import Adaptive, level_of, require_adaptive
 from bilevel.tuning.diagnosis import DivergenceWarning, divergence_message, step_size_warning
 from bilevel.tuning.early_stopping import EarlyStopping
 from bilevel.tuning.history import joined
@@ -107,16 +108,19 @@ def tune(
         current, stop, history = _run(loop, current, jnp.asarray(steps), length=steps)
         return _result(loop, current, stop, history)
     _require_fixed_work(loop, current, traced)
-    (every, callback), left = (options.blocks.every, options.blocks.callback), steps
-    run, blocks = partial(_run, length=every), []
+    every, callback, rows, left = options.blocks.every, options.blocks.callback, [], steps
     while True:
-        before = int(current.step)
-        current, stop, rows = run_adaptively(run, loop, current, min(every, left))
-        left -= int(current.step) - before
-        blocks = [joined([*blocks, rows])] if callback is not None else [*blocks, rows]
-        over = bool(stop.diverged | is_done(loop.hooks, current, current))
-        if callback is not None or over or not left:
-            result = _result(loop, current, stop, jax.tree.map(jnp.asarray, joined(blocks)))
+        # To the next multiple of ``every``; a block also ends where the inner work is to grow.
+        count, begun = min(left, every - (steps - left) % every), int(current.step)
+        here = replace(loop, estimator=scale_work(estimator, 2 ** level_of(current)))
+        current, stop, new = _run(here, current, jnp.asarray(count), length=every)
+        made = int(current.step) - begun
+        rows.append(jax.tree.map(lambda column, n=made: column[:n], jax.device_get(new)))
+        left -= made
+        over = bool(stop.diverged) or bool(is_done(loop.hooks, current, current))
+        if over or not left or (callback is not None and (steps - left) % every == 0):
+            rows = [joined(rows)]
+            result = _result(loop, current, stop, jax.tree.map(jnp.asarray, rows[0]))
             result = _explained(loop, result, stop) if over else result
             if callback is not None:
                 callback(result)
@@ -179,12 +183,12 @@ def _require_fixed_work(loop: Loop, state: State, traced: bool) -> None:
         if not traced and (level := level_of(state)):
             raise ValueError(
                 f"tune: the state comes from an adaptive run, at {2**level} times the "
-                "estimator's work. Go on with adaptive=True, or start anew from its hyper."
+                "estimator's work. Go on with Adaptive, or start anew from its hyper."
             )
         return
     if traced:
         raise ValueError(
-            "tune: adaptive=True chooses between compiled programs by what it sees, so it cannot "
+            "tune: Adaptive chooses between compiled programs by what it sees, so it cannot "
             "run under jit or vmap. Call it outside, or fix the work."
         )
     require_adaptive(loop.estimator, state.estimate.evidence.standard_error)

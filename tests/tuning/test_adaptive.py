@@ -1,4 +1,4 @@
-"""tune(adaptive=True): work grows when the noise asks for it, visibly, and goes on bit for bit."""
+"""`Adaptive`: work grows when the noise asks for it, visibly, and goes on bit for bit."""
 
 from dataclasses import replace
 from typing import Any
