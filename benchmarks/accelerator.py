@@ -110,7 +110,7 @@ def single_loops(case: Case, repeats: int, steps: int = 2048) -> list[str]:
                     *numbers,
                     data,
                     steps=steps,
-                    every=steps,
+                    hooks=[bl.Blocks(steps)],
                     key=jax.random.key(0),
                 )
                 assert not result.diverged, result.message

@@ -19,7 +19,7 @@ import optax
 from scipy.optimize import minimize
 
 import bilevel as bl
-from bilevel.tuning.adaptive import grown
+from bilevel.estimators.rebuild import scale_work
 
 
 class Case(NamedTuple):
@@ -129,9 +129,7 @@ def run(case: Case, estimator: Any, rule: Any, rate: float, budget: int, seed: i
             steps=EVERY,
             key=key,
             state=state,
-            every=EVERY,
-            record=_record,
-            adaptive=rule,
+            hooks=[bl.Blocks(EVERY), bl.Record(_record), *([rule] if rule else [])],
         )
         rows.append({name: np.asarray(column) for name, column in result.history.items()})
         state, spent = result.state, spent + rows[-1]["gradients"].sum()
@@ -159,7 +157,7 @@ def settings(case: Case, multiples: list[int], target: float) -> dict[str, tuple
         "adaptive": (least, bl.Adaptive(target=target, most=multiples[-1]))
     }
     for times in multiples:
-        found[f"{CHAINS} chains, {times * STEPS} steps"] = grown(least, times), STAY
+        found[f"{CHAINS} chains, {times * STEPS} steps"] = scale_work(least, times), STAY
     for times in multiples[::2]:
         steps = CHAINS * times * STEPS
         found[f"1 chain, {steps} steps"] = chains(case, 1, steps), False

@@ -73,7 +73,7 @@ def main() -> None:
                 task.data,
                 steps=args.steps,
                 key=key,
-                every=args.steps,
+                hooks=[bl.Blocks(args.steps)],
             ).hyper
         ),
     }

@@ -2,7 +2,7 @@
 
 from typing import Any as _Any
 
-from bilevel import outer, single_loop, spaces, testing
+from bilevel import extend, outer, single_loop, spaces, testing
 from bilevel.checks.cost import Cost, estimate_cost
 from bilevel.checks.hypergradient import check
 from bilevel.checks.noise import NoiseReport, check_noise
@@ -67,7 +67,11 @@ from bilevel.solvers import (
 )
 from bilevel.tuning.adaptive import Adaptive
 from bilevel.tuning.diagnosis import DivergenceWarning
+from bilevel.tuning.divergence import Divergence
 from bilevel.tuning.early_stopping import EarlyStopping
+from bilevel.tuning.hooks import Record
+from bilevel.tuning.loop import Loop
+from bilevel.tuning.options import Blocks
 from bilevel.tuning.population import population
 from bilevel.tuning.restarts import Restarts, restarts
 from bilevel.tuning.result import Result
@@ -88,6 +92,7 @@ __all__ = [
     "Adaptive",
     "Auto",
     "BiCGSTAB",
+    "Blocks",
     "CheckReport",
     "ClosedForm",
     "Cost",
@@ -96,6 +101,7 @@ __all__ = [
     "Decay",
     "Dense",
     "Direct",
+    "Divergence",
     "DivergenceWarning",
     "DoubleLoop",
     "EarlyStopping",
@@ -110,6 +116,7 @@ __all__ = [
     "Implicit",
     "InnerState",
     "InverseTime",
+    "Loop",
     "Neumann",
     "Newton",
     "NoiseReport",
@@ -122,6 +129,7 @@ __all__ = [
     "Predicted",
     "Problem",
     "ProximalGradient",
+    "Record",
     "Replicated",
     "Restarts",
     "Result",
@@ -133,6 +141,7 @@ __all__ = [
     "check",
     "check_noise",
     "estimate_cost",
+    "extend",
     "hypergradient",
     "outer",
     "plan",

@@ -4,7 +4,6 @@ Memory is what XLA planned for the compiled program, the loops at their full len
 from two short runs of the same estimator, extrapolated in its number of steps.
 """
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,9 @@ import jax
 from jax import Array
 
 from bilevel.core import Data, Estimate, Problem
-from bilevel.estimators.auto import Auto
-from bilevel.estimators.base import Estimator
+from bilevel.estimators.base import ChoosesEstimator, Estimator
 from bilevel.estimators.call import compiled_step, hypergradient
+from bilevel.estimators.rebuild import innermost, map_fields
 from bilevel.utils import PyTree
 
 _LENGTHS = ("steps", "start", "average", "truncate", "last")  # fields that count solver steps
@@ -110,8 +109,8 @@ def _seconds(problem: Problem, estimator: Estimator, args: tuple) -> tuple[float
     if steps is None or steps < 64:
         return _clock(problem, estimator, args), False
     short, twice = 1 / 16, 1 / 8
-    first = _clock(problem, _scaled(estimator, short), args)
-    second = _clock(problem, _scaled(estimator, twice), args)
+    first = _clock(problem, _shortened(estimator, short), args)
+    second = _clock(problem, _shortened(estimator, twice), args)
     return max(first + (second - first) / (twice - short) * (1 - short), second), True
 
 
@@ -128,21 +127,18 @@ def _clock(problem: Problem, estimator: Estimator, args: tuple, repeats: int = 3
     return min(times)
 
 
-def _steps(estimator: Any) -> int | None:
-    """The number of solver steps, also of an estimator that wraps another."""
-    if isinstance(estimator, Auto):
+def _steps(estimator: Estimator) -> int | None:
+    """Return the number of solver steps of the innermost estimator; ``None``: not known."""
+    inside = innermost(estimator)
+    if isinstance(inside, ChoosesEstimator):
         return None  # which may not run any of its steps
-    steps = getattr(estimator, "steps", None)
-    return _steps(estimator.estimator) if hasattr(estimator, "estimator") else steps
+    return getattr(inside, "steps", None)
 
 
-def _scaled(estimator: Any, factor: float) -> Any:
-    """The estimator with every count of solver steps times ``factor``."""
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(estimator):
-        value = getattr(estimator, field.name)
-        if field.name in _LENGTHS and value:
-            changes[field.name] = max(int(value * factor), 1)
-        elif field.name == "estimator":
-            changes[field.name] = _scaled(value, factor)
-    return dataclasses.replace(estimator, **changes)
+def _shortened(estimator: Estimator, factor: float) -> Estimator:
+    """Return the estimator with every count of solver steps times ``factor``, at least one."""
+
+    def shorten(count: int) -> int:
+        return max(int(count * factor), 1) if count else count
+
+    return map_fields(estimator, _LENGTHS, shorten)

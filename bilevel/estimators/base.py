@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Estimate, InnerState, Problem
+from bilevel.solvers.base import Solver
 from bilevel.utils import PyTree, strong
 
 
@@ -54,12 +55,45 @@ class MonitoredEstimator(Protocol):
         """What ``step`` returns: the evidence measured, where that is due."""
         ...
 
-    def diverged(self, estimate: Estimate, after: InnerState, limit: Any) -> dict[str, Array]:
+    def diverged(
+        self, estimate: Estimate, after: InnerState, limit: Array | float
+    ) -> dict[str, Array]:
         """Each variable's name, and whether it has left all bounds, ``()``, boolean."""
         ...
 
     def stability_limits(self, hyper: PyTree, lower: InnerState) -> dict[str, Array]:
         """The largest inner curvature that a variable's step contracts, where that is known."""
+        ...
+
+
+@runtime_checkable
+class ScalesWork(Protocol):
+    """An estimator whose noise falls with the inner work that it does: it can be adaptive."""
+
+    def scaled(self, times: int) -> Estimator:
+        """Return the estimator with ``times`` its inner work, its state of the same structure.
+
+        More random directions, or more steps with a longer window of averaging. Raise
+        ``ValueError`` where these settings leave no such number.
+        """
+        ...
+
+
+class Chosen(Protocol):
+    """What an estimator has chosen."""
+
+    @property
+    def estimator(self) -> Estimator:
+        """The one that runs."""
+        ...
+
+
+@runtime_checkable
+class ChoosesEstimator(Protocol):
+    """An estimator that hands over to another one: its own solver and steps may never run."""
+
+    def choose(self, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Chosen:
+        """Return what runs on this problem."""
         ...
 
 
@@ -75,7 +109,7 @@ class DrawsTasks(Protocol):
         ...
 
 
-def data_of_call(estimator: Any, data: Data, key: Array) -> Data:
+def data_of_call(estimator: Estimator, data: Data, key: Array) -> Data:
     """The data that the losses see in a call with this key: one task's, where tasks are drawn."""
     return estimator.first_task(data, key) if isinstance(estimator, DrawsTasks) else data
 
@@ -112,11 +146,13 @@ def init_filled(
     return jax.tree.map(fill, lower, after, is_leaf=lambda leaf: leaf is None)
 
 
-def solver_of(estimator: Any, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Any:
-    """The solver whose steps move the params; ``None`` where there is none.
+def solver_of(
+    estimator: Estimator, problem: Problem, hyper: PyTree, params: PyTree, data: Data
+) -> Solver | None:
+    """Return the solver whose steps move the params; ``None`` where there is none.
 
     An estimator that chooses another one (``Auto``) may not run the solver that it was given.
     """
-    if (choose := getattr(estimator, "choose", None)) is not None:
-        estimator = choose(problem, hyper, params, data).estimator
+    if isinstance(estimator, ChoosesEstimator):
+        estimator = estimator.choose(problem, hyper, params, data).estimator
     return getattr(estimator, "solver", None)

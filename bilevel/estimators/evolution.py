@@ -8,7 +8,7 @@ approximation", IEEE TAC 1992, equation 2.2; Salimans et al., 2017, with Gaussia
 the smallest variance of all such directions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -71,6 +71,10 @@ class Evolution:
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
         require_es("Evolution", self.steps, self.sigma, self.pairs)
+
+    def scaled(self, times: int) -> "Evolution":
+        """Return the estimator with so many times its pairs of random directions."""
+        return replace(self, pairs=times * self.pairs)
 
     def init(self, params: PyTree, data: Data) -> InnerState:
         """The chain's start point; nothing else is carried."""

@@ -7,7 +7,7 @@ Iutzeler, Pauwels, Vaiter, "Derivatives of Stochastic Gradient Descent in Parame
 NeurIPS 2024. Written for any solver: ``D`` is pushed through ``solver.step``, momentum included.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from jax import Array
 
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
 from bilevel.estimators import directions as dirs
+from bilevel.estimators.rebuild import no_window
 from bilevel.estimators.recursion import averaged_run, chain, contract
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
@@ -125,6 +126,15 @@ class Forward:
         value = problem.outer(params, hyper, data.outer)
         memory = Memory(tangents if self._carries() else (), twin)
         return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)
+
+    def scaled(self, times: int) -> "Forward":
+        """Return the estimator with so many times its random directions, or its window."""
+        if isinstance(self.directions, dirs.Random):
+            return replace(self, directions=dirs.Random(times * self.directions.n))
+        if not self.average:
+            raise no_window(self)
+        steps, start, average = (times * n for n in (self.steps, self.start, self.average))
+        return replace(self, steps=steps, start=start, average=average)
 
     def _carries(self) -> bool:
         """Whether tangents go on from call to call."""

@@ -8,7 +8,7 @@ elsewhere wrong by O(inner residual + linear residual), both reported. The syste
 a proximal part is in ``adjoint.py``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from bilevel.core import (
     inner_loss,
 )
 from bilevel.estimators.adjoint import System, adjoint_system, first_order_bias, proximal_step
+from bilevel.estimators.rebuild import no_window
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver
@@ -118,6 +119,12 @@ class Implicit:
         evidence = Evidence(residual, adjoint.residual, bias=bias, counts=counts)
         estimate = Estimate(system.value, system.grad(adjoint.x), evidence)
         return estimate, InnerState(params, state, adjoint.x, reference)
+
+    def scaled(self, times: int) -> "Implicit":
+        """Return the estimator with so many times its steps and the window averaged over."""
+        if not self.average:
+            raise no_window(self)
+        return replace(self, steps=times * self.steps, average=times * self.average)
 
     def _minimise(
         self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array

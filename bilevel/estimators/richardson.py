@@ -26,6 +26,8 @@ from bilevel.core import (
     Schedule,
 )
 from bilevel.estimators.base import Estimator
+from bilevel.estimators.rebuild import innermost, map_innermost
+from bilevel.solvers.base import Solver
 from bilevel.utils import PyTree, dtype, register_node
 
 
@@ -60,21 +62,23 @@ class Richardson:
     estimator: Estimator
 
     def __post_init__(self) -> None:
-        """Refuse an estimator whose step size cannot be doubled."""
+        """Validate that the innermost solver has a step size that can be doubled."""
         _require_step_size(self.estimator)
 
     @property
-    def solver(self) -> Any:
+    def solver(self) -> Solver | None:
         """The inner solver at ``2 eta``, which diverges first: :func:`bilevel.tune` asks it why."""
-        return getattr(_scaled(self.estimator, 2), "solver", None)
+        return getattr(_with_step_size(self.estimator, 2), "solver", None)
 
     def init(self, params: PyTree, data: Data) -> InnerState:
         """Both chains at one start point; memory holds a whole :class:`InnerState` for each."""
         one = self.estimator.init(params, data)
         return InnerState(
-            one.params, one.solver_state, jax.tree.map(lambda x: jnp.stack([x, x]), one),
+            one.params,
+            one.solver_state,
+            jax.tree.map(lambda x: jnp.stack([x, x]), one),
             one.reference,
-        )  # fmt: skip
+        )
 
     def step(
         self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
@@ -82,7 +86,7 @@ class Richardson:
         """One step at ``eta`` and at ``2 eta``, with the same key."""
 
         def one(factor: Array, chain: InnerState) -> tuple[Estimate, InnerState]:
-            return _scaled(self.estimator, factor).step(problem, hyper, chain, data, key)
+            return _with_step_size(self.estimator, factor).step(problem, hyper, chain, data, key)
 
         factors = jnp.array([1, 2], dtype(lower.params))
         both, chains = jax.vmap(one)(factors, lower.memory)
@@ -104,28 +108,28 @@ class Richardson:
 register_node(Richardson)
 
 
-def _require_step_size(estimator: Any) -> None:
+def _require_step_size(estimator: Estimator) -> None:
     """Raise unless the innermost estimator's solver has a number that can be doubled."""
-    while (inside := getattr(estimator, "estimator", None)) is not None:
-        estimator = inside
+    estimator = innermost(estimator)
     if not callable(getattr(estimator, "step", None)):
         return  # a placeholder: JAX rebuilds estimators around anything
     solver: Any = getattr(estimator, "solver", None)
     if hasattr(solver, "step_size") and not isinstance(solver.step_size, Schedule | InverseTime):
         return
-    found = (
-        f"{type(solver).__name__} has {solver.step_size!r}" if hasattr(solver, "step_size")
-        else f"{type(estimator if solver is None else solver).__name__} has none"
-    )  # fmt: skip
+    found = f"{type(estimator if solver is None else solver).__name__} has none"
+    if solver is not None and hasattr(solver, "step_size"):
+        found = f"{type(solver).__name__} has {solver.step_size!r}"
     raise ValueError(
         f"Richardson needs a solver whose step_size is a number, which it can double: {found}. "
         "Use SGD(step_size=number), or an estimator that needs no correction."
     )
 
 
-def _scaled(estimator: Any, factor: Any) -> Any:
-    """The estimator with its solver's step size multiplied."""
-    if (inside := getattr(estimator, "estimator", None)) is not None:
-        return replace(estimator, estimator=_scaled(inside, factor))
-    solver = replace(estimator.solver, step_size=estimator.solver.step_size * factor)
-    return replace(estimator, solver=solver)
+def _with_step_size(estimator: Estimator, factor: Array | float) -> Estimator:
+    """Return the estimator with the step size of its innermost solver multiplied."""
+
+    def scale(inside: Any) -> Estimator:
+        solver = replace(inside.solver, step_size=inside.solver.step_size * factor)
+        return replace(inside, solver=solver)
+
+    return map_innermost(estimator, scale)

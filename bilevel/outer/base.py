@@ -7,7 +7,8 @@ by the next update. It is a frozen dataclass and a pytree: counts static, floats
 """
 
 import inspect
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 import optax
@@ -16,6 +17,26 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel.core import Estimate
 from bilevel.utils import PyTree
+
+E = TypeVar("E")
+Admit = Callable[[PyTree], PyTree]  # what a space admits
+
+
+class OuterRule(Protocol):
+    """How the hyperparameters move: the two functions of an optax transformation.
+
+    What else a rule knows about itself it says through the optional protocols of this module.
+    """
+
+    @property
+    def init(self) -> Callable[[PyTree], PyTree]:
+        """``(hyper) -> state``."""
+        ...
+
+    @property
+    def update(self) -> Callable[..., tuple[PyTree, PyTree]]:
+        """``(grad, state, hyper, value=, ...) -> (updates, state)``."""
+        ...
 
 
 @runtime_checkable
@@ -44,13 +65,13 @@ class Backtracks(Protocol):
 class SetsTolerance(Protocol):
     """A rule that needs little accuracy at first and sets the estimator's tolerances."""
 
-    def set_tolerance(self, estimator: Any, state: PyTree) -> Any:
+    def set_tolerance(self, estimator: E, state: PyTree) -> E:
         """The estimator for the next evaluation: of the same structure, never more accurate."""
         ...
 
 
 def move(
-    tx: Any, estimate: Estimate, state: PyTree, hyper: PyTree, admit: Any = None
+    tx: OuterRule, estimate: Estimate, state: PyTree, hyper: PyTree, admit: Admit | None = None
 ) -> tuple[PyTree, PyTree]:
     """``(hyper, state)`` after the update that an estimate asks for.
 
@@ -77,7 +98,9 @@ def move(
     return optax.apply_updates(hyper, updates), state
 
 
-def flatten(owner: str, grad: PyTree, hyper: PyTree, value: Any) -> tuple[Array, Array, Array, Any]:
+def flatten(
+    owner: str, grad: PyTree, hyper: PyTree, value: Array | None
+) -> tuple[Array, Array, Array, Callable[[Array], PyTree]]:
     """``hyper``, ``grad`` and ``value`` as flat arrays of one dtype, and the way back.
 
     Raises
@@ -95,6 +118,8 @@ def flatten(owner: str, grad: PyTree, hyper: PyTree, value: Any) -> tuple[Array,
     return at, slope, jnp.asarray(value).astype(at.dtype), back
 
 
-def flat_admit(admit: Any, back: Any) -> Any:
-    """What a space admits, as a map of flat arrays; ``None`` for no space."""
+def flat_admit(
+    admit: Admit | None, back: Callable[[Array], PyTree]
+) -> Callable[[Array], Array] | None:
+    """Return what a space admits, as a map of flat arrays; ``None`` for no space."""
     return None if admit is None else lambda flat: ravel_pytree(admit(back(flat)))[0]

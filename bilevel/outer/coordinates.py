@@ -1,14 +1,17 @@
 """The outer rule in free coordinates: it never knows of a constraint."""
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 from jax import Array
 
 from bilevel.core import Estimate
-from bilevel.outer.base import move
+from bilevel.outer.base import Backtracks, OuterRule, SetsTolerance, TracksBest, move
 from bilevel.spaces.base import Spaces
 from bilevel.utils import PyTree, norm, register_node
+
+E = TypeVar("E")
+P = TypeVar("P")
 
 
 class CoordinateState(NamedTuple):
@@ -26,7 +29,7 @@ class Coordinates:
     the space can tell it from its ends.
     """
 
-    tx: Any
+    tx: OuterRule
     spaces: Spaces
 
     def init(self, hyper: PyTree) -> CoordinateState:
@@ -42,46 +45,54 @@ class Coordinates:
         return self.spaces.natural(free), CoordinateState(free, outer)
 
     def best(self, state: CoordinateState, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
-        """That of a rule that keeps one, in natural units."""
+        """Return the best point of a rule that tracks one, in natural units."""
         del hyper
-        free, value = self.tx.best(state.outer, state.free, value)
+        free, value = cast(TracksBest, self.tx).best(state.outer, state.free, value)
         return self.spaces.natural(free), value
 
     def backtrack(
         self, before: CoordinateState, after: CoordinateState, hyper: PyTree
     ) -> tuple[CoordinateState, Array]:
-        """That of a rule that comes back."""
+        """Return the state to propose again with, of a rule that backtracks, and its hope."""
         del hyper
-        outer, hopeful = self.tx.backtrack(before.outer, after.outer, after.free)
+        outer, hopeful = cast(Backtracks, self.tx).backtrack(before.outer, after.outer, after.free)
         return CoordinateState(before.free, outer), hopeful
 
-    def set_tolerance(self, estimator: Any, state: CoordinateState) -> Any:
-        """That of a rule that sets tolerances."""
-        return self.tx.set_tolerance(estimator, state.outer)
+    def set_tolerance(self, estimator: E, state: CoordinateState) -> E:
+        """Return the estimator with the tolerances that a rule sets."""
+        return cast(SetsTolerance, self.tx).set_tolerance(estimator, state.outer)
 
 
 register_node(Coordinates, data_fields=["tx"], meta_fields=["spaces"])
 
 
-def in_coordinates(spaces: Spaces | None, tx: Any) -> Any:
-    """The transformation as it moves ``hyper``: in coordinates where there is a space."""
+Rule = OuterRule | Coordinates
+
+
+def in_coordinates(spaces: Spaces | None, tx: OuterRule) -> Rule:
+    """Return the rule as it moves ``hyper``: in coordinates where there is a space."""
     return tx if spaces is None else Coordinates(tx, spaces)
 
 
-def update(tx: Any, estimate: Estimate, state: PyTree, hyper: PyTree) -> tuple[PyTree, PyTree]:
-    """``(hyper, state)`` after the update that an estimate asks for, in coordinates if any."""
+def update(tx: Rule, estimate: Estimate, state: PyTree, hyper: PyTree) -> tuple[PyTree, PyTree]:
+    """Return ``(hyper, state)`` after the update that an estimate asks for."""
     if isinstance(tx, Coordinates):
         return tx.apply(estimate, state)
     return move(tx, estimate, state, hyper)
 
 
-def unwrap(tx: Any) -> Any:
-    """The rule itself, which says what it can."""
+def unwrap(tx: Rule) -> OuterRule:
+    """Return the rule itself, which says what it can."""
     return tx.tx if isinstance(tx, Coordinates) else tx
 
 
-def to_coordinates(tx: Any, estimate: Estimate, state: PyTree) -> Estimate:
-    """The estimate as the transformation sees it: gradient and standard error in coordinates."""
+def capable(tx: Rule, protocol: type[P]) -> P | None:
+    """Return the rule as it moves ``hyper`` if the rule itself follows an optional protocol."""
+    return cast(P, tx) if isinstance(unwrap(tx), protocol) else None
+
+
+def to_coordinates(tx: Rule, estimate: Estimate, state: PyTree) -> Estimate:
+    """Return the estimate as the rule sees it: gradient and standard error in coordinates."""
     if not isinstance(tx, Coordinates):
         return estimate
     error = estimate.evidence.standard_error
@@ -91,6 +102,6 @@ def to_coordinates(tx: Any, estimate: Estimate, state: PyTree) -> Estimate:
     return Estimate(estimate.value, tx.spaces.pull(state.free, estimate.grad), evidence)
 
 
-def history_columns(tx: Any, moved: Estimate) -> dict[str, Array]:
-    """What the history says beside the norm in natural units: that which vanishes at an optimum."""
+def history_columns(tx: Rule, moved: Estimate) -> dict[str, Array]:
+    """Return the norm of the gradient in coordinates, which vanishes at an optimum."""
     return {"free_grad_norm": norm(moved.grad)} if isinstance(tx, Coordinates) else {}

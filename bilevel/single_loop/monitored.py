@@ -10,7 +10,10 @@ from jax import Array
 
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem
 from bilevel.estimators.residuals import inner_residual
+from bilevel.single_loop.batched_checks import can_batch_checks, run_batched
 from bilevel.single_loop.monitor import Watch, find_diverged, relative, update_watch
+from bilevel.tuning.loop import Block, Loop
+from bilevel.tuning.state import State
 from bilevel.utils import PyTree, dtype, norm
 
 # ``(inner gradient at the params, what the second variable leaves, of what)`` on all data.
@@ -109,6 +112,18 @@ class Monitored(ABC):
     ) -> tuple[Estimate, InnerState]:
         """Watch the directions, and measure on all data where that is due."""
         return self.monitor.measure(problem, hyper, before, estimate, after, data)
+
+    def can_drive(self, loop: Loop) -> bool:
+        """Return whether nothing in the loop needs to see every single move."""
+        return can_batch_checks(loop)
+
+    def drive(self, loop: Loop, state: State, count: Array | int, length: int) -> Block:
+        """Return a block of outer steps that are looked at once in a few moves."""
+        return run_batched(loop, self, state, count, length)
+
+    @abstractmethod
+    def stability_limits(self, hyper: PyTree, lower: InnerState) -> dict[str, Array]:
+        """Return the largest inner curvature that a variable's step contracts, where known."""
 
     def diverged(
         self, estimate: Estimate, after: InnerState, limit: float | Array

@@ -19,6 +19,7 @@ from bilevel.estimators import Auto
 from bilevel.estimators.call import hypergradient
 from bilevel.sklearn.base import FLOATS
 from bilevel.sklearn.losses import make_folds, make_splits
+from bilevel.tuning.hooks import Record
 from bilevel.tuning.result import Result
 from bilevel.tuning.tune import tune
 from bilevel.utils import PyTree
@@ -121,7 +122,7 @@ class BilevelSearchCV(BaseEstimator):
                 data,
                 steps=self.steps,
                 key=jax.random.key(seed),
-                record=_record,
+                hooks=[Record(_record)],
             )
             self._report(self.result_)
             # All rows as one fold, at the best hyperparameters.

@@ -1,4 +1,4 @@
-r"""Inner work that grows when the hypergradient drowns in its noise, and only then.
+r"""Doubles inner work when the signal-to-noise ratio of the hypergradient falls below a target.
 
 Far from the optimum a rough hypergradient will do; near it the same noise is all that is left. With
 means over the recent outer steps, since one estimate's ratio is noise itself,
@@ -11,9 +11,7 @@ that a run carries changes its shape. Counts of steps are static, so each level 
 own, compiled when it is reached: O(log work) of them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +19,20 @@ from jax import Array
 
 from bilevel.core import Estimate
 from bilevel.estimators.base import Estimator
-from bilevel.estimators.directions import Random
-from bilevel.estimators.evolution import Evolution
-from bilevel.estimators.forward import Forward
-from bilevel.estimators.implicit import Implicit
-from bilevel.tuning.history import joined
+from bilevel.estimators.rebuild import scale_work
+from bilevel.tuning.hooks import Columns, Step
+from bilevel.tuning.state import State
 from bilevel.utils import PyTree, dtype, register_node, vdot
 from bilevel.utils.validation import require_positive
 
 
 @dataclass(frozen=True)
 class Adaptive:
-    """When :func:`bilevel.tune` doubles the inner work: ``tune(..., adaptive=Adaptive(...))``.
+    """When :func:`bilevel.tune` doubles the inner work: ``tune(..., hooks=[Adaptive(...)])``.
+
+    The estimator must report a standard error. The history then has ``work``, the multiple of the
+    estimator's own, and ``signal_to_noise``. Each doubling compiles once (not under ``jit`` or
+    ``vmap``).
 
     Parameters
     ----------
@@ -51,42 +51,68 @@ class Adaptive:
     64
     """
 
-    target: Any = 2.0
-    memory: Any = 4
-    most: Any = 64
+    target: float | Array = 2.0
+    memory: int | Array = 4
+    most: int | Array = 64
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range."""
+        """Validate that numbers are in range."""
         for name in ("target", "memory", "most"):
             require_positive("Adaptive", name, getattr(self, name))
         if isinstance(self.most, int | float) and self.most < 2:
             raise ValueError(f"Adaptive: most must be at least 2 for any growth, got {self.most}.")
 
+    def init(self, hyper: PyTree, params: PyTree) -> "WorkLevel":
+        """Return the level of the estimator as it is."""
+        del params
+        return WorkLevel.initial(hyper)
+
+    def update(self, memory: "WorkLevel", step: Step) -> "WorkLevel":
+        """Return the level of the next outer step, after this estimate."""
+        now = memory.including(step.kept, self.memory)
+        enough = (now.ratio >= self.target) | (now.count < self.memory)
+        stay = enough | (2 * memory.multiple > self.most)
+        more = replace(WorkLevel.initial(memory.power), level=memory.level + 1)
+        new = jax.tree.map(lambda a, b: jnp.where(stay, a, b), now, more)
+        seen = now if step.made is step.state.estimate else memory.including(step.free, self.memory)
+        return replace(new, shown=jnp.stack([memory.multiple.astype(seen.ratio.dtype), seen.ratio]))
+
+    def columns(self, memory: "WorkLevel", step: Step) -> Columns:
+        """Return the multiple of the work that the estimate was made with, and the ratio."""
+        del step
+        return {"work": memory.shown[0].astype(jnp.int32), "signal_to_noise": memory.shown[1]}
+
+    def done(self, memory: "WorkLevel", begun: "WorkLevel") -> Array:
+        """Return whether the next step needs another program."""
+        return memory.level != begun.level
+
 
 @dataclass(frozen=True)
-class Work:
+class WorkLevel:
     """How much inner work a run does, and what it has seen since that is so, all ``()``.
 
     Parameters
     ----------
-    level : work is ``2 ** level`` times the estimator's own; 0 unless adaptive.
-    seen : estimates since the last doubling.
+    level : work is ``2 ** level`` times the estimator's own.
+    count : estimates since the last doubling.
     power, noise : recent means of ``|grad|^2`` and ``|standard_error|^2``.
+    shown : ``[2]``, multiple and ratio of the last step.
     """
 
     level: Array
-    seen: Array
+    count: Array
     power: Array
     noise: Array
+    shown: Array
 
     @classmethod
-    def least(cls, like: PyTree) -> "Work":
-        """That of the estimator as it is."""
+    def initial(cls, like: PyTree) -> "WorkLevel":
+        """Return that of the estimator as it is."""
         none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), dtype(like))
-        return cls(none, none, zero, zero)
+        return cls(none, none, zero, zero, jnp.zeros(2, dtype(like)))
 
     @property
-    def times(self) -> Array:
+    def multiple(self) -> Array:
         """The multiple of the estimator's own work."""
         return 2**self.level
 
@@ -97,93 +123,35 @@ class Work:
         squared = jnp.where(quiet, jnp.inf, self.power / jnp.where(quiet, 1, self.noise) - 1)
         return jnp.sqrt(jnp.maximum(squared, 0))
 
+    def including(self, estimate: Estimate, memory: int | Array) -> "WorkLevel":
+        """Return the same level with one more estimate in its means over so many."""
+        share = 1 / jnp.minimum(self.count + 1, memory)
 
-for _node in (Adaptive, Work):
+        def mean(old: Array, new: PyTree) -> Array:
+            return (old + share * (vdot(new, new) - old)).astype(old.dtype)
+
+        power = mean(self.power, estimate.grad)
+        noise = mean(self.noise, estimate.evidence.standard_error)
+        return WorkLevel(self.level, self.count + 1, power, noise, self.shown)
+
+
+for _node in (Adaptive, WorkLevel):
     register_node(_node)
 
 
-def observe(adaptive: Adaptive | None, work: Work, estimate: Estimate) -> Work:
-    """The work of the next outer step, after this estimate."""
-    if adaptive is None:
-        return work
-    now = _including(adaptive, work, estimate)
-    enough = (now.ratio >= adaptive.target) | (now.seen < adaptive.memory)
-    stay = enough | (2 * work.times > adaptive.most)
-    more = replace(Work.least(work.power), level=work.level + 1)
-    return jax.tree.map(lambda a, b: jnp.where(stay, a, b), now, more)
+def level_of(state: State) -> int:
+    """Return the level of work that a state has reached: 0 unless a run was adaptive."""
+    work = state.memory.get(Adaptive.__name__)
+    return 0 if work is None else int(work.level)
 
 
-def columns(adaptive: Adaptive | None, work: Work, estimate: Estimate) -> dict[str, Array]:
-    """What the history says of an estimate made with this work: its multiple, and the ratio."""
-    if adaptive is None:
-        return {}
-    ratio = _including(adaptive, work, estimate).ratio
-    return {"work": work.times, "signal_to_noise": ratio}
-
-
-def _including(adaptive: Adaptive, work: Work, estimate: Estimate) -> Work:
-    """The same level, with one more estimate in its means."""
-    share = 1 / jnp.minimum(work.seen + 1, adaptive.memory)
-
-    def mean(old: Array, new: PyTree) -> Array:
-        return (old + share * (vdot(new, new) - old)).astype(old.dtype)
-
-    power = mean(work.power, estimate.grad)
-    noise = mean(work.noise, estimate.evidence.standard_error)
-    return Work(work.level, work.seen + 1, power, noise)
-
-
-def grown(estimator: Any, times: int) -> Any:
-    """The estimator with ``times`` its inner work: a longer window, or more random directions.
-
-    Raises
-    ------
-    ValueError : an estimator whose noise no such number reduces.
-    """
-    if times == 1:
-        return estimator
-    if (inside := getattr(estimator, "estimator", None)) is not None:
-        return replace(estimator, estimator=grown(inside, times))
-    if isinstance(estimator, Evolution):
-        return replace(estimator, pairs=times * estimator.pairs)
-    if isinstance(estimator, Forward) and isinstance(estimator.directions, Random):
-        return replace(estimator, directions=Random(times * estimator.directions.n))
-    if isinstance(estimator, Forward | Implicit) and estimator.average:
-        longer = {"steps": times * estimator.steps, "average": times * estimator.average}
-        if isinstance(estimator, Forward):
-            longer["start"] = times * estimator.start
-        return replace(estimator, **longer)
-    raise ValueError(
-        f"adaptive=True lengthens the window of averaged inner steps, and {estimator!r} has none: "
-        "more steps would not reduce its noise. Use Forward(..., average=) or Implicit(..., "
-        "average=), random directions (Forward(..., directions=)), or Evolution."
-    )
-
-
-def require_adaptive(estimator: Any, standard_error: PyTree) -> None:
+def require_adaptive(estimator: Estimator, standard_error: PyTree) -> None:
     """Raise unless the estimator knows its noise and can reduce it."""
     if standard_error is None:
         raise ValueError(
-            f"adaptive=True compares the hypergradient with its standard error, and {estimator!r} "
+            f"Adaptive compares the hypergradient with its standard error, and {estimator!r} "
             "reports none. Wrap it: Replicated(estimator, n) measures it, Predicted(estimator) "
             "predicts it for SGD; random directions (Forward(..., directions=)) and Evolution "
             "report their own."
         )
-    grown(estimator, 2)
-
-
-Piece = Callable[[Estimator, Any, Array], tuple[Any, Any, dict[str, Array]]]
-
-
-def climb(piece: Piece, estimator: Estimator, state: Any, count: int) -> tuple[Any, Any, PyTree]:
-    """``count`` outer steps by compiled pieces, of which each ends early where its work grows."""
-    rows, left = [], count
-    while True:
-        begun = int(state.step)
-        here = grown(estimator, 2 ** int(state.work.level))
-        state, stop, history = piece(here, state, jnp.asarray(left))
-        done = int(state.step) - begun
-        rows.append(jax.tree.map(lambda column, n=done: column[:n], jax.device_get(history)))
-        left -= done
-        if left == 0 or stop.diverged or not done:  # nothing done: early stopping
-            return state, stop, joined(rows)
+    scale_work(estimator, 2)

@@ -1,8 +1,7 @@
 """Why an inner solver diverged, in words: measured curvature against the solver's own limit."""
 
-from typing import Any
-
 import jax
+from jax import Array
 
 from bilevel.core import Data, Problem
 from bilevel.estimators.base import (
@@ -21,7 +20,7 @@ class DivergenceWarning(RuntimeWarning):
     """The inner solver diverged and the run stopped at its last good state, or it must diverge."""
 
 
-def step_size_warning(curvature: Any, limit: Any) -> str | None:
+def step_size_warning(curvature: Array | float, limit: Array | float) -> str | None:
     """What is known before the run: a step size above the stability limit; ``None`` if it is not.
 
     The measured curvature is a lower bound, so that only rounding needs a margin.

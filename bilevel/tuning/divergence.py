@@ -1,39 +1,91 @@
 """When a run has diverged: rules that neither noise nor a large move of ``hyper`` sets off."""
 
-from typing import Any
+from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Estimate, InnerState, Problem
-from bilevel.estimators.base import MonitoredEstimator
+from bilevel.core import Data, Estimate, InnerState, Problem, examples
+from bilevel.estimators.base import Estimator, MonitoredEstimator
 from bilevel.estimators.residuals import full_gradient
+from bilevel.outer.base import Backtracks
+from bilevel.solvers.base import Solver
 from bilevel.solvers.stability import exceeds_stability_limit
-from bilevel.tuning.state import State, gradient_scale, inner_residual
-from bilevel.utils import PyTree, all_finite, cond_without_select, norm
+from bilevel.tuning.state import State, Stop
+from bilevel.utils import PyTree, all_finite, cond_without_select, norm, register_node
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """When a run counts as diverged: it stops there, and returns the last good state.
+
+    Parameters
+    ----------
+    limit : the inner gradient has reached so many times its initial scale. A sudden growth and
+        numbers that are not finite are noticed at any limit.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> bl.Divergence(limit=1e4)
+    Divergence(limit=10000.0)
+    """
+
+    limit: float | Array = 100.0
+
+
+register_node(Divergence)
+
+
+def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Array:
+    """Return the largest of the inner gradient's norm and that of up to 16 single examples."""
+    some = min(examples(data.inner), 16)
+
+    def size(batch: PyTree) -> Array:
+        return norm(jax.grad(problem.inner)(params, hyper, batch))
+
+    singles = jax.tree.map(lambda leaf: leaf[:some, None], data.inner)
+    return jnp.maximum(size(data.inner), jnp.max(jax.vmap(size)(singles)))
+
+
+def inner_residual(estimate: Estimate) -> Array:
+    """Return the estimate's inner residual, 0 where it reports none; ``()``."""
+    residual = estimate.evidence.inner_residual
+    return jnp.zeros((), jnp.result_type(float)) if residual is None else residual
 
 
 def diverged_variables(
-    estimator: Any, estimate: Estimate, after: InnerState, limit: Array
+    estimator: Estimator, estimate: Estimate, after: InnerState, limit: Array | float
 ) -> dict[str, Array]:
-    """Each variable of an estimator that moves several, and whether it has left all bounds."""
+    """Return whether each variable of an estimator that moves several has left all bounds."""
     several = isinstance(estimator, MonitoredEstimator)
     return estimator.diverged(estimate, after, limit) if several else {}
 
 
-def diverged(
+def going_on(estimator: Estimator, state: State, divergence: Divergence) -> Stop:
+    """Return what is said of a run that nothing has stopped."""
+    residual = inner_residual(state.estimate)
+    lost = diverged_variables(estimator, state.estimate, state.lower, divergence.limit)
+    lost = jax.tree.map(jnp.zeros_like, lost)
+    return Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
+
+
+def has_diverged(
     problem: Problem,
-    solver: Any,
+    solver: Solver | None,
     hyper: PyTree,
     state: State,
     before: InnerState,
     estimate: Estimate,
     after: InnerState,
     data: Data,
-    limit: Array,
+    limit: Array | float,
 ) -> Array:
-    """Non-finite numbers; a gradient ``limit`` times its scale; a sudden tenfold growth; or any
-    growth above the start's gradient where the curvature exceeds what the solver can contract.
+    """Return whether a step has diverged; ``()``, boolean.
+
+    It has with non-finite numbers; a gradient ``limit`` times its scale; a sudden tenfold growth;
+    or any growth above the start's gradient where the curvature exceeds what the solver contracts.
 
     The scale is the larger of two: where the run began, and at the start params with today's
     ``hyper``, which may have brought the gradient into being (learned targets that start at 0).
@@ -62,3 +114,26 @@ def diverged(
         return sudden | unstable | (end > limit * scale) | ~jnp.isfinite(end)
 
     return ~finite | cond_without_select(suspect, confirm, jnp.array(False))
+
+
+def take_back(
+    rule: Backtracks, before: State, state: State, stop: Stop
+) -> tuple[State, Stop, Estimate]:
+    """Return ``(state, stop, estimate)`` of a step by a rule that comes back from divergence.
+
+    Where it can, the state is the one before with a shorter update to follow, and the estimate,
+    the one made, has neither value nor gradient.
+    """
+    estimate, bad = state.estimate, stop.diverged
+    back, hopeful = rule.backtrack(before.outer, state.outer, state.hyper)
+    again = bad & hopeful & (before.step > 0)
+    shorter = jax.tree.map(lambda x, y: jnp.where(again, x, y), back, before.outer)
+    old = replace(before, outer=shorter, step=before.step + again)
+    value, grad = jax.tree.map(
+        lambda x: jnp.where(again, jnp.nan, x), (estimate.value, estimate.grad)
+    )
+    return (
+        jax.lax.cond(bad, lambda: old, lambda: state),
+        replace(stop, diverged=bad & ~again),
+        Estimate(value, grad, estimate.evidence),
+    )

@@ -1,13 +1,15 @@
 """A second validation set: the outer loop over-fits the first one as any optimiser does."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.tuning.hooks import Columns, Step, name_of
+from bilevel.tuning.state import State
 from bilevel.utils import PyTree, dtype, register_node, validation
 
 
@@ -15,7 +17,7 @@ from bilevel.utils import PyTree, dtype, register_node, validation
 class EarlyStopping:
     """Keep the best point by a loss that the outer loop does not descend; stop when it is past.
 
-    ``tune(..., stopping=EarlyStopping(...))`` evaluates ``loss(params, hyper, data)`` at every
+    ``tune(..., hooks=[EarlyStopping(...)])`` evaluates ``loss(params, hyper, data)`` at every
     outer step, inside the compiled loop, and adds it to the history as ``held_out``. The result
     has the ``hyper`` and ``params`` of the smallest one. The run ends after ``patience`` steps in a
     row that did not improve on it.
@@ -40,18 +42,18 @@ class EarlyStopping:
     >>> data = bl.Data(inner=jnp.array([2.0]), outer=jnp.array([1.0]))
     >>> arguments = problem, bl.ClosedForm(), optax.adam(0.1), jnp.array(-2.0), jnp.array(0.0), data
     >>> stopping = bl.EarlyStopping(outer, jnp.array([1.5]), patience=5)
-    >>> result = bl.tune(*arguments, steps=60, key=jax.random.key(0), stopping=stopping)
+    >>> result = bl.tune(*arguments, steps=60, key=jax.random.key(0), hooks=[stopping])
     >>> len(result.history["held_out"]), result.history["held_out"].argmin().item()
     (15, 9)
     """
 
     loss: Callable[[PyTree, PyTree, PyTree], Array]
     data: PyTree
-    patience: Any = 10
-    least: Any = 0.0
+    patience: int | Array = 10
+    least: float | Array = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse settings out of range."""
+        """Validate the arguments."""
         if not callable(self.loss):
             raise TypeError(validation.not_callable("EarlyStopping.loss", self.loss))
         if isinstance(self.patience, int):
@@ -61,6 +63,82 @@ class EarlyStopping:
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.data):
             if isinstance(leaf, jax.Array) or hasattr(leaf, "__array__"):
                 validation.require_finite("EarlyStopping.data", path, leaf)
+
+    def init(self, hyper: PyTree, params: PyTree) -> "Best":
+        """Return what is known before the first step: anything is better.
+
+        Raises
+        ------
+        ValueError : the loss fails on these structures, or gives no scalar.
+        """
+        try:
+            out = jax.eval_shape(self.loss, params, hyper, self.data)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"EarlyStopping.loss failed on params {validation.describe(params)}, hyper "
+                f"{validation.describe(hyper)}, data {validation.describe(self.data)}: {error}"
+            ) from error
+        if jax.tree.structure(out) != jax.tree.structure(0) or out.shape != ():
+            raise ValueError(
+                f"EarlyStopping.loss must return a scalar, got {validation.describe(out)}. "
+                "Take the mean."
+            )
+        worst, none = jnp.full((), jnp.inf, dtype(params)), jnp.zeros((), jnp.int32)
+        return Best(hyper, params, worst, worst, none, none, worst)
+
+    def update(self, memory: "Best", step: Step) -> "Best":
+        """Return the best point so far, the step's own included."""
+        best, state = memory, step.state
+        hyper, params = state.hyper, state.lower.params
+        loss = jnp.asarray(self.loss(params, hyper, self.data), best.loss.dtype)
+        better = loss < best.loss
+        counts = loss < best.mark - self.least
+        waited = jnp.where(counts, 0, best.waited + 1)
+
+        def choose(new: PyTree, old: PyTree) -> PyTree:
+            return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, old)
+
+        return Best(
+            choose(hyper, best.hyper),
+            choose(params, best.params),
+            choose(loss, best.loss),
+            jnp.where(counts, loss, best.mark),
+            waited,
+            choose(state.step - 1, best.step),
+            loss,
+        )
+
+    def columns(self, memory: "Best", step: Step) -> Columns:
+        """Return the loss at this step, ``held_out``."""
+        del step
+        return {"held_out": memory.last}
+
+    def done(self, memory: "Best", begun: "Best") -> Array:
+        """Return whether the best is past."""
+        del begun
+        return memory.waited >= self.patience
+
+    def explain(self, state: State) -> str:
+        """Return the message of a run that has ended by this."""
+        best = self.best_of(state)
+        return (
+            f"stopped early after {int(state.step)} outer steps: no better held-out loss in the "
+            f"last {int(best.waited)}. Row {int(best.step)} of the history is returned."
+        )
+
+    def best_of(self, state: State) -> "Best":
+        """Return the best point of a run with this hook.
+
+        Raises
+        ------
+        ValueError : a run without it.
+        """
+        if (best := state.memory.get(name_of(self))) is None:
+            raise ValueError(
+                "tune: the state comes from a run without early stopping, so no best point is "
+                "known. Go on without EarlyStopping, or start anew from its hyper."
+            )
+        return best
 
 
 register_node(EarlyStopping, data_fields=["data", "patience", "least"], meta_fields=["loss"])
@@ -80,80 +158,3 @@ class Best(NamedTuple):
     waited: Array
     step: Array
     last: Array
-
-
-def begin(stopping: EarlyStopping | None, hyper: PyTree, params: PyTree) -> Best | None:
-    """Before the first step: anything is better.
-
-    Raises
-    ------
-    ValueError : the loss fails on these structures, or gives no scalar.
-    """
-    if stopping is None:
-        return None
-    try:
-        out = jax.eval_shape(stopping.loss, params, hyper, stopping.data)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise ValueError(
-            f"EarlyStopping.loss failed on params {validation.describe(params)}, hyper "
-            f"{validation.describe(hyper)}, data {validation.describe(stopping.data)}: {error}"
-        ) from error
-    if jax.tree.structure(out) != jax.tree.structure(0) or out.shape != ():
-        raise ValueError(
-            f"EarlyStopping.loss must return a scalar, got {validation.describe(out)}. "
-            "Take the mean."
-        )
-    worst, none = jnp.full((), jnp.inf, dtype(params)), jnp.zeros((), jnp.int32)
-    return Best(hyper, params, worst, worst, none, none, worst)
-
-
-def require_begun(stopping: EarlyStopping | None, state: Any) -> None:
-    """Raise unless the state to go on from has a best point, where one is asked for."""
-    if stopping is not None and state.best is None:
-        raise ValueError(
-            "tune: the state comes from a run without early stopping, so no best point is known. "
-            "Go on without stopping=, or start anew from its hyper."
-        )
-
-
-def observe(stopping: EarlyStopping | None, state: Any) -> Any:
-    """The outer loop's state with its last point judged."""
-    if stopping is None:
-        return state
-    best, hyper, params = state.best, state.hyper, state.lower.params
-    loss = jnp.asarray(stopping.loss(params, hyper, stopping.data), best.loss.dtype)
-    better = loss < best.loss
-    counts = loss < best.mark - stopping.least
-    waited = jnp.where(counts, 0, best.waited + 1)
-
-    def choose(new: PyTree, old: PyTree) -> PyTree:
-        return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, old)
-
-    now = Best(
-        choose(hyper, best.hyper),
-        choose(params, best.params),
-        choose(loss, best.loss),
-        jnp.where(counts, loss, best.mark),
-        waited,
-        choose(state.step - 1, best.step),
-        loss,
-    )
-    return replace(state, best=now)
-
-
-def columns(stopping: EarlyStopping | None, state: Any) -> dict[str, Array]:
-    """What the history says."""
-    return {} if stopping is None else {"held_out": state.best.last}
-
-
-def over(stopping: EarlyStopping | None, state: Any) -> Array:
-    """Whether to stop; ``()``, boolean."""
-    return jnp.array(False) if stopping is None else state.best.waited >= stopping.patience
-
-
-def say(stopping: EarlyStopping, state: Any) -> str:
-    """The message of a run that has stopped."""
-    return (
-        f"stopped early after {int(state.step)} outer steps: no better held-out loss in the last "
-        f"{int(state.best.waited)}. Row {int(state.best.step)} of the history is returned."
-    )

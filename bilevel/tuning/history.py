@@ -4,34 +4,54 @@ XLA writes each array of a loop by an operation of its own, which for a number c
 dot product of a small step. So the numbers of a row are one vector per dtype.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevel.utils import PyTree
+from bilevel.core import Estimate
+from bilevel.utils import PyTree, norm
 
+ROW = jnp.uint32  # of the rows' numbers: a signed index is first asked whether it is negative
 Rows = tuple[list[Array], list[Array]]  # of the arrays of a row, of its numbers by dtype
 
 
-def blank(like: PyTree, length: int) -> Rows:
-    """``length`` rows that nobody has written: NaN, and 0 where there is no NaN."""
+def estimate_columns(estimate: Estimate) -> dict[str, Array]:
+    """Return what the history says of an estimate: value, norm, residuals and counts."""
+    evidence = estimate.evidence
+    columns = {"value": estimate.value, "grad_norm": norm(estimate.grad)}
+    for name in ("inner_residual", "linear_residual"):
+        if (entry := getattr(evidence, name)) is not None:
+            columns[name] = entry
+    return columns | {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
 
-    def unwritten(shape: tuple[int, ...], dtype: Any) -> Array:
-        nothing = jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
-        return jnp.full((length, *shape), nothing, dtype)
+
+def unwritten(like: PyTree, length: int) -> Rows:
+    """Return ``length`` rows that nobody has written: NaN, and 0 where there is no NaN."""
+
+    def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        return jnp.full((length, *shape), _nothing(dtype), dtype)
 
     leaves, (arrays, numbers) = jax.tree.leaves(like), _split(like)
     return (
-        [unwritten(leaves[i].shape, leaves[i].dtype) for i in arrays],
-        [unwritten((len(group),), leaves[group[0]].dtype) for group in numbers],
+        [empty(leaves[i].shape, leaves[i].dtype) for i in arrays],
+        [empty((len(group),), leaves[group[0]].dtype) for group in numbers],
     )
 
 
+def erased(rows: Rows, k: Array, flag: Array) -> Rows:
+    """Return the rows with the k-th unwritten again, where ``flag``."""
+
+    def clear(column: Array) -> Array:
+        here = flag & (jnp.arange(len(column)) == k)
+        here = here.reshape(-1, *[1] * (column.ndim - 1))
+        return jnp.where(here, jnp.asarray(_nothing(column.dtype), column.dtype), column)
+
+    return jax.tree.map(clear, rows)
+
+
 def written(rows: Rows, k: Array, row: PyTree) -> Rows:
-    """The rows with ``row`` as the k-th."""
+    """Return the rows with ``row`` as the k-th."""
     row = jax.tree.map(jnp.asarray, row)
     leaves, (arrays, numbers) = jax.tree.leaves(row), _split(row)
     stacked = [jnp.stack([leaves[i] for i in group]) for group in numbers]
@@ -43,7 +63,7 @@ def written(rows: Rows, k: Array, row: PyTree) -> Rows:
 
 
 def columns_of(rows: Rows, like: PyTree) -> PyTree:
-    """A tree like a row, with a leading axis."""
+    """Return a tree like a row, with a leading axis."""
     arrays, numbers = _split(like)
     columns = dict(zip(arrays, rows[0], strict=True))
     for group, vectors in zip(numbers, rows[1], strict=True):
@@ -52,14 +72,18 @@ def columns_of(rows: Rows, like: PyTree) -> PyTree:
 
 
 def joined(blocks: list[PyTree]) -> PyTree:
-    """One after the other, by NumPy: each new number of blocks would be a new program of XLA."""
+    """Join histories by NumPy: each new number of blocks would be a new program of XLA."""
     return jax.tree.map(lambda *columns: np.concatenate(columns), *blocks)
+
+
+def _nothing(dtype: jnp.dtype) -> float | int:
+    return jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
 
 
 def _split(row: PyTree) -> tuple[list[int], list[list[int]]]:
     """The leaves that are arrays; those that are numbers, by dtype."""
     arrays: list[int] = []
-    numbers: dict[Any, list[int]] = {}
+    numbers: dict[jnp.dtype, list[int]] = {}
     for i, leaf in enumerate(jax.tree.leaves(row)):
         group = arrays if leaf.shape else numbers.setdefault(jnp.dtype(leaf.dtype), [])
         group.append(i)

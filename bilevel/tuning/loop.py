@@ -1,112 +1,251 @@
-"""The outer loop as a compiled block of steps that stops by itself when the solver diverges."""
+"""The outer loop: one step of it, and a block of steps that ends by itself."""
 
-import dataclasses
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Problem
-from bilevel.estimators.base import Estimator
-from bilevel.outer.base import TracksBest
-from bilevel.outer.coordinates import to_coordinates, unwrap, update
-from bilevel.tuning import early_stopping
-from bilevel.tuning.adaptive import Adaptive, observe
-from bilevel.tuning.batched_checks import ROW, selected, stride, takes_strides
-from bilevel.tuning.divergence import diverged_variables
-from bilevel.tuning.early_stopping import EarlyStopping
-from bilevel.tuning.history import blank, columns_of, written
-from bilevel.tuning.state import State, Stop, inner_residual
-from bilevel.tuning.step import Record as Record
-from bilevel.tuning.step import Run
-from bilevel.utils import PyTree
+from bilevel.core import Data, Estimate, InnerState, Problem, as_pytree
+from bilevel.estimators.base import (
+    Estimator,
+    MonitoredEstimator,
+    data_of_call,
+    init_filled,
+    solver_of,
+)
+from bilevel.outer import coordinates
+from bilevel.outer.base import Backtracks, SetsTolerance, TracksBest
+from bilevel.tuning import hooks as hooking
+from bilevel.tuning.divergence import (
+    Divergence,
+    diverged_variables,
+    going_on,
+    gradient_scale,
+    has_diverged,
+    inner_residual,
+    take_back,
+)
+from bilevel.tuning.history import (
+    ROW,
+    Rows,
+    columns_of,
+    erased,
+    estimate_columns,
+    unwritten,
+    written,
+)
+from bilevel.tuning.hooks import Columns, Hooks, Step
+from bilevel.tuning.state import State, Stop, step_keys
+from bilevel.utils import PyTree, register_node, zeros_like
 
-_DONE = 3
+Block = tuple[State, Stop, Columns]
 
 
-def proposed(tx: Any, state: State) -> PyTree:
-    """The hyperparameters that the last estimate asks to evaluate next."""
-    return update(tx, state.estimate, state.outer, state.hyper)[0]
+# Last good state, state, why it stopped, rows of the history and how many are written.
+Carry = tuple[State, State, Stop, Rows, Array]
 
 
-def final(tx: Any, state: State, diverged: Array) -> PyTree:
-    """Those that a run ends with: the best seen of a rule that keeps it, or one more update's."""
-    if isinstance(unwrap(tx), TracksBest):
-        best, _ = tx.best(state.outer, state.hyper, state.estimate.value)
-        return jax.tree.map(lambda x, y: jnp.where(state.step > 0, x, y), best, state.hyper)
-    keep = diverged | (state.step == 0)
-    return jax.lax.cond(keep, lambda: state.hyper, lambda: proposed(tx, state))
+@dataclass(frozen=True)
+class Loop:
+    """The outer loop as pure functions: ``init``, ``step``, and ``run`` for many steps.
 
+    :func:`bilevel.tune` is this with checks, compilation and messages. It is a pytree, so that it
+    may be an argument of ``jit``, and ``vmap`` may map over any of its numbers.
 
-def block(
-    problem: Problem,
-    estimator: Estimator,
-    tx: Any,
-    data: Data,
-    state: State,
-    count: Array,
-    *,
-    length: int,
-    warm_start: bool,
-    limit: Array,
-    record: Record | None,
-    adaptive: Adaptive | None = None,
-    stopping: EarlyStopping | None = None,
-) -> tuple[State, Stop, dict[str, Array]]:
-    """Up to ``count <= length`` outer steps; rows of history that were not reached are NaN.
+    Parameters
+    ----------
+    problem, estimator, outer, data, hooks, warm_start : as for :func:`bilevel.tune`; in ``hooks``
+        those that look at steps, such as ``bl.Record`` and ``bl.EarlyStopping``.
+    divergence : what counts as diverged.
 
-    If ``adaptive``, it also ends where the inner work is to grow, which is the caller's to do.
-    Where a step diverged, those before it are done again: to keep each state until its successor
-    has been judged would copy it at every step, tables of minibatch gradients included. Where it
-    was one of a stride, the block is done again before, with a judgement on every step.
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, optax, bilevel as bl
+    >>> problem = bl.Problem(
+    ...     inner=lambda w, h, x: jnp.mean((w - x) ** 2) / 2 + jnp.exp(h) * w**2 / 2,
+    ...     outer=lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
+    ...     quadratic=True,
+    ... )
+    >>> data = bl.Data(inner=jnp.array([2.0]), outer=jnp.array([1.5]))
+    >>> loop = bl.Loop(problem, bl.ClosedForm(), optax.adam(0.1), data)
+    >>> state = loop.init(jnp.array(0.0), jnp.array(0.0), jax.random.key(0))
+    >>> state, stop, row = jax.jit(bl.Loop.step)(loop, state)
+    >>> print(f"{row['value']:.3f} {loop.proposed(state):.2f}")  # Adam's first step
+    0.125 -0.10
     """
-    run = Run(
-        problem, estimator, tx, data, _keys(state, length), limit, warm_start, record, adaptive,
-        stopping,
-    )  # fmt: skip
-    begun, strides = state, takes_strides(run)
 
-    def unfinished(carry: Any) -> Array:
-        state, stop, _, k, count, _ = carry
-        ended = stop.diverged | early_stopping.over(stopping, state)
-        return (k < count) & ~ended & (state.work.level == begun.work.level)
+    problem: Problem
+    estimator: Estimator
+    outer: coordinates.Rule
+    data: Data
+    hooks: Hooks = ()
+    divergence: Divergence = Divergence()
+    warm_start: bool = True
 
-    def attempt(carry: Any) -> Any:
-        _, _, stop, phase, count = carry
-        begin = (begun, going, empty, jnp.zeros((), ROW), count, phase > 0)
-        further = partial(stride if strides else _advance, run)
-        state, new, history, k, _, _ = jax.lax.while_loop(unfinished, further, begin)
-        stop = selected(new.diverged, new, stop)
-        count = jnp.where(phase == 0, k, k - 1)
-        return state, history, stop, jnp.where(stop.diverged, phase + 1, _DONE), count
+    def __post_init__(self) -> None:
+        """Make the outer rule a pytree that moves coordinates where there is a space."""
+        # Neither in coordinates already nor a placeholder: JAX rebuilds nodes around anything.
+        if hasattr(self.outer, "update"):
+            rule = coordinates.in_coordinates(self.problem.space, as_pytree("tune", self.outer))
+            object.__setattr__(self, "outer", rule)
 
-    like = jax.eval_shape(run.row, state, state.estimate)
-    empty = blank(like, length)
-    residual = inner_residual(state.estimate)
-    lost = jax.tree.map(
-        jnp.zeros_like, diverged_variables(estimator, state.estimate, state.lower, limit)
-    )
-    going = Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
-    # Phases: by strides; if that diverged, step by step, strictly; then up to the step before.
-    phase = jnp.asarray(0 if strides else 1, jnp.int32)
-    carry = (state, empty, going, phase, jnp.asarray(count, ROW))
-    state, history, stop, _, _ = jax.lax.while_loop(lambda c: c[3] < _DONE, attempt, carry)
-    return state, stop, columns_of(history, like)
+    def init(self, hyper: PyTree, params: PyTree, key: Array) -> State:
+        """Return the state before the first step."""
+        problem, estimator, data = self.problem, self.estimator, self.data
+        lower = init_filled(problem, estimator, hyper, params, data, key)
+        shapes, _ = jax.eval_shape(lambda x: estimator.step(problem, hyper, x, data, key), lower)
+        estimate = zeros_like(shapes)
+        step, start = jnp.zeros((), jnp.int32), params
+        scale = gradient_scale(problem, hyper, params, data_of_call(estimator, data, key))
+        floor, memory = inner_residual(estimate), hooking.init_memory(self.hooks, hyper, params)
+        outer = self.outer.init(hyper)
+        return State(step, hyper, estimate, outer, lower, key, start, scale, floor, memory)
+
+    def step(self, state: State) -> Block:
+        """Return ``(state, stop, row)`` after one outer step; ``row`` is that of the history.
+
+        Where ``stop.diverged``, the state to keep is the one before.
+        """
+        return self._advance(state, jax.random.fold_in(state.key, state.step))
+
+    def _advance(self, before: State, key: Array) -> Block:
+        proposed, began = self.propose(before, key)
+        state, stop, made = self.judge(before, began, proposed, key, self.divergence.limit)
+        seen = self.seen(state, made)
+        seen = seen._replace(state=replace(state, memory=hooking.update_memory(self.hooks, seen)))
+        return seen.state, stop, self.row(seen)
+
+    def propose(
+        self, state: State, key: Array, *, unchecked: bool = False
+    ) -> tuple[State, InnerState]:
+        """Update ``hyper`` and estimate there; return also the inner state that this began with.
+
+        ``unchecked``: by an estimator's ``update`` alone, its ``measure`` is still to come.
+        """
+        problem, estimator, data = self.problem, self.estimator, self.data
+        first = state.step == 0
+        updated = coordinates.update(self.outer, state.estimate, state.outer, state.hyper)
+        hyper, outer = jax.tree.map(
+            lambda old, new: jnp.where(first, old, new), (state.hyper, state.outer), updated
+        )
+        if (rule := coordinates.capable(self.outer, SetsTolerance)) is not None:
+            estimator = rule.set_tolerance(estimator, outer)
+        lower = state.lower
+        if not self.warm_start:
+            cold = init_filled(problem, estimator, hyper, state.start, data, key)
+            lower = jax.tree.map(lambda x, y: x.astype(y.dtype), cold, state.lower)
+        move = estimator.step
+        if unchecked and isinstance(estimator, MonitoredEstimator):
+            move = estimator.update
+        estimate, after = move(problem, hyper, lower, data, key)
+        state = replace(
+            state, step=state.step + 1, hyper=hyper, estimate=estimate, outer=outer, lower=after
+        )
+        return state, lower
+
+    def judge(
+        self, before: State, began: InnerState, state: State, key: Array, limit: Array | float
+    ) -> tuple[State, Stop, Estimate]:
+        """Return ``(state, stop, estimate made)`` after a step, or a few, from ``before``."""
+        problem, estimator = self.problem, self.estimator
+        hyper, estimate, after = state.hyper, state.estimate, state.lower
+        seen = data_of_call(estimator, self.data, key)
+        solver = solver_of(estimator, problem, hyper, after.params, seen)
+        lost = diverged_variables(estimator, estimate, after, limit)
+        bad = has_diverged(problem, solver, hyper, before, began, estimate, after, seen, limit)
+        bad = jnp.any(jnp.stack([bad, *lost.values()]))
+        residual = inner_residual(estimate)
+        floor = jnp.maximum(residual, 0.9 * state.floor)
+        new = replace(state, floor=floor)
+        stop = Stop(bad, estimate.value, residual, inner_residual(before.estimate), lost)
+        if (rule := coordinates.capable(self.outer, Backtracks)) is None:
+            return new, stop, estimate
+        return take_back(rule, before, new, stop)
+
+    def seen(self, state: State, made: Estimate) -> Step:
+        """Return a step as hooks see it."""
+        free = kept = coordinates.to_coordinates(self.outer, made, state.outer)
+        if made is not state.estimate:
+            kept = coordinates.to_coordinates(self.outer, state.estimate, state.outer)
+        return Step(state, made, kept, free)
+
+    def row(self, step: Step) -> Columns:
+        """Return what the history says of a step."""
+        state, values = step.state, estimate_columns(step.made)
+        if (rule := coordinates.capable(self.outer, TracksBest)) is not None:
+            values["best"] = rule.best(state.outer, state.hyper, state.estimate.value)[1]
+        values |= coordinates.history_columns(self.outer, step.free)
+        return values | hooking.add_columns(self.hooks, step)
+
+    def blank(self, state: State) -> tuple[Columns, Stop]:
+        """Return the shapes of a row of the history, and the ``stop`` of a run that goes on."""
+        like = jax.eval_shape(lambda: self.row(self.seen(state, state.estimate)))
+        return like, going_on(self.estimator, state, self.divergence)
+
+    def run(self, state: State, count: Array | int, *, length: int) -> Block:
+        """Return ``(state, stop, history)`` after up to ``count <= length`` outer steps.
+
+        It ends early where the solver diverges, with the last good state, and where a hook is done.
+        Rows of the history that were not reached are NaN.
+        """
+        if isinstance(self.estimator, DrivesBlocks) and self.estimator.can_drive(self):
+            return self.estimator.drive(self, state, count, length)
+        begun, keys, count = state, step_keys(state, length), jnp.asarray(count, ROW)
+        like, going = self.blank(state)
+
+        def unfinished(carry: Carry) -> Array:
+            _, state, stop, _, k = carry
+            return (k < count) & ~(stop.diverged | hooking.is_done(self.hooks, state, begun))
+
+        def advance(carry: Carry) -> Carry:
+            _, good, _, rows, k = carry
+            state, stop, row = self._advance(good, keys[k])
+            return _varying(good), state, stop, written(rows, k, row), k + 1
+
+        carry = _varying(state), state, going, unwritten(like, length), jnp.zeros((), ROW)
+        good, state, stop, rows, k = jax.lax.while_loop(unfinished, advance, carry)
+        kept = jax.tree.map(partial(jnp.where, stop.diverged), good, _varying(state))
+        state = replace(kept, key=begun.key, start=begun.start, scale=begun.scale)
+        rows = erased(rows, k - 1, stop.diverged)
+        return state, stop, columns_of(rows, like)
+
+    def proposed(self, state: State) -> PyTree:
+        """Return the hyperparameters that the last estimate asks to evaluate next."""
+        return coordinates.update(self.outer, state.estimate, state.outer, state.hyper)[0]
+
+    def final(self, state: State, diverged: Array) -> PyTree:
+        """Return the best point if the rule tracks one, else the hyperparameters one update on."""
+        if (rule := coordinates.capable(self.outer, TracksBest)) is not None:
+            best, _ = rule.best(state.outer, state.hyper, state.estimate.value)
+            return jax.tree.map(lambda x, y: jnp.where(state.step > 0, x, y), best, state.hyper)
+        keep = diverged | (state.step == 0)
+        return jax.lax.cond(keep, lambda: state.hyper, lambda: self.proposed(state))
 
 
-def _advance(run: Run, carry: Any) -> Any:
-    """One step, judged at once."""
-    before, _, history, k, count, careful = carry
-    state, began = run.step(before, k)
-    state, stop, made = run.judge(before, began, state, k, run.limit)
-    state = early_stopping.observe(run.stopping, state)
-    history = written(history, k, run.row(state, made))
-    work = observe(run.adaptive, state.work, to_coordinates(run.tx, state.estimate, state.outer))
-    return dataclasses.replace(state, work=work), stop, history, k + 1, count, careful
+register_node(
+    Loop,
+    data_fields=["estimator", "outer", "data", "hooks", "divergence"],
+    meta_fields=["problem", "warm_start"],
+)
 
 
-def _keys(state: State, length: int) -> Array:
-    """Those of the next steps, all at once: one by one they cost more than a small step does."""
-    return jax.vmap(partial(jax.random.fold_in, state.key))(state.step + jnp.arange(length))
+def _varying(state: State) -> State:
+    """Return the state without what no step changes, of which a second copy would cost time."""
+    nothing: Any = None
+    return replace(state, key=nothing, start=nothing, scale=nothing)
+
+
+@runtime_checkable
+class DrivesBlocks(Protocol):
+    """An estimator that can make a block of outer steps cheaper than one step after the other."""
+
+    def can_drive(self, loop: Loop) -> bool:
+        """Return whether nothing in this loop needs to see every step."""
+        ...
+
+    def drive(self, loop: Loop, state: State, count: Array | int, length: int) -> Block:
+        """Return what ``loop.run`` does."""
+        ...

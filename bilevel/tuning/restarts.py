@@ -1,9 +1,10 @@
 """Several runs at once, from different start points, of which the best is kept."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,10 @@ from jax import Array
 from bilevel.core import Data, Problem
 from bilevel.estimators.base import Estimator
 from bilevel.estimators.call import hypergradient
-from bilevel.tuning import early_stopping
+from bilevel.outer.base import OuterRule
 from bilevel.tuning.diagnosis import DivergenceWarning
 from bilevel.tuning.early_stopping import EarlyStopping
-from bilevel.tuning.loop import Record
+from bilevel.tuning.options import AnyHook, Keywords, find, sort_hooks
 from bilevel.tuning.result import Result
 from bilevel.tuning.tune import tune
 from bilevel.utils import PyTree, is_traced, register_node, strong, validation
@@ -56,7 +57,7 @@ register_node(
 def restarts(
     problem: Problem,
     estimator: Estimator,
-    outer: Any,
+    outer: OuterRule,
     starts: PyTree,
     params: PyTree,
     data: Data,
@@ -66,22 +67,22 @@ def restarts(
     keep: int | None = None,
     scout: Estimator | None = None,
     warm_start: bool = True,
-    limit: float = 100.0,
-    record: Record | None = None,
-    stopping: EarlyStopping | None = None,
+    hooks: Sequence[AnyHook] = (),
+    **old: Unpack[Keywords],
 ) -> Restarts:
     """:func:`bilevel.tune` from every start point in one compiled program; the best is kept.
 
-    The best is the one with the smallest last outer value (with ``stopping``, the smallest
+    The best is the one with the smallest last outer value (with ``EarlyStopping``, the smallest
     held-out loss at its best step) among those that did not diverge and are finite. The value of a
-    stochastic estimator is a noisy judge: give it a longer window, or ``stopping``.
+    stochastic estimator is a noisy judge: give it a longer window, or a held-out loss.
 
     Hybrid start: with ``keep``, all points are first judged by one call of ``scout``, and only the
     ``keep`` of the smallest outer value are descended from.
 
     Parameters
     ----------
-    problem, estimator, outer, data, steps, warm_start, limit, record, stopping : as for ``tune``.
+    problem, estimator, outer, data, steps, warm_start, hooks : as for ``tune``, with neither
+        ``Adaptive`` nor ``Blocks``.
     starts : like ``hyper`` with one more leading axis of n points, for example from
         :func:`bilevel.population`, in natural units.
     params : where every inner solve starts.
@@ -112,6 +113,8 @@ def restarts(
     >>> found.runs.hyper.round(1), found.index.item()
     (Array([ 1.5, -0.5], dtype=float32), 1)
     """
+    options = sort_hooks("restarts", hooks, old)
+    stopping = find(options.hooks, EarlyStopping)
     validation.require_variables("starts", starts)
     starts, n = strong(starts), _number(starts)
     if problem.space is not None:
@@ -130,13 +133,20 @@ def restarts(
 
     def run(start: PyTree, number: Array) -> Result:
         return tune(
-            problem, estimator, outer, start, params, data, steps=steps,
-            key=jax.random.fold_in(key, number), warm_start=warm_start, limit=limit,
-            record=record, stopping=stopping,
-        )  # fmt: skip
+            problem,
+            estimator,
+            outer,
+            start,
+            params,
+            data,
+            steps=steps,
+            key=jax.random.fold_in(key, number),
+            warm_start=warm_start,
+            hooks=[*options.hooks, options.divergence],
+        )
 
     runs = jax.vmap(run)(jax.tree.map(lambda leaf: leaf[chosen], starts), chosen)
-    judged = runs.estimate.value if stopping is None else runs.state.best.loss
+    judged = runs.estimate.value if stopping is None else stopping.best_of(runs.state).loss
     lost = runs.diverged | ~jnp.isfinite(judged)
     values = jnp.where(lost, jnp.inf, judged)
     index = jnp.argmin(values)
@@ -173,7 +183,7 @@ def _explained(found: Restarts, lost: Array, stopping: EarlyStopping | None) -> 
     history = {name: column[:rows] for name, column in best.history.items()}
     best = replace(best, history=history)
     if stopping is not None and best.stopped:
-        best = replace(best, message=early_stopping.say(stopping, best.state))
+        best = replace(best, message=stopping.explain(best.state))
     message, numbers = None, [i for i, flag in enumerate(lost) if flag]
     if numbers:
         listed = ", ".join(map(str, numbers))

@@ -1,37 +1,37 @@
 """The second verb: descend the outer loss by its hypergradient."""
 
-import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Problem, as_pytree, require_arguments
+from bilevel.core import Data, Problem, require_arguments
 from bilevel.estimators.base import Estimator, data_of_call, solver_of
+from bilevel.estimators.rebuild import scale_work
 from bilevel.estimators.refusals import check_losses
-from bilevel.outer.coordinates import in_coordinates
+from bilevel.outer.base import OuterRule
 from bilevel.solvers.stability import constant_stability_limit
-from bilevel.tuning import early_stopping
-from bilevel.tuning.adaptive import Adaptive, climb, require_adaptive
+from bilevel.tuning.adaptive import Adaptive, level_of, require_adaptive
 from bilevel.tuning.diagnosis import DivergenceWarning, divergence_message, step_size_warning
-from bilevel.tuning.early_stopping import EarlyStopping, over
+from bilevel.tuning.early_stopping import EarlyStopping
 from bilevel.tuning.history import joined
-from bilevel.tuning.loop import Record, block, final, proposed
+from bilevel.tuning.hooks import Columns, is_done, resume_memory
+from bilevel.tuning.loop import Block, Loop
+from bilevel.tuning.options import AnyHook, Keywords, find, sort_hooks
 from bilevel.tuning.result import Result
-from bilevel.tuning.state import State, Stop, begin
+from bilevel.tuning.state import State, Stop
 from bilevel.utils import PyTree, is_traced, strong, validation
-
-_BLOCK = 32  # outer steps per compiled call: one length, so that every run shares one program
 
 
 def tune(
     problem: Problem,
     estimator: Estimator,
-    outer: Any,
+    outer: OuterRule,
     hyper: PyTree,
     params: PyTree,
     data: Data,
@@ -40,12 +40,8 @@ def tune(
     key: Array | None = None,
     state: State | None = None,
     warm_start: bool = True,
-    limit: float = 100.0,
-    record: Record | None = None,
-    adaptive: bool | Adaptive = False,
-    stopping: EarlyStopping | None = None,
-    callback: Callable[[Result], None] | None = None,
-    every: int = _BLOCK,
+    hooks: Sequence[AnyHook] = (),
+    **old: Unpack[Keywords],
 ) -> Result:
     """Descend ``h(hyper) = outer(w*(hyper), hyper)`` with any optax transformation.
 
@@ -65,17 +61,14 @@ def tune(
     key : a JAX random key; with ``state`` its own key is used.
     state : ``result.state`` of an earlier run, to go on from it bit for bit.
     warm_start : start each inner solve where the last one ended (``False``: at ``params``).
-    limit : the run has diverged when the inner gradient is this many times its initial scale.
-    record : ``(hyper, params, estimate) -> dict of arrays``, evaluated inside the compiled loop
-        at every step and added to ``history``.
-    adaptive : double the inner work whenever the hypergradient's signal-to-noise ratio falls below
-        a target (:class:`bilevel.Adaptive` sets it); for estimators that report a standard error.
-        ``history`` then has ``work``, the multiple of the estimator's own, and ``signal_to_noise``.
-        Each doubling compiles once (not under ``jit`` or ``vmap``).
-    stopping : :class:`bilevel.EarlyStopping`: judge every step on a second validation set, return
-        the best and stop when it is past.
-    callback : called with the :class:`Result` so far after every ``every`` steps (not under
-        ``jit`` or ``vmap``).
+    hooks : what the run does beside its steps, in the compiled loop:
+        :class:`bilevel.Record` adds columns to ``history``; :class:`bilevel.EarlyStopping` judges
+        every step on a second validation set, returns the best and stops when it is past;
+        :class:`bilevel.Adaptive` doubles the inner work where the hypergradient's noise is too
+        large; :class:`bilevel.Divergence` sets the limit at which a run counts as diverged;
+        :class:`bilevel.Blocks` has a callback after every so many steps. Your own: the protocol
+        ``bl.extend.Hook``.
+    old : keywords that hooks have replaced, for one more release, with a warning.
 
     Warns
     -----
@@ -86,7 +79,7 @@ def tune(
     Raises
     ------
     ValueError : structures that do not match, bad ``steps``, non-finite start values, a
-        hyperparameter that the estimator cannot see; ``adaptive`` and no standard error.
+        hyperparameter that the estimator cannot see; ``Adaptive`` and no standard error.
 
     Examples
     --------
@@ -102,53 +95,77 @@ def tune(
     >>> jnp.exp(result.hyper).round(3)  # w* = 2 / (1 + e^h) = 1.5
     Array(0.333, dtype=float32)
     """
+    options = sort_hooks("tune", hooks, old)
     if state is None and key is None:
         raise ValueError("tune needs key=jax.random.key(seed), or the state of an earlier run.")
     require_arguments(problem, estimator, data, key if state is None else state.key)
     validation.require_positive_int("tune", "steps", steps)
-    validation.require_positive_int("tune", "every", every)
-    tx = in_coordinates(problem.space, as_pytree("tune", outer))
     hyper, params = _variables(problem, hyper, params, state)
-    if state is not None:
-        current = state
-        early_stopping.require_begun(stopping, state)
-    else:
-        current, known = _begin(problem, estimator, tx, hyper, params, data, key)
-        current = dataclasses.replace(current, best=early_stopping.begin(stopping, hyper, params))
-        if known is not None and not is_traced(known) and (text := step_size_warning(*known)):
-            warnings.warn(text, DivergenceWarning, stacklevel=2)
-    bound = jnp.asarray(limit, current.scale.dtype)
-    traced = is_traced((current, data, estimator, tx, stopping))
-    growing = _growing(adaptive, estimator, current, traced)
-    run = partial(
-        _block, problem, tx, data, bound, stopping, warm_start=warm_start, record=record,
-        adaptive=growing,
-    )  # fmt: skip
-    if traced:
-        current, stop, history = run(estimator, current, jnp.asarray(steps), length=steps)
-        return _result(tx, current, stop, history, stopping)
-    step, blocks, left = partial(run, length=every), [], steps
+    loop = Loop(problem, estimator, outer, data, options.hooks, options.divergence, warm_start)
+    current = _begin(loop, hyper, params, key) if state is None else _resume(loop, state)
+    if traced := is_traced((loop, current)):
+        _require_fixed_work(loop, current, traced)
+        current, stop, history = _run(loop, current, jnp.asarray(steps), length=steps)
+        return _result(loop, current, stop, history)
+    _require_fixed_work(loop, current, traced)
+    every, callback, rows, left = options.blocks.every, options.blocks.callback, [], steps
     while True:
-        before = int(current.step)
-        current, stop, rows = climb(step, estimator, current, min(every, left))
-        left -= int(current.step) - before
-        blocks.append(rows)
-        if left and callback is None and not (stop.diverged or over(stopping, current)):
-            continue
-        blocks = [joined(blocks)]
-        result = _result(tx, current, stop, jax.tree.map(jnp.asarray, blocks[0]), stopping)
-        if result.stopped or stop.diverged:
-            result = _explained(problem, estimator, tx, result, stop, data, stopping)
-        if callback is not None:
-            callback(result)
-        if left == 0 or result.message is not None:
-            return result
+        # To the next multiple of ``every``; a block also ends where the inner work is to grow.
+        count, begun = min(left, every - (steps - left) % every), int(current.step)
+        here = replace(loop, estimator=scale_work(estimator, 2 ** level_of(current)))
+        current, stop, new = _run(here, current, jnp.asarray(count), length=every)
+        made = int(current.step) - begun
+        rows.append(jax.tree.map(lambda column, n=made: column[:n], jax.device_get(new)))
+        left -= made
+        over = bool(stop.diverged) or bool(is_done(loop.hooks, current, current))
+        if over or not left or (callback is not None and (steps - left) % every == 0):
+            rows = [joined(rows)]
+            result = _result(loop, current, stop, jax.tree.map(jnp.asarray, rows[0]))
+            result = _explained(loop, result, stop) if over else result
+            if callback is not None:
+                callback(result)
+            if over or not left:
+                return result
+
+
+@partial(jax.jit, static_argnames="length")
+def _run(loop: Loop, state: State, count: Array, *, length: int) -> Block:
+    return loop.run(state, count, length=length)
+
+
+@jax.jit
+def _init(
+    loop: Loop, hyper: PyTree, params: PyTree, key: Array
+) -> tuple[State, tuple[Array, Array] | None]:
+    problem, estimator, data = loop.problem, loop.estimator, loop.data
+    check_losses(problem, hyper, params, data_of_call(estimator, data, key))
+    state = loop.init(hyper, params, key)
+    solver = solver_of(estimator, problem, hyper, params, data)
+    return state, constant_stability_limit(problem, solver, hyper, state.lower, data, key)
+
+
+_final, _proposed = jax.jit(Loop.final), jax.jit(Loop.proposed)
+
+
+def _begin(loop: Loop, hyper: PyTree, params: PyTree, key: Array | None) -> State:
+    """Return the state before the first step; warn if the step size is known to be too large."""
+    state, known = _init(loop, hyper, params, key)
+    if known is not None and not is_traced(known) and (text := step_size_warning(*known)):
+        warnings.warn(text, DivergenceWarning, stacklevel=3)
+    return state
+
+
+def _resume(loop: Loop, state: State) -> State:
+    """Return the state to go on from, with what hooks that were not there before remember."""
+    if (stopping := find(loop.hooks, EarlyStopping)) is not None:
+        stopping.best_of(state)
+    return replace(state, memory=resume_memory(loop.hooks, state))
 
 
 def _variables(
     problem: Problem, hyper: PyTree, params: PyTree, state: State | None
 ) -> tuple[PyTree, PyTree]:
-    """Both as arrays; raises unless they are floats, inside, and like those of the state."""
+    """Return both as arrays; raise unless they are floats, inside, and like those of the state."""
     validation.require_variables("hyper", hyper)
     validation.require_variables("params", params)
     hyper, params = strong(hyper), strong(params)
@@ -160,87 +177,42 @@ def _variables(
     return hyper, params
 
 
-def _growing(adaptive: Any, estimator: Any, state: State, traced: bool) -> Adaptive | None:
-    """The rule by which inner work grows, ``None`` for none; or a refusal."""
-    if adaptive is False:
-        if not traced and int(state.work.level):
+def _require_fixed_work(loop: Loop, state: State, traced: bool) -> None:
+    """Raise unless the inner work stays as it is, or may grow and reduces the noise."""
+    if find(loop.hooks, Adaptive) is None:
+        if not traced and (level := level_of(state)):
             raise ValueError(
-                f"tune: the state comes from an adaptive run, at {int(state.work.times)} times the "
-                "estimator's work. Go on with adaptive=True, or start anew from its hyper."
+                f"tune: the state comes from an adaptive run, at {2**level} times the "
+                "estimator's work. Go on with Adaptive, or start anew from its hyper."
             )
-        return None
+        return
     if traced:
         raise ValueError(
-            "tune: adaptive=True chooses between compiled programs by what it sees, so it cannot "
+            "tune: Adaptive chooses between compiled programs by what it sees, so it cannot "
             "run under jit or vmap. Call it outside, or fix the work."
         )
-    if not isinstance(adaptive, bool | Adaptive):
-        raise TypeError(f"tune: adaptive must be a boolean or bl.Adaptive(...), got {adaptive!r}.")
-    require_adaptive(estimator, state.estimate.evidence.standard_error)
-    return adaptive if isinstance(adaptive, Adaptive) else Adaptive()
+    require_adaptive(loop.estimator, state.estimate.evidence.standard_error)
 
 
-def _result(
-    tx: Any, state: State, stop: Stop, history: dict[str, Array], stopping: EarlyStopping | None
-) -> Result:
-    if stopping is not None and state.best is not None:
-        hyper, params = state.best.hyper, state.best.params
-        stopped = over(stopping, state)
+def _result(loop: Loop, state: State, stop: Stop, history: Columns) -> Result:
+    stopped = is_done(loop.hooks, state, state) if loop.hooks else None
+    if (stopping := find(loop.hooks, EarlyStopping)) is not None:
+        best = stopping.best_of(state)
+        hyper, params = best.hyper, best.params
     else:
-        hyper, params, stopped = _final(tx, state, stop.diverged), state.lower.params, None
+        hyper, params = _final(loop, state, stop.diverged), state.lower.params
     return Result(hyper, params, history, state.estimate, state, stop.diverged, stopped)
 
 
-def _explained(
-    problem: Problem, estimator: Estimator, tx: Any, result: Result, stop: Stop, data: Data,
-    stopping: Any,
-) -> Result:  # fmt: skip
-    """With the message that says why the run ended."""
+def _explained(loop: Loop, result: Result, stop: Stop) -> Result:
+    """Return the result with the message that says why the run ended."""
     state = result.state
-    if not stop.diverged:
-        return dataclasses.replace(result, message=early_stopping.say(stopping, state))
-    text = divergence_message(problem, estimator, state, _proposed(tx, state), stop, data)
-    warnings.warn(text, DivergenceWarning, stacklevel=3)
-    return dataclasses.replace(result, message=text)
-
-
-_final, _proposed = jax.jit(final), jax.jit(proposed)
-
-
-@partial(jax.jit, static_argnames="problem")
-def _begin(
-    problem: Problem,
-    estimator: Estimator,
-    tx: Any,
-    hyper: PyTree,
-    params: PyTree,
-    data: Data,
-    key: Array,
-) -> tuple[State, tuple[Array, Array] | None]:
-    check_losses(problem, hyper, params, data_of_call(estimator, data, key))
-    state = begin(problem, estimator, tx, hyper, params, data, key)
-    solver = solver_of(estimator, problem, hyper, params, data)
-    return state, constant_stability_limit(problem, solver, hyper, state.lower, data, key)
-
-
-@partial(jax.jit, static_argnames=("problem", "length", "warm_start", "record"))
-def _block(
-    problem: Problem,
-    tx: Any,
-    data: Data,
-    limit: Array,
-    stopping: EarlyStopping | None,
-    estimator: Estimator,
-    state: State,
-    count: Array,
-    *,
-    length: int,
-    warm_start: bool,
-    record: Record | None,
-    adaptive: Adaptive | None,
-) -> tuple[State, Stop, dict[str, Array]]:
-    return block(
-        problem, estimator, tx, data, state, count,
-        length=length, warm_start=warm_start, limit=limit, record=record, adaptive=adaptive,
-        stopping=stopping,
-    )  # fmt: skip
+    if stop.diverged:
+        hyper = _proposed(loop, state)
+        text = divergence_message(loop.problem, loop.estimator, state, hyper, stop, loop.data)
+        warnings.warn(text, DivergenceWarning, stacklevel=3)
+    elif (stopping := find(loop.hooks, EarlyStopping)) is not None and result.stopped:
+        text = stopping.explain(state)
+    else:
+        text = f"a hook ended the run after {int(state.step)} outer steps."
+    return replace(result, message=text)

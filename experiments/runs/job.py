@@ -87,9 +87,12 @@ class Job:
         """Names of the hyperparameters, one per entry of a row of the trajectory."""
         return names(self.task.hyper, self.task.notes.get("penalties", ()))
 
-    def tune(self, data: bl.Data, **how: Any) -> bl.Result:
-        """:func:`bilevel.tune` on this job."""
-        task = self.task
+    def tune(
+        self, data: bl.Data, *, hooks: list[Any] | None = None, every: int = 32, **how: Any
+    ) -> bl.Result:
+        """:func:`bilevel.tune` on this job, a compiled call for every so many steps."""
+        task, warm_start = self.task, self.settings["warm_start"]
+        hooks = [*(self.hooks if hooks is None else hooks), bl.Blocks(every)]
         return bl.tune(
             task.problem,
             self.estimator,
@@ -97,31 +100,31 @@ class Job:
             task.hyper,
             task.params,
             data,
-            **(self.how | {"adaptive": self.settings["adaptive"]} | how),
+            **({"warm_start": warm_start, "hooks": hooks} | how),
         )
 
     @property
-    def how(self) -> dict[str, Any]:
-        """The arguments that one run and several at once have in common."""
-        settings, stopping = self.settings, None
-        if settings["early_stopping"] is not None:
-            patience = settings["early_stopping"]
-            stopping = bl.EarlyStopping(self.task.problem.outer, self.task.second, patience)
-        return {
-            "record": Trajectory(),
-            "warm_start": settings["warm_start"],
-            "limit": settings["limit"],
-            "stopping": stopping,
-        }
+    def hooks(self) -> list[Any]:
+        """What the run does beside its steps."""
+        settings = self.settings
+        hooks: list[Any] = [bl.Record(Trajectory()), bl.Divergence(settings["limit"])]
+        if settings["adaptive"]:
+            hooks.append(bl.Adaptive())
+        if (patience := settings["early_stopping"]) is not None:
+            hooks.append(bl.EarlyStopping(self.task.problem.outer, self.task.second, patience))
+        return hooks
 
     def template(self) -> Any:
         """Structure, shapes and dtypes of `(state, hyper)`; traced, nothing is computed."""
+        task = self.task
+        hooks = tuple(hook for hook in self.hooks if not isinstance(hook, bl.Divergence))
 
-        def once(data: bl.Data, key: jax.Array) -> Any:
-            result = self.tune(data, steps=1, key=key, adaptive=False)  # of the same structure
-            return result.state, result.hyper
+        def begun(data: bl.Data, key: jax.Array) -> Any:
+            hyper, params = bl.extend.strong((task.hyper, task.params))
+            loop = bl.Loop(task.problem, self.estimator, self.outer, data, hooks)
+            return loop.init(hyper, params, key), hyper
 
-        return jax.eval_shape(once, self.task.data, self.key)
+        return jax.eval_shape(begun, task.data, self.key)
 
     def resumed(self, saved: checkpoint.Checkpoint) -> Run:
         """The run that a checkpoint holds."""

@@ -55,7 +55,8 @@ def race(job: Any) -> tuple[bl.Result, dict[str, Any]]:
             task.data,
             steps=steps,
             key=job.key,
-            **job.how,
+            warm_start=settings["warm_start"],
+            hooks=job.hooks,
         )
     jax.block_until_ready(found.best.state)
     about = {

@@ -26,7 +26,8 @@ def measured(job: Any, run: Any) -> dict[str, Any]:
     of a resumed run. `counts` are totals over the run.
     """
     history, task, state = run.history, job.task, run.state
-    params = state.lower.params if state.best is None else state.best.params
+    best = state.memory.get("EarlyStopping")
+    params = state.lower.params if best is None else best.params
     rows = len(history.get("value", ()))
     values = history.get("best", history.get("value"))  # a rule may end with an earlier point
     facts: dict[str, Any] = {

@@ -8,11 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
-from bilevel.core import as_pytree
-from bilevel.outer.coordinates import in_coordinates
-from bilevel.tuning.loop import block, final
-from bilevel.tuning.state import begin
-from bilevel.utils import strong
 from experiments.common.errors import BadInputError
 from experiments.runs.job import Job
 from experiments.runs.trajectory import Trajectory
@@ -52,19 +47,21 @@ class Stack:
         every, warm_start = first.settings["every"], first.settings["warm_start"]
         problem, structure = first.task.problem, structures[0]
 
+        def loop(numbers: list[Any]) -> tuple[Any, ...]:
+            estimator, outer, hyper, params, data, limit, key = structure.unflatten(numbers)
+            hooks, divergence = (bl.Record(Trajectory()),), bl.Divergence(limit)
+            made = bl.Loop(problem, estimator, outer, data, hooks, divergence, warm_start)
+            return made, (hyper, params, key)
+
         def start(numbers: list[Any]) -> Any:
-            estimator, tx, hyper, params, data, _, key = structure.unflatten(numbers)
-            return begin(problem, estimator, tx, hyper, params, data, key)
+            made, begin = loop(numbers)
+            return made.init(*begin)
 
         def advance(numbers: list[Any], state: Any, count: Any) -> Any:
-            estimator, tx, _, _, data, limit, _ = structure.unflatten(numbers)
-            return block(
-                problem, estimator, tx, data, state, count,
-                length=every, warm_start=warm_start, limit=limit, record=Trajectory(),
-            )  # fmt: skip
+            return loop(numbers)[0].run(state, count, length=every)
 
         def last(numbers: list[Any], state: Any, diverged: Any) -> Any:
-            return final(structure.unflatten(numbers)[1], state, diverged)
+            return loop(numbers)[0].final(state, diverged)
 
         self.begin: Callable[..., Any] = jax.jit(jax.vmap(start, in_axes=(axes,)))
         self.block: Callable[..., Any] = jax.jit(jax.vmap(advance, in_axes=(axes, 0, None)))
@@ -96,9 +93,10 @@ def pick(tree: PyTree, i: Any) -> PyTree:
 def _parts(job: Job) -> PyTree:
     """All that a program needs to know of a job, as arrays; the key comes last."""
     task = job.task
-    tx = in_coordinates(task.problem.space, as_pytree("tune", job.outer))
-    limit = jnp.asarray(job.settings["limit"], jnp.result_type(*jax.tree.leaves(task.hyper)))
-    return (*strong((job.estimator, tx, task.hyper, task.params, task.data, limit)), job.key)
+    limit = np.asarray(job.settings["limit"], jnp.result_type(*jax.tree.leaves(task.hyper)))
+    outer = bl.extend.as_pytree("tune", job.outer)
+    numbers = (job.estimator, outer, task.hyper, task.params, task.data, limit)
+    return (*bl.extend.strong(numbers), job.key)
 
 
 def _equal(column: tuple[Any, ...]) -> bool:

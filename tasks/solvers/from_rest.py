@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 import bilevel as bl
-from bilevel.core import Loss
-from bilevel.utils import PyTree, is_inexact, register_node
+from bilevel.extend import Loss, PyTree, is_inexact, register_node
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,15 @@ import optax
 from jax import Array
 
 import bilevel as bl
-from bilevel.core import InnerState, init_inner_state, inner_loss
-from bilevel.solvers.base import Solver
-from bilevel.utils import PyTree, register_node, zeros_like
+from bilevel.extend import (
+    InnerState,
+    PyTree,
+    Solver,
+    init_inner_state,
+    inner_loss,
+    register_node,
+    zeros_like,
+)
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ SETTINGS: list[Mistake] = [
     (lambda: bl.Reverse(GD, 5, truncate=6), ValueError, "truncate must lie between 1 and steps=5"),
     (lambda: bl.Forward(GD, 5, start=3, average=3), ValueError, "leave room within steps=5"),
     (lambda: tune(steps=0), ValueError, "tune: steps must be at least 1"),
-    (lambda: tune(every=0), ValueError, "tune: every must be at least 1"),
+    (lambda: bl.Blocks(every=0), ValueError, "Blocks: every must be at least 1"),
     (
         lambda: bl.solve(CASE.problem, GD, CASE.hyper, CASE.params, CASE.data, KEY, steps=0),
         ValueError,

@@ -100,7 +100,7 @@ def stochastic(data: bl.Data, batch_size: int, epochs: int = 60) -> float:
         data,
         steps=steps,
         key=jax.random.key(0),
-        every=steps,
+        hooks=[bl.Blocks(steps)],
     )
     assert not result.diverged
     return value(result.hyper, data)

@@ -39,10 +39,9 @@ def tune(preset: str, steps: int, state: Any = None, **sizes: float) -> tuple[bl
         W,
         CASE.data,
         steps=steps,
-        every=CHUNK,
         key=None if state else jax.random.key(0),
         state=state,
-        callback=blocks.append,
+        hooks=[bl.Blocks(CHUNK, blocks.append)],
     )
     return result, len(blocks)
 

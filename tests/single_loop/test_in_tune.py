@@ -43,9 +43,9 @@ MIXED = bl.SingleLoop(
 @pytest.mark.extended
 def test_continued_run_repeats_the_whole_one() -> None:
     """With tables, snapshots, epochs and Adam's moments in the state."""
-    whole = tune(MIXED, steps=48, every=16)
-    part = tune(MIXED, steps=16, every=16)
-    rest = tune(MIXED, steps=32, every=16, state=part.state)
+    whole = tune(MIXED, steps=48, hooks=[bl.Blocks(16)])
+    part = tune(MIXED, steps=16, hooks=[bl.Blocks(16)])
+    rest = tune(MIXED, steps=32, hooks=[bl.Blocks(16)], state=part.state)
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(rest.state), strict=True):
         assert bool(jnp.all(a == b))
 

@@ -21,7 +21,7 @@ def reached(case: Quadratics, estimator: Any, outer: Any, steps: int) -> float:
     lam, w = case.start
     key = jax.random.key(0)
     result = bl.tune(
-        PROBLEM, estimator, outer, lam, w, case.data, steps=steps, key=key, every=steps
+        PROBLEM, estimator, outer, lam, w, case.data, steps=steps, key=key, hooks=[bl.Blocks(steps)]
     )
     assert not bool(result.diverged)
     return case.error(result.hyper)

@@ -75,7 +75,7 @@ def record(hyper: Any, params: Any, estimate: Any) -> Any:
 
 
 def tune(problem: Any, estimator: Any, hyper: Any, **more: Any) -> bl.Result:
-    settings = {"steps": 6, "key": KEY, "record": record} | more
+    settings = {"steps": 6, "key": KEY, "hooks": [bl.Record(record)]} | more
     return bl.tune(problem, estimator, optax.adam(0.1), hyper, PARAMS, DATA, **settings)
 
 
@@ -114,7 +114,7 @@ def test_it_is_gradient_descent_in_coordinates_and_can_be_cut() -> None:
 
     def run(steps: int, **more: Any) -> bl.Result:
         arguments = problem, bl.ClosedForm(), DESCENT, hyper, PARAMS, DATA
-        return bl.tune(*arguments, steps=steps, every=2, **more)
+        return bl.tune(*arguments, steps=steps, hooks=[bl.Blocks(2)], **more)
 
     whole, half = run(4, key=KEY), run(2, key=KEY)
     rest = run(2, state=half.state)

@@ -124,7 +124,7 @@ def test_heavy_ball_starts_from_rest(x64) -> None:
         task.params,
         task.data,
         steps=2,
-        every=2,
+        hooks=[bl.Blocks(2)],
         key=jax.random.key(0),
     )
     X, y, _ = map(np.asarray, task.data.inner)

@@ -35,6 +35,10 @@ def tuned(solver: bl.SGD, total: float) -> dict[str, np.ndarray]:
     problem = bl.Problem(Weighted(linear, itself), Mean(linear))
     data = bl.Data(inner=(X, y, np.arange(N)), outer=(held, labels))
     params = {"W": jnp.zeros((3, 1)), "b": jnp.zeros(1)}
+
+    def row(hyper: Any, params: Any, estimate: Any) -> Any:
+        return {"h": hyper, "w": jnp.concatenate([params["W"][:, 0], params["b"]])}
+
     result = bl.tune(
         problem,
         LookAhead(solver, from_zero=True),
@@ -44,8 +48,7 @@ def tuned(solver: bl.SGD, total: float) -> dict[str, np.ndarray]:
         data,
         steps=STEPS,
         key=jax.random.key(0),
-        every=STEPS,
-        record=lambda h, p, _: {"h": h, "w": jnp.concatenate([p["W"][:, 0], p["b"]])},
+        hooks=[bl.Blocks(STEPS), bl.Record(row)],
     )
     assert not result.diverged
     return {name: np.asarray(result.history[name]) for name in ("h", "w", "value")}

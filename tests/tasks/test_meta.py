@@ -185,7 +185,15 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
 def maml(task: Any, steps: int, state: Any = None, **how: Any) -> bl.Result:
     estimator = bl.Sampled(bl.Reverse(bl.GradientDescent(**how), steps=1), tasks=25)
     outer = bl.transform(optax.adam, learning_rate=1e-3)
-    return tune(task, estimator, outer, steps=steps, key=jax.random.key(5), state=state, every=500)
+    return tune(
+        task,
+        estimator,
+        outer,
+        steps=steps,
+        key=jax.random.key(5),
+        state=state,
+        hooks=[bl.Blocks(500)],
+    )
 
 
 def judged_by_numpy(start: Any, curves: int = 4000) -> np.ndarray:
@@ -243,7 +251,9 @@ def test_omniglot(shared_data: Path) -> None:
     """5 ways, 1 shot, unseen alphabets: above .80 within 2 000 iterations; pixels alone: .46."""
     task = meta("omniglot", "ridge", shots=1, queries=5, widths=(32, 32, 32, 64), test_tasks=500)
     estimator = bl.Sampled(bl.ClosedForm(), tasks=4, draw=Episodes(5, 1, 5))
-    result = tune(task, estimator, optax.adam(2e-3), steps=800, key=jax.random.key(5), every=100)
+    result = tune(
+        task, estimator, optax.adam(2e-3), steps=800, key=jax.random.key(5), hooks=[bl.Blocks(100)]
+    )
     metrics = task.metrics(result.hyper, None)
     print(metrics)
     assert metrics["accuracy"] - metrics["±"] > 0.80

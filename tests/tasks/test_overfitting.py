@@ -43,8 +43,8 @@ def check(experiment: str, data: str, held: int) -> None:
     def tune(patience: int) -> bl.Result:
         """One program for both: the patience is a number."""
         stopping = bl.EarlyStopping(task.problem.outer, second, patience)
-        settings = {"steps": STEPS, "every": STEPS, "key": job.key, "record": record}
-        return job.tune(task.data, stopping=stopping, **settings)
+        hooks = [bl.Record(record), stopping]
+        return job.tune(task.data, steps=STEPS, every=STEPS, key=job.key, hooks=hooks)
 
     whole, stopped = tune(10 * STEPS), tune(PATIENCE)
     path = [jax.tree.map(lambda x, k=k: x[k], whole.history["params"]) for k in range(STEPS)]

@@ -1,4 +1,4 @@
-"""tune(adaptive=True): work grows when the noise asks for it, visibly, and goes on bit for bit."""
+"""`Adaptive`: work grows when the noise asks for it, visibly, and goes on bit for bit."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,8 +10,10 @@ import optax
 import pytest
 
 import bilevel as bl
+from bilevel.estimators.rebuild import scale_work
 from bilevel.testing import ridge
-from bilevel.tuning.adaptive import Work, columns, grown, observe
+from bilevel.tuning.adaptive import WorkLevel
+from bilevel.tuning.hooks import Step
 from tests.compiling import compilations
 from tests.tuning.test_tune import assert_same
 
@@ -26,9 +28,10 @@ SLOW = bl.transform(optax.sgd, learning_rate=0.5)
 EAGER = bl.Adaptive(target=50.0, memory=3, most=4)
 
 
-def tune(estimator: Any = TWO, **how: Any) -> bl.Result:
+def tune(estimator: Any = TWO, rule: Any = EAGER, callback: Any = None, **how: Any) -> bl.Result:
     arguments = (CASE.problem, estimator, SLOW, CASE.hyper, CASE.params, CASE.data)
-    return bl.tune(*arguments, **({"steps": 10, "key": KEY, "adaptive": EAGER, "every": 5} | how))
+    hooks = [bl.Blocks(5, callback), *([] if rule is None else [rule])]
+    return bl.tune(*arguments, hooks=hooks, **({"steps": 10, "key": KEY} | how))
 
 
 def estimate(grad: Any, error: Any) -> bl.Estimate:
@@ -36,31 +39,37 @@ def estimate(grad: Any, error: Any) -> bl.Estimate:
     return bl.Estimate(jnp.array(0.0), jnp.asarray(grad), evidence)
 
 
+def observe(rule: bl.Adaptive, work: WorkLevel, made: bl.Estimate) -> WorkLevel:
+    begun = bl.Loop(CASE.problem, ONE, SLOW, CASE.data).init(CASE.hyper, CASE.params, KEY)
+    return rule.update(work, Step(replace(begun, estimate=made), made, made, made))
+
+
 def test_the_ratio_is_that_of_means_without_the_noise_in_the_gradient() -> None:
     """By hand: two estimates of |grad|^2 = 25, 36 + 9 and |error|^2 = 4, 1."""
     rule = bl.Adaptive(target=1.0, memory=4)
-    work = Work.least(jnp.zeros(2))
+    work = WorkLevel.initial(jnp.zeros(2))
     work = observe(rule, work, estimate([3.0, 4.0], [2.0, 0.0]))
-    told = columns(rule, work, estimate([6.0, 3.0], [0.0, 1.0]))
+    work = observe(rule, work, estimate([6.0, 3.0], [0.0, 1.0]))
+    told = rule.columns(work, Step(*[None] * 4))  # type: ignore[arg-type]
     mean_power, mean_noise = (25 + 45) / 2, (4 + 1) / 2
     np.testing.assert_allclose(told["signal_to_noise"], (mean_power / mean_noise - 1) ** 0.5)
 
 
 @pytest.mark.parametrize(("error", "level"), [(1.0, 0), (3.0, 1), (0.0, 0), (np.inf, 1)])
 def test_work_doubles_after_its_memory_and_below_the_target_only(error: float, level: int) -> None:
-    rule, work = bl.Adaptive(target=2.0, memory=3), Work.least(jnp.zeros(1))
+    rule, work = bl.Adaptive(target=2.0, memory=3), WorkLevel.initial(jnp.zeros(1))
     for _ in range(2):
         work = observe(rule, work, estimate([4.0], [error]))
         assert work.level == 0
     work = observe(rule, work, estimate([4.0], [error]))
-    assert (int(work.level), int(work.seen)) == (level, 0 if level else 3)
+    assert (int(work.level), int(work.count)) == (level, 0 if level else 3)
 
 
 def test_work_never_exceeds_its_limit() -> None:
-    rule, work = bl.Adaptive(memory=1, most=5), Work.least(jnp.zeros(1))
+    rule, work = bl.Adaptive(memory=1, most=5), WorkLevel.initial(jnp.zeros(1))
     for _ in range(6):
         work = observe(rule, work, estimate([0.0], [1.0]))
-    assert int(work.times) == 4
+    assert int(work.multiple) == 4
 
 
 @pytest.mark.extended
@@ -84,17 +93,17 @@ def test_cut_anywhere_it_is_the_same_run_bit_for_bit() -> None:
 def test_each_level_is_the_plain_run_of_the_longer_estimator() -> None:
     """The first rows at four times the work, by hand from the state where it begins."""
     begun = tune(steps=6).state
-    assert int(begun.work.times) == 4
+    assert int(begun.memory["Adaptive"].multiple) == 4
     on = tune(steps=2, state=begun)
-    calm = replace(begun, work=Work.least(begun.work.power))
-    plain = tune(grown(TWO, 4), steps=2, state=calm, adaptive=False)
+    calm = replace(begun, memory={})
+    plain = tune(scale_work(TWO, 4), steps=2, state=calm, rule=None)
     np.testing.assert_allclose(on.hyper, plain.hyper, rtol=1e-12)
     np.testing.assert_allclose(on.history["value"], plain.history["value"], rtol=1e-12)
 
 
 @pytest.mark.extended
 def test_where_the_signal_suffices_it_is_the_plain_run() -> None:
-    calm, plain = tune(adaptive=bl.Adaptive(target=1e-6)), tune(adaptive=False)
+    calm, plain = tune(rule=bl.Adaptive(target=1e-6)), tune(rule=None)
     assert set(calm.history) - set(plain.history) == {"work", "signal_to_noise"}
     np.testing.assert_array_equal(calm.history["work"], 1)
     np.testing.assert_allclose(calm.hyper, plain.hyper, rtol=1e-12)
@@ -109,7 +118,7 @@ def test_callbacks_come_after_every_block_whatever_grows_within() -> None:
 def test_other_numbers_and_a_second_run_compile_nothing() -> None:
     tune()
     with compilations() as count:
-        tune(adaptive=replace(EAGER, target=60.0))
+        tune(rule=replace(EAGER, target=60.0))
     assert int(count) == 0
 
 
@@ -136,8 +145,8 @@ GROWN = {
 @pytest.mark.parametrize("name", GROWN)
 def test_work_is_what_reduces_the_noise(name: str) -> None:
     least, more = GROWN[name]
-    assert grown(least, 3) == more
-    assert grown(least, 1) == least
+    assert scale_work(least, 3) == more
+    assert scale_work(least, 1) == least
 
 
 def test_refusals() -> None:
@@ -145,10 +154,8 @@ def test_refusals() -> None:
         tune(ONE)
     with pytest.raises(ValueError, match=r"window.*Forward\(\.\.\., average=\)"):
         tune(bl.Replicated(bl.Reverse(SOLVER, 4), 2))
-    with pytest.raises(TypeError, match=r"boolean or bl.Adaptive"):
-        tune(adaptive=3)
     with pytest.raises(ValueError, match="at 4 times the estimator's work"):
-        tune(state=tune().state, adaptive=False)
+        tune(state=tune().state, rule=None)
     with pytest.raises(ValueError, match="cannot run under jit"):
         jax.jit(lambda key: tune(key=key).hyper)(KEY)
     with pytest.raises(ValueError, match="at least 2"):

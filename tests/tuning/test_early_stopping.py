@@ -41,7 +41,8 @@ def record(hyper: Any, params: Any, estimate: Any) -> Any:
 
 def tune(stopping: Any, data: Any = DATA, **more: Any) -> bl.Result:
     arguments = PROBLEM, bl.ClosedForm(), ADAM, jnp.full(6, -1.0), jnp.zeros(6), data
-    settings = {"steps": 60, "key": KEY, "stopping": stopping, "record": record, "every": 7} | more
+    hooks = [bl.Record(record), bl.Blocks(7), *([] if stopping is None else [stopping])]
+    settings = {"steps": 60, "key": KEY, "hooks": hooks} | more
     return bl.tune(*arguments, **settings)
 
 

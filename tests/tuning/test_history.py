@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.tuning.history import blank, columns_of, joined, written
+from bilevel.tuning.history import columns_of, joined, unwritten, written
 
 LENGTH = 5
 
@@ -35,7 +35,7 @@ def history(count: Any) -> Any:
     def write(k: Any, rows: Any) -> Any:
         return written(rows, k, row(k))
 
-    return columns_of(jax.lax.fori_loop(0, count, write, blank(like, LENGTH)), like)
+    return columns_of(jax.lax.fori_loop(0, count, write, unwritten(like, LENGTH)), like)
 
 
 def stacked(count: int) -> Any:
@@ -53,7 +53,7 @@ def assert_columns(columns: Any, count: int) -> None:
     jax.tree.map(check, columns, stacked(count))
 
 
-def test_columns_are_the_rows_and_what_is_not_written_is_blank() -> None:
+def test_columns_are_the_rows_and_what_is_not_written_is_unwritten() -> None:
     counts = [3, LENGTH, 1]
     lanes = jax.device_get(jax.jit(jax.vmap(history))(np.array(counts)))
     for lane, count in enumerate(counts):
@@ -61,7 +61,7 @@ def test_columns_are_the_rows_and_what_is_not_written_is_blank() -> None:
 
 
 def test_a_loop_writes_one_vector_per_dtype_of_numbers() -> None:
-    arrays, numbers = blank(jax.eval_shape(row, 0), LENGTH)
+    arrays, numbers = unwritten(jax.eval_shape(row, 0), LENGTH)
     assert sorted(x.shape for x in arrays) == [(LENGTH, 2, 2), (LENGTH, 3)]
     assert sorted((x.dtype.name, x.shape) for x in numbers) == [
         ("bool", (LENGTH, 1)),

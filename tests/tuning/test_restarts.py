@@ -77,7 +77,7 @@ def test_a_hybrid_start_descends_from_the_best_points_only() -> None:
 def test_early_stopping_judges() -> None:
     """By a loss of its own: the minimum at 1.5 is the nearest, and its run ends early."""
     stopping = bl.EarlyStopping(lambda w, h, x: (w - 1.3) ** 2, 0.0, patience=3)
-    found = restarts([1.0, -0.3, -2.6], stopping=stopping)
+    found = restarts([1.0, -0.3, -2.6], hooks=[stopping])
     assert found.index == 0
     assert found.best.hyper == pytest.approx(1.3, abs=0.1)
     assert "stopped early" in str(found.best.message)

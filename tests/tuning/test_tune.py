@@ -54,7 +54,7 @@ def test_cut_in_two_it_is_the_same_run_bit_for_bit(name: str, warm_start: bool) 
 
 def test_the_length_of_a_block_changes_nothing() -> None:
     whole = tune(ESTIMATORS["Reverse"], steps=14)
-    cut = tune(ESTIMATORS["Reverse"], steps=14, every=5)
+    cut = tune(ESTIMATORS["Reverse"], steps=14, hooks=[bl.Blocks(5)])
     np.testing.assert_allclose(cut.hyper, whole.hyper, rtol=1e-5)
     assert len(cut.history["value"]) == 14
 
@@ -122,7 +122,7 @@ def test_record_adds_to_history_what_belongs_to_each_row() -> None:
     def record(hyper: Any, params: Any, estimate: bl.Estimate) -> dict[str, Any]:
         return {"hyper": hyper, "again": CASE.problem.outer(params, hyper, CASE.data.outer)}
 
-    result = tune(ESTIMATORS["Reverse"], steps=5, record=record)
+    result = tune(ESTIMATORS["Reverse"], steps=5, hooks=[bl.Record(record)])
     # Row t: the hyperparameters before update t, and the value there.
     assert result.history["hyper"][0] == np.float32(CASE.hyper)
     np.testing.assert_allclose(result.history["again"], result.history["value"], rtol=1e-6)
@@ -133,7 +133,7 @@ def test_record_adds_to_history_what_belongs_to_each_row() -> None:
 
 def test_callback_sees_the_run_grow() -> None:
     seen: list[bl.Result] = []
-    result = tune(ESTIMATORS["Reverse"], steps=12, every=5, callback=seen.append)
+    result = tune(ESTIMATORS["Reverse"], steps=12, hooks=[bl.Blocks(5, seen.append)])
     assert [len(part.history["value"]) for part in seen] == [5, 10, 12]
     assert_same(seen[-1].history, result.history)
     assert [int(part.state.step) for part in seen] == [5, 10, 12]

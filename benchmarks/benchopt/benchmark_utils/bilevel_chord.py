@@ -16,10 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel import CG
-from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
-from bilevel.solvers.line_search import backtrack
-from bilevel.utils import register_node
+from bilevel import CG, Counts, Data, Estimate, Evidence, InnerState, Problem
+from bilevel.extend import backtrack, init_inner_state, register_node
 
 STEPS, SLOW = 50, 0.1
 _size = jnp.linalg.norm

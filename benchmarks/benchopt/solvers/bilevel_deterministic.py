@@ -50,7 +50,7 @@ class Solver(BaseSolver):
             *self.start,
             self.data,
             steps=1,
-            every=1,
+            hooks=[bl.Blocks(1)],
             state=state,
             key=jax.random.key(0),
         )

@@ -7,7 +7,6 @@ from benchopt import BaseSolver
 from benchopt.stopping_criterion import SufficientProgressCriterion
 
 import bilevel as bl
-from bilevel.single_loop import preset
 
 
 class Solver(BaseSolver):
@@ -47,7 +46,7 @@ class Solver(BaseSolver):
             more["growth"] = bl.Decay(self.delta_lmbda, 1 / 7)
         if self.steps is not None:  # moves of params and adjoint per move of the hyperparameters
             more["steps"] = self.steps
-        self.estimator, self.outer = preset(
+        self.estimator, self.outer = bl.single_loop.preset(
             self.method, self.step_size, self.outer_ratio, batch_size=1, sampling="epoch", **more
         )
         self.advance(None)
@@ -61,7 +60,7 @@ class Solver(BaseSolver):
             *self.start,
             self.data,
             steps=self.eval_freq,
-            every=self.eval_freq,
+            hooks=[bl.Blocks(self.eval_freq)],
             state=state,
             key=None if state is not None else jax.random.key(self.random_state),
         )

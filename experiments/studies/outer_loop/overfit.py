@@ -92,8 +92,10 @@ def descend(inner: Any, outer: Any, held: Any, steps: int, patience: int) -> Any
             bl.Data(inner, outer),
             steps=steps,
             key=jax.random.key(0),
-            stopping=bl.EarlyStopping(loss, held, patience),
-            record=lambda h, w, estimate: {"hyper": h},
+            hooks=[
+                bl.EarlyStopping(loss, held, patience),
+                bl.Record(lambda h, w, estimate: {"hyper": h}),
+            ],
         )
         return found.hyper, found.history["hyper"], found.state.step
 

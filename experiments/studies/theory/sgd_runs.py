@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
-from bilevel.estimators.base import init_filled
+from bilevel.extend import init_filled
 from bilevel.noise import LeastSquares
 from experiments.studies.theory.sgd_regimes import Regime
 

@@ -1,0 +1,87 @@
+"""The one way to look inside nested estimators, and to rebuild them with other settings.
+
+A wrapper holds the estimator it wraps in a field ``estimator``, as ``Replicated`` and ``Predicted``
+do. Whoever asks for the innermost one, or changes its settings, does so here.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
+
+from bilevel.estimators.base import Estimator, ScalesWork
+
+T = TypeVar("T")
+
+
+def inner_estimator(estimator: Estimator) -> Estimator | None:
+    """Return the estimator that a wrapper holds; ``None`` for one that wraps none."""
+    return getattr(estimator, "estimator", None)
+
+
+def innermost(estimator: Estimator) -> Estimator:
+    """Return the estimator inside all wrappers: itself if it wraps none."""
+    inside = inner_estimator(estimator)
+    return estimator if inside is None else innermost(inside)
+
+
+def map_innermost(estimator: Estimator, change: Callable[[Any], Estimator]) -> Estimator:
+    """Return the same wrappers around ``change(innermost(estimator))``."""
+    inside = inner_estimator(estimator)
+    if inside is None:
+        return change(estimator)
+    return _replaced(estimator, {"estimator": map_innermost(inside, change)})
+
+
+def map_fields(
+    node: T,
+    names: Collection[str],
+    change: Callable[[Any], Any],
+    parts: Collection[str] = ("estimator",),
+) -> T:
+    """Return a copy with ``change`` applied to every field of these names that is not ``None``.
+
+    It looks at ``node`` and at what its fields named in ``parts`` hold. Anything that is no
+    dataclass, and a node without such a field, comes back as it is.
+    """
+    if not is_dataclass(node) or isinstance(node, type):
+        return node
+    changes = {}
+    for name in (field.name for field in fields(node)):
+        if (value := getattr(node, name)) is None:
+            continue
+        if name in names:
+            changes[name] = change(value)
+        elif name in parts:
+            changes[name] = map_fields(value, names, change, parts)
+    return cast(T, _replaced(node, changes)) if changes else node
+
+
+def scale_work(estimator: Estimator, multiple: int) -> Estimator:
+    """Return the estimator with ``multiple`` times its inner work, which reduces its noise.
+
+    Raises
+    ------
+    ValueError : an estimator whose noise no such number reduces.
+    """
+    if multiple == 1:
+        return estimator
+
+    def scale(inside: Estimator) -> Estimator:
+        if isinstance(inside, ScalesWork):
+            return inside.scaled(multiple)
+        raise no_window(inside)
+
+    return map_innermost(estimator, scale)
+
+
+def no_window(estimator: Estimator) -> ValueError:
+    """Return the error of an estimator whose noise more inner work does not reduce."""
+    return ValueError(
+        f"Adaptive lengthens the window of averaged inner steps, and {estimator!r} has none: "
+        "more steps would not reduce its noise. Use Forward(..., average=) or Implicit(..., "
+        "average=), random directions (Forward(..., directions=)), or Evolution."
+    )
+
+
+def _replaced(node: Any, changes: dict[str, Any]) -> Any:
+    return replace(node, **changes)

@@ -1,0 +1,92 @@
+"""What a solver, an estimator or an outer rule of your own needs: protocols and building blocks.
+
+A part of your own implements the protocol of its noun, and any of the optional ones that say more
+about it. It is a frozen dataclass that :func:`register_node` makes a pytree: counts static, numbers
+leaves.
+
+Examples
+--------
+>>> import dataclasses, jax
+>>> from bilevel import extend
+>>> @dataclasses.dataclass(frozen=True)
+... class SignDescent:
+...     step_size: float
+...
+...     def init(self, params, data):
+...         return ()
+...
+...     def step(self, loss, params, hyper, data, key, state):
+...         slope = jax.grad(loss)(params, hyper, data)
+...         move = lambda w, g: w - self.step_size * jax.numpy.sign(g)
+...         return jax.tree.map(move, params, slope), state
+>>> _ = extend.register_node(SignDescent)
+>>> isinstance(SignDescent(0.1), extend.Stops)
+False
+"""
+
+from bilevel.core import Counts, InnerState, Loss, Schedule, as_pytree, init_inner_state, inner_loss
+from bilevel.estimators.base import (
+    ChoosesEstimator,
+    DrawsTasks,
+    Estimator,
+    MonitoredEstimator,
+    ScalesWork,
+    init_filled,
+)
+from bilevel.estimators.rebuild import innermost, map_fields, map_innermost
+from bilevel.estimators.residuals import full_gradient, inner_residual, progress
+from bilevel.linear import LinearSolver, Solution
+from bilevel.outer.base import Backtracks, OuterRule, SetsTolerance, TracksBest
+from bilevel.solvers.base import (
+    ChecksProblem,
+    DeclaresStability,
+    NotUnrollable,
+    Refreshes,
+    Solver,
+    Stops,
+)
+from bilevel.solvers.line_search import backtrack
+from bilevel.tuning.hooks import Hook, Step
+from bilevel.utils import PyTree, is_inexact, register_node, strong, zeros_like
+
+__all__ = [
+    "Backtracks",
+    "ChecksProblem",
+    "ChoosesEstimator",
+    "Counts",
+    "DeclaresStability",
+    "DrawsTasks",
+    "Estimator",
+    "Hook",
+    "InnerState",
+    "LinearSolver",
+    "Loss",
+    "MonitoredEstimator",
+    "NotUnrollable",
+    "OuterRule",
+    "PyTree",
+    "Refreshes",
+    "ScalesWork",
+    "Schedule",
+    "SetsTolerance",
+    "Solution",
+    "Solver",
+    "Step",
+    "Stops",
+    "TracksBest",
+    "as_pytree",
+    "backtrack",
+    "full_gradient",
+    "init_filled",
+    "init_inner_state",
+    "inner_loss",
+    "inner_residual",
+    "innermost",
+    "is_inexact",
+    "map_fields",
+    "map_innermost",
+    "progress",
+    "register_node",
+    "strong",
+    "zeros_like",
+]

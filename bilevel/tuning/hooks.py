@@ -1,0 +1,132 @@
+"""What a run does beside its steps: hooks of one protocol, over which the outer loop folds.
+
+A hook sees every step inside the compiled loop. What it remembers is part of the run's state, under
+the name of its class, so that a run may be cut anywhere and goes on bit for bit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.core import Estimate
+from bilevel.tuning.state import State
+from bilevel.utils import PyTree, register_node
+
+Columns = dict[str, Array]
+
+
+class Step(NamedTuple):
+    """A step as a hook sees it.
+
+    ``state`` is the one after the step, ``made`` the estimate that the step made; ``kept`` and
+    ``free`` are the state's estimate and ``made`` in the free coordinates of the outer rule. Where
+    the solver diverged and the rule came back, the state keeps the estimate of before, and ``made``
+    has neither value nor gradient: NaN.
+    """
+
+    state: State
+    made: Estimate
+    kept: Estimate
+    free: Estimate
+
+
+class Hook(Protocol):
+    """What looks at every outer step. It is a frozen dataclass that is registered as a pytree."""
+
+    def init(self, hyper: PyTree, params: PyTree) -> PyTree:
+        """Return what the hook remembers before the first step; ``None`` for nothing."""
+        ...
+
+    def update(self, memory: PyTree, step: Step) -> PyTree:
+        """Return what it remembers after a step."""
+        ...
+
+    def columns(self, memory: PyTree, step: Step) -> Columns:
+        """Return what it adds to the step's row of the history, after ``update``."""
+        ...
+
+    def done(self, memory: PyTree, begun: PyTree) -> Array:
+        """Return whether steps end here, ``()``, boolean, having begun with the memory ``begun``.
+
+        If they end wherever they begin, ``done(memory, memory)``, the run is over.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Record:
+    """Adds ``fn(hyper, params, estimate)``, a dict of arrays, to the history at every step.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> hook = bl.Record(lambda hyper, params, estimate: {"hyper": hyper})
+    """
+
+    fn: Callable[[PyTree, PyTree, Estimate], Columns]
+
+    def init(self, hyper: PyTree, params: PyTree) -> None:
+        """Return nothing: a record forgets."""
+        del hyper, params
+
+    def update(self, memory: None, step: Step) -> None:
+        """Return nothing."""
+        del memory, step
+
+    def columns(self, memory: None, step: Step) -> Columns:
+        """Return the columns of the user's function."""
+        del memory
+        return self.fn(step.state.hyper, step.state.lower.params, step.state.estimate)
+
+    def done(self, memory: None, begun: None) -> Array:
+        """Return that the run goes on."""
+        del memory, begun
+        return jnp.array(False)
+
+
+register_node(Record, data_fields=[], meta_fields=["fn"])
+
+Hooks = tuple[Hook, ...]
+
+
+def name_of(hook: Hook) -> str:
+    """Return the name under which the state keeps what a hook remembers."""
+    return type(hook).__name__
+
+
+def init_memory(hooks: Hooks, hyper: PyTree, params: PyTree) -> dict[str, PyTree]:
+    """Return what all hooks remember before the first step."""
+    begun = {name_of(hook): hook.init(hyper, params) for hook in hooks}
+    return {name: memory for name, memory in begun.items() if memory is not None}
+
+
+def resume_memory(hooks: Hooks, state: State) -> dict[str, PyTree]:
+    """Return what a state remembers, and for new hooks what they do before their first step."""
+    return init_memory(hooks, state.hyper, state.lower.params) | state.memory
+
+
+def update_memory(hooks: Hooks, step: Step) -> dict[str, PyTree]:
+    """Return what all hooks remember after a step; that of absent hooks stays as it is."""
+    memory = step.state.memory
+    updated = {name_of(hook): hook.update(memory.get(name_of(hook)), step) for hook in hooks}
+    return memory | {name: new for name, new in updated.items() if new is not None}
+
+
+def add_columns(hooks: Hooks, step: Step) -> Columns:
+    """Return what all hooks add to a row of the history."""
+    row: Columns = {}
+    for hook in hooks:
+        row |= hook.columns(step.state.memory.get(name_of(hook)), step)
+    return row
+
+
+def is_done(hooks: Hooks, state: State, begun: State) -> Array:
+    """Return whether any hook ends the steps that began with the state ``begun``."""
+    ended = jnp.array(False)
+    for hook in hooks:
+        name = name_of(hook)
+        ended |= hook.done(state.memory.get(name), begun.memory.get(name))
+    return ended
