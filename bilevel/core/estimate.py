@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.utils import PyTree, dtype, register_node
+from bilevel.utils import Params, PyTree, dtype, register_node
 
 
 class Counts(NamedTuple):
@@ -70,7 +70,7 @@ class InnerState:
     reference : ``()``; norm of the inner gradient at the first start, 0 until measured.
     """
 
-    params: PyTree
+    params: Params
     solver_state: PyTree
     memory: PyTree = None
     reference: Any = 0.0
@@ -80,6 +80,6 @@ for _node in (Evidence, Estimate, InnerState):
     register_node(_node)
 
 
-def init_inner_state(params: PyTree, solver_state: PyTree, memory: PyTree = None) -> InnerState:
+def init_inner_state(params: Params, solver_state: PyTree, memory: PyTree = None) -> InnerState:
     """A :class:`InnerState` whose reference is still to be measured."""
     return InnerState(params, solver_state, memory, jnp.zeros((), dtype(params)))

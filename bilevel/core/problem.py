@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from bilevel.spaces.base import Spaces
-from bilevel.utils import PyTree, register_node, validation
+from bilevel.utils import DataTree, Hyper, Params, PyTree, register_node, validation
 
 Loss = Callable[[PyTree, PyTree, PyTree], jax.Array]
 
@@ -63,7 +63,7 @@ class Problem:
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(validation.not_callable(f"Problem.{name}", getattr(self, name)))
 
-    def require_inside(self, hyper: PyTree) -> None:
+    def require_inside(self, hyper: Hyper) -> None:
         """Raise ``ValueError`` where ``hyper`` is concrete and not inside its space."""
         if self.space is not None:
             self.space.require(hyper)
@@ -76,7 +76,7 @@ class Composite:
     smooth: Loss
     prox: Callable[[PyTree, PyTree, Any], PyTree]
 
-    def __call__(self, params: PyTree, hyper: PyTree, batch: PyTree) -> jax.Array:
+    def __call__(self, params: Params, hyper: Hyper, batch: DataTree) -> jax.Array:
         """The smooth part."""
         return self.smooth(params, hyper, batch)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.utils import PyTree, register_node
+from bilevel.utils import Hyper, register_node
 from bilevel.utils.validation import require_positive
 
 
@@ -21,7 +21,7 @@ class Schedule:
     fn: Callable[..., Any]
     sees_hyper: bool
 
-    def __call__(self, count: Array, hyper: PyTree) -> Any:
+    def __call__(self, count: Array, hyper: Hyper) -> Any:
         """The number at step ``count`` (``()``, int32)."""
         return self.fn(count, hyper) if self.sees_hyper else self.fn(count)
 
@@ -47,7 +47,7 @@ class InverseTime:
         require_positive("InverseTime", "mu", self.mu)
         require_positive("InverseTime", "L", self.L)
 
-    def __call__(self, count: Array, hyper: PyTree) -> Any:
+    def __call__(self, count: Array, hyper: Hyper) -> Any:
         """The step size at step ``count``."""
         del hyper
         return 2 / (self.mu * (count + 8 * (self.L / self.mu) ** 2))
@@ -71,7 +71,7 @@ class Decay:
         """Refuse a schedule that is not positive."""
         require_positive("Decay", "start", self.start)
 
-    def __call__(self, count: Any, hyper: PyTree = None) -> Any:
+    def __call__(self, count: Any, hyper: Hyper = None) -> Any:
         """The value at step ``count``."""
         del hyper
         return self.start / (count + 1) ** self.power
@@ -101,7 +101,7 @@ def as_schedule(owner: str, name: str, fn: Callable[..., Any]) -> Schedule:
     return Schedule(fn, len(required) == 2)
 
 
-def evaluate(setting: Any, count: Array, hyper: PyTree) -> Any:
+def evaluate(setting: Any, count: Array, hyper: Hyper) -> Any:
     """The number that a normalised setting stands for at step ``count``."""
     if isinstance(setting, Schedule | InverseTime | Decay):
         return setting(count, hyper)

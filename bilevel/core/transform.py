@@ -9,7 +9,7 @@ import optax
 from jax import Array
 
 from bilevel.core.schedules import Schedule, as_schedule
-from bilevel.utils import PyTree, register_node
+from bilevel.utils import Hyper, Params, PyTree, register_node
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,19 @@ class Transform:
     factory: Callable[..., optax.GradientTransformation]
     settings: dict[str, Any]
 
-    def init(self, params: PyTree) -> PyTree:
+    def init(self, params: Params) -> PyTree:
         """Optax's ``init``; its state does not depend on numbers that ``hyper`` decides."""
         numbers = {k: 0.0 if _sees_hyper(v) else v for k, v in self.settings.items()}
         return self.factory(**_unwrap(numbers)).init(params)
 
     def update(
-        self, updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+        self, updates: PyTree, state: PyTree, params: Params = None, **extra: Any
     ) -> tuple[Any, Any]:
         """Optax's ``update``; ``extra`` is for transformations that ask for more."""
         tx = optax.with_extra_args_support(self.factory(**_unwrap(self.settings)))
         return tx.update(updates, state, params, **extra)
 
-    def at(self, count: Array, hyper: PyTree) -> "Transform":
+    def at(self, count: Array, hyper: Hyper) -> "Transform":
         """The transformation at step ``count``, with the numbers that ``hyper`` decides."""
         settings = {k: v(count, hyper) if _sees_hyper(v) else v for k, v in self.settings.items()}
         return Transform(self.factory, settings)
@@ -68,12 +68,12 @@ class StaticTransform:
 
     tx: optax.GradientTransformation
 
-    def init(self, params: PyTree) -> PyTree:
+    def init(self, params: Params) -> PyTree:
         """Optax's ``init``."""
         return self.tx.init(params)
 
     def update(
-        self, updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+        self, updates: PyTree, state: PyTree, params: Params = None, **extra: Any
     ) -> tuple[Any, Any]:
         """Optax's ``update``; ``extra`` is for transformations that ask for more."""
         return optax.with_extra_args_support(self.tx).update(updates, state, params, **extra)

@@ -38,7 +38,7 @@ from bilevel.linear import Operator, OutputLoss, gaussian, stable_step
 from bilevel.solvers.base import DeclaresStability, Solver
 from bilevel.solvers.proximal import proximal
 from bilevel.solvers.sampling import Sampler
-from bilevel.utils import PyTree, axpy, zeros_like
+from bilevel.utils import DataTree, Hyper, Key, Params, PyTree, axpy, zeros_like
 
 
 class System(NamedTuple):
@@ -65,20 +65,20 @@ class System(NamedTuple):
 
 def adjoint_system(
     problem: Problem,
-    hyper: PyTree,
-    params: PyTree,
+    hyper: Hyper,
+    params: Params,
     data: Data,
     *,
     damping: Any,
     step: Any,
-    key: Array,
+    key: Key,
 ) -> System:
     """The system at ``params``; a proximal part is looked at through steps of size ``step``."""
     outer = jax.value_and_grad(problem.outer, argnums=(0, 1))
     value, (b, direct) = outer(params, hyper, data.outer)
     gradient, hessian = _hessian(problem.inner, hyper, params, data.inner)
 
-    def in_hyper(params: PyTree) -> PyTree:
+    def in_hyper(params: Params) -> PyTree:
         return jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
 
     def smooth_grad(x: PyTree) -> PyTree:
@@ -113,7 +113,7 @@ def adjoint_system(
 
 
 def first_order_bias(
-    system_at: Callable[[PyTree], System], params: PyTree, x: PyTree, linear: Any, key: Array
+    system_at: Callable[[PyTree], System], params: Params, x: PyTree, linear: Any, key: Key
 ) -> tuple[PyTree, Any]:
     """``(grad(params, x) - grad(w*, x*) to first order, products used)``; ``w*, x*`` the solutions.
 
@@ -125,7 +125,7 @@ def first_order_bias(
     inner = linear.solve(system.operator, system.defect, zeros_like(params), key_inner)
     d = system.displacement(inner.x)
 
-    def left(params: PyTree) -> PyTree:
+    def left(params: Params) -> PyTree:
         there = system_at(params)
         return axpy(-1, there.operator.product(x), there.rhs)
 
@@ -138,11 +138,11 @@ def first_order_bias(
 def proximal_step(
     problem: Problem,
     solver: Solver,
-    hyper: PyTree,
-    params: PyTree,
+    hyper: Hyper,
+    params: Params,
     state: PyTree,
     data: Data,
-    key: Array,
+    key: Key,
 ) -> tuple[Any, int]:
     """``(s, products used)``: about the solver's own step, or 1 / the measured curvature.
 
@@ -157,13 +157,13 @@ def proximal_step(
     return stable_step("Implicit", None, hessian, params, key)
 
 
-def _hessian(loss: Loss, hyper: PyTree, params: PyTree, data: PyTree) -> tuple[PyTree, Operator]:
+def _hessian(loss: Loss, hyper: Hyper, params: Params, data: DataTree) -> tuple[PyTree, Operator]:
     """Gradient and Hessian of ``loss`` at ``params``, the latter by products."""
 
-    def slopes(batch: PyTree) -> Callable[[PyTree], PyTree]:
+    def slopes(batch: DataTree) -> Callable[[PyTree], PyTree]:
         return lambda params: jax.grad(loss)(params, hyper, batch)
 
-    def minibatch(v: PyTree, key: Array, batch_size: int) -> PyTree:
+    def minibatch(v: PyTree, key: Key, batch_size: int) -> PyTree:
         sampler = Sampler(batch_size)
         batch, _ = sampler.draw(data, key, sampler.init(data))
         return jax.jvp(slopes(batch), (params,), (v,))[1]

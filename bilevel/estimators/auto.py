@@ -26,7 +26,7 @@ from bilevel.estimators.reverse import Reverse
 from bilevel.linear import CG
 from bilevel.solvers.base import Solver
 from bilevel.solvers.newton import Newton
-from bilevel.utils import PyTree, dtype, register_node, size
+from bilevel.utils import Hyper, Key, Params, dtype, register_node, size
 from bilevel.utils.validation import require_positive_int, require_tolerance
 
 _SMALL, _DENSE = 64, 3000  # params up to which a factorisation costs nothing, or is worth a try
@@ -90,7 +90,7 @@ class Auto:
         require_tolerance("Auto", self.tolerance)
         require_positive_int("Auto", "steps", self.steps)
 
-    def choose(self, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Choice:
+    def choose(self, problem: Problem, hyper: Hyper, params: Params, data: Data) -> Choice:
         """What will run, and why."""
         d, tol = size(params), self._residual(params)
         linear = CG(tol=tol)
@@ -115,12 +115,12 @@ class Auto:
             f"conjugate gradients, and ClosedForm where they need too many products: {why}",
         )  # fmt: skip
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """The start point; all else waits for the problem."""
         return replace(init_inner_state(params, None), memory=None)
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """One step of the chosen estimator, and of its fallback if need be."""
         choice = self.choose(problem, hyper, lower.params, data)
@@ -140,7 +140,7 @@ class Auto:
 
         return jax.lax.cond(good, lambda: (estimate, after), again)
 
-    def _residual(self, params: PyTree) -> Array:
+    def _residual(self, params: Params) -> Array:
         """What both residuals are to reach: the tolerance with a margin, above rounding."""
         kind = dtype(params)
         return jnp.maximum(jnp.asarray(self.tolerance / _SAFETY, kind), 20 * jnp.finfo(kind).eps)
@@ -157,7 +157,7 @@ class Auto:
         self,
         chosen: Estimator,
         problem: Problem,
-        hyper: PyTree,
+        hyper: Hyper,
         lower: InnerState,
         data: Data,
         key: Any,

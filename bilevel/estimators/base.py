@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Estimate, InnerState, Problem
-from bilevel.utils import PyTree, strong
+from bilevel.utils import Hyper, Key, Params, PyTree, strong
 
 
 class Estimator(Protocol):
@@ -18,12 +18,12 @@ class Estimator(Protocol):
     are frozen dataclasses registered as pytrees: counts static, tolerances and step sizes leaves.
     """
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """The lower level before the first call; ``None`` in ``memory`` stands for zeros."""
         ...
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Move the lower level, estimate value and hypergradient, say how good they are."""
         ...
@@ -37,7 +37,7 @@ class MonitoredEstimator(Protocol):
     """
 
     def update(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """``step`` without measuring anything; the evidence, but for counts, is the last look's."""
         ...
@@ -45,7 +45,7 @@ class MonitoredEstimator(Protocol):
     def measure(
         self,
         problem: Problem,
-        hyper: PyTree,
+        hyper: Hyper,
         before: InnerState,
         estimate: Estimate,
         after: InnerState,
@@ -58,7 +58,7 @@ class MonitoredEstimator(Protocol):
         """Each variable's name, and whether it has left all bounds, ``()``, boolean."""
         ...
 
-    def stability_limits(self, hyper: PyTree, lower: InnerState) -> dict[str, Array]:
+    def stability_limits(self, hyper: Hyper, lower: InnerState) -> dict[str, Array]:
         """The largest inner curvature that a variable's step contracts, where that is known."""
         ...
 
@@ -70,12 +70,12 @@ class DrawsTasks(Protocol):
     Losses, params and batches then belong to one task: who looks at them looks at the first one.
     """
 
-    def first_task(self, data: Data, key: Array) -> Data:
+    def first_task(self, data: Data, key: Key) -> Data:
         """The first task that a call with this key draws."""
         ...
 
 
-def data_of_call(estimator: Any, data: Data, key: Array) -> Data:
+def data_of_call(estimator: Any, data: Data, key: Key) -> Data:
     """The data that the losses see in a call with this key: one task's, where tasks are drawn."""
     return estimator.first_task(data, key) if isinstance(estimator, DrawsTasks) else data
 
@@ -83,10 +83,10 @@ def data_of_call(estimator: Any, data: Data, key: Array) -> Data:
 def init_filled(
     problem: Problem,
     estimator: Estimator,
-    hyper: PyTree,
-    params: PyTree,
+    hyper: Hyper,
+    params: Params,
     data: Data,
-    key: Array,
+    key: Key,
     step: Callable[..., Any] | None = None,
 ) -> InnerState:
     """``estimator.init`` with every ``None`` of its memory filled by the zeros that stand there.
@@ -112,7 +112,7 @@ def init_filled(
     return jax.tree.map(fill, lower, after, is_leaf=lambda leaf: leaf is None)
 
 
-def solver_of(estimator: Any, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Any:
+def solver_of(estimator: Any, problem: Problem, hyper: Hyper, params: Params, data: Data) -> Any:
     """The solver whose steps move the params; ``None`` where there is none.
 
     An estimator that chooses another one (``Auto``) may not run the solver that it was given.

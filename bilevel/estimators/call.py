@@ -5,21 +5,20 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax import Array
 
 from bilevel.core import Data, Estimate, InnerState, Problem, require_arguments
 from bilevel.estimators.base import Estimator, data_of_call, init_filled
 from bilevel.estimators.refusals import check_losses
-from bilevel.utils import PyTree, strong, validation
+from bilevel.utils import Hyper, Key, Params, strong, validation
 
 
 def hypergradient(
     problem: Problem,
     estimator: Estimator,
-    hyper: PyTree,
-    params: PyTree,
+    hyper: Hyper,
+    params: Params,
     data: Data,
-    key: Array,
+    key: Key,
     *,
     state: InnerState | None = None,
 ) -> tuple[Estimate, InnerState]:
@@ -72,7 +71,12 @@ def hypergradient(
 
 
 def compiled_step(
-    problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
+    problem: Problem,
+    estimator: Estimator,
+    hyper: Hyper,
+    params: Params,
+    data: Data,
+    key: Key,
 ) -> tuple[Any, Callable[[], tuple[Estimate, InnerState]]]:
     """The compiled program of one call, for XLA's own analysis of it, and the call itself."""
     validation.require_variables("hyper", hyper)
@@ -85,7 +89,12 @@ def compiled_step(
 
 @partial(jax.jit, static_argnames="problem")
 def _fresh(
-    problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
+    problem: Problem,
+    estimator: Estimator,
+    hyper: Hyper,
+    params: Params,
+    data: Data,
+    key: Key,
 ) -> InnerState:
     check_losses(problem, hyper, params, data_of_call(estimator, data, key))
     return init_filled(problem, estimator, hyper, params, data, key, _step)
@@ -93,7 +102,12 @@ def _fresh(
 
 @partial(jax.jit, static_argnames="problem")
 def _step(
-    problem: Problem, estimator: Estimator, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    problem: Problem,
+    estimator: Estimator,
+    hyper: Hyper,
+    lower: InnerState,
+    data: Data,
+    key: Key,
 ) -> tuple[Estimate, InnerState]:
     check_losses(problem, hyper, lower.params, data_of_call(estimator, data, key))
     return estimator.step(problem, hyper, lower, data, key)

@@ -20,7 +20,7 @@ from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, 
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import progress
 from bilevel.linear import relative_residual
-from bilevel.utils import PyTree, register_node
+from bilevel.utils import Hyper, Key, Params, register_node
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class ClosedForm:
     Array(0.25, dtype=float32)
     """
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """Any point will do."""
         return init_inner_state(params, ())
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Minimise, then differentiate the minimiser; the key is not used."""
         _check(problem, hyper, lower.params, data)
@@ -100,7 +100,7 @@ class ClosedForm:
 register_node(ClosedForm)
 
 
-def _check(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:
+def _check(problem: Problem, hyper: Hyper, params: Params, data: Data) -> None:
     if not problem.quadratic:
         raise ValueError(
             "ClosedForm needs an inner loss that is quadratic in params, and this problem does not "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.utils import PyTree, basis, size, unbasis, unit_vectors
+from bilevel.utils import Hyper, Key, PyTree, basis, size, unbasis, unit_vectors
 from bilevel.utils.validation import require_positive_int
 
 
@@ -27,7 +27,7 @@ def normalise(owner: str, directions: Any) -> Any:
     return directions
 
 
-def draw(directions: Any, hyper: PyTree, key: Array) -> PyTree:
+def draw(directions: Any, hyper: Hyper, key: Key) -> PyTree:
     """The directions as a tree like ``hyper`` with one more leading axis."""
     if directions is None:
         return basis(hyper)
@@ -44,7 +44,7 @@ def draw(directions: Any, hyper: PyTree, key: Array) -> PyTree:
 
 
 def assemble(
-    directions: Any, drawn: PyTree, slopes: Array, hyper: PyTree
+    directions: Any, drawn: PyTree, slopes: Array, hyper: Hyper
 ) -> tuple[PyTree, PyTree | None]:
     """``(grad, standard error or None)`` from the directional derivatives ``slopes``, ``[m]``.
 
@@ -67,7 +67,7 @@ def assemble(
     return grad, jax.tree.map(lambda x: jnp.std(x, 0, ddof=1) / directions.n**0.5, samples)
 
 
-def chunk(directions: Any, drawn: PyTree, hyper: PyTree, first: Array, rows: int) -> PyTree:
+def chunk(directions: Any, drawn: PyTree, hyper: Hyper, first: Array, rows: int) -> PyTree:
     """Directions ``first .. first + rows - 1``, ``[rows, *leaf]``; zeros beyond the last.
 
     Those of the basis are made here, so that no more than ``rows`` of them ever exist.
@@ -82,7 +82,7 @@ def chunk(directions: Any, drawn: PyTree, hyper: PyTree, first: Array, rows: int
     return jax.tree.map(take, drawn)
 
 
-def count(directions: Any, hyper: PyTree) -> int:
+def count(directions: Any, hyper: Hyper) -> int:
     """How many tangents are pushed through every step."""
     if directions is None:
         return size(hyper)
@@ -91,7 +91,7 @@ def count(directions: Any, hyper: PyTree) -> int:
     return jax.tree.leaves(directions)[0].shape[0]
 
 
-def _check(directions: PyTree, hyper: PyTree) -> None:
+def _check(directions: PyTree, hyper: Hyper) -> None:
     same = jax.tree.structure(directions) == jax.tree.structure(hyper)
     if not same or any(
         jnp.shape(u)[1:] != x.shape

@@ -30,7 +30,7 @@ from bilevel.estimators.refusals import check_read
 from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, run, start
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
-from bilevel.utils import PyTree, register_node
+from bilevel.utils import Hyper, Key, Params, PyTree, register_node
 from bilevel.utils.validation import require_positive, require_positive_int
 
 
@@ -72,22 +72,22 @@ class Evolution:
         """Refuse settings out of range."""
         require_es("Evolution", self.steps, self.sigma, self.pairs)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """The chain's start point; nothing else is carried."""
         return init_inner_state(params, self.solver.init(params, data.inner))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain, and the pairs from the same point."""
         check_read("Evolution", problem, self.solver, hyper, lower, data, key)
         before, _ = start(problem, self.solver, hyper, lower, data)
         free = coordinates(problem.space, hyper)
 
-        def play(hyper: PyTree, key: Array) -> tuple[Array, Any]:
+        def play(hyper: Hyper, key: Key) -> tuple[Array, Any]:
             return episode(problem, self.solver, self.steps, hyper, lower, data, key)
 
-        def slope(direction: PyTree, key: Array) -> Array:
+        def slope(direction: PyTree, key: Key) -> Array:
             def one(sign: Array) -> Array:
                 at = moved(problem.space, free, sign * self.sigma, direction, hyper)
                 return play(at, key)[0]
@@ -127,10 +127,10 @@ def episode(
     problem: Problem,
     solver: Solver,
     steps: int,
-    hyper: PyTree,
+    hyper: Hyper,
     lower: InnerState,
     data: Data,
-    key: Array,
+    key: Key,
 ) -> tuple[Array, tuple[PyTree, PyTree]]:
     """Outer value after ``steps`` from ``lower`` at ``hyper``, and the chain's end."""
     carry = start(problem, solver, hyper, lower, data)

@@ -20,7 +20,7 @@ from bilevel.estimators.recursion import averaged_run, chain, contract
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, start
-from bilevel.utils import PyTree, register_node, vdot
+from bilevel.utils import Hyper, Key, Params, PyTree, register_node, vdot
 from bilevel.utils.validation import require_positive_int
 
 
@@ -83,7 +83,7 @@ class Forward:
             )
         object.__setattr__(self, "directions", dirs.normalise("Forward", self.directions))
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """Start points of the chain (and of its twin); tangents are zero."""
         state = self.solver.init(params, data.inner)
         tangents = None if self._carries() else ()
@@ -92,7 +92,7 @@ class Forward:
         )
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain with its derivative; contract with the outer gradient."""
         check_unrolled("Forward", problem, self.solver, hyper, lower, data, key)
@@ -130,14 +130,14 @@ class Forward:
         """Whether tangents go on from call to call."""
         return self.directions is None and self.chunk is None
 
-    def _counts(self, hyper: PyTree) -> Counts:
+    def _counts(self, hyper: Hyper) -> Counts:
         tangents = dirs.count(self.directions, hyper)
         chunks = 1 if self.chunk is None else -(-tangents // self.chunk)
         gradients = self.steps * (chunks + self.cross) + 1
         return Counts.of(gradients=gradients, jvps=(self.steps - self.start) * tangents)
 
     def _chunked(
-        self, slopes: Any, drawn: PyTree, hyper: PyTree, lower: InnerState, rows: int
+        self, slopes: Any, drawn: PyTree, hyper: Hyper, lower: InnerState, rows: int
     ) -> Any:
         """All slopes, a chunk of directions at a time; the iterates are the same in each."""
         m = dirs.count(self.directions, hyper)
@@ -152,7 +152,7 @@ class Forward:
         return along.reshape(-1)[:m], params, state
 
     def _twin(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[PyTree, PyTree]:
         """The independent chain after as many steps, from other keys."""
         carry = start(problem, self.solver, hyper, InnerState(*lower.memory.twin), data)

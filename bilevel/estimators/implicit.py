@@ -31,7 +31,7 @@ from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver
 from bilevel.solvers.base import Solver, run, start
-from bilevel.utils import PyTree, axpy, register_node, zeros_like
+from bilevel.utils import Hyper, Key, Params, PyTree, axpy, register_node, zeros_like
 from bilevel.utils.validation import require_positive, require_positive_int
 
 
@@ -86,12 +86,12 @@ class Implicit:
                 f"Implicit: average must lie between 0 and steps={self.steps}, got {self.average}."
             )
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """Start point, and a zero adjoint."""
         return init_inner_state(params, self.solver.init(params, data.inner), zeros_like(params))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Solve the inner problem, then the adjoint system at its solution."""
         check_minimiser("Implicit", problem, hyper, lower.params, data)
@@ -120,7 +120,7 @@ class Implicit:
         return estimate, InnerState(params, state, adjoint.x, reference)
 
     def _minimise(
-        self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, carry: Any, data: Data, key: Key
     ) -> tuple[PyTree, PyTree]:
         """``(params, solver state)`` after all steps, the params averaged if asked."""
         steps = partial(run, inner_loss(problem), self.solver, hyper, data=data, key=key)

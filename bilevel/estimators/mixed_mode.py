@@ -13,7 +13,7 @@ import jax
 from jax import Array
 
 from bilevel.core import Loss
-from bilevel.utils import PyTree
+from bilevel.utils import DataTree, Hyper, Params, PyTree
 
 
 def mixed_mode(loss: Loss) -> Loss:
@@ -24,16 +24,16 @@ def mixed_mode(loss: Loss) -> Loss:
     """
 
     @jax.custom_vjp
-    def gradient(params: PyTree, hyper: PyTree, batch: PyTree) -> PyTree:
+    def gradient(params: Params, hyper: Hyper, batch: DataTree) -> PyTree:
         return jax.grad(loss)(params, hyper, batch)
 
-    def gradient_forward(params: PyTree, hyper: PyTree, batch: PyTree) -> Any:
+    def gradient_forward(params: Params, hyper: Hyper, batch: DataTree) -> Any:
         return gradient(params, hyper, batch), (params, hyper, batch)
 
     def gradient_backward(saved: Any, cotangent: PyTree) -> Any:
         params, hyper, batch = saved
 
-        def both(params: PyTree) -> Any:
+        def both(params: Params) -> Any:
             return jax.grad(loss, argnums=(0, 1))(params, hyper, batch)
 
         return *jax.jvp(both, (params,), (cotangent,))[1], None
@@ -41,10 +41,10 @@ def mixed_mode(loss: Loss) -> Loss:
     gradient.defvjp(gradient_forward, gradient_backward)
 
     @jax.custom_vjp
-    def value(params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
+    def value(params: Params, hyper: Hyper, batch: DataTree) -> Array:
         return loss(params, hyper, batch)
 
-    def value_forward(params: PyTree, hyper: PyTree, batch: PyTree) -> Any:
+    def value_forward(params: Params, hyper: Hyper, batch: DataTree) -> Any:
         return loss(params, hyper, batch), (params, hyper, batch)
 
     def value_backward(saved: Any, cotangent: Array) -> Any:

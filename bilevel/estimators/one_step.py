@@ -29,7 +29,16 @@ from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
 from bilevel.estimators.reverse import Reverse
 from bilevel.solvers.base import Solver, run, start
-from bilevel.utils import PyTree, norm, partition, register_node, zeros_like
+from bilevel.utils import (
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    norm,
+    partition,
+    register_node,
+    zeros_like,
+)
 from bilevel.utils.validation import require_positive_int
 
 _PROBE = 8  # steps over which the contraction is measured: the swing of momentum averages out
@@ -73,12 +82,12 @@ class OneStep:
         if self.last > self.steps:
             raise ValueError(f"OneStep: last={self.last} is more than steps={self.steps}.")
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """The chain's start point; nothing else is carried."""
         return init_inner_state(params, self.solver.init(params, data.inner))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain, pull back through its last steps, then on through the probe."""
         if self.last == self.steps:
@@ -92,7 +101,7 @@ class OneStep:
         near, far = min(_PROBE, (dropped + 1) // 2), min(_PROBE, dropped // 2)
         before, _ = carry = start(problem, self.solver, hyper, lower, data)
 
-        def advance(k: int, n: int, hyper: PyTree, carry: Any) -> Any:
+        def advance(k: int, n: int, hyper: Hyper, carry: Any) -> Any:
             loss = inner_loss(problem)
             return run(loss, self.solver, hyper, carry, data, key, steps=n, first=k)
 
@@ -100,12 +109,12 @@ class OneStep:
         moving, fixed, merge = partition(carry)
 
         def pullable(k: int, n: int, moving: list, fixed: list) -> Any:
-            def segment(moving: list, hyper: PyTree) -> tuple[list, list]:
+            def segment(moving: list, hyper: Hyper) -> tuple[list, list]:
                 return partition(advance(k, n, hyper, merge(moving, fixed)))[:2]
 
             return jax.vjp(segment, moving, hyper, has_aux=True)
 
-        def kept(moving: list, hyper: PyTree) -> Any:
+        def kept(moving: list, hyper: Hyper) -> Any:
             carry = advance(dropped, self.last, hyper, merge(moving, fixed))
             return problem.outer(carry[0], hyper, data.outer), carry
 

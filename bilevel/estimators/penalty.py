@@ -18,7 +18,7 @@ from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, 
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, run, start
-from bilevel.utils import PyTree, register_node
+from bilevel.utils import DataTree, Hyper, Key, Params, PyTree, register_node
 from bilevel.utils.validation import require_positive, require_positive_int
 
 _WEIGHTS = (0.0, 1.0, 2.0)  # of outer / gamma, in the three chains
@@ -62,13 +62,13 @@ class Penalty:
         require_positive_int("Penalty", "steps", self.steps)
         require_positive("Penalty", "gamma", self.gamma)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """The plain chain, and in memory the two penalised ones, ``[2, *leaf]``."""
         carry = (params, self.solver.init(params, data.inner))
         return init_inner_state(*carry, jax.tree.map(lambda x: jnp.stack([x, x]), carry))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Move the three chains, compare the losses' derivatives in ``hyper`` at their ends."""
         if problem.prox is not None:
@@ -78,8 +78,8 @@ class Penalty:
             )
         check_minimiser("Penalty", problem, hyper, lower.params, data)
 
-        def move(weight: Array, params: PyTree, state: PyTree) -> Any:
-            def loss(params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
+        def move(weight: Array, params: Params, state: PyTree) -> Any:
+            def loss(params: Params, hyper: Hyper, batch: DataTree) -> Array:
                 penalty = weight * problem.outer(params, hyper, data.outer) / self.gamma
                 return problem.inner(params, hyper, batch) + penalty
 
@@ -95,7 +95,7 @@ class Penalty:
 
         free = jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
 
-        def hypergrad(gamma: Any, params: PyTree) -> PyTree:
+        def hypergrad(gamma: Any, params: Params) -> PyTree:
             held = jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
             direct = jax.grad(problem.outer, argnums=1)(params, hyper, data.outer)
             return jax.tree.map(

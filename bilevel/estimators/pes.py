@@ -21,7 +21,7 @@ from bilevel.estimators.refusals import check_read
 from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, start
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
-from bilevel.utils import PyTree, axpy, register_node
+from bilevel.utils import Hyper, Key, Params, PyTree, axpy, register_node
 from bilevel.utils.validation import require_positive_int
 
 
@@ -80,13 +80,13 @@ class PES:
         if self.reset is not None:
             require_positive_int("PES", "reset", self.reset)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """All chains at the start point; the drift is zero."""
         carry = (params, self.solver.init(params, data.inner))
         return init_inner_state(*carry, Memory(self._gather(carry), None, jnp.zeros((), jnp.int32)))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Move every chain; weigh the differences of the pairs by their accumulated drift."""
         check_read("PES", problem, self.solver, hyper, lower, data, key)
@@ -94,11 +94,11 @@ class PES:
         free = coordinates(problem.space, hyper)
         particles, drift, age = self._remembered(problem, free, lower)
 
-        def play(hyper: PyTree, carry: Any, key: Array) -> tuple[Array, Any]:
+        def play(hyper: Hyper, carry: Any, key: Key) -> tuple[Array, Any]:
             at = InnerState(*carry)
             return episode(problem, self.solver, self.steps, hyper, at, data, key)
 
-        def pair(carry: Any, direction: PyTree, key: Array) -> tuple[Array, Any]:
+        def pair(carry: Any, direction: PyTree, key: Key) -> tuple[Array, Any]:
             def one(sign: Array, carry: Any) -> tuple[Array, Any]:
                 at = moved(problem.space, free, sign * self.sigma, direction, hyper)
                 return play(at, carry, key)

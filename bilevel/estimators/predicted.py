@@ -26,7 +26,16 @@ from bilevel.noise.hypergradients import influence, prediction
 from bilevel.noise.moments import rules
 from bilevel.solvers.gradient_descent import GradientDescent
 from bilevel.solvers.sgd import SGD
-from bilevel.utils import PyTree, register_node, size, validation, zeros_like
+from bilevel.utils import (
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    register_node,
+    size,
+    validation,
+    zeros_like,
+)
 
 DENSE = 40  # the dense theory solves a system of that size squared
 
@@ -93,12 +102,12 @@ class Predicted:
         """The inner solver: :func:`bilevel.tune` asks it why it diverged."""
         return getattr(self.estimator, "solver", None)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """The estimator's own."""
         return self.estimator.init(params, data)
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """One step of the estimator; the theory at the params that it ends with."""
         estimate, lower = self.estimator.step(problem, hyper, lower, data, key)
@@ -111,7 +120,7 @@ class Predicted:
         )
         return replace(estimate, evidence=evidence), lower
 
-    def theory(self, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Theory:
+    def theory(self, problem: Problem, hyper: Hyper, params: Params, data: Data) -> Theory:
         """What theory says at ``params`` near the minimiser; nothing is run."""
         validation.require_smooth("Predicted", problem)
         solver = _require_constant(self.solver)
@@ -141,7 +150,7 @@ register_node(Predicted)
 
 
 def _dense(
-    problem: Problem, hyper: PyTree, params: PyTree, data: Data, estimator: Any, solver: SGD
+    problem: Problem, hyper: Hyper, params: Params, data: Data, estimator: Any, solver: SGD
 ) -> Theory:
     """By :func:`bilevel.noise.hypergradients.prediction.stationary_error`."""
     implicit, window = _read(estimator)
@@ -160,7 +169,7 @@ def _dense(
     return Theory(tree(found.error.standard_deviation), tree(found.error.bias), counts)
 
 
-def _like(hyper: PyTree, values: Array) -> PyTree:
+def _like(hyper: Hyper, values: Array) -> PyTree:
     """``[p]`` in the order of ``ravel_pytree`` as a tree like ``hyper``."""
     flat, unravel = ravel_pytree(hyper)
     return unravel(values.astype(flat.dtype))

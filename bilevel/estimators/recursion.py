@@ -15,18 +15,18 @@ from jax import Array
 
 from bilevel.core import Data, InnerState, Problem, inner_loss
 from bilevel.solvers.base import Solver, run, start
-from bilevel.utils import PyTree, partition
+from bilevel.utils import Hyper, Key, PyTree, partition
 
 
 def chain(
     problem: Problem,
     solver: Solver,
-    hyper: PyTree,
+    hyper: Hyper,
     lower: InnerState,
     tangents: list | None,
     directions: PyTree,
     data: Data,
-    key: Array,
+    key: Key,
     *,
     steps: int,
     late: int,
@@ -48,7 +48,7 @@ def chain(
         k, moving, fixed, tangents, mean = loop
         key_k = jax.random.fold_in(key, k)
 
-        def move(moving: list, hyper: PyTree) -> Any:
+        def move(moving: list, hyper: Hyper) -> Any:
             params, state = merge(moving, fixed)
             moved = solver.step(loss, params, hyper, data.inner, key_k, state)
             return partition(moved)[:2]
@@ -70,10 +70,10 @@ def chain(
 def averaged_run(
     problem: Problem,
     solver: Solver,
-    hyper: PyTree,
+    hyper: Hyper,
     carry: tuple[PyTree, PyTree],
     data: Data,
-    key: Array,
+    key: Key,
     *,
     steps: int,
     average: int,
@@ -122,7 +122,7 @@ def contract(tangents: list, cotangent: PyTree) -> Array:
 def _begin(
     problem: Problem,
     solver: Solver,
-    hyper: PyTree,
+    hyper: Hyper,
     lower: InnerState,
     tangents: list | None,
     directions: PyTree,
@@ -132,7 +132,7 @@ def _begin(
     carry = start(problem, solver, hyper, lower, data)
     if problem.start is not None:
 
-        def initial(hyper: PyTree) -> Any:
+        def initial(hyper: Hyper) -> Any:
             return partition(start(problem, solver, hyper, lower, data))[:2]
 
         return carry, push(initial, (hyper,), (directions,))[1]

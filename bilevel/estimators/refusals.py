@@ -5,15 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from bilevel.core import Data, InnerState, Problem, inner_loss
 from bilevel.estimators.residuals import full_gradient
 from bilevel.solvers.base import NotUnrollable, Solver, start
-from bilevel.utils import PyTree, unused_leaves, validation
+from bilevel.utils import Hyper, Key, Params, PyTree, unused_leaves, validation
 
 
-def check_losses(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:
+def check_losses(problem: Problem, hyper: Hyper, params: Params, data: Data) -> None:
     """Raise while tracing unless both losses map the given structures to a float scalar."""
     for name, loss, batch in (
         ("inner", problem.inner, data.inner),
@@ -42,7 +41,7 @@ def check_losses(problem: Problem, hyper: PyTree, params: PyTree, data: Data) ->
             )
 
 
-def check_visible(name: str, fn: Callable[[PyTree], Any], hyper: PyTree, cure: str) -> None:
+def check_visible(name: str, fn: Callable[[PyTree], Any], hyper: Hyper, cure: str) -> None:
     """Raise while tracing if the estimator would return a silent 0 for part of ``hyper``."""
     if blind := unused_leaves(fn, hyper):
         raise ValueError(f"{name}'s hypergradient does not depend on {', '.join(blind)}: {cure}")
@@ -52,10 +51,10 @@ def check_unrolled(
     name: str,
     problem: Problem,
     solver: Solver,
-    hyper: PyTree,
+    hyper: Hyper,
     lower: InnerState,
     data: Data,
-    key: Array,
+    key: Key,
 ) -> None:
     """:func:`check_visible` for estimators that differentiate the solver's steps."""
     reason = None
@@ -74,14 +73,14 @@ def check_read(
     name: str,
     problem: Problem,
     solver: Solver,
-    hyper: PyTree,
+    hyper: Hyper,
     lower: InnerState,
     data: Data,
-    key: Array,
+    key: Key,
 ) -> None:
     """:func:`check_visible` for estimators that see all that the solver's loop reads."""
 
-    def everything(hyper: PyTree) -> Any:
+    def everything(hyper: Hyper) -> Any:
         params, state = start(problem, solver, hyper, lower, data)
         moved = solver.step(inner_loss(problem), params, hyper, data.inner, key, state)
         return params, moved, problem.outer(moved[0], hyper, data.outer)
@@ -93,17 +92,17 @@ def check_read(
     check_visible(name, everything, hyper, cure)
 
 
-def unseen_by_minimiser(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> list[str]:
+def unseen_by_minimiser(problem: Problem, hyper: Hyper, params: Params, data: Data) -> list[str]:
     """Addresses of the hyperparameters that neither the minimiser nor the outer loss depends on."""
 
-    def everything(hyper: PyTree) -> Any:
+    def everything(hyper: Hyper) -> Any:
         outer = jax.value_and_grad(problem.outer)(params, hyper, data.outer)
         return full_gradient(problem, hyper, params, data), outer
 
     return unused_leaves(everything, hyper)
 
 
-def check_minimiser(name: str, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:
+def check_minimiser(name: str, problem: Problem, hyper: Hyper, params: Params, data: Data) -> None:
     """:func:`check_visible` for estimators that see what the inner minimiser depends on."""
     if blind := unseen_by_minimiser(problem, hyper, params, data):
         raise ValueError(

@@ -14,7 +14,7 @@ from jax import Array
 
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem
 from bilevel.estimators.base import Estimator
-from bilevel.utils import PyTree, register_node, vdot
+from bilevel.utils import Hyper, Key, Params, register_node, vdot
 from bilevel.utils.validation import require_positive, require_positive_int
 
 
@@ -62,18 +62,18 @@ class Replicated:
         """The inner solver, if there is one: :func:`bilevel.tune` asks it why it diverged."""
         return getattr(self.estimator, "solver", None)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """All copies at one start point; memory holds a whole :class:`InnerState` for each."""
         one = self.estimator.init(params, data)
         copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.n, *jnp.shape(x))), one)
         return InnerState(one.params, one.solver_state, copies, one.reference)
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """One step of every copy, each with its own key."""
 
-        def one(copy: InnerState, key: Array) -> tuple[Estimate, InnerState]:
+        def one(copy: InnerState, key: Key) -> tuple[Estimate, InnerState]:
             return self.estimator.step(problem, hyper, copy, data, key)
 
         every, copies = jax.vmap(one)(lower.memory, jax.random.split(key, self.n))

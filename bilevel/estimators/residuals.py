@@ -5,11 +5,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Problem
-from bilevel.utils import PyTree, axpy, norm
+from bilevel.utils import Hyper, Params, PyTree, axpy, norm
 
 
 def inner_residual(
-    problem: Problem, hyper: PyTree, before: PyTree, end: PyTree, data: Data, reference: Array
+    problem: Problem, hyper: Hyper, before: PyTree, end: PyTree, data: Data, reference: Array
 ) -> tuple[Array, Array]:
     """``(|end| / reference, reference)`` for the full inner gradient ``end`` at the last iterate.
 
@@ -24,14 +24,14 @@ def inner_residual(
 
 
 def progress(
-    problem: Problem, hyper: PyTree, before: PyTree, after: PyTree, data: Data, reference: Array
+    problem: Problem, hyper: Hyper, before: PyTree, after: PyTree, data: Data, reference: Array
 ) -> tuple[Array, Array]:
     """:func:`inner_residual` at the params ``after``, by one program for both gradients.
 
     One after the other: XLA multiplies a matrix by two vectors slower than by one twice.
     """
 
-    def size(params: PyTree) -> Array:
+    def size(params: Params) -> Array:
         return norm(full_gradient(problem, hyper, params, data)).astype(reference.dtype)
 
     def both() -> tuple[Array, Array]:
@@ -46,7 +46,7 @@ def _relative(size: Array, reference: Array) -> Array:
     return jnp.where(size == 0, 0, size / reference)
 
 
-def full_gradient(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> PyTree:
+def full_gradient(problem: Problem, hyper: Hyper, params: Params, data: Data) -> PyTree:
     """Gradient of the inner loss over all inner examples, like ``params``.
 
     With a proximal part it is the proximal-gradient mapping ``params - prox(params - gradient)``,

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax import Array
 
 from bilevel.core import (
     Counts,
@@ -31,7 +30,7 @@ from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, run, start
-from bilevel.utils import PyTree, nbytes, register_node
+from bilevel.utils import Hyper, Key, Params, PyTree, nbytes, register_node
 from bilevel.utils.validation import require_positive_int
 
 MEMORY = ("auto", "full", "checkpoint")
@@ -81,12 +80,12 @@ class Reverse:
         if self.memory not in MEMORY:
             raise ValueError(f"Reverse: memory must be one of {MEMORY}, got {self.memory!r}.")
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """The chain's start point; nothing else is carried."""
         return init_inner_state(params, self.solver.init(params, data.inner))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain forwards, then pull the outer gradient back through it."""
         check_unrolled("Reverse", problem, self.solver, hyper, lower, data, key)
@@ -98,7 +97,7 @@ class Reverse:
 
         loss, checkpoints = self._plan(problem, hyper, carry, data, key, tracked)
 
-        def objective(hyper: PyTree) -> Any:
+        def objective(hyper: Hyper) -> Any:
             begun = carry if skipped else start(problem, self.solver, hyper, lower, data)
             params, state = self._tracked(
                 loss, hyper, begun, data, key, skipped, tracked, checkpoints
@@ -113,12 +112,12 @@ class Reverse:
         return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
 
     def _plan(
-        self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array, n: int
+        self, problem: Problem, hyper: Hyper, carry: Any, data: Data, key: Key, n: int
     ) -> tuple[Loss, bool]:
         """The loss to step on, and whether to checkpoint: as told, or to stay within the budget."""
 
         def pull_back(loss: Loss) -> Any:
-            def step(hyper: PyTree, params: PyTree, state: PyTree) -> Any:
+            def step(hyper: Hyper, params: Params, state: PyTree) -> Any:
                 return self.solver.step(loss, params, hyper, data.inner, key, state)
 
             return jax.eval_shape(lambda *args: jax.vjp(step, *args)[1], hyper, *carry)
@@ -137,10 +136,10 @@ class Reverse:
     def _tracked(
         self,
         loss: Loss,
-        hyper: PyTree,
+        hyper: Hyper,
         carry: Any,
         data: Data,
-        key: Array,
+        key: Key,
         first: int,
         n: int,
         checkpoints: bool,

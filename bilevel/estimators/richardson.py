@@ -26,7 +26,7 @@ from bilevel.core import (
     Schedule,
 )
 from bilevel.estimators.base import Estimator
-from bilevel.utils import PyTree, dtype, register_node
+from bilevel.utils import Hyper, Key, Params, dtype, register_node
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Richardson:
         """The inner solver at ``2 eta``, which diverges first: :func:`bilevel.tune` asks it why."""
         return getattr(_scaled(self.estimator, 2), "solver", None)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """Both chains at one start point; memory holds a whole :class:`InnerState` for each."""
         one = self.estimator.init(params, data)
         return InnerState(
@@ -77,7 +77,7 @@ class Richardson:
         )  # fmt: skip
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """One step at ``eta`` and at ``2 eta``, with the same key."""
 

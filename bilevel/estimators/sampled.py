@@ -28,11 +28,11 @@ from bilevel.core import (
 from bilevel.estimators.base import Estimator
 from bilevel.estimators.residuals import progress
 from bilevel.solvers.sampling import take
-from bilevel.utils import PyTree, register_node, strong, zeros_like
+from bilevel.utils import Hyper, Key, Params, PyTree, register_node, strong, zeros_like
 from bilevel.utils.validation import require_positive_int
 
 
-def row(data: Data, key: Array) -> Data:
+def row(data: Data, key: Key) -> Data:
     """The task that is one row of ``data``, the same row of both levels, drawn uniformly."""
     n, other = examples(data.inner), examples(data.outer)
     if n != other:
@@ -104,21 +104,21 @@ class Sampled:
                 f"{self.draw!r}."
             )
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """The params of a task, and the same again to begin every call with."""
         return init_inner_state(params, (), params)
 
-    def first_task(self, data: Data, key: Array) -> Data:
+    def first_task(self, data: Data, key: Key) -> Data:
         """The first of the tasks that a call with this key draws."""
         return self._task(data, self._keys(key)[0])
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Draw tasks, take one step of the estimator on each from its beginning."""
         params = lower.memory
 
-        def one(key: Array) -> tuple[Estimate, PyTree]:
+        def one(key: Key) -> tuple[Estimate, PyTree]:
             task = self._task(data, key)
             begun = strong(self.estimator.init(params, task))
             estimate, after = self.estimator.step(problem, hyper, begun, task, key)
@@ -148,10 +148,10 @@ class Sampled:
         )
         return Estimate(value, grad, evidence), InnerState(end, (), params, lower.reference)
 
-    def _keys(self, key: Array) -> Array:
+    def _keys(self, key: Key) -> Array:
         return jax.random.split(key, self.tasks)
 
-    def _task(self, data: Data, key: Array) -> Data:
+    def _task(self, data: Data, key: Key) -> Data:
         task = (self.draw or row)(data, jax.random.fold_in(key, 0))
         if not isinstance(task, Data):
             raise TypeError(

@@ -30,7 +30,18 @@ from bilevel.estimators import directions as dirs
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, start
-from bilevel.utils import PyTree, axpy, norm, partition, register_node, vdot, zeros_like
+from bilevel.utils import (
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    axpy,
+    norm,
+    partition,
+    register_node,
+    vdot,
+    zeros_like,
+)
 from bilevel.utils.validation import require_positive_int
 
 
@@ -71,12 +82,12 @@ class UORO:
         """Refuse a count of steps that does nothing."""
         require_positive_int("UORO", "steps", self.steps)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """The chain's start point; the derivative is zero."""
         return init_inner_state(params, self.solver.init(params, data.inner), Memory(None, None))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain with its rank-one derivative; contract with the outer gradient."""
         check_unrolled("UORO", problem, self.solver, hyper, lower, data, key)
@@ -90,7 +101,7 @@ class UORO:
         def advance(loop: Any, _: None) -> tuple[Any, None]:
             k, moving, fixed, factors = loop
 
-            def move(moving: list, hyper: PyTree) -> Any:
+            def move(moving: list, hyper: Hyper) -> Any:
                 key_k = jax.random.fold_in(key, k)
                 params, state = merge(moving, fixed)
                 moved = self.solver.step(loss, params, hyper, data.inner, key_k, state)
@@ -118,11 +129,11 @@ class UORO:
         return estimate, InnerState(params, state, factors, reference)
 
     def _begin(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> Memory:
         """The factors carried over; zero; or a sketch of the derivative of ``problem.start``."""
 
-        def initial(hyper: PyTree) -> list:
+        def initial(hyper: Hyper) -> list:
             return partition(start(problem, self.solver, hyper, lower, data))[0]
 
         if problem.start is None and lower.memory.state is not None:
@@ -138,7 +149,7 @@ class UORO:
 register_node(UORO, data_fields=["solver"], meta_fields=["steps"])
 
 
-def _signs(like: list, key: Array) -> list:
+def _signs(like: list, key: Key) -> list:
     return jax.tree.map(lambda x: x[0], dirs.draw(dirs.Random(1), like, key))
 
 
@@ -151,7 +162,7 @@ def _absorb(factors: Memory, signs: list, pulled: PyTree) -> Memory:
     return Memory(state, hyper)
 
 
-def _balance(hyper: PyTree, state: PyTree) -> Array:
+def _balance(hyper: Hyper, state: PyTree) -> Array:
     """``sqrt(|hyper| / |state|)``; 1 where a factor is 0, so that their product is anyway."""
     over, under = norm(hyper), norm(state)
     either = (over == 0) | (under == 0)

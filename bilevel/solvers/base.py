@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, InnerState, Loss, Problem, inner_loss
-from bilevel.utils import PyTree, strong
+from bilevel.utils import DataTree, Hyper, Key, Params, PyTree, strong
 from bilevel.utils.validation import require_positive_int
 
 
@@ -21,12 +21,18 @@ class Solver(Protocol):
     registered as pytrees (counts static, step sizes leaves) never recompile when a float changes.
     """
 
-    def init(self, params: PyTree, data: PyTree) -> PyTree:
+    def init(self, params: Params, data: DataTree) -> PyTree:
         """The solver's own state (momentum, permutation, count); ``data`` is the inner tree."""
         ...
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: PyTree
+        self,
+        loss: Loss,
+        params: Params,
+        hyper: Hyper,
+        data: DataTree,
+        key: Key,
+        state: PyTree,
     ) -> tuple[PyTree, PyTree]:
         """One step on ``loss(params, hyper, batch)``, the batch drawn from ``data`` by ``key``."""
         ...
@@ -36,7 +42,7 @@ class Solver(Protocol):
 class DeclaresStability(Protocol):
     """A solver that knows its own limit: :func:`bilevel.tune` uses it to explain a divergence."""
 
-    def max_curvature(self, hyper: PyTree, state: PyTree) -> Array:
+    def max_curvature(self, hyper: Hyper, state: PyTree) -> Array:
         """Largest Hessian eigenvalue for which full-batch steps still contract; ``()``."""
         ...
 
@@ -89,7 +95,7 @@ def require_fit(problem: Problem, solver: Solver) -> None:
         )
 
 
-def start(problem: Problem, solver: Solver, hyper: PyTree, lower: InnerState, data: Data) -> Any:
+def start(problem: Problem, solver: Solver, hyper: Hyper, lower: InnerState, data: Data) -> Any:
     """``(params, solver_state)`` to begin from: carried, or ``problem.start(hyper, params)``."""
     require_fit(problem, solver)
     if problem.start is None:
@@ -102,10 +108,10 @@ def start(problem: Problem, solver: Solver, hyper: PyTree, lower: InnerState, da
 def run(
     loss: Loss,
     solver: Solver,
-    hyper: PyTree,
+    hyper: Hyper,
     carry: tuple[PyTree, PyTree],
     data: Data,
-    key: Array,
+    key: Key,
     *,
     steps: int,
     first: Any = 0,
@@ -138,10 +144,10 @@ def run(
 def solve(
     problem: Problem,
     solver: Solver,
-    hyper: PyTree,
-    params: PyTree,
+    hyper: Hyper,
+    params: Params,
     data: Data,
-    key: Array,
+    key: Key,
     *,
     steps: int,
 ) -> PyTree:

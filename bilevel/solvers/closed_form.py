@@ -12,7 +12,16 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.core import Loss, Problem
-from bilevel.utils import PyTree, axpy, basis, register_node
+from bilevel.utils import (
+    DataTree,
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    axpy,
+    basis,
+    register_node,
+)
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,12 @@ class Direct:
                 "`Direct` has no closed form for Problem.prox. Use ProximalGradient or FISTA."
             )
 
-    def init(self, params: PyTree, data: PyTree) -> tuple[()]:
+    def init(self, params: Params, data: DataTree) -> tuple[()]:
         """Nothing is carried."""
         return ()
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: Any
     ) -> tuple[PyTree, Any]:
         """The minimiser; the key is not used."""
         factor = factorise(loss, *jax.lax.stop_gradient((params, hyper, data)))
@@ -75,7 +84,7 @@ class Direct:
 register_node(Direct)
 
 
-def factorise(loss: Loss, params: PyTree, hyper: PyTree, data: PyTree) -> Array:
+def factorise(loss: Loss, params: Params, hyper: Hyper, data: DataTree) -> Array:
     """Lower Cholesky factor of the full Hessian in ``params``, ``[d, d]``."""
     _, hvp = jax.linearize(lambda w: jax.grad(loss)(w, hyper, data), params)
     hessian = jax.vmap(lambda v: ravel_pytree(hvp(v))[0])(basis(params))

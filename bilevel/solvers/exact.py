@@ -8,18 +8,18 @@ from jax import Array
 
 from bilevel.core import Data, Problem
 from bilevel.linear import CG
-from bilevel.utils import PyTree, axpy, dtype, vdot, zeros_like
+from bilevel.utils import Hyper, Params, PyTree, axpy, dtype, vdot, zeros_like
 
 
 class Minimum(NamedTuple):
     """``params`` reached; ``decrease``, ``()``: what one more Newton step would gain."""
 
-    params: PyTree
+    params: Params
     decrease: Array
 
 
 def minimise(
-    problem: Problem, hyper: PyTree, params: PyTree, data: Data, *, steps: int = 100
+    problem: Problem, hyper: Hyper, params: Params, data: Data, *, steps: int = 100
 ) -> Minimum:
     """Newton's method with backtracking, its systems solved by CG, down to rounding.
 
@@ -29,10 +29,10 @@ def minimise(
     linear = CG(tol=1e-3)
     eps = jnp.finfo(dtype(params)).eps
 
-    def loss(params: PyTree) -> Array:
+    def loss(params: Params) -> Array:
         return problem.inner(params, hyper, data.inner)
 
-    def newton(params: PyTree) -> tuple[PyTree, Array]:
+    def newton(params: Params) -> tuple[PyTree, Array]:
         """A descent direction, and the slope along it."""
         gradient, hvp = jax.linearize(jax.grad(loss), params)
         b = jax.tree.map(jnp.negative, gradient)

@@ -11,7 +11,7 @@ from jax import Array
 from jax.experimental.buffer_callback import buffer_callback
 
 from bilevel.core import Loss, Problem
-from bilevel.utils import PyTree, register_node, validation
+from bilevel.utils import DataTree, Hyper, Key, Params, PyTree, register_node, validation
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class External:
     def check(self, problem: Problem) -> None:
         """Takes every problem: what ``fn`` minimises is its own affair."""
 
-    def init(self, params: PyTree, data: PyTree) -> tuple[()]:
+    def init(self, params: Params, data: DataTree) -> tuple[()]:
         """Nothing is carried."""
         return ()
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: Any
     ) -> tuple[PyTree, Any]:
         """One call of ``fn``; neither the loss nor the key is used."""
         arguments = jax.tree.map(jnp.asarray, (params, hyper, data))
@@ -98,7 +98,7 @@ class External:
         moved = jax.pure_callback(call, _shapes(packed[0]), *packed, vmap_method="sequential")
         return jax.tree.map(jax.lax.bitcast_convert_type, moved, dtypes[0])
 
-    def _checked(self, params: PyTree, hyper: PyTree, data: PyTree) -> PyTree:
+    def _checked(self, params: Params, hyper: Hyper, data: DataTree) -> PyTree:
         found = jax.tree.map(np.asarray, self.fn(params, hyper, data))
         if jax.tree.structure(found) == jax.tree.structure(params):
             found = jax.tree.map(lambda x, w: x.astype(w.dtype), found, params)

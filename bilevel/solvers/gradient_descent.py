@@ -8,7 +8,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Loss, as_setting, evaluate
-from bilevel.utils import PyTree, descend, largest, register_node
+from bilevel.utils import (
+    DataTree,
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    descend,
+    largest,
+    register_node,
+)
 
 
 @dataclass(frozen=True)
@@ -41,18 +50,24 @@ class GradientDescent:
             self, "step_size", as_setting("GradientDescent", "step_size", self.step_size)
         )
 
-    def init(self, params: PyTree, data: PyTree) -> Array:
+    def init(self, params: Params, data: DataTree) -> Array:
         """The step count."""
         return jnp.zeros((), jnp.int32)
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Array
+        self,
+        loss: Loss,
+        params: Params,
+        hyper: Hyper,
+        data: DataTree,
+        key: Key,
+        state: Array,
     ) -> tuple[PyTree, Array]:
         """Move along the gradient over all of ``data``; the key is not used."""
         direction = jax.grad(loss)(params, hyper, data)
         return descend(evaluate(self.step_size, state, hyper), direction, params), state + 1
 
-    def max_curvature(self, hyper: PyTree, state: Array) -> Array:
+    def max_curvature(self, hyper: Hyper, state: Array) -> Array:
         """``2 / step_size``; of several step sizes the largest."""
         return 2 / largest(evaluate(self.step_size, state, hyper))
 

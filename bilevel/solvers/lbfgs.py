@@ -13,7 +13,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.core import Loss
-from bilevel.utils import PyTree, register_node
+from bilevel.utils import DataTree, Hyper, Key, Params, PyTree, register_node
 from bilevel.utils.validation import require_positive_int, require_tolerance
 
 NO_DERIVATIVE = (
@@ -111,7 +111,7 @@ class LBFGS:
         small = jnp.linalg.norm(state.slope) <= self.tol * state.scale
         return (state.failures >= _FAILURES) | (small & ~state.stale)
 
-    def init(self, params: PyTree, data: PyTree) -> State:
+    def init(self, params: Params, data: DataTree) -> State:
         """No pairs; value and gradient are still to be evaluated."""
         flat, _ = ravel_pytree(params)
         rows = jnp.zeros((self.memory, flat.size), flat.dtype)
@@ -124,7 +124,13 @@ class LBFGS:
         return state._replace(failures=jnp.zeros_like(state.failures), stale=jnp.array(True))
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: State
+        self,
+        loss: Loss,
+        params: Params,
+        hyper: Hyper,
+        data: DataTree,
+        key: Key,
+        state: State,
     ) -> tuple[PyTree, State]:
         """One line search along the quasi-Newton direction; the key is not used."""
         flat, unravel = ravel_pytree(params)

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Loss
-from bilevel.utils import PyTree, axpy, dtype, vdot
+from bilevel.utils import DataTree, Hyper, Params, PyTree, axpy, dtype, vdot
 
 
 def backtrack(
     loss: Loss,
-    params: PyTree,
-    hyper: PyTree,
-    data: PyTree,
+    params: Params,
+    hyper: Hyper,
+    data: DataTree,
     direction: PyTree,
     gradient: PyTree,
     value: Array,

@@ -16,7 +16,19 @@ from jax import Array
 from bilevel.core import Loss
 from bilevel.linear import CG, LinearSolver
 from bilevel.solvers.line_search import backtrack
-from bilevel.utils import PyTree, axpy, dtype, norm, register_node, vdot, zeros_like
+from bilevel.utils import (
+    DataTree,
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    axpy,
+    dtype,
+    norm,
+    register_node,
+    vdot,
+    zeros_like,
+)
 from bilevel.utils.validation import require_tolerance
 
 
@@ -65,7 +77,7 @@ class Newton:
         """With ``tol``: where the last step found nothing to do."""
         return None if self.tol is None else state[1]
 
-    def init(self, params: PyTree, data: PyTree) -> Any:
+    def init(self, params: Params, data: DataTree) -> Any:
         """With ``tol``: the first gradient's norm, 0 until measured, and whether to rest."""
         return () if self.tol is None else (jnp.zeros((), dtype(params)), jnp.array(False))
 
@@ -74,7 +86,7 @@ class Newton:
         return () if self.tol is None else (state[0], jnp.array(False))
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: Any
     ) -> tuple[PyTree, Any]:
         """One damped Newton step; only a random ``linear`` uses the key."""
         if self.tol is None:
@@ -87,11 +99,11 @@ class Newton:
         return jax.lax.cond(done, lambda: params, move), (scale, done)
 
     def _slope(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key
     ) -> tuple[Array, Callable[[], PyTree]]:
         """Norm of the gradient, and the function that takes the step."""
 
-        def slopes(params: PyTree) -> tuple[PyTree, Array]:
+        def slopes(params: Params) -> tuple[PyTree, Array]:
             value, gradient = jax.value_and_grad(loss)(params, hyper, data)
             return gradient, value
 

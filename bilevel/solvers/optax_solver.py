@@ -11,7 +11,7 @@ from jax import Array
 from bilevel.core import Loss, StaticTransform, Transform, as_pytree
 from bilevel.solvers.lbfgs import NO_DERIVATIVE
 from bilevel.solvers.sampling import Sampler
-from bilevel.utils import PyTree, register_node
+from bilevel.utils import DataTree, Hyper, Key, Params, PyTree, register_node
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Optax:
         object.__setattr__(self, "tx", as_pytree("Optax", self.tx))
         Sampler(self.batch_size, self.sampling)
 
-    def init(self, params: PyTree, data: PyTree) -> Any:
+    def init(self, params: Params, data: DataTree) -> Any:
         """``(count, optax state, sampler state)``."""
         sampler = Sampler(self.batch_size, self.sampling).init(data)
         return jnp.zeros((), jnp.int32), self.tx.init(params), sampler
@@ -63,13 +63,13 @@ class Optax:
         return NO_DERIVATIVE if any(isinstance(node, searches) for node in nodes) else None
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: Any
     ) -> tuple[PyTree, Any]:
         """Draw a batch, apply the transformed gradient."""
         count, inner, sampler = state
         batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
 
-        def objective(params: PyTree) -> Array:
+        def objective(params: Params) -> Array:
             return loss(params, hyper, batch)
 
         value, gradient = jax.value_and_grad(objective)(params)

@@ -15,7 +15,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Composite, Loss, Problem, as_setting, evaluate
-from bilevel.utils import PyTree, axpy, dtype, register_node, vdot
+from bilevel.utils import (
+    DataTree,
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    axpy,
+    dtype,
+    register_node,
+    vdot,
+)
 
 
 @dataclass(frozen=True)
@@ -59,18 +69,24 @@ class ProximalGradient:
         """Refuse a problem without a proximal part."""
         require_prox(self, problem.prox)
 
-    def init(self, params: PyTree, data: PyTree) -> Array:
+    def init(self, params: Params, data: DataTree) -> Array:
         """The step count."""
         return jnp.zeros((), jnp.int32)
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Array
+        self,
+        loss: Loss,
+        params: Params,
+        hyper: Hyper,
+        data: DataTree,
+        key: Key,
+        state: Array,
     ) -> tuple[PyTree, Array]:
         """One forward-backward step over all of ``data``; the key is not used."""
         size = evaluate(self.step_size, state, hyper)
         return forward_backward(loss, params, hyper, data, size), state + 1
 
-    def max_curvature(self, hyper: PyTree, state: Array) -> Array:
+    def max_curvature(self, hyper: Hyper, state: Array) -> Array:
         """``2 / step_size``."""
         return 2 / evaluate(self.step_size, state, hyper)
 
@@ -110,12 +126,12 @@ class FISTA:
         """Refuse a problem without a proximal part."""
         require_prox(self, problem.prox)
 
-    def init(self, params: PyTree, data: PyTree) -> Any:
+    def init(self, params: Params, data: DataTree) -> Any:
         """``(count, t, the iterate before)``."""
         return jnp.zeros((), jnp.int32), jnp.ones((), dtype(params)), params
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: Any
     ) -> tuple[PyTree, Any]:
         """Extrapolate, then one forward-backward step; the key is not used."""
         count, t, before = state
@@ -127,7 +143,7 @@ class FISTA:
             following = jnp.where(uphill, 1, following)
         return moved, (count + 1, following, params)
 
-    def max_curvature(self, hyper: PyTree, state: Any) -> Array:
+    def max_curvature(self, hyper: Hyper, state: Any) -> Array:
         """``4 / (3 step_size)``, the limit as the momentum tends to 1."""
         return 4 / (3 * evaluate(self.step_size, state[0], hyper))
 
@@ -136,12 +152,12 @@ register_node(ProximalGradient)
 register_node(FISTA, data_fields=["step_size"], meta_fields=["restart"])
 
 
-def forward_backward(loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, size: Any) -> PyTree:
+def forward_backward(loss: Loss, params: Params, hyper: Hyper, data: DataTree, size: Any) -> PyTree:
     """A gradient step of ``size`` on the smooth part, then the proximal map."""
     return proximal(loss, axpy(-size, jax.grad(loss)(params, hyper, data), params), hyper, size)
 
 
-def proximal(loss: Loss, params: PyTree, hyper: PyTree, size: Any) -> PyTree:
+def proximal(loss: Loss, params: Params, hyper: Hyper, size: Any) -> PyTree:
     """The proximal map of ``loss`` in the dtypes of ``params``; the identity if it has none."""
     if not isinstance(loss, Composite):
         return params

@@ -21,7 +21,16 @@ from jax import Array
 from bilevel.core import Loss, Problem, as_setting, evaluate, examples
 from bilevel.solvers.proximal import proximal
 from bilevel.solvers.sampling import Sampler, take
-from bilevel.utils import PyTree, axpy, register_node, zeros_like
+from bilevel.utils import (
+    DataTree,
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    axpy,
+    register_node,
+    zeros_like,
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class SAGA:
     def check(self, problem: Problem) -> None:
         """Takes every problem, with and without a proximal part."""
 
-    def init(self, params: PyTree, data: PyTree) -> Any:
+    def init(self, params: Params, data: DataTree) -> Any:
         """``(count, table [n, *leaf], its mean [*leaf], sampler state)``."""
         n = examples(data)
         table = jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), leaf.dtype), params)
@@ -73,7 +82,7 @@ class SAGA:
         return jnp.zeros((), jnp.int32), table, zeros_like(params), sampler
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: Any
     ) -> tuple[PyTree, Any]:
         """Draw a batch, move along its corrected gradient, write its gradients into the table."""
         count, table, mean, sampler = state
@@ -98,7 +107,7 @@ class SAGA:
         mean = jax.tree.map(lambda m, c: m + jnp.sum(c, axis=0) / n, mean, change)
         return params, (count + 1, table, mean, sampler)
 
-    def max_curvature(self, hyper: PyTree, state: Any) -> Array:
+    def max_curvature(self, hyper: Hyper, state: Any) -> Array:
         """``2 / step_size``."""
         return 2 / evaluate(self.step_size, state[0], hyper)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import examples
-from bilevel.utils import PyTree, cond_without_select
+from bilevel.utils import DataTree, Key, PyTree, cond_without_select
 from bilevel.utils.validation import require_positive_int
 
 SAMPLINGS = ("iid", "epoch")
@@ -40,7 +40,7 @@ class Sampler:
         if self.batch_size is not None:
             require_positive_int("minibatches", "batch_size", self.batch_size)
 
-    def init(self, data: PyTree) -> Any:
+    def init(self, data: DataTree) -> Any:
         """``(permutation [n], position)`` for epochs, ``()`` otherwise; an exhausted epoch."""
         n = examples(data)
         if self.batch_size is not None and self.batch_size > n:
@@ -52,7 +52,7 @@ class Sampler:
             return ()
         return jnp.arange(n, dtype=jnp.int32), jnp.asarray(n, jnp.int32)
 
-    def indices(self, data: PyTree, key: Array | Lazy, state: Any) -> tuple[Array, Any]:
+    def indices(self, data: DataTree, key: Key | Lazy, state: Any) -> tuple[Array, Any]:
         """Row numbers of the next batch, ``[batch_size]``, and the new state.
 
         A key may be given as the function that makes it: epochs need one only where they shuffle.
@@ -79,7 +79,7 @@ class Sampler:
         return rows, (following, jnp.where(exhausted, position + b - n, position + b))
 
     def ahead(
-        self, data: PyTree, keys: Callable[[Array], Array], state: Any, count: int
+        self, data: DataTree, keys: Callable[[Array], Array], state: Any, count: int
     ) -> tuple[Array, Any]:
         """Row numbers of the next ``count`` batches, ``[count, batch_size]``, and the new state.
 
@@ -111,7 +111,7 @@ class Sampler:
         end = position + count * b
         return rows.reshape(count, b), (following, jnp.where(exhausted, end - n, end))
 
-    def draw(self, data: PyTree, key: Array | Lazy, state: Any) -> tuple[PyTree, Any]:
+    def draw(self, data: DataTree, key: Key | Lazy, state: Any) -> tuple[PyTree, Any]:
         """The next batch, a tree like ``data`` with leading axis ``batch_size``, and the state."""
         if self.batch_size is None:
             return data, state
@@ -119,7 +119,7 @@ class Sampler:
         return jax.tree.map(lambda leaf: take(leaf, rows), data), state
 
 
-def _made(key: Array | Lazy) -> Array:
+def _made(key: Key | Lazy) -> Array:
     return key() if callable(key) else key
 
 

@@ -9,7 +9,18 @@ from jax import Array
 
 from bilevel.core import Loss, as_setting, evaluate
 from bilevel.solvers.sampling import Sampler
-from bilevel.utils import PyTree, axpy, descend, largest, register_node, zeros_like
+from bilevel.utils import (
+    DataTree,
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    axpy,
+    descend,
+    largest,
+    register_node,
+    zeros_like,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class SGD:
             raise ValueError(f"SGD: momentum must lie in [0, 1), got {self.momentum!r}.")
         Sampler(self.batch_size, self.sampling)
 
-    def init(self, params: PyTree, data: PyTree) -> Any:
+    def init(self, params: Params, data: DataTree) -> Any:
         """``(count, velocity, sampler state)``."""
         velocity = None if self.momentum is None else zeros_like(params)
         return (
@@ -69,7 +80,7 @@ class SGD:
         )
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: Any
     ) -> tuple[PyTree, Any]:
         """Draw a batch, move along its gradient."""
         count, velocity, sampler = state
@@ -82,7 +93,7 @@ class SGD:
         params = descend(evaluate(self.step_size, count, hyper), direction, params)
         return params, (count + 1, velocity, sampler)
 
-    def max_curvature(self, hyper: PyTree, state: Any) -> Array:
+    def max_curvature(self, hyper: Hyper, state: Any) -> Array:
         """``2 (1 + momentum) / step_size``; with Nesterov over ``1 + 2 momentum``; full batch."""
         momentum = 0.0 if self.momentum is None else evaluate(self.momentum, state[0], hyper)
         shrunk = 1 + 2 * momentum if self.nesterov else 1

@@ -9,11 +9,11 @@ from jax import Array
 from bilevel.core import Data, InnerState, Problem
 from bilevel.linear import largest_eigenvalue
 from bilevel.solvers.base import DeclaresStability
-from bilevel.utils import PyTree, is_constant
+from bilevel.utils import Hyper, Key, Params, PyTree, is_constant
 
 
 def largest_curvature(
-    problem: Problem, hyper: PyTree, params: PyTree, data: Data, key: Array, steps: Any = 50
+    problem: Problem, hyper: Hyper, params: Params, data: Data, key: Key, steps: Any = 50
 ) -> Array:
     """Largest eigenvalue (in modulus) of the inner Hessian by power iteration; ``()``.
 
@@ -23,7 +23,7 @@ def largest_curvature(
     return largest_eigenvalue(hvp, params, key, steps)
 
 
-def stability_limit(solver: Any, hyper: PyTree, state: PyTree) -> Array | None:
+def stability_limit(solver: Any, hyper: Hyper, state: PyTree) -> Array | None:
     """Largest curvature that the solver's steps contract, ``()``; ``None`` if it does not say."""
     if not isinstance(solver, DeclaresStability):
         return None
@@ -33,10 +33,10 @@ def stability_limit(solver: Any, hyper: PyTree, state: PyTree) -> Array | None:
 def exceeds_stability_limit(
     problem: Problem,
     solver: Any,
-    hyper: PyTree,
+    hyper: Hyper,
     lower: InnerState,
     data: Data,
-    key: Array,
+    key: Key,
     ask: Array,
 ) -> Array:
     """Whether the inner curvature is above what the solver can contract; ``()``, boolean.
@@ -51,7 +51,7 @@ def exceeds_stability_limit(
 
 
 def constant_stability_limit(
-    problem: Problem, solver: Any, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    problem: Problem, solver: Any, hyper: Hyper, lower: InnerState, data: Data, key: Key
 ) -> tuple[Array, Array] | None:
     """``(curvature, limit)`` where they hold for the whole solve; ``None`` where they may not.
 
@@ -63,7 +63,7 @@ def constant_stability_limit(
     if limit is None or problem.prox is not None:
         return None
 
-    def product(params: PyTree) -> PyTree:
+    def product(params: Params) -> PyTree:
         gradient = jax.grad(problem.inner)
         return jax.jvp(lambda w: gradient(w, hyper, data.inner), (params,), (lower.params,))[1]
 

@@ -21,7 +21,16 @@ from jax import Array
 from bilevel.core import Loss, Problem, as_setting, evaluate, examples
 from bilevel.solvers.proximal import proximal
 from bilevel.solvers.sampling import Sampler
-from bilevel.utils import PyTree, axpy, register_node, zeros_like
+from bilevel.utils import (
+    DataTree,
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    axpy,
+    register_node,
+    zeros_like,
+)
 from bilevel.utils.validation import require_positive_int
 
 
@@ -68,7 +77,7 @@ class SVRG:
     def check(self, problem: Problem) -> None:
         """Takes every problem, with and without a proximal part."""
 
-    def init(self, params: PyTree, data: PyTree) -> Any:
+    def init(self, params: Params, data: DataTree) -> Any:
         """``(count, age of the snapshot, snapshot, its full gradient, sampler state)``."""
         zero = jnp.zeros((), jnp.int32)
         sampler = Sampler(self.batch_size, self.sampling).init(data)
@@ -80,13 +89,13 @@ class SVRG:
         return count, jnp.zeros_like(age), *rest
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: Any
     ) -> tuple[PyTree, Any]:
         """Renew the snapshot if it is due, draw a batch, move along the corrected gradient."""
         count, age, snapshot, full, sampler = state
         gradient = jax.grad(loss)
 
-        def renew(params: PyTree, hyper: PyTree, snapshot: PyTree, full: PyTree) -> Any:
+        def renew(params: Params, hyper: Hyper, snapshot: PyTree, full: PyTree) -> Any:
             return jax.lax.cond(
                 age == 0, lambda: (params, gradient(params, hyper, data)), lambda: (snapshot, full)
             )
@@ -101,11 +110,11 @@ class SVRG:
         params = proximal(loss, axpy(-size, direction, params), hyper, size)
         return params, (count + 1, (age + 1) % self._period(data), snapshot, full, sampler)
 
-    def _period(self, data: PyTree) -> int:
+    def _period(self, data: DataTree) -> int:
         n = examples(data)
         return -(-2 * n // (self.batch_size or n)) if self.period is None else self.period
 
-    def max_curvature(self, hyper: PyTree, state: Any) -> Array:
+    def max_curvature(self, hyper: Hyper, state: Any) -> Array:
         """``2 / step_size``."""
         return 2 / evaluate(self.step_size, state[0], hyper)
 

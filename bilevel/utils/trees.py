@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-PyTree = Any
+from bilevel.utils.types import PyTree
 
 
 def is_inexact(leaf: Any) -> bool:

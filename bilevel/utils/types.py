@@ -1,0 +1,73 @@
+"""Types of arrays that carry dtype and shape, of pytrees, and of random keys.
+
+They are those of `jaxtyping <https://docs.kidger.site/jaxtyping>`_ where it is installed, so that
+``jaxtyping.install_import_hook("bilevel", ...)`` checks every call at run time. The library itself
+needs JAX, optax and NumPy only: without jaxtyping ``Float[Array, "n d"]`` is plain ``Array``.
+
+``Float[Array, ""]`` is a scalar, ``"n d"`` a matrix, ``"*batch"`` a scalar that ``vmap`` may have
+given leading axes, ``"..."`` any shape.
+"""
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from jax import Array
+from jax.typing import ArrayLike
+
+__all__ = [
+    "Array",
+    "ArrayLike",
+    "Bool",
+    "Counter",
+    "DataTree",
+    "Flag",
+    "Float",
+    "FloatTree",
+    "FloatTreeLike",
+    "Hyper",
+    "Int",
+    "Key",
+    "Number",
+    "Params",
+    "PyTree",
+    "Real",
+    "Scalar",
+    "Shaped",
+]
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, PyTree, Real, Shaped
+    from jaxtyping import PRNGKeyArray as Key
+else:
+    try:
+        from jaxtyping import Bool, Float, Int, PyTree, Real, Shaped
+        from jaxtyping import PRNGKeyArray as Key
+    except ImportError:
+
+        class Shaped:
+            """A placeholder: ``Shaped[Array, "n"]`` is ``Array``."""
+
+            def __class_getitem__(cls, item: tuple[type, str]) -> type:
+                """Return the type without its shape."""
+                return item[0]
+
+        class PyTree:
+            """A placeholder: ``PyTree[...]`` is ``PyTree``."""
+
+            def __class_getitem__(cls, item: object) -> type:
+                """Return the placeholder itself."""
+                return cls
+
+        Bool = Float = Int = Real = Shaped
+        Key = Array
+
+# The words of this library: scalars; numbers that a user sets; trees of floats, those that have one
+# structure within a call (params, hyperparameters), those that a user may give; examples.
+Scalar: TypeAlias = Float[Array, ""]
+Counter: TypeAlias = Int[Array, ""]
+Flag: TypeAlias = Bool[Array, ""]
+Number: TypeAlias = int | float | Real[Array, "..."]
+FloatTree: TypeAlias = PyTree[Float[Array, "..."]]
+Params: TypeAlias = PyTree[Float[Array, "..."], " P"]
+Hyper: TypeAlias = PyTree[Float[Array, "..."], " H"]
+FloatTreeLike: TypeAlias = PyTree[Float[ArrayLike, "..."]]
+DataTree: TypeAlias = PyTree[Shaped[ArrayLike, "..."]]
