@@ -27,18 +27,18 @@ Bertrand et al., JMLR 2022 (element by element); Bolte, Le, Pauwels, Silveti-Fal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Loss, Problem, inner_loss
-from bilevel.linear import Operator, OutputLoss, gaussian, stable_step
+from bilevel.linear import LinearSolver, Operator, OutputLoss, gaussian, stable_step
 from bilevel.solvers.base import DeclaresStability, Solver
 from bilevel.solvers.proximal import proximal
 from bilevel.solvers.sampling import Sampler
-from bilevel.utils import DataTree, Hyper, Key, Params, PyTree, axpy, zeros_like
+from bilevel.utils import Counter, DataTree, Hyper, Key, Number, Params, PyTree, axpy, zeros_like
 
 
 class System(NamedTuple):
@@ -58,7 +58,7 @@ class System(NamedTuple):
     displacement: Callable[[PyTree], PyTree]
 
     def within(self, x: PyTree) -> PyTree:
-        """``x`` without what lies off the operator's support, which no solver could remove."""
+        """Return ``x`` without what lies off the support, which no solver could remove."""
         support = self.operator.support
         return x if support is None else jax.tree.map(jnp.multiply, support, x)
 
@@ -69,11 +69,11 @@ def adjoint_system(
     params: Params,
     data: Data,
     *,
-    damping: Any,
-    step: Any,
+    damping: Number | None,
+    step: Number | None,
     key: Key,
 ) -> System:
-    """The system at ``params``; a proximal part is looked at through steps of size ``step``."""
+    """Return the system at ``params``; a proximal part is seen through steps of size ``step``."""
     outer = jax.value_and_grad(problem.outer, argnums=(0, 1))
     value, (b, direct) = outer(params, hyper, data.outer)
     gradient, hessian = _hessian(problem.inner, hyper, params, data.inner)
@@ -102,6 +102,8 @@ def adjoint_system(
         _, pull = jax.vjp(lambda hyper: proximal(composite, z, hyper, step), hyper)
         return jax.tree.map(jnp.add, smooth_grad(v), pull(u)[0])
 
+    # Off the support a step says how far params are from their fixed point; on it the proximal
+    # mapping takes the place of the gradient.
     off = jax.tree.map(lambda w, p, on: (1 - on) * (w - p), params, moved, support)
     mapping = jax.tree.map(lambda w, p, on: on * (w - p) / step, params, moved, support)
     defect = axpy(-1, d(hessian.product(off)), mapping)
@@ -113,12 +115,13 @@ def adjoint_system(
 
 
 def first_order_bias(
-    system_at: Callable[[PyTree], System], params: Params, x: PyTree, linear: Any, key: Key
-) -> tuple[PyTree, Any]:
-    """``(grad(params, x) - grad(w*, x*) to first order, products used)``; ``w*, x*`` the solutions.
+    system_at: Callable[[PyTree], System], params: Params, x: Params, linear: LinearSolver, key: Key
+) -> tuple[Hyper, Counter]:
+    """Return ``(grad(params, x) - grad(w*, x*)`` to first order, products used).
 
-    One Newton step on both levels: ``d = params - w*`` from the inner gradient, ``e = x - x*`` from
-    what the undamped system leaves at ``params``, and how that changes along ``d``.
+    ``w*`` and ``x*`` are the solutions. One Newton step on both levels: ``d = params - w*`` from
+    the inner gradient, ``e = x - x*`` from what the undamped system leaves at ``params``, and how
+    that changes along ``d``.
     """
     key_inner, key_adjoint = jax.random.split(key)
     system = system_at(params)
@@ -143,8 +146,8 @@ def proximal_step(
     state: PyTree,
     data: Data,
     key: Key,
-) -> tuple[Any, int]:
-    """``(s, products used)``: about the solver's own step, or 1 / the measured curvature.
+) -> tuple[Number | None, int | Counter]:
+    """Return ``(s, products used)``: about the solver's own step, or 1 / the measured curvature.
 
     At the minimiser every ``s`` gives the same answer; near it, one of this size finds the support
     best.
@@ -158,7 +161,7 @@ def proximal_step(
 
 
 def _hessian(loss: Loss, hyper: Hyper, params: Params, data: DataTree) -> tuple[PyTree, Operator]:
-    """Gradient and Hessian of ``loss`` at ``params``, the latter by products."""
+    """Return gradient and Hessian of ``loss`` at ``params``, the latter by products."""
 
     def slopes(batch: DataTree) -> Callable[[PyTree], PyTree]:
         return lambda params: jax.grad(loss)(params, hyper, batch)
@@ -177,9 +180,9 @@ def _hessian(loss: Loss, hyper: Hyper, params: Params, data: DataTree) -> tuple[
 
 
 def _restrict(
-    hessian: Operator, d: Callable[[PyTree], PyTree], step: Any, support: PyTree
+    hessian: Operator, d: Callable[[PyTree], PyTree], step: Number | None, support: PyTree
 ) -> Operator:
-    """``K = D (I - D) / s + D H D`` in place of ``H``."""
+    """Return ``K = D (I - D) / s + D H D`` in place of ``H``."""
 
     def around(v: PyTree, product: Callable[[PyTree], PyTree]) -> PyTree:
         inside = d(v)
@@ -194,7 +197,7 @@ def _restrict(
     )
 
 
-def _damped(operator: Operator, damping: Any) -> Operator:
+def _damped(operator: Operator, damping: Number | None) -> Operator:
     split = operator.gauss_newton
     return replace(
         operator,

@@ -11,7 +11,7 @@ The measurements are in ``docs/speed.md``.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from bilevel.estimators.reverse import Reverse
 from bilevel.linear import CG
 from bilevel.solvers.base import Solver
 from bilevel.solvers.newton import Newton
-from bilevel.utils import Hyper, Key, Params, dtype, register_node, size
+from bilevel.utils import Hyper, Key, Number, Params, dtype, register_node, size
 from bilevel.utils.validation import require_positive_int, require_tolerance
 
 _SMALL, _DENSE = 64, 3000  # params up to which a factorisation costs nothing, or is worth a try
@@ -81,17 +81,17 @@ class Auto:
     Array(0.25, dtype=float32)
     """
 
-    tolerance: Any = 1e-3
+    tolerance: Number = 1e-3
     solver: Solver | None = None
     steps: int = 1000
 
     def __post_init__(self) -> None:
-        """Refuse a tolerance that is none."""
+        """Validate the arguments."""
         require_tolerance("Auto", self.tolerance)
         require_positive_int("Auto", "steps", self.steps)
 
     def choose(self, problem: Problem, hyper: Hyper, params: Params, data: Data) -> Choice:
-        """What will run, and why."""
+        """Return what will run, and why."""
         d, tol = size(params), self._residual(params)
         linear = CG(tol=tol)
         if blind := unseen_by_minimiser(problem, hyper, params, data):
@@ -110,19 +110,17 @@ class Auto:
         # One Newton step and the adjoint: d / 4 products in all.
         short = CG(tol=tol, max_steps=d // 8)
         why = f"the inner loss is quadratic with {d} params"
-        return Choice(
-            Implicit(Newton(short, tol=tol), 1, short), ClosedForm(),
-            f"conjugate gradients, and ClosedForm where they need too many products: {why}",
-        )  # fmt: skip
+        why = f"conjugate gradients, and ClosedForm where they need too many products: {why}"
+        return Choice(Implicit(Newton(short, tol=tol), 1, short), ClosedForm(), why)
 
     def init(self, params: Params, data: Data) -> InnerState:
-        """The start point; all else waits for the problem."""
+        """Return the start point; all else waits for the problem."""
         return replace(init_inner_state(params, None), memory=None)
 
     def step(
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
-        """One step of the chosen estimator, and of its fallback if need be."""
+        """Take a step of the chosen estimator, and of its fallback if need be."""
         choice = self.choose(problem, hyper, lower.params, data)
         lower = self._begun(choice.estimator, problem, hyper, lower, data, key)
         estimate, after = choice.estimator.step(problem, hyper, lower, data, key)
@@ -141,7 +139,7 @@ class Auto:
         return jax.lax.cond(good, lambda: (estimate, after), again)
 
     def _residual(self, params: Params) -> Array:
-        """What both residuals are to reach: the tolerance with a margin, above rounding."""
+        """Return what both residuals are to reach: the tolerance with a margin, above rounding."""
         kind = dtype(params)
         return jnp.maximum(jnp.asarray(self.tolerance / _SAFETY, kind), 20 * jnp.finfo(kind).eps)
 
@@ -160,9 +158,9 @@ class Auto:
         hyper: Hyper,
         lower: InnerState,
         data: Data,
-        key: Any,
+        key: Key,
     ) -> InnerState:
-        """The chosen estimator's own beginning, until a first call has measured the reference."""
+        """Return the chosen estimator's own state until a first call has measured the reference."""
         begun = init_filled(problem, chosen, hyper, lower.params, data, key)
         if lower.solver_state is None:
             return begun

@@ -1,14 +1,15 @@
 """The estimator contract, and what every estimator shares."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Estimate, InnerState, Problem
-from bilevel.utils import Hyper, Key, Params, PyTree, strong
+from bilevel.solvers.base import Solver
+from bilevel.utils import Hyper, Key, Number, Params, PyTree, strong
 
 
 class Estimator(Protocol):
@@ -19,7 +20,7 @@ class Estimator(Protocol):
     """
 
     def init(self, params: Params, data: Data) -> InnerState:
-        """The lower level before the first call; ``None`` in ``memory`` stands for zeros."""
+        """Return the lower level before the first call; ``None`` in ``memory`` stands for zeros."""
         ...
 
     def step(
@@ -33,13 +34,13 @@ class Estimator(Protocol):
 class MonitoredEstimator(Protocol):
     """An estimator that moves more than the params, and says which variable has diverged.
 
-    Its step is a move and a look at it, which costs as much and may serve several moves.
+    Its step is an update and a measurement, which costs as much and may serve several updates.
     """
 
     def update(
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
-        """``step`` without measuring anything; the evidence, but for counts, is the last look's."""
+        """Take a ``step`` without measuring; the evidence, but for counts, is the last one's."""
         ...
 
     def measure(
@@ -51,15 +52,15 @@ class MonitoredEstimator(Protocol):
         after: InnerState,
         data: Data,
     ) -> tuple[Estimate, InnerState]:
-        """What ``step`` returns: the evidence measured, where that is due."""
+        """Return what ``step`` returns: the evidence measured, where that is due."""
         ...
 
-    def diverged(self, estimate: Estimate, after: InnerState, limit: Any) -> dict[str, Array]:
-        """Each variable's name, and whether it has left all bounds, ``()``, boolean."""
+    def diverged(self, estimate: Estimate, after: InnerState, limit: Number) -> dict[str, Array]:
+        """Return each variable's name, and whether it has left all bounds, ``()``, boolean."""
         ...
 
     def stability_limits(self, hyper: Hyper, lower: InnerState) -> dict[str, Array]:
-        """The largest inner curvature that a variable's step contracts, where that is known."""
+        """Return the largest inner curvature that a variable's step contracts, where known."""
         ...
 
 
@@ -71,12 +72,12 @@ class DrawsTasks(Protocol):
     """
 
     def first_task(self, data: Data, key: Key) -> Data:
-        """The first task that a call with this key draws."""
+        """Return the first task that a call with this key draws."""
         ...
 
 
-def data_of_call(estimator: Any, data: Data, key: Key) -> Data:
-    """The data that the losses see in a call with this key: one task's, where tasks are drawn."""
+def data_of_call(estimator: Estimator, data: Data, key: Key) -> Data:
+    """Return the data that the losses see in a call with this key: one task's, if drawn."""
     return estimator.first_task(data, key) if isinstance(estimator, DrawsTasks) else data
 
 
@@ -87,9 +88,9 @@ def init_filled(
     params: Params,
     data: Data,
     key: Key,
-    step: Callable[..., Any] | None = None,
+    step: Callable[..., tuple[Estimate, InnerState]] | None = None,
 ) -> InnerState:
-    """``estimator.init`` with every ``None`` of its memory filled by the zeros that stand there.
+    """Return ``estimator.init`` with every ``None`` of its memory replaced by its zeros.
 
     So the first call and all later ones have one structure, hence one compilation. ``step`` is
     ``estimator.step`` in compiled form, ``(problem, estimator, hyper, lower, data, key)``, which
@@ -97,14 +98,14 @@ def init_filled(
     """
     lower = strong(estimator.init(params, data))
 
-    def call(lower: InnerState) -> Any:
+    def call(lower: InnerState) -> tuple[Estimate, InnerState]:
         if step is not None:
             return step(problem, estimator, hyper, lower, data, key)
         return estimator.step(problem, hyper, lower, data, key)
 
     _, after = jax.eval_shape(call, lower)
 
-    def fill(have: Any, shape: PyTree) -> PyTree:
+    def fill(have: PyTree, shape: PyTree) -> PyTree:
         if have is not None:
             return have
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
@@ -112,8 +113,10 @@ def init_filled(
     return jax.tree.map(fill, lower, after, is_leaf=lambda leaf: leaf is None)
 
 
-def solver_of(estimator: Any, problem: Problem, hyper: Hyper, params: Params, data: Data) -> Any:
-    """The solver whose steps move the params; ``None`` where there is none.
+def solver_of(
+    estimator: Estimator, problem: Problem, hyper: Hyper, params: Params, data: Data
+) -> Solver | None:
+    """Return the solver whose steps move the params; ``None`` where there is none.
 
     An estimator that chooses another one (``Auto``) may not run the solver that it was given.
     """

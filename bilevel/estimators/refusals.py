@@ -1,7 +1,6 @@
 """Problems that an estimator refuses while it is traced, each with what would cure it."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +40,7 @@ def check_losses(problem: Problem, hyper: Hyper, params: Params, data: Data) -> 
             )
 
 
-def check_visible(name: str, fn: Callable[[PyTree], Any], hyper: Hyper, cure: str) -> None:
+def check_visible(name: str, fn: Callable[[Hyper], PyTree], hyper: Hyper, cure: str) -> None:
     """Raise while tracing if the estimator would return a silent 0 for part of ``hyper``."""
     if blind := unused_leaves(fn, hyper):
         raise ValueError(f"{name}'s hypergradient does not depend on {', '.join(blind)}: {cure}")
@@ -80,7 +79,7 @@ def check_read(
 ) -> None:
     """:func:`check_visible` for estimators that see all that the solver's loop reads."""
 
-    def everything(hyper: Hyper) -> Any:
+    def everything(hyper: Hyper) -> PyTree:
         params, state = start(problem, solver, hyper, lower, data)
         moved = solver.step(inner_loss(problem), params, hyper, data.inner, key, state)
         return params, moved, problem.outer(moved[0], hyper, data.outer)
@@ -93,9 +92,9 @@ def check_read(
 
 
 def unseen_by_minimiser(problem: Problem, hyper: Hyper, params: Params, data: Data) -> list[str]:
-    """Addresses of the hyperparameters that neither the minimiser nor the outer loss depends on."""
+    """Return addresses of hyperparameters on which neither minimiser nor outer loss depends."""
 
-    def everything(hyper: Hyper) -> Any:
+    def everything(hyper: Hyper) -> PyTree:
         outer = jax.value_and_grad(problem.outer)(params, hyper, data.outer)
         return full_gradient(problem, hyper, params, data), outer
 

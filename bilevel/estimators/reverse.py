@@ -11,7 +11,6 @@ al., AISTATS 2019.
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 
@@ -29,8 +28,8 @@ from bilevel.core import (
 from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
-from bilevel.solvers.base import Solver, run, start
-from bilevel.utils import Hyper, Key, Params, PyTree, nbytes, register_node
+from bilevel.solvers.base import Carry, Solver, run, start
+from bilevel.utils import Hyper, Key, Params, PyTree, Scalar, nbytes, register_node
 from bilevel.utils.validation import require_positive_int
 
 MEMORY = ("auto", "full", "checkpoint")
@@ -70,7 +69,7 @@ class Reverse:
     budget: int = 2**28
 
     def __post_init__(self) -> None:
-        """Refuse counts and names out of range."""
+        """Validate the arguments."""
         require_positive_int("Reverse", "steps", self.steps)
         if self.truncate is not None and not 1 <= self.truncate <= self.steps:
             raise ValueError(
@@ -81,7 +80,7 @@ class Reverse:
             raise ValueError(f"Reverse: memory must be one of {MEMORY}, got {self.memory!r}.")
 
     def init(self, params: Params, data: Data) -> InnerState:
-        """The chain's start point; nothing else is carried."""
+        """Return the chain's start point; nothing else is carried."""
         return init_inner_state(params, self.solver.init(params, data.inner))
 
     def step(
@@ -97,7 +96,7 @@ class Reverse:
 
         loss, checkpoints = self._plan(problem, hyper, carry, data, key, tracked)
 
-        def objective(hyper: Hyper) -> Any:
+        def objective(hyper: Hyper) -> tuple[Scalar, Carry]:
             begun = carry if skipped else start(problem, self.solver, hyper, lower, data)
             params, state = self._tracked(
                 loss, hyper, begun, data, key, skipped, tracked, checkpoints
@@ -112,12 +111,12 @@ class Reverse:
         return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
 
     def _plan(
-        self, problem: Problem, hyper: Hyper, carry: Any, data: Data, key: Key, n: int
+        self, problem: Problem, hyper: Hyper, carry: Carry, data: Data, key: Key, n: int
     ) -> tuple[Loss, bool]:
-        """The loss to step on, and whether to checkpoint: as told, or to stay within the budget."""
+        """Return the loss to step on, and whether to checkpoint: as told, or by the budget."""
 
-        def pull_back(loss: Loss) -> Any:
-            def step(hyper: Hyper, params: Params, state: PyTree) -> Any:
+        def pull_back(loss: Loss) -> PyTree:
+            def step(hyper: Hyper, params: Params, state: PyTree) -> Carry:
                 return self.solver.step(loss, params, hyper, data.inner, key, state)
 
             return jax.eval_shape(lambda *args: jax.vjp(step, *args)[1], hyper, *carry)
@@ -137,21 +136,19 @@ class Reverse:
         self,
         loss: Loss,
         hyper: Hyper,
-        carry: Any,
+        carry: Carry,
         data: Data,
         key: Key,
         first: int,
         n: int,
         checkpoints: bool,
-    ) -> tuple[PyTree, PyTree]:
-        """Steps ``first .. first + n - 1``, arranged so that few states are stored."""
+    ) -> Carry:
+        """Run steps ``first .. first + n - 1``, arranged so that few states are stored."""
 
-        def steps(length: int, loop: Any) -> Any:
+        def steps(length: int, loop: tuple) -> tuple:
             k, params, state = loop
-            carry = run(
-                loss, self.solver, hyper, (params, state), data, key,
-                steps=length, first=k,
-            )  # fmt: skip
+            carry = (params, state)
+            carry = run(loss, self.solver, hyper, carry, data, key, steps=length, first=k)
             return (k + length, *carry)
 
         if not checkpoints:

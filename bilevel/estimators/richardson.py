@@ -21,11 +21,11 @@ from bilevel.core import (
     Estimate,
     Evidence,
     InnerState,
-    InverseTime,
     Problem,
     Schedule,
 )
 from bilevel.estimators.base import Estimator
+from bilevel.solvers.base import Solver
 from bilevel.utils import Hyper, Key, Params, dtype, register_node
 
 
@@ -60,11 +60,11 @@ class Richardson:
     estimator: Estimator
 
     def __post_init__(self) -> None:
-        """Refuse an estimator whose step size cannot be doubled."""
+        """Validate the arguments."""
         _require_step_size(self.estimator)
 
     @property
-    def solver(self) -> Any:
+    def solver(self) -> Solver | None:
         """The inner solver at ``2 eta``, which diverges first: :func:`bilevel.tune` asks it why."""
         return getattr(_scaled(self.estimator, 2), "solver", None)
 
@@ -111,7 +111,7 @@ def _require_step_size(estimator: Any) -> None:
     if not callable(getattr(estimator, "step", None)):
         return  # a placeholder: JAX rebuilds estimators around anything
     solver: Any = getattr(estimator, "solver", None)
-    if hasattr(solver, "step_size") and not isinstance(solver.step_size, Schedule | InverseTime):
+    if hasattr(solver, "step_size") and not isinstance(solver.step_size, Schedule):
         return
     found = (
         f"{type(solver).__name__} has {solver.step_size!r}" if hasattr(solver, "step_size")

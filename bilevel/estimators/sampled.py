@@ -9,7 +9,7 @@ al., ICML 2018; Rajeswaran et al., NeurIPS 2019.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,11 @@ from bilevel.solvers.sampling import take
 from bilevel.utils import Hyper, Key, Params, PyTree, register_node, strong, zeros_like
 from bilevel.utils.validation import require_positive_int
 
+T = TypeVar("T")
+
 
 def row(data: Data, key: Key) -> Data:
-    """The task that is one row of ``data``, the same row of both levels, drawn uniformly."""
+    """Return the task that is one row of ``data``, the same row of both levels, drawn uniformly."""
     n, other = examples(data.inner), examples(data.outer)
     if n != other:
         raise ValueError(
@@ -94,7 +96,7 @@ class Sampled:
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse counts out of range and a ``draw`` that cannot be called."""
+        """Validate the arguments."""
         require_positive_int("Sampled", "tasks", self.tasks)
         if self.chunk is not None:
             require_positive_int("Sampled", "chunk", self.chunk)
@@ -105,11 +107,11 @@ class Sampled:
             )
 
     def init(self, params: Params, data: Data) -> InnerState:
-        """The params of a task, and the same again to begin every call with."""
+        """Return the params of a task, and the same again to begin every call with."""
         return init_inner_state(params, (), params)
 
     def first_task(self, data: Data, key: Key) -> Data:
-        """The first of the tasks that a call with this key draws."""
+        """Return the first of the tasks that a call with this key draws."""
         return self._task(data, self._keys(key)[0])
 
     def step(
@@ -163,8 +165,8 @@ class Sampled:
 register_node(Sampled, data_fields=["estimator"], meta_fields=["tasks", "draw", "chunk"])
 
 
-def _map(fn: Any, size: int) -> Any:
-    """``vmap(fn)``, ``size`` entries at a time."""
+def _map(fn: Callable[[Key], T], size: int) -> Callable[[Key], T]:
+    """Return ``vmap(fn)``, ``size`` entries at a time."""
     if size == 1:
         return partial(jax.lax.map, fn)
     return partial(jax.lax.map, fn, batch_size=size)

@@ -10,7 +10,7 @@ minimise the variance of a step.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, start
 from bilevel.utils import (
+    FloatTree,
     Hyper,
     Key,
     Params,
@@ -48,8 +49,8 @@ from bilevel.utils.validation import require_positive_int
 class Memory(NamedTuple):
     """The factors of the derivative: ``state``, a list of leaves, and ``hyper``, like ``hyper``."""
 
-    state: Any
-    hyper: Any
+    state: list[Array] | None
+    hyper: FloatTree | None
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ class UORO:
     steps: int
 
     def __post_init__(self) -> None:
-        """Refuse a count of steps that does nothing."""
+        """Validate the arguments."""
         require_positive_int("UORO", "steps", self.steps)
 
     def init(self, params: Params, data: Data) -> InnerState:
-        """The chain's start point; the derivative is zero."""
+        """Return the chain's start point; the derivative is zero."""
         return init_inner_state(params, self.solver.init(params, data.inner), Memory(None, None))
 
     def step(
@@ -98,10 +99,10 @@ class UORO:
         moving, fixed, merge = partition(carry)
         loss = inner_loss(problem)
 
-        def advance(loop: Any, _: None) -> tuple[Any, None]:
+        def advance(loop: tuple, _: None) -> tuple[tuple, None]:
             k, moving, fixed, factors = loop
 
-            def move(moving: list, hyper: Hyper) -> Any:
+            def move(moving: list[Array], hyper: Hyper) -> tuple[list[Array], list[Array]]:
                 key_k = jax.random.fold_in(key, k)
                 params, state = merge(moving, fixed)
                 moved = self.solver.step(loss, params, hyper, data.inner, key_k, state)
@@ -112,7 +113,7 @@ class UORO:
                 lambda moving: move(moving, hyper), (moving,), (factors.state,), has_aux=True
             )
             pull = jax.vjp(lambda hyper: move(moving, hyper)[0], hyper)[1]
-            factors = _absorb(Memory(tangent, factors.hyper), signs, pull(signs)[0])
+            factors = _update_factors(Memory(tangent, factors.hyper), signs, pull(signs)[0])
             return (k + 1, moved, fixed, factors), None
 
         loop = (jnp.zeros((), jnp.int32), moving, fixed, factors)
@@ -131,9 +132,9 @@ class UORO:
     def _begin(
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> Memory:
-        """The factors carried over; zero; or a sketch of the derivative of ``problem.start``."""
+        """Return the factors as carried; zero; or a sketch of ``problem.start``'s derivative."""
 
-        def initial(hyper: Hyper) -> list:
+        def initial(hyper: Hyper) -> list[Array]:
             return partition(start(problem, self.solver, hyper, lower, data))[0]
 
         if problem.start is None and lower.memory.state is not None:
@@ -143,7 +144,7 @@ class UORO:
         if problem.start is None:
             return none
         signs = _signs(moving, jax.random.fold_in(key, 0))
-        return _absorb(none, signs, pull(signs)[0])
+        return _update_factors(none, signs, pull(signs)[0])
 
 
 register_node(UORO, data_fields=["solver"], meta_fields=["steps"])
@@ -153,8 +154,8 @@ def _signs(like: list, key: Key) -> list:
     return jax.tree.map(lambda x: x[0], dirs.draw(dirs.Random(1), like, key))
 
 
-def _absorb(factors: Memory, signs: list, pulled: PyTree) -> Memory:
-    """``(p s + q nu, r / p + pulled / q)`` with the scales of least variance."""
+def _update_factors(factors: Memory, signs: list, pulled: PyTree) -> Memory:
+    """Return ``(p s + q nu, r / p + pulled / q)`` with the scales of least variance."""
     p = _balance(factors.hyper, factors.state)
     q = _balance(pulled, signs)
     state = jax.tree.map(lambda s, nu: (p * s + q * nu).astype(s.dtype), factors.state, signs)
@@ -163,7 +164,7 @@ def _absorb(factors: Memory, signs: list, pulled: PyTree) -> Memory:
 
 
 def _balance(hyper: Hyper, state: PyTree) -> Array:
-    """``sqrt(|hyper| / |state|)``; 1 where a factor is 0, so that their product is anyway."""
+    """Return ``sqrt(|hyper| / |state|)``; 1 where a factor is 0, as their product is."""
     over, under = norm(hyper), norm(state)
     either = (over == 0) | (under == 0)
     return jnp.where(either, 1, jnp.sqrt(over / jnp.where(either, 1, under)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Loss
-from bilevel.utils import DataTree, Hyper, Params, PyTree, axpy, dtype, vdot
+from bilevel.utils import DataTree, Hyper, Params, Scalar, axpy, dtype, vdot
 
 
 def backtrack(
@@ -13,11 +13,11 @@ def backtrack(
     params: Params,
     hyper: Hyper,
     data: DataTree,
-    direction: PyTree,
-    gradient: PyTree,
-    value: Array,
-) -> Array:
-    """The first of 1, 1/2, 1/4, ... at which a step against ``direction`` decreases enough; ``()``.
+    direction: Params,
+    gradient: Params,
+    value: Scalar,
+) -> Scalar:
+    """Return the first of 1, 1/2, 1/4, ... with which ``direction`` decreases enough; ``()``.
 
     Enough is ``1e-4`` of what the slope promises (Armijo), up to the rounding of the loss, which
     is ``value`` at ``params``.

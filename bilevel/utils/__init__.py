@@ -24,6 +24,8 @@ from bilevel.utils.trees import (
     zeros_like,
 )
 from bilevel.utils.types import (
+    Bool,
+    Count,
     Counter,
     DataTree,
     Flag,
@@ -37,9 +39,13 @@ from bilevel.utils.types import (
     Params,
     PyTree,
     Scalar,
+    Scalars,
+    Shaped,
 )
 
 __all__ = [
+    "Bool",
+    "Count",
     "Counter",
     "DataTree",
     "Flag",
@@ -53,6 +59,8 @@ __all__ = [
     "Params",
     "PyTree",
     "Scalar",
+    "Scalars",
+    "Shaped",
     "all_finite",
     "axpy",
     "basis",

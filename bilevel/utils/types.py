@@ -4,8 +4,7 @@ They are those of `jaxtyping <https://docs.kidger.site/jaxtyping>`_ where it is 
 ``jaxtyping.install_import_hook("bilevel", ...)`` checks every call at run time. The library itself
 needs JAX, optax and NumPy only: without jaxtyping ``Float[Array, "n d"]`` is plain ``Array``.
 
-``Float[Array, ""]`` is a scalar, ``"n d"`` a matrix, ``"*batch"`` a scalar that ``vmap`` may have
-given leading axes, ``"..."`` any shape.
+``Float[Array, ""]`` is a scalar, ``"n d"`` a matrix, ``"..."`` any shape.
 """
 
 from typing import TYPE_CHECKING, TypeAlias
@@ -17,6 +16,7 @@ __all__ = [
     "Array",
     "ArrayLike",
     "Bool",
+    "Count",
     "Counter",
     "DataTree",
     "Flag",
@@ -31,6 +31,7 @@ __all__ = [
     "PyTree",
     "Real",
     "Scalar",
+    "Scalars",
     "Shaped",
 ]
 
@@ -60,10 +61,12 @@ else:
         Bool = Float = Int = Real = Shaped
         Key = Array
 
-# The words of this library: scalars; numbers that a user sets; trees of floats, those that have one
-# structure within a call (params, hyperparameters), those that a user may give; examples.
+# The words of this library: scalars, and those that ``vmap`` may have given leading axes; numbers
+# that a user sets; trees of floats: any, of one structure within a call, from a user; examples.
 Scalar: TypeAlias = Float[Array, ""]
 Counter: TypeAlias = Int[Array, ""]
+Scalars: TypeAlias = Float[Array, "..."]
+Count: TypeAlias = int | Int[Array, "..."]
 Flag: TypeAlias = Bool[Array, ""]
 Number: TypeAlias = int | float | Real[Array, "..."]
 FloatTree: TypeAlias = PyTree[Float[Array, "..."]]
