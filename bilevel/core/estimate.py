@@ -41,10 +41,10 @@ class Evidence:
     counts : :class:`Counts` of oracle calls.
     """
 
-    inner_residual: Scalars | None = None
-    linear_residual: Scalars | None = None
-    standard_error: FloatTree | None = None
-    bias: FloatTree | None = None
+    inner_residual: FloatTree = None
+    linear_residual: FloatTree = None
+    standard_error: FloatTree = None
+    bias: FloatTree = None
     counts: Counts = Counts()
 
 
@@ -72,7 +72,7 @@ class InnerState:
     params: Params
     solver_state: PyTree
     memory: PyTree = None
-    reference: Scalars | float = 0.0
+    reference: Scalars = 0.0  # pyright: ignore[reportAssignmentType]
 
 
 for _node in (Evidence, Estimate, InnerState):

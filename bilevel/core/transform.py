@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import optax
@@ -98,7 +98,7 @@ def as_pytree(owner: str, tx: PyTree) -> PyTree:
     return tx
 
 
-def _sees_hyper(setting: object) -> bool:
+def _sees_hyper(setting: object) -> TypeGuard[Schedule]:
     return isinstance(setting, Schedule) and setting.sees_hyper
 
 

@@ -70,7 +70,7 @@ def adjoint_system(
     data: Data,
     *,
     damping: Number | None,
-    step: Number | None,
+    step: Number,
     key: Key,
 ) -> System:
     """Return the system at ``params``; a proximal part is seen through steps of size ``step``."""
@@ -146,14 +146,14 @@ def proximal_step(
     state: PyTree,
     data: Data,
     key: Key,
-) -> tuple[Number | None, int | Counter]:
+) -> tuple[Number, int | Counter]:
     """Return ``(s, products used)``: about the solver's own step, or 1 / the measured curvature.
 
     At the minimiser every ``s`` gives the same answer; near it, one of this size finds the support
-    best.
+    best. A smooth problem does not look at it.
     """
     if problem.prox is None:
-        return None, 0
+        return 1.0, 0
     if isinstance(solver, DeclaresStability):
         return 2 / jnp.min(solver.max_curvature(hyper, state)), 0
     _, hessian = _hessian(problem.inner, hyper, params, data.inner)
@@ -180,7 +180,7 @@ def _hessian(loss: Loss, hyper: Hyper, params: Params, data: DataTree) -> tuple[
 
 
 def _restrict(
-    hessian: Operator, d: Callable[[PyTree], PyTree], step: Number | None, support: PyTree
+    hessian: Operator, d: Callable[[PyTree], PyTree], step: Number, support: PyTree
 ) -> Operator:
     """Return ``K = D (I - D) / s + D H D`` in place of ``H``."""
 

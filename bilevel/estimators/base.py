@@ -12,6 +12,7 @@ from bilevel.solvers.base import Solver
 from bilevel.utils import Hyper, Key, Number, Params, PyTree, strong
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """How the lower level moves and how ``d outer / d hyper`` is formed: two methods.
 

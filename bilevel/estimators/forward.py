@@ -162,8 +162,8 @@ class Forward:
 
         def one(_: Carry, first: Array) -> tuple[Carry, Array]:
             some = dirs.chunk(self.directions, drawn, hyper, first, rows)
-            along, params, state, _ = slopes(None, some)
-            return (params, state), along
+            found = slopes(None, some)
+            return (found[1], found[2]), found[0]
 
         begun = lower.params, lower.solver_state
         (params, state), along = jax.lax.scan(one, begun, jnp.arange(0, m, rows))

@@ -221,4 +221,5 @@ def _require_constant(solver: Solver | None) -> SGD | None:
             f"Predicted has no theory for this solver: {wrong}. Replicated(estimator, n) measures "
             "the noise of any."
         )
+    assert isinstance(solver, SGD)
     return solver

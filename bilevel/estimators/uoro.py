@@ -49,8 +49,8 @@ from bilevel.utils.validation import require_positive_int
 class Memory(NamedTuple):
     """The factors of the derivative: ``state``, a list of leaves, and ``hyper``, like ``hyper``."""
 
-    state: list[Array] | None
-    hyper: FloatTree | None
+    state: FloatTree
+    hyper: FloatTree
 
 
 @dataclass(frozen=True)

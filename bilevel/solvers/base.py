@@ -27,6 +27,7 @@ Carry: TypeAlias = tuple[Params, PyTree]  # params and solver state
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Solver(Protocol):
     """How ``params`` move: two methods, differentiable in ``params`` and ``hyper``.
 

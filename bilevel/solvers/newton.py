@@ -34,7 +34,7 @@ from bilevel.utils import (
 from bilevel.utils.validation import require_tolerance
 
 # The first gradient's norm and whether to stop; nothing without a tolerance.
-State: TypeAlias = tuple[()] | tuple[Scalar, Flag]
+State: TypeAlias = tuple[Scalar | Flag, ...]
 
 
 @dataclass(frozen=True)

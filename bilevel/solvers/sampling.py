@@ -16,7 +16,7 @@ from bilevel.utils.validation import require_positive_int
 
 SAMPLINGS = ("iid", "epoch")
 Lazy: TypeAlias = Callable[[], Key]
-SamplerState: TypeAlias = tuple[()] | tuple[Int[Array, " n"], Counter]  # permutation, position
+SamplerState: TypeAlias = tuple[Int[Array, "..."], ...]  # permutation, position
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class SGD:
         count, velocity, sampler = state
         batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
         direction = jax.grad(loss)(params, hyper, batch)
-        if velocity is not None:
+        if self.momentum is not None:
             momentum = evaluate(self.momentum, count, hyper)
             velocity = axpy(momentum, velocity, direction)
             direction = axpy(momentum, velocity, direction) if self.nesterov else velocity

@@ -88,8 +88,8 @@ class SVRG:
 
     def refresh(self, state: State) -> State:
         """Return the same state, its snapshot due."""
-        count, age, *rest = state
-        return count, jnp.zeros_like(age), *rest
+        count, age, snapshot, full, sampler = state
+        return count, jnp.zeros_like(age), snapshot, full, sampler
 
     def step(
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: State

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.tree_util import PyTreeDef
 from jax.typing import ArrayLike
 
 from bilevel.utils import Number, PyTree, is_traced
@@ -18,6 +17,7 @@ from bilevel.utils.validation import where
 Value: TypeAlias = ArrayLike  # of the user, not checked yet
 
 
+@runtime_checkable
 class Space(Protocol):
     """Where one array of hyperparameters lives; static and hashable.
 
@@ -70,22 +70,22 @@ class Free:
     3.0
     """
 
-    def natural(self, free: Value) -> Value:
+    def natural(self, free: Array) -> Array:
         """Return it as it is."""
         return free
 
-    def free(self, natural: Value) -> Value:
+    def free(self, natural: Array) -> Array:
         """Return it as it is."""
         return natural
 
-    def admit(self, free: Value) -> Value:
+    def admit(self, free: Array) -> Array:
         """Return it as it is."""
         return free
 
     def fault(self, natural: Value) -> None:
         """Return ``None``: every value is inside."""
 
-    def covector(self, free: Value, grad: Value) -> Value:
+    def covector(self, free: Array, grad: Array) -> Array:
         """Return it as it is."""
         return grad
 
@@ -108,7 +108,7 @@ class Spaces:
     """
 
     leaves: tuple[Space, ...]
-    structure: PyTreeDef
+    structure: PyTree
 
     @classmethod
     def of(cls, tree: PyTree) -> "Spaces":
@@ -190,7 +190,7 @@ def around(uniform: Array, free: Array, spread: Number) -> Array:
     return (free + spread * (2 * uniform - 1)).astype(free.dtype)
 
 
-def clip_through(x: Array, low: ArrayLike, high: ArrayLike) -> Array:
+def clip_through(x: Array | np.ndarray, low: ArrayLike, high: ArrayLike) -> Array:
     """Return ``clip(x, low, high)`` with the slope of ``x``: for what rounding puts outside."""
     return jax.lax.stop_gradient(jnp.clip(x, low, high)) + (x - jax.lax.stop_gradient(x))
 

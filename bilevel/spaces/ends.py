@@ -67,7 +67,7 @@ class Ends:
         )
 
 
-def ends(owner: str, low: ArrayLike, high: ArrayLike, closed: bool | str) -> Ends:
+def ends(owner: str, low: ArrayLike | Nested, high: ArrayLike | Nested, closed: bool | str) -> Ends:
     """Return both ends, checked and hashable.
 
     Raises
@@ -89,7 +89,7 @@ def ends(owner: str, low: ArrayLike, high: ArrayLike, closed: bool | str) -> End
     return Ends(_hashable(low), _hashable(high), open_low, open_high)
 
 
-def _hashable(values: ArrayLike) -> Nested:
+def _hashable(values: ArrayLike | Nested) -> Nested:
     listed = np.asarray(values, float).tolist()
 
     def tuples(x: float | list) -> Nested:

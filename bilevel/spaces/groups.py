@@ -1,7 +1,8 @@
 """Spaces of several entries together: weights that sum to one, and entries that are equal."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,9 @@ class Simplex:
         return self.admit(jnp.log(-jnp.log(jnp.clip(uniform, least, 1 - least))).astype(free.dtype))
 
 
+Label: TypeAlias = int | str | np.generic | Array
+
+
 @dataclass(frozen=True)
 class Tied:
     """Entries along the last axis that are equal within groups: one coordinate per group.
@@ -94,12 +98,12 @@ class Tied:
     Array([1.  , 1.  , 2.72], dtype=float32)
     """
 
-    groups: Sequence[Hashable]
+    groups: Sequence[Label]
     space: Space = Free()
 
     def __post_init__(self) -> None:
         """Number the groups in order of appearance."""
-        labels = [g.item() if hasattr(g, "item") else g for g in self.groups]
+        labels = [g.item() if isinstance(g, np.generic | jax.Array) else g for g in self.groups]
         if not labels or not hasattr(self.space, "natural"):
             raise ValueError(
                 "Tied needs the group of each entry and a space, such as Tied((0, 0, 1), Log()), "

@@ -245,6 +245,6 @@ def _slope(space: Space, free: Array) -> Array:
     return jax.jvp(space.natural, (free,), (jnp.ones_like(free),))[1]
 
 
-def _unsoftplus(y: Array) -> Array:
+def _unsoftplus(y: Array | np.ndarray) -> Array:
     """Return the ``x`` with ``log(1 + exp(x)) = y``."""
-    return y + jnp.log(-jnp.expm1(-y))
+    return jnp.log(-jnp.expm1(-y)) + y

@@ -33,7 +33,7 @@ def register_node(
     def flatten(x: object) -> tuple[Fields, Fields]:
         return tuple(getattr(x, name) for name in data), tuple(getattr(x, name) for name in meta)
 
-    def with_keys(x: object) -> tuple[tuple[tuple[GetAttrKey, object], ...], Fields]:
+    def with_keys(x: object) -> tuple[tuple, Fields]:
         children, static = flatten(x)
         return tuple(zip(keys, children, strict=True)), static
 

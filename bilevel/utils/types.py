@@ -70,7 +70,11 @@ Count: TypeAlias = int | Int[Array, "..."]
 Flag: TypeAlias = Bool[Array, ""]
 Number: TypeAlias = int | float | Real[Array, "..."]
 FloatTree: TypeAlias = PyTree[Float[Array, "..."]]
-Params: TypeAlias = PyTree[Float[Array, "..."], " P"]
-Hyper: TypeAlias = PyTree[Float[Array, "..."], " H"]
 FloatTreeLike: TypeAlias = PyTree[Float[ArrayLike, "..."]]
 DataTree: TypeAlias = PyTree[Shaped[ArrayLike, "..."]]
+if TYPE_CHECKING:  # which would look for a class of the structure's name
+    Params: TypeAlias = PyTree
+    Hyper: TypeAlias = PyTree
+else:
+    Params = PyTree[Float[Array, "..."], " P"]
+    Hyper = PyTree[Float[Array, "..."], " H"]

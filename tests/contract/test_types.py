@@ -25,7 +25,8 @@ sys.modules["checker"] = sys
 sys.checked = checked
 dtype = sys.argv[1]
 jax.config.update("jax_enable_x64", dtype == "float64")
-with jaxtyping.install_import_hook("bilevel", "checker.checked"):
+rooms = ["utils", "core", "spaces", "solvers", "estimators"]
+with jaxtyping.install_import_hook([f"bilevel.{room}" for room in rooms], "checker.checked"):
     import bilevel as bl
 
 import jax.numpy as jnp
@@ -55,9 +56,15 @@ for estimator in (
     bl.OneStep(sgd, 4), bl.Penalty(bl.GradientDescent(0.1), 3), bl.Evolution(sgd, 2, pairs=2),
     bl.PES(sgd, 2, pairs=2), bl.UORO(sgd, 3), bl.Auto(), bl.Predicted(bl.Reverse(bl.SGD(0.1), 2)),
 ):
-    estimate, state = bl.hypergradient(problem, estimator, hyper, params, data, key)
-    estimate, state = bl.hypergradient(problem, estimator, hyper, params, data, key, state=state)
+    # Calls are checked while they are traced, so none of these is compiled.
+    def twice(hyper, params, key):
+        _, state = bl.hypergradient(problem, estimator, hyper, params, data, key)
+        return bl.hypergradient(problem, estimator, hyper, params, data, key, state=state)[0]
+
+    estimate = jax.eval_shape(twice, hyper, params, key)
     assert estimate.grad.dtype == dtype and estimate.grad.shape == (), estimator
+estimate, _ = bl.hypergradient(problem, bl.ClosedForm(), hyper, params, data, key)
+assert np.isfinite(estimate.grad)
 bl.solve(problem, sgd, -1.0, params, data, key, steps=2)
 
 def refused(fn, *arguments):
