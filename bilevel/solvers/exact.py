@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from bilevel.core import Data, Problem
 from bilevel.linear import CG
 from bilevel.solvers.line_search import backtrack
-from bilevel.solvers.newton import newton_direction
-from bilevel.utils import Counter, Flag, Hyper, Params, Scalar, axpy, dtype, vdot
+from bilevel.solvers.newton import Matvec, newton_direction
+from bilevel.utils import Counter, Flag, Hyper, Params, Scalar, axpy, dtype, vdot, zeros_like
 
 # Params; gradient, direction and slope there; whether the last step is done; the count of steps.
 Carry: TypeAlias = tuple[Params, tuple[Params, Params, Scalar], Flag, Counter]
@@ -30,14 +30,18 @@ def minimise(
     Stops when the loss that a step would gain is below the rounding of the loss squared, one step
     later, or after ``steps``. A direction of negative curvature is replaced by the gradient.
     """
-    linear, key = CG(tol=1e-3), jax.random.key(0)  # CG draws nothing
+    linear = CG(tol=1e-3)
+
+    def solve(matvec: Matvec, b: Params) -> Params:
+        return linear.solve(matvec, b, zeros_like(b)).x
+
     eps = jnp.finfo(dtype(params)).eps
 
     def look(params: Params) -> tuple[Params, Params, Scalar]:
         """Return the gradient, a direction to step against, and the slope along it."""
         slopes = jax.grad(lambda w: problem.inner(w, hyper, data.inner))
         gradient, hvp = jax.linearize(slopes, params)
-        direction = newton_direction(linear, hvp, gradient, key)
+        direction = newton_direction(solve, hvp, gradient)
         return gradient, direction, vdot(direction, gradient)
 
     def unfinished(carry: Carry) -> Flag:

@@ -62,6 +62,18 @@ class State(NamedTuple):
     stale: Flag
 
 
+# One loop is a whole step of L-BFGS, because each call site of the loss is a copy of it to compile:
+#
+#   stale (a new hyper)        fresh: value and gradient at w are known
+#          |                              |
+#   evaluate at w -- begin -->  evaluate at w + t d  <--+
+#                               narrow the bracket      |  Wolfe not met, trials left
+#                                         |  -----------+
+#                               accept w + t d, remember the pair; or fail
+#
+# `first` is the turn that only evaluates at w, `later` one that judges a trial; after
+# either, `at` is the next trial. A fresh step enters at its first trial.
+#
 # Value at w, direction, gradient at w, where to evaluate next, search, whether w is not evaluated.
 Turn: TypeAlias = tuple[Scalar, Vector, Vector, Vector, Search, Flag]
 
@@ -142,17 +154,6 @@ class LBFGS:
         self, evaluate: Callable[[Vector], tuple[Scalar, Vector]], w: Vector, state: State
     ) -> tuple[Vector, State]:
         """Take one step; ``evaluate`` has a single call site, which keeps the program small."""
-        # One loop is the whole step, because each call site of the loss is a copy of it to compile:
-        #
-        #   stale (a new hyper)        fresh: value and gradient at w are known
-        #          |                              |
-        #   evaluate at w -- begin -->  evaluate at w + t d  <--+
-        #                               narrow the bracket      |  Wolfe not met, trials left
-        #                                         |  -----------+
-        #                               accept w + t d, remember the pair; or fail
-        #
-        # `first` is the turn that only evaluates at w, `later` one that judges a trial; after
-        # either, `at` is the next trial. A fresh step enters at its first trial.
         infinite, nothing = jnp.full((), jnp.inf, w.dtype), jnp.zeros((), w.dtype)
 
         def begin(value: Scalar, gradient: Vector) -> tuple[Vector, Search]:

@@ -33,6 +33,7 @@ from bilevel.utils import (
 )
 from bilevel.utils.validation import require_tolerance
 
+Matvec: TypeAlias = Callable[[Params], Params]
 # The first gradient's norm and whether to stop; nothing without a tolerance.
 State: TypeAlias = tuple[Scalar | Flag, ...]
 
@@ -115,8 +116,11 @@ class Newton:
         linearised: tuple = jax.linearize(slopes, params, has_aux=True)
         gradient, hvp, value = linearised
 
+        def solve(matvec: Matvec, b: Params) -> Params:
+            return self.linear.solve(matvec, b, zeros_like(b), key).x
+
         def move() -> Params:
-            direction = newton_direction(self.linear, hvp, gradient, key)
+            direction = newton_direction(solve, hvp, gradient)
             at = jax.lax.stop_gradient((params, hyper, data, direction, gradient, value))
             return axpy(-backtrack(loss, *at), direction, params)
 
@@ -127,13 +131,9 @@ register_node(Newton, data_fields=["linear", "tol"], meta_fields=[])
 
 
 def newton_direction(
-    linear: LinearSolver, hvp: Callable[[Params], Params], gradient: Params, key: Key
+    solve: Callable[[Matvec, Params], Params], hvp: Matvec, gradient: Params
 ) -> Params:
     """Return ``H^{-1} gradient``; the gradient where that is not a direction of descent."""
-
-    def solve(matvec: Callable[[Params], Params], b: Params) -> Params:
-        return linear.solve(matvec, b, zeros_like(b), key).x
-
     newton = jax.lax.custom_linear_solve(hvp, gradient, solve, symmetric=True)
     # Where the gradient is 0 the Newton step is 0 too, but has its own derivative.
     not_descent = (vdot(newton, gradient) <= 0) & (vdot(gradient, gradient) > 0)

@@ -1,6 +1,6 @@
 """Argument checks shared by the package: what, where, what was expected, the likely cure."""
 
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,20 @@ from jax.typing import ArrayLike
 
 from bilevel.utils.trees import PyTree, is_inexact, is_traced, size
 
-if TYPE_CHECKING:
-    from bilevel.core import Problem
+
+@runtime_checkable
+class Parts(Protocol):
+    """What of a problem is looked at here: its parts beside the two losses."""
+
+    @property
+    def start(self) -> object:
+        """``Problem.start``."""
+        ...
+
+    @property
+    def prox(self) -> object:
+        """``Problem.prox``."""
+        ...
 
 
 def where(name: str, path: KeyPath) -> str:
@@ -98,7 +110,7 @@ def require_tolerance(owner: str, tol: object) -> None:
         raise ValueError(f"{owner}: tol must lie in [0, 1), got {tol}.")
 
 
-def require_smooth(owner: str, problem: "Problem") -> None:
+def require_smooth(owner: str, problem: Parts) -> None:
     """Raise if the inner problem is more than the minimisation of a smooth loss."""
     if problem.start is not None:
         raise ValueError(
@@ -112,7 +124,7 @@ def require_smooth(owner: str, problem: "Problem") -> None:
         )
 
 
-def require_plain(owner: str, problem: "Problem") -> None:
+def require_plain(owner: str, problem: Parts) -> None:
     """Raise if the params do not simply go on from call to call by gradients of a smooth loss."""
     if problem.start is not None:
         raise ValueError(
