@@ -21,7 +21,7 @@ from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner
 from bilevel.estimators.base import Estimator, init_filled
 from bilevel.estimators.closed_form import ClosedForm
 from bilevel.estimators.implicit import Implicit
-from bilevel.estimators.refusals import unseen_by_minimiser
+from bilevel.estimators.refusals import unused_by_minimiser
 from bilevel.estimators.reverse import Reverse
 from bilevel.linear import CG
 from bilevel.solvers.base import Solver
@@ -94,8 +94,8 @@ class Auto:
         """Return what will run, and why."""
         d, tol = size(params), self._residual(params)
         linear = CG(tol=tol)
-        if blind := unseen_by_minimiser(problem, hyper, params, data):
-            why = f"the inner minimiser does not depend on {', '.join(blind)}"
+        if unused := unused_by_minimiser(problem, hyper, params, data):
+            why = f"the inner minimiser does not depend on {', '.join(unused)}"
             return Choice(Reverse(self._given(why), self.steps), None, f"Reverse: {why}")
         if problem.prox is not None:
             why = "the problem has a non-smooth part"
@@ -122,7 +122,7 @@ class Auto:
     ) -> tuple[Estimate, InnerState]:
         """Take a step of the chosen estimator, and of its fallback if need be."""
         choice = self.choose(problem, hyper, lower.params, data)
-        lower = self._begun(choice.estimator, problem, hyper, lower, data, key)
+        lower = self._init_chosen(choice.estimator, problem, hyper, lower, data, key)
         estimate, after = choice.estimator.step(problem, hyper, lower, data, key)
         if choice.fallback is None:
             return estimate, after
@@ -151,7 +151,7 @@ class Auto:
             )
         return self.solver
 
-    def _begun(
+    def _init_chosen(
         self,
         chosen: Estimator,
         problem: Problem,
@@ -161,11 +161,11 @@ class Auto:
         key: Key,
     ) -> InnerState:
         """Return the chosen estimator's own state until a first call has measured the reference."""
-        begun = init_filled(problem, chosen, hyper, lower.params, data, key)
+        initial = init_filled(problem, chosen, hyper, lower.params, data, key)
         if lower.solver_state is None:
-            return begun
+            return initial
         carried = lower.reference > 0
-        return jax.tree.map(lambda new, old: jnp.where(carried, old, new), begun, lower)
+        return jax.tree.map(lambda new, old: jnp.where(carried, old, new), initial, lower)
 
 
 register_node(Auto, data_fields=["tolerance", "solver"], meta_fields=["steps"])

@@ -165,8 +165,8 @@ class Forward:
             found = slopes(None, some)
             return (found[1], found[2]), found[0]
 
-        begun = lower.params, lower.solver_state
-        (params, state), along = jax.lax.scan(one, begun, jnp.arange(0, m, rows))
+        initial = lower.params, lower.solver_state
+        (params, state), along = jax.lax.scan(one, initial, jnp.arange(0, m, rows))
         return along.reshape(-1)[:m], params, state
 
     def _twin(

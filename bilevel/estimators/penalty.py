@@ -96,10 +96,10 @@ class Penalty:
         free = jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
 
         def hypergrad(gamma: Number, params: Params) -> Hyper:
-            held = jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
+            penalised = jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
             direct = jax.grad(problem.outer, argnums=1)(params, hyper, data.outer)
             return jax.tree.map(
-                lambda d, a, b: (d + gamma * (a - b)).astype(d.dtype), direct, held, free
+                lambda d, a, b: (d + gamma * (a - b)).astype(d.dtype), direct, penalised, free
             )
 
         grad, rough = (

@@ -43,7 +43,7 @@ def chain(
     ``average`` steps if that is positive.
     """
     loss = inner_loss(problem)
-    carry, tangents = _begin(problem, solver, hyper, lower, tangents, directions, data)
+    carry, tangents = _init_tangents(problem, solver, hyper, lower, tangents, directions, data)
     if late:
         carry = run(loss, solver, hyper, carry, data, key, steps=late)
     moving, fixed, merge = partition(carry)
@@ -91,7 +91,7 @@ def contract(tangents: list[Array], cotangent: Params) -> Float[Array, " m"]:
     return jnp.sum(jnp.stack(products), axis=0)
 
 
-def _begin(
+def _init_tangents(
     problem: Problem,
     solver: Solver,
     hyper: Hyper,

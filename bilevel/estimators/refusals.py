@@ -1,4 +1,4 @@
-"""Problems that an estimator refuses while it is traced, each with what would cure it."""
+"""Checks of problems while an estimator is traced, each with what would cure it."""
 
 from collections.abc import Callable
 
@@ -40,10 +40,10 @@ def check_losses(problem: Problem, hyper: Hyper, params: Params, data: Data) -> 
             )
 
 
-def check_visible(name: str, fn: Callable[[Hyper], PyTree], hyper: Hyper, cure: str) -> None:
+def check_dependence(name: str, fn: Callable[[Hyper], PyTree], hyper: Hyper, cure: str) -> None:
     """Raise while tracing if the estimator would return a silent 0 for part of ``hyper``."""
-    if blind := unused_leaves(fn, hyper):
-        raise ValueError(f"{name}'s hypergradient does not depend on {', '.join(blind)}: {cure}")
+    if unused := unused_leaves(fn, hyper):
+        raise ValueError(f"{name}'s hypergradient does not depend on {', '.join(unused)}: {cure}")
 
 
 def check_unrolled(
@@ -55,7 +55,7 @@ def check_unrolled(
     data: Data,
     key: Key,
 ) -> None:
-    """:func:`check_visible` for estimators that differentiate the solver's steps."""
+    """Raise as :func:`check_dependence` does, also where steps must not be differentiated."""
     reason = None
     if isinstance(solver, NotUnrollable):
         reason = solver.why_not_unrolled(lower.solver_state)
@@ -77,7 +77,7 @@ def check_read(
     data: Data,
     key: Key,
 ) -> None:
-    """:func:`check_visible` for estimators that see all that the solver's loop reads."""
+    """Raise as :func:`check_dependence` does, for all that the solver's loop reads."""
 
     def everything(hyper: Hyper) -> PyTree:
         params, state = start(problem, solver, hyper, lower, data)
@@ -88,10 +88,10 @@ def check_read(
         "neither problem.inner, problem.outer, problem.start nor the solver's step reads it, so "
         "its hypergradient would be a silent 0. Use it in the problem, or remove it from hyper."
     )
-    check_visible(name, everything, hyper, cure)
+    check_dependence(name, everything, hyper, cure)
 
 
-def unseen_by_minimiser(problem: Problem, hyper: Hyper, params: Params, data: Data) -> list[str]:
+def unused_by_minimiser(problem: Problem, hyper: Hyper, params: Params, data: Data) -> list[str]:
     """Return addresses of hyperparameters on which neither minimiser nor outer loss depends."""
 
     def everything(hyper: Hyper) -> PyTree:
@@ -102,10 +102,10 @@ def unseen_by_minimiser(problem: Problem, hyper: Hyper, params: Params, data: Da
 
 
 def check_minimiser(name: str, problem: Problem, hyper: Hyper, params: Params, data: Data) -> None:
-    """:func:`check_visible` for estimators that see what the inner minimiser depends on."""
-    if blind := unseen_by_minimiser(problem, hyper, params, data):
+    """Raise as :func:`check_dependence` does, for what the minimiser depends on."""
+    if names := unused_by_minimiser(problem, hyper, params, data):
         raise ValueError(
-            f"{name}'s hypergradient does not depend on {', '.join(blind)}: neither does the inner "
+            f"{name}'s hypergradient does not depend on {', '.join(names)}: neither does the inner "
             "minimiser (a step size, a start point, or nothing at all), and the entry would be a "
             "silent 0. Use Forward or Reverse, which differentiate the solver's steps."
         )

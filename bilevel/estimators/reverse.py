@@ -97,9 +97,9 @@ class Reverse:
         loss, checkpoints = self._plan(problem, hyper, carry, data, key, tracked)
 
         def objective(hyper: Hyper) -> tuple[Scalar, Carry]:
-            begun = carry if skipped else start(problem, self.solver, hyper, lower, data)
+            initial = carry if skipped else start(problem, self.solver, hyper, lower, data)
             params, state = self._tracked(
-                loss, hyper, begun, data, key, skipped, tracked, checkpoints
+                loss, hyper, initial, data, key, skipped, tracked, checkpoints
             )
             return problem.outer(params, hyper, data.outer), (params, state)
 

@@ -122,8 +122,8 @@ class Sampled:
 
         def one(key: Key) -> tuple[Estimate, PyTree]:
             task = self._task(data, key)
-            begun = strong(self.estimator.init(params, task))
-            estimate, after = self.estimator.step(problem, hyper, begun, task, key)
+            initial = strong(self.estimator.init(params, task))
+            estimate, after = self.estimator.step(problem, hyper, initial, task, key)
             return estimate, after.params
 
         keys = self._keys(key)
@@ -137,9 +137,9 @@ class Sampled:
             error = jax.tree.map(lambda x: jnp.std(x, 0, ddof=1) / self.tasks**0.5, every.grad)
 
         end = jax.tree.map(lambda x: x[0], ends)
-        begun = params if problem.start is None else problem.start(hyper, params)
+        initial = params if problem.start is None else problem.start(hyper, params)
         task, unknown = self.first_task(data, key), zeros_like(lower.reference)
-        residual, _ = progress(problem, hyper, begun, end, task, unknown)
+        residual, _ = progress(problem, hyper, initial, end, task, unknown)
         counts = Counts(*(jnp.sum(x, dtype=jnp.int32) for x in every.evidence.counts))
         evidence = Evidence(
             residual,

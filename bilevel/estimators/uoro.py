@@ -95,7 +95,7 @@ class UORO:
         # Step k uses fold_in(key, k), k < steps: the signs must not repeat those keys.
         signs_by = jax.random.fold_in(key, self.steps)
         before, _ = carry = start(problem, self.solver, hyper, lower, data)
-        factors = self._begin(problem, hyper, lower, data, signs_by)
+        factors = self._init_factors(problem, hyper, lower, data, signs_by)
         moving, fixed, merge = partition(carry)
         loss = inner_loss(problem)
 
@@ -129,7 +129,7 @@ class UORO:
         estimate = Estimate(value, grad, Evidence(inner_residual=residual, counts=counts))
         return estimate, InnerState(params, state, factors, reference)
 
-    def _begin(
+    def _init_factors(
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> Memory:
         """Return the factors as carried; zero; or a sketch of ``problem.start``'s derivative."""

@@ -81,8 +81,8 @@ class External:
         """
 
         def call(_: object, out: PyTree, *buffers: PyTree) -> None:
-            found = self._checked(*jax.tree.map(read_only, buffers))
-            jax.tree.map(fill, out, found)
+            moved = self._checked(*jax.tree.map(read_only, buffers))
+            jax.tree.map(fill, out, moved)
 
         return buffer_callback(call, _shapes(arguments[0]), vmap_method="sequential")(*arguments)
 
@@ -99,11 +99,11 @@ class External:
         return jax.tree.map(jax.lax.bitcast_convert_type, moved, dtypes[0])
 
     def _checked(self, params: Params, hyper: Hyper, data: DataTree) -> PyTree:
-        found = jax.tree.map(np.asarray, self.fn(params, hyper, data))
-        if jax.tree.structure(found) == jax.tree.structure(params):
-            found = jax.tree.map(lambda x, w: x.astype(w.dtype), found, params)
-        validation.require_same("what External.fn returned", found, "params", params)
-        return found
+        moved = jax.tree.map(np.asarray, self.fn(params, hyper, data))
+        if jax.tree.structure(moved) == jax.tree.structure(params):
+            moved = jax.tree.map(lambda x, w: x.astype(w.dtype), moved, params)
+        validation.require_same("what External.fn returned", moved, "params", params)
+        return moved
 
 
 register_node(External, data_fields=[], meta_fields=["fn"])
@@ -120,9 +120,9 @@ def read_only(buffer: ArrayLike) -> np.ndarray:
     return array
 
 
-def fill(out: ArrayLike, found: np.ndarray) -> None:
-    """Write ``found`` into a buffer of XLA's."""
-    np.asarray(out)[...] = found
+def fill(out: ArrayLike, values: np.ndarray) -> None:
+    """Write ``values`` into a buffer of XLA's."""
+    np.asarray(out)[...] = values
 
 
 # JAX runs a pure callback in a thread of its own, where `jax.enable_x64` does not hold: there it
