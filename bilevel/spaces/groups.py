@@ -37,7 +37,12 @@ class Simplex:
     def admit(self, free: Array) -> Array:
         """Return coordinates not so far below the largest that the softmax would be 0."""
         least = np.log(4 * float(jnp.finfo(free.dtype).tiny) * free.shape[-1])
-        return jnp.maximum(free, jnp.max(free, axis=-1, keepdims=True) + least)
+        top = jnp.max(free, axis=-1, keepdims=True)
+        low = top + least
+        # Beside a large number the sum is rounded, and must not be rounded to below `least`.
+        at, end = jax.lax.stop_gradient((low, top))
+        low = low + jnp.where(at - end < least, jnp.nextafter(at, end) - at, 0)
+        return jnp.maximum(free, low)
 
     def fault(self, natural: Value) -> str | None:
         """Return what is wrong: not positive, or of another sum; only rounding is forgiven."""
@@ -115,7 +120,7 @@ class Tied:
     @property
     def _first(self) -> np.ndarray:
         """Return the first entry of each group."""
-        return np.unique(self.groups, return_index=True)[1]
+        return np.unique(np.asarray(self.groups), return_index=True)[1]
 
     def natural(self, free: Array) -> Array:
         """Return each entry as its group's number."""
@@ -142,7 +147,7 @@ class Tied:
 
     def covector(self, free: Array, grad: Array) -> Array:
         """Return the gradient shared out evenly within each group."""
-        sizes = np.bincount(self.groups)
+        sizes = np.bincount(np.asarray(self.groups))
         return (self.space.covector(free, grad) / sizes)[..., np.asarray(self.groups)]
 
     def errors(self, free: Array, error: Array) -> Array:
