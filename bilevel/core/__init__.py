@@ -2,8 +2,17 @@
 
 from bilevel.core.arguments import require_arguments
 from bilevel.core.estimate import Counts, Estimate, Evidence, InnerState, init_inner_state
-from bilevel.core.problem import Composite, Data, Loss, Problem, examples, inner_loss
-from bilevel.core.schedules import Decay, InverseTime, Schedule, as_schedule, as_setting, evaluate
+from bilevel.core.problem import Composite, Data, Loss, Problem, Prox, examples, inner_loss
+from bilevel.core.schedules import (
+    Decay,
+    FunctionSchedule,
+    InverseTime,
+    Schedule,
+    Setting,
+    as_schedule,
+    as_setting,
+    evaluate,
+)
 from bilevel.core.transform import StaticTransform, Transform, as_pytree, transform
 
 __all__ = [
@@ -13,11 +22,14 @@ __all__ = [
     "Decay",
     "Estimate",
     "Evidence",
+    "FunctionSchedule",
     "InnerState",
     "InverseTime",
     "Loss",
     "Problem",
+    "Prox",
     "Schedule",
+    "Setting",
     "StaticTransform",
     "Transform",
     "as_pytree",

@@ -1,7 +1,6 @@
 """What the two verbs accept: a mistaken argument is named at once, before anything is traced."""
 
 import inspect
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ _PARTS = {
 }
 
 
-def require_arguments(problem: Any, estimator: Any, data: Any, key: Any) -> None:
+def require_arguments(problem: object, estimator: object, data: object, key: object) -> None:
     """Raise ``TypeError`` for an argument of the wrong kind: swapped, missing or not yet built."""
     if not isinstance(problem, Problem):
         raise TypeError(_wrong("problem", problem, "bl.Problem(inner, outer)"))
@@ -22,12 +21,12 @@ def require_arguments(problem: Any, estimator: Any, data: Any, key: Any) -> None
     if not isinstance(data, Data):
         raise TypeError(_wrong("data", data, "bl.Data(inner=..., outer=...)"))
     dtype = getattr(key, "dtype", None)
-    raw = dtype == jnp.uint32 and jnp.ndim(key) > 0
+    raw = dtype == jnp.uint32 and len(getattr(key, "shape", ())) > 0
     if dtype is None or not (raw or jnp.issubdtype(dtype, jax.dtypes.prng_key)):
         raise TypeError(_wrong("key", key, "a JAX random key, jax.random.key(seed)"))
 
 
-def _require_estimator(estimator: Any) -> None:
+def _require_estimator(estimator: object) -> None:
     example = "bl.Reverse(solver, steps=100)"
     step = getattr(estimator, "step", None)
     if isinstance(estimator, type) or not callable(step):
@@ -44,6 +43,6 @@ def _require_estimator(estimator: Any) -> None:
             raise TypeError(_wrong(name, value, expected))
 
 
-def _wrong(name: str, got: Any, expected: str) -> str:
+def _wrong(name: str, got: object, expected: str) -> str:
     kind = f"the class {got.__name__}" if isinstance(got, type) else type(got).__name__
     return f"{name} must be {expected}, got {kind}."

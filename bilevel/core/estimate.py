@@ -1,12 +1,11 @@
 """What an estimator returns: a value, a hypergradient, and the evidence for it."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
 
-from bilevel.utils import PyTree, dtype, register_node
+from bilevel.utils import Count, FloatTree, Params, PyTree, Scalars, dtype, register_node
 
 
 class Counts(NamedTuple):
@@ -17,14 +16,14 @@ class Counts(NamedTuple):
     ``vjps`` cotangents pulled back through one solver step.
     """
 
-    gradients: Any = 0
-    hvps: Any = 0
-    jvps: Any = 0
-    vjps: Any = 0
+    gradients: Count = 0
+    hvps: Count = 0
+    jvps: Count = 0
+    vjps: Count = 0
 
     @classmethod
-    def of(cls, **calls: Any) -> "Counts":
-        """Counts as int32 arrays, so that the structure never depends on who counted."""
+    def of(cls, **calls: Count) -> "Counts":
+        """Return counts as int32 arrays, so that the structure never depends on who counted."""
         return cls(*(jnp.asarray(calls.get(name, 0), jnp.int32) for name in cls._fields))
 
 
@@ -42,10 +41,10 @@ class Evidence:
     counts : :class:`Counts` of oracle calls.
     """
 
-    inner_residual: Any = None
-    linear_residual: Any = None
-    standard_error: PyTree = None
-    bias: PyTree = None
+    inner_residual: FloatTree = None
+    linear_residual: FloatTree = None
+    standard_error: FloatTree = None
+    bias: FloatTree = None
     counts: Counts = Counts()
 
 
@@ -53,8 +52,8 @@ class Evidence:
 class Estimate:
     """``value`` of the outer loss, its hypergradient ``grad`` (like ``hyper``), ``evidence``."""
 
-    value: Array
-    grad: PyTree
+    value: Scalars
+    grad: FloatTree
     evidence: Evidence
 
 
@@ -70,16 +69,16 @@ class InnerState:
     reference : ``()``; norm of the inner gradient at the first start, 0 until measured.
     """
 
-    params: PyTree
+    params: Params
     solver_state: PyTree
     memory: PyTree = None
-    reference: Any = 0.0
+    reference: Scalars = 0.0  # pyright: ignore[reportAssignmentType]
 
 
 for _node in (Evidence, Estimate, InnerState):
     register_node(_node)
 
 
-def init_inner_state(params: PyTree, solver_state: PyTree, memory: PyTree = None) -> InnerState:
-    """A :class:`InnerState` whose reference is still to be measured."""
+def init_inner_state(params: Params, solver_state: PyTree, memory: PyTree = None) -> InnerState:
+    """Return an :class:`InnerState` whose reference is still to be measured."""
     return InnerState(params, solver_state, memory, jnp.zeros((), dtype(params)))

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import numpy as np
 
 from bilevel.spaces.base import Spaces
-from bilevel.utils import PyTree, register_node, validation
+from bilevel.utils import DataTree, Hyper, Number, Params, PyTree, Scalar, register_node, validation
 
-Loss = Callable[[PyTree, PyTree, PyTree], jax.Array]
+Loss: TypeAlias = Callable[[Params, Hyper, DataTree], Scalar]
+Prox: TypeAlias = Callable[[Params, Hyper, Number], Params]
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Problem:
 
     inner: Loss
     outer: Loss
-    start: Callable[[PyTree, PyTree], PyTree] | None = None
-    prox: Callable[[PyTree, PyTree, Any], PyTree] | None = None
+    start: Callable[[Hyper, Params], Params] | None = None
+    prox: Prox | None = None
     quadratic: bool = False
-    space: Any = None
+    space: PyTree = None
 
     def __post_init__(self) -> None:
-        """Refuse a part that cannot be called; make a tree of spaces hashable."""
+        """Validate the arguments, and make a tree of spaces hashable."""
         if self.space is not None:
             object.__setattr__(self, "space", Spaces.of(self.space))
         for name in ("inner", "outer"):
@@ -63,7 +64,7 @@ class Problem:
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(validation.not_callable(f"Problem.{name}", getattr(self, name)))
 
-    def require_inside(self, hyper: PyTree) -> None:
+    def require_inside(self, hyper: Hyper) -> None:
         """Raise ``ValueError`` where ``hyper`` is concrete and not inside its space."""
         if self.space is not None:
             self.space.require(hyper)
@@ -74,15 +75,15 @@ class Composite:
     """The inner loss as a solver sees it when the problem has a proximal part."""
 
     smooth: Loss
-    prox: Callable[[PyTree, PyTree, Any], PyTree]
+    prox: Prox
 
-    def __call__(self, params: PyTree, hyper: PyTree, batch: PyTree) -> jax.Array:
-        """The smooth part."""
+    def __call__(self, params: Params, hyper: Hyper, batch: DataTree) -> Scalar:
+        """Return the smooth part."""
         return self.smooth(params, hyper, batch)
 
 
 def inner_loss(problem: Problem, smooth: Loss | None = None) -> Loss:
-    """What solvers step on: ``problem.inner`` (or a stand-in for it), with its prox if any."""
+    """Return what solvers step on: ``problem.inner`` or a stand-in for it, with its prox."""
     smooth = problem.inner if smooth is None else smooth
     return smooth if problem.prox is None else Composite(smooth, problem.prox)
 
@@ -106,8 +107,8 @@ class Data:
     >>> data = bl.Data(inner=(X[:3], y[:3]), outer=(X[3:], y[3:]))
     """
 
-    inner: PyTree
-    outer: PyTree
+    inner: DataTree
+    outer: DataTree
 
     def __post_init__(self) -> None:
         """Check what is concrete; tracers and ``in_axes`` specifications pass through."""
@@ -131,5 +132,5 @@ def _check_level(level: str, tree: PyTree) -> None:
 
 
 def examples(tree: PyTree) -> int:
-    """Number of examples: the length of the leading axis of every leaf."""
+    """Return the number of examples: the length of the leading axis of every leaf."""
     return jax.tree.leaves(tree)[0].shape[0]

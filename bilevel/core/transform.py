@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeGuard
 
 import jax
 import optax
-from jax import Array
 
-from bilevel.core.schedules import Schedule, as_schedule
-from bilevel.utils import PyTree, register_node
+from bilevel.core.schedules import FunctionSchedule, Schedule, Setting, as_schedule
+from bilevel.utils import Counter, FloatTree, Hyper, Params, PyTree, register_node
 
 
 @dataclass(frozen=True)
@@ -21,22 +21,22 @@ class Transform:
     """
 
     factory: Callable[..., optax.GradientTransformation]
-    settings: dict[str, Any]
+    settings: dict[str, Setting]
 
-    def init(self, params: PyTree) -> PyTree:
-        """Optax's ``init``; its state does not depend on numbers that ``hyper`` decides."""
+    def init(self, params: Params) -> PyTree:
+        """Return optax's state, which does not depend on numbers that ``hyper`` decides."""
         numbers = {k: 0.0 if _sees_hyper(v) else v for k, v in self.settings.items()}
         return self.factory(**_unwrap(numbers)).init(params)
 
     def update(
-        self, updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
-    ) -> tuple[Any, Any]:
-        """Optax's ``update``; ``extra`` is for transformations that ask for more."""
+        self, updates: Params, state: PyTree, params: Params = None, **extra: PyTree
+    ) -> tuple[Params, PyTree]:
+        """Return optax's update; ``extra`` is for transformations that ask for more."""
         tx = optax.with_extra_args_support(self.factory(**_unwrap(self.settings)))
         return tx.update(updates, state, params, **extra)
 
-    def at(self, count: Array, hyper: PyTree) -> "Transform":
-        """The transformation at step ``count``, with the numbers that ``hyper`` decides."""
+    def at(self, count: Counter, hyper: Hyper) -> "Transform":
+        """Return the transformation at step ``count``, with the numbers that ``hyper`` decides."""
         settings = {k: v(count, hyper) if _sees_hyper(v) else v for k, v in self.settings.items()}
         return Transform(self.factory, settings)
 
@@ -44,8 +44,11 @@ class Transform:
 register_node(Transform, data_fields=["settings"], meta_fields=["factory"])
 
 
-def transform(factory: Callable[..., optax.GradientTransformation], **settings: Any) -> Transform:
-    """``factory(**settings)`` as a pytree: numbers are leaves and never recompile.
+def transform(
+    factory: Callable[..., optax.GradientTransformation],
+    **settings: Setting | Callable[..., FloatTree],
+) -> Transform:
+    """Return ``factory(**settings)`` as a pytree: numbers are leaves and never recompile.
 
     A setting may be a number, an optax schedule ``fn(count)``, or, in a solver, ``fn(count,
     hyper)`` when it is itself a hyperparameter. Accepted wherever an optax transformation is.
@@ -57,8 +60,10 @@ def transform(factory: Callable[..., optax.GradientTransformation], **settings: 
     {'learning_rate': 0.1}
     >>> learned = bl.transform(optax.sgd, learning_rate=lambda count, hyper: jnp.exp(hyper))
     """
-    knobs = {k: as_schedule("transform", k, v) if callable(v) else v for k, v in settings.items()}
-    return Transform(factory, knobs)
+    normalised = {
+        k: as_schedule("transform", k, v) if callable(v) else v for k, v in settings.items()
+    }
+    return Transform(factory, normalised)
 
 
 @jax.tree_util.register_static
@@ -68,19 +73,19 @@ class StaticTransform:
 
     tx: optax.GradientTransformation
 
-    def init(self, params: PyTree) -> PyTree:
-        """Optax's ``init``."""
+    def init(self, params: Params) -> PyTree:
+        """Return optax's state."""
         return self.tx.init(params)
 
     def update(
-        self, updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
-    ) -> tuple[Any, Any]:
-        """Optax's ``update``; ``extra`` is for transformations that ask for more."""
+        self, updates: Params, state: PyTree, params: Params = None, **extra: PyTree
+    ) -> tuple[Params, PyTree]:
+        """Return optax's update; ``extra`` is for transformations that ask for more."""
         return optax.with_extra_args_support(self.tx).update(updates, state, params, **extra)
 
 
-def as_pytree(owner: str, tx: Any) -> Any:
-    """A transformation as a pytree that may cross a ``jit`` boundary."""
+def as_pytree(owner: str, tx: PyTree) -> PyTree:
+    """Return a transformation as a pytree that may cross a ``jit`` boundary."""
     if isinstance(tx, Transform | StaticTransform):
         return tx
     if isinstance(tx, optax.GradientTransformation):
@@ -93,10 +98,16 @@ def as_pytree(owner: str, tx: Any) -> Any:
     return tx
 
 
-def _sees_hyper(setting: Any) -> bool:
+def _sees_hyper(setting: object) -> TypeGuard[Schedule]:
     return isinstance(setting, Schedule) and setting.sees_hyper
 
 
-def _unwrap(settings: dict[str, Any]) -> dict[str, Any]:
+def _unwrap(settings: dict[str, Any]) -> dict[str, object]:
     """Optax wants its own schedules, ``fn(count)``, back as plain functions."""
-    return {k: v.fn if isinstance(v, Schedule) else v for k, v in settings.items()}
+
+    def plain(setting: object) -> object:
+        if isinstance(setting, FunctionSchedule):
+            return setting.fn
+        return partial(setting, hyper=None) if isinstance(setting, Schedule) else setting
+
+    return {k: plain(v) for k, v in settings.items()}

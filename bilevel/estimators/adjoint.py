@@ -27,18 +27,18 @@ Bertrand et al., JMLR 2022 (element by element); Bolte, Le, Pauwels, Silveti-Fal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Loss, Problem, inner_loss
-from bilevel.linear import Operator, OutputLoss, gaussian, stable_step
+from bilevel.linear import LinearSolver, Operator, OutputLoss, gaussian, stable_step
 from bilevel.solvers.base import DeclaresStability, Solver
 from bilevel.solvers.proximal import proximal
 from bilevel.solvers.sampling import Sampler
-from bilevel.utils import PyTree, axpy, zeros_like
+from bilevel.utils import Counter, DataTree, Hyper, Key, Number, Params, PyTree, axpy, zeros_like
 
 
 class System(NamedTuple):
@@ -58,27 +58,27 @@ class System(NamedTuple):
     displacement: Callable[[PyTree], PyTree]
 
     def within(self, x: PyTree) -> PyTree:
-        """``x`` without what lies off the operator's support, which no solver could remove."""
+        """Return ``x`` without what lies off the support, which no solver could remove."""
         support = self.operator.support
         return x if support is None else jax.tree.map(jnp.multiply, support, x)
 
 
 def adjoint_system(
     problem: Problem,
-    hyper: PyTree,
-    params: PyTree,
+    hyper: Hyper,
+    params: Params,
     data: Data,
     *,
-    damping: Any,
-    step: Any,
-    key: Array,
+    damping: Number | None,
+    step: Number,
+    key: Key,
 ) -> System:
-    """The system at ``params``; a proximal part is looked at through steps of size ``step``."""
+    """Return the system at ``params``; a proximal part is seen through steps of size ``step``."""
     outer = jax.value_and_grad(problem.outer, argnums=(0, 1))
     value, (b, direct) = outer(params, hyper, data.outer)
     gradient, hessian = _hessian(problem.inner, hyper, params, data.inner)
 
-    def in_hyper(params: PyTree) -> PyTree:
+    def in_hyper(params: Params) -> PyTree:
         return jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
 
     def smooth_grad(x: PyTree) -> PyTree:
@@ -102,6 +102,8 @@ def adjoint_system(
         _, pull = jax.vjp(lambda hyper: proximal(composite, z, hyper, step), hyper)
         return jax.tree.map(jnp.add, smooth_grad(v), pull(u)[0])
 
+    # Off the support a step says how far params are from their fixed point; on it the proximal
+    # mapping takes the place of the gradient.
     off = jax.tree.map(lambda w, p, on: (1 - on) * (w - p), params, moved, support)
     mapping = jax.tree.map(lambda w, p, on: on * (w - p) / step, params, moved, support)
     defect = axpy(-1, d(hessian.product(off)), mapping)
@@ -113,19 +115,20 @@ def adjoint_system(
 
 
 def first_order_bias(
-    system_at: Callable[[PyTree], System], params: PyTree, x: PyTree, linear: Any, key: Array
-) -> tuple[PyTree, Any]:
-    """``(grad(params, x) - grad(w*, x*) to first order, products used)``; ``w*, x*`` the solutions.
+    system_at: Callable[[PyTree], System], params: Params, x: Params, linear: LinearSolver, key: Key
+) -> tuple[Hyper, Counter]:
+    """Return ``(grad(params, x) - grad(w*, x*)`` to first order, products used).
 
-    One Newton step on both levels: ``d = params - w*`` from the inner gradient, ``e = x - x*`` from
-    what the undamped system leaves at ``params``, and how that changes along ``d``.
+    ``w*`` and ``x*`` are the solutions. One Newton step on both levels: ``d = params - w*`` from
+    the inner gradient, ``e = x - x*`` from what the undamped system leaves at ``params``, and how
+    that changes along ``d``.
     """
     key_inner, key_adjoint = jax.random.split(key)
     system = system_at(params)
     inner = linear.solve(system.operator, system.defect, zeros_like(params), key_inner)
     d = system.displacement(inner.x)
 
-    def left(params: PyTree) -> PyTree:
+    def left(params: Params) -> PyTree:
         there = system_at(params)
         return axpy(-1, there.operator.product(x), there.rhs)
 
@@ -138,32 +141,32 @@ def first_order_bias(
 def proximal_step(
     problem: Problem,
     solver: Solver,
-    hyper: PyTree,
-    params: PyTree,
+    hyper: Hyper,
+    params: Params,
     state: PyTree,
     data: Data,
-    key: Array,
-) -> tuple[Any, int]:
-    """``(s, products used)``: about the solver's own step, or 1 / the measured curvature.
+    key: Key,
+) -> tuple[Number, int | Counter]:
+    """Return ``(s, products used)``: about the solver's own step, or 1 / the measured curvature.
 
     At the minimiser every ``s`` gives the same answer; near it, one of this size finds the support
-    best.
+    best. A smooth problem does not look at it.
     """
     if problem.prox is None:
-        return None, 0
+        return 1.0, 0
     if isinstance(solver, DeclaresStability):
         return 2 / jnp.min(solver.max_curvature(hyper, state)), 0
     _, hessian = _hessian(problem.inner, hyper, params, data.inner)
     return stable_step("Implicit", None, hessian, params, key)
 
 
-def _hessian(loss: Loss, hyper: PyTree, params: PyTree, data: PyTree) -> tuple[PyTree, Operator]:
-    """Gradient and Hessian of ``loss`` at ``params``, the latter by products."""
+def _hessian(loss: Loss, hyper: Hyper, params: Params, data: DataTree) -> tuple[PyTree, Operator]:
+    """Return gradient and Hessian of ``loss`` at ``params``, the latter by products."""
 
-    def slopes(batch: PyTree) -> Callable[[PyTree], PyTree]:
+    def slopes(batch: DataTree) -> Callable[[PyTree], PyTree]:
         return lambda params: jax.grad(loss)(params, hyper, batch)
 
-    def minibatch(v: PyTree, key: Array, batch_size: int) -> PyTree:
+    def minibatch(v: PyTree, key: Key, batch_size: int) -> PyTree:
         sampler = Sampler(batch_size)
         batch, _ = sampler.draw(data, key, sampler.init(data))
         return jax.jvp(slopes(batch), (params,), (v,))[1]
@@ -177,9 +180,9 @@ def _hessian(loss: Loss, hyper: PyTree, params: PyTree, data: PyTree) -> tuple[P
 
 
 def _restrict(
-    hessian: Operator, d: Callable[[PyTree], PyTree], step: Any, support: PyTree
+    hessian: Operator, d: Callable[[PyTree], PyTree], step: Number, support: PyTree
 ) -> Operator:
-    """``K = D (I - D) / s + D H D`` in place of ``H``."""
+    """Return ``K = D (I - D) / s + D H D`` in place of ``H``."""
 
     def around(v: PyTree, product: Callable[[PyTree], PyTree]) -> PyTree:
         inside = d(v)
@@ -194,7 +197,7 @@ def _restrict(
     )
 
 
-def _damped(operator: Operator, damping: Any) -> Operator:
+def _damped(operator: Operator, damping: Number | None) -> Operator:
     split = operator.gauss_newton
     return replace(
         operator,

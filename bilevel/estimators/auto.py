@@ -11,7 +11,7 @@ The measurements are in ``docs/speed.md``.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,12 @@ from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner
 from bilevel.estimators.base import Estimator, init_filled
 from bilevel.estimators.closed_form import ClosedForm
 from bilevel.estimators.implicit import Implicit
-from bilevel.estimators.refusals import unseen_by_minimiser
+from bilevel.estimators.refusals import unused_by_minimiser
 from bilevel.estimators.reverse import Reverse
 from bilevel.linear import CG
 from bilevel.solvers.base import Solver
 from bilevel.solvers.newton import Newton
-from bilevel.utils import PyTree, dtype, register_node, size
+from bilevel.utils import Hyper, Key, Number, Params, dtype, register_node, size
 from bilevel.utils.validation import require_positive_int, require_tolerance
 
 _SMALL, _DENSE = 64, 3000  # params up to which a factorisation costs nothing, or is worth a try
@@ -81,21 +81,21 @@ class Auto:
     Array(0.25, dtype=float32)
     """
 
-    tolerance: Any = 1e-3
+    tolerance: Number = 1e-3
     solver: Solver | None = None
     steps: int = 1000
 
     def __post_init__(self) -> None:
-        """Refuse a tolerance that is none."""
+        """Validate the arguments."""
         require_tolerance("Auto", self.tolerance)
         require_positive_int("Auto", "steps", self.steps)
 
-    def choose(self, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Choice:
-        """What will run, and why."""
+    def choose(self, problem: Problem, hyper: Hyper, params: Params, data: Data) -> Choice:
+        """Return what will run, and why."""
         d, tol = size(params), self._residual(params)
         linear = CG(tol=tol)
-        if blind := unseen_by_minimiser(problem, hyper, params, data):
-            why = f"the inner minimiser does not depend on {', '.join(blind)}"
+        if unused := unused_by_minimiser(problem, hyper, params, data):
+            why = f"the inner minimiser does not depend on {', '.join(unused)}"
             return Choice(Reverse(self._given(why), self.steps), None, f"Reverse: {why}")
         if problem.prox is not None:
             why = "the problem has a non-smooth part"
@@ -110,21 +110,19 @@ class Auto:
         # One Newton step and the adjoint: d / 4 products in all.
         short = CG(tol=tol, max_steps=d // 8)
         why = f"the inner loss is quadratic with {d} params"
-        return Choice(
-            Implicit(Newton(short, tol=tol), 1, short), ClosedForm(),
-            f"conjugate gradients, and ClosedForm where they need too many products: {why}",
-        )  # fmt: skip
+        why = f"conjugate gradients, and ClosedForm where they need too many products: {why}"
+        return Choice(Implicit(Newton(short, tol=tol), 1, short), ClosedForm(), why)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """The start point; all else waits for the problem."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return the start point; all else waits for the problem."""
         return replace(init_inner_state(params, None), memory=None)
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
-        """One step of the chosen estimator, and of its fallback if need be."""
+        """Take a step of the chosen estimator, and of its fallback if need be."""
         choice = self.choose(problem, hyper, lower.params, data)
-        lower = self._begun(choice.estimator, problem, hyper, lower, data, key)
+        lower = self._init_chosen(choice.estimator, problem, hyper, lower, data, key)
         estimate, after = choice.estimator.step(problem, hyper, lower, data, key)
         if choice.fallback is None:
             return estimate, after
@@ -140,8 +138,8 @@ class Auto:
 
         return jax.lax.cond(good, lambda: (estimate, after), again)
 
-    def _residual(self, params: PyTree) -> Array:
-        """What both residuals are to reach: the tolerance with a margin, above rounding."""
+    def _residual(self, params: Params) -> Array:
+        """Return what both residuals are to reach: the tolerance with a margin, above rounding."""
         kind = dtype(params)
         return jnp.maximum(jnp.asarray(self.tolerance / _SAFETY, kind), 20 * jnp.finfo(kind).eps)
 
@@ -153,21 +151,21 @@ class Auto:
             )
         return self.solver
 
-    def _begun(
+    def _init_chosen(
         self,
         chosen: Estimator,
         problem: Problem,
-        hyper: PyTree,
+        hyper: Hyper,
         lower: InnerState,
         data: Data,
-        key: Any,
+        key: Key,
     ) -> InnerState:
-        """The chosen estimator's own beginning, until a first call has measured the reference."""
-        begun = init_filled(problem, chosen, hyper, lower.params, data, key)
+        """Return the chosen estimator's own state until a first call has measured the reference."""
+        initial = init_filled(problem, chosen, hyper, lower.params, data, key)
         if lower.solver_state is None:
-            return begun
+            return initial
         carried = lower.reference > 0
-        return jax.tree.map(lambda new, old: jnp.where(carried, old, new), begun, lower)
+        return jax.tree.map(lambda new, old: jnp.where(carried, old, new), initial, lower)
 
 
 register_node(Auto, data_fields=["tolerance", "solver"], meta_fields=["steps"])

@@ -1,7 +1,7 @@
 """The estimator contract, and what every estimator shares."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,10 @@ from jax import Array
 
 from bilevel.core import Data, Estimate, InnerState, Problem
 from bilevel.solvers.base import Solver
-from bilevel.utils import PyTree, strong
+from bilevel.utils import Hyper, Key, Number, Params, PyTree, strong
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """How the lower level moves and how ``d outer / d hyper`` is formed: two methods.
 
@@ -19,12 +20,12 @@ class Estimator(Protocol):
     are frozen dataclasses registered as pytrees: counts static, tolerances and step sizes leaves.
     """
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """The lower level before the first call; ``None`` in ``memory`` stands for zeros."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return the lower level before the first call; ``None`` in ``memory`` stands for zeros."""
         ...
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Move the lower level, estimate value and hypergradient, say how good they are."""
         ...
@@ -34,35 +35,33 @@ class Estimator(Protocol):
 class MonitoredEstimator(Protocol):
     """An estimator that moves more than the params, and says which variable has diverged.
 
-    Its step is a move and a look at it, which costs as much and may serve several moves.
+    Its step is an update and a measurement, which costs as much and may serve several updates.
     """
 
     def update(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
-        """``step`` without measuring anything; the evidence, but for counts, is the last look's."""
+        """Take a ``step`` without measuring; the evidence, but for counts, is the last one's."""
         ...
 
     def measure(
         self,
         problem: Problem,
-        hyper: PyTree,
+        hyper: Hyper,
         before: InnerState,
         estimate: Estimate,
         after: InnerState,
         data: Data,
     ) -> tuple[Estimate, InnerState]:
-        """What ``step`` returns: the evidence measured, where that is due."""
+        """Return what ``step`` returns: the evidence measured, where that is due."""
         ...
 
-    def diverged(
-        self, estimate: Estimate, after: InnerState, limit: Array | float
-    ) -> dict[str, Array]:
-        """Each variable's name, and whether it has left all bounds, ``()``, boolean."""
+    def diverged(self, estimate: Estimate, after: InnerState, limit: Number) -> dict[str, Array]:
+        """Return each variable's name, and whether it has left all bounds, ``()``, boolean."""
         ...
 
-    def stability_limits(self, hyper: PyTree, lower: InnerState) -> dict[str, Array]:
-        """The largest inner curvature that a variable's step contracts, where that is known."""
+    def stability_limits(self, hyper: Hyper, lower: InnerState) -> dict[str, Array]:
+        """Return the largest inner curvature that a variable's step contracts, where known."""
         ...
 
 
@@ -104,26 +103,26 @@ class DrawsTasks(Protocol):
     Losses, params and batches then belong to one task: who looks at them looks at the first one.
     """
 
-    def first_task(self, data: Data, key: Array) -> Data:
-        """The first task that a call with this key draws."""
+    def first_task(self, data: Data, key: Key) -> Data:
+        """Return the first task that a call with this key draws."""
         ...
 
 
-def data_of_call(estimator: Estimator, data: Data, key: Array) -> Data:
-    """The data that the losses see in a call with this key: one task's, where tasks are drawn."""
+def data_of_call(estimator: Estimator, data: Data, key: Key) -> Data:
+    """Return the data that the losses see in a call with this key: one task's, if drawn."""
     return estimator.first_task(data, key) if isinstance(estimator, DrawsTasks) else data
 
 
 def init_filled(
     problem: Problem,
     estimator: Estimator,
-    hyper: PyTree,
-    params: PyTree,
+    hyper: Hyper,
+    params: Params,
     data: Data,
-    key: Array,
-    step: Callable[..., Any] | None = None,
+    key: Key,
+    step: Callable[..., tuple[Estimate, InnerState]] | None = None,
 ) -> InnerState:
-    """``estimator.init`` with every ``None`` of its memory filled by the zeros that stand there.
+    """Return ``estimator.init`` with every ``None`` of its memory replaced by its zeros.
 
     So the first call and all later ones have one structure, hence one compilation. ``step`` is
     ``estimator.step`` in compiled form, ``(problem, estimator, hyper, lower, data, key)``, which
@@ -131,14 +130,14 @@ def init_filled(
     """
     lower = strong(estimator.init(params, data))
 
-    def call(lower: InnerState) -> Any:
+    def call(lower: InnerState) -> tuple[Estimate, InnerState]:
         if step is not None:
             return step(problem, estimator, hyper, lower, data, key)
         return estimator.step(problem, hyper, lower, data, key)
 
     _, after = jax.eval_shape(call, lower)
 
-    def fill(have: Any, shape: PyTree) -> PyTree:
+    def fill(have: PyTree, shape: PyTree) -> PyTree:
         if have is not None:
             return have
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
@@ -147,7 +146,7 @@ def init_filled(
 
 
 def solver_of(
-    estimator: Estimator, problem: Problem, hyper: PyTree, params: PyTree, data: Data
+    estimator: Estimator, problem: Problem, hyper: Hyper, params: Params, data: Data
 ) -> Solver | None:
     """Return the solver whose steps move the params; ``None`` where there is none.
 

@@ -1,29 +1,28 @@
-"""The first verb: one value and hypergradient, with its evidence."""
+"""One value and hypergradient, with its evidence: the first of the two functions."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
-from jax import Array
+from jax.stages import Compiled
 
 from bilevel.core import Data, Estimate, InnerState, Problem, require_arguments
 from bilevel.estimators.base import Estimator, data_of_call, init_filled
 from bilevel.estimators.refusals import check_losses
-from bilevel.utils import PyTree, strong, validation
+from bilevel.utils import FloatTreeLike, Hyper, Key, Params, strong, validation
 
 
 def hypergradient(
     problem: Problem,
     estimator: Estimator,
-    hyper: PyTree,
-    params: PyTree,
+    hyper: FloatTreeLike,
+    params: FloatTreeLike,
     data: Data,
-    key: Array,
+    key: Key,
     *,
     state: InnerState | None = None,
 ) -> tuple[Estimate, InnerState]:
-    """Value and hypergradient of ``outer(w*(hyper), hyper)``, and the lower level's new state.
+    """Return value and hypergradient of ``outer(w*(hyper), hyper)``, and the inner state.
 
     Compiled once per problem, estimator structure and array shapes; a changed float, ``hyper`` or
     data of the same shape compiles nothing. Composes with ``jit`` and ``vmap``.
@@ -45,7 +44,7 @@ def hypergradient(
     Raises
     ------
     ValueError : structures that do not match, integer, empty or non-finite ``hyper`` or ``params``,
-        a hyperparameter that the estimator cannot see, or outside ``problem.space``.
+        a hyperparameter that the estimator does not depend on, or outside ``problem.space``.
 
     Examples
     --------
@@ -67,25 +66,35 @@ def hypergradient(
     hyper = strong(hyper)
     if state is None:
         validation.require_variables("params", params)
-        state = _fresh(problem, estimator, hyper, strong(params), data, key)
+        state = _init_state(problem, estimator, hyper, strong(params), data, key)
     return _step(problem, estimator, hyper, strong(state), data, key)
 
 
 def compiled_step(
-    problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
-) -> tuple[Any, Callable[[], tuple[Estimate, InnerState]]]:
-    """The compiled program of one call, for XLA's own analysis of it, and the call itself."""
+    problem: Problem,
+    estimator: Estimator,
+    hyper: Hyper,
+    params: Params,
+    data: Data,
+    key: Key,
+) -> tuple[Compiled, Callable[[], tuple[Estimate, InnerState]]]:
+    """Return the compiled program of one call, for XLA's analysis of it, and the call itself."""
     validation.require_variables("hyper", hyper)
     validation.require_variables("params", params)
     hyper = strong(hyper)
-    lower = _fresh(problem, estimator, hyper, strong(params), data, key)
+    lower = _init_state(problem, estimator, hyper, strong(params), data, key)
     compiled = _step.lower(problem, estimator, hyper, lower, data, key).compile()
     return compiled, partial(compiled, estimator, hyper, lower, data, key)
 
 
 @partial(jax.jit, static_argnames="problem")
-def _fresh(
-    problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data, key: Array
+def _init_state(
+    problem: Problem,
+    estimator: Estimator,
+    hyper: Hyper,
+    params: Params,
+    data: Data,
+    key: Key,
 ) -> InnerState:
     check_losses(problem, hyper, params, data_of_call(estimator, data, key))
     return init_filled(problem, estimator, hyper, params, data, key, _step)
@@ -93,7 +102,12 @@ def _fresh(
 
 @partial(jax.jit, static_argnames="problem")
 def _step(
-    problem: Problem, estimator: Estimator, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    problem: Problem,
+    estimator: Estimator,
+    hyper: Hyper,
+    lower: InnerState,
+    data: Data,
+    key: Key,
 ) -> tuple[Estimate, InnerState]:
     check_losses(problem, hyper, lower.params, data_of_call(estimator, data, key))
     return estimator.step(problem, hyper, lower, data, key)

@@ -8,7 +8,6 @@ quadratic inner loss and its Cholesky factor; Larsen et al., 1996, for one ridge
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, 
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import progress
 from bilevel.linear import relative_residual
-from bilevel.utils import PyTree, register_node
+from bilevel.utils import Hyper, Key, Params, register_node
 
 
 @dataclass(frozen=True)
@@ -54,23 +53,24 @@ class ClosedForm:
     Array(0.25, dtype=float32)
     """
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """Any point will do."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return a state at ``params``: any point will do."""
         return init_inner_state(params, ())
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Minimise, then differentiate the minimiser; the key is not used."""
         _check(problem, hyper, lower.params, data)
         flat, unravel = ravel_pytree(lower.params)
 
-        def slopes(w: Array) -> Any:
+        def slopes(w: Array) -> tuple[Params, Hyper]:
             return jax.grad(problem.inner, argnums=(0, 1))(unravel(w), hyper, data.inner)
 
         def inner_grad(w: Array) -> Array:
             return ravel_pytree(slopes(w)[0])[0]
 
+        # One factorisation serves both levels; one step of refinement each removes its rounding.
         gradient, hvp = jax.linearize(inner_grad, flat)
         hessian = jax.vmap(hvp)(jnp.eye(flat.size, dtype=flat.dtype))
         factor = _factorise(hessian)
@@ -100,7 +100,7 @@ class ClosedForm:
 register_node(ClosedForm)
 
 
-def _check(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:
+def _check(problem: Problem, hyper: Hyper, params: Params, data: Data) -> None:
     if not problem.quadratic:
         raise ValueError(
             "ClosedForm needs an inner loss that is quadratic in params, and this problem does not "
@@ -116,7 +116,7 @@ def _check(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:
 
 
 def _factorise(hessian: Array) -> tuple[Array, bool]:
-    """Cholesky factor ``(L, lower=True)``, all NaN if a pivot is rounding (or negative).
+    """Return the Cholesky factor ``(L, lower=True)``, all NaN if a pivot is rounding (or negative).
 
     The last pivots of a singular matrix that was summed in rounded arithmetic are a few units of
     rounding, of either sign: where they are positive the factorisation alone would not notice.

@@ -1,13 +1,13 @@
 """Directions in hyper space: all of them, a few random ones, or the user's own."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.utils import PyTree, basis, size, unbasis, unit_vectors
+from bilevel.utils import FloatTree, Hyper, Key, PyTree, basis, size, unbasis, unit_vectors
 from bilevel.utils.validation import require_positive_int
 
 
@@ -19,16 +19,19 @@ class Random:
     n: int
 
 
-def normalise(owner: str, directions: Any) -> Any:
-    """``None``, a number of random directions, or a tree with leaves ``[m, *leaf]``."""
+Directions: TypeAlias = FloatTree | Random | None  # None is all of hyper space
+
+
+def normalise(owner: str, directions: int | FloatTree) -> FloatTree:
+    """Return ``None``, a number of random directions, or a tree with leaves ``[m, *leaf]``."""
     if isinstance(directions, int):
         require_positive_int(owner, "directions", directions)
         return Random(directions)
     return directions
 
 
-def draw(directions: Any, hyper: PyTree, key: Array) -> PyTree:
-    """The directions as a tree like ``hyper`` with one more leading axis."""
+def draw(directions: Directions, hyper: Hyper, key: Key) -> PyTree:
+    """Return the directions as a tree like ``hyper`` with one more leading axis."""
     if directions is None:
         return basis(hyper)
     if not isinstance(directions, Random):
@@ -44,9 +47,9 @@ def draw(directions: Any, hyper: PyTree, key: Array) -> PyTree:
 
 
 def assemble(
-    directions: Any, drawn: PyTree, slopes: Array, hyper: PyTree
+    directions: Directions, drawn: PyTree, slopes: Array, hyper: Hyper
 ) -> tuple[PyTree, PyTree | None]:
-    """``(grad, standard error or None)`` from the directional derivatives ``slopes``, ``[m]``.
+    """Return ``(grad, standard error or None)`` from directional derivatives ``slopes``, ``[m]``.
 
     All directions: the gradient itself. Random signs ``u``: the mean of ``slope u``, unbiased since
     ``E[u u^T] = I`` (forward gradient, Baydin et al., 2022). The user's own: ``sum slope u``, the
@@ -67,8 +70,8 @@ def assemble(
     return grad, jax.tree.map(lambda x: jnp.std(x, 0, ddof=1) / directions.n**0.5, samples)
 
 
-def chunk(directions: Any, drawn: PyTree, hyper: PyTree, first: Array, rows: int) -> PyTree:
-    """Directions ``first .. first + rows - 1``, ``[rows, *leaf]``; zeros beyond the last.
+def chunk(directions: Directions, drawn: PyTree, hyper: Hyper, first: Array, rows: int) -> PyTree:
+    """Return directions ``first .. first + rows - 1``, ``[rows, *leaf]``; zeros beyond the last.
 
     Those of the basis are made here, so that no more than ``rows`` of them ever exist.
     """
@@ -82,8 +85,8 @@ def chunk(directions: Any, drawn: PyTree, hyper: PyTree, first: Array, rows: int
     return jax.tree.map(take, drawn)
 
 
-def count(directions: Any, hyper: PyTree) -> int:
-    """How many tangents are pushed through every step."""
+def count(directions: Directions, hyper: Hyper) -> int:
+    """Return how many tangents are pushed through every step."""
     if directions is None:
         return size(hyper)
     if isinstance(directions, Random):
@@ -91,7 +94,7 @@ def count(directions: Any, hyper: PyTree) -> int:
     return jax.tree.leaves(directions)[0].shape[0]
 
 
-def _check(directions: PyTree, hyper: PyTree) -> None:
+def _check(directions: PyTree, hyper: Hyper) -> None:
     same = jax.tree.structure(directions) == jax.tree.structure(hyper)
     if not same or any(
         jnp.shape(u)[1:] != x.shape

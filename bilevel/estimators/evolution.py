@@ -9,7 +9,6 @@ the smallest variance of all such directions.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +27,9 @@ from bilevel.core import (
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.refusals import check_read
 from bilevel.estimators.residuals import progress
-from bilevel.solvers.base import Solver, run, start
+from bilevel.solvers.base import Carry, Solver, run, start
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
-from bilevel.utils import PyTree, register_node
+from bilevel.utils import Hyper, Key, Number, Params, PyTree, Scalar, register_node
 from bilevel.utils.validation import require_positive, require_positive_int
 
 
@@ -65,33 +64,33 @@ class Evolution:
 
     solver: Solver
     steps: int
-    sigma: Any = 0.01
+    sigma: Number = 0.01
     pairs: int = 16
 
     def __post_init__(self) -> None:
-        """Refuse settings out of range."""
+        """Validate the arguments."""
         require_es("Evolution", self.steps, self.sigma, self.pairs)
 
     def scaled(self, times: int) -> "Evolution":
         """Return the estimator with so many times its pairs of random directions."""
         return replace(self, pairs=times * self.pairs)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """The chain's start point; nothing else is carried."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return the chain's start point; nothing else is carried."""
         return init_inner_state(params, self.solver.init(params, data.inner))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain, and the pairs from the same point."""
         check_read("Evolution", problem, self.solver, hyper, lower, data, key)
         before, _ = start(problem, self.solver, hyper, lower, data)
         free = coordinates(problem.space, hyper)
 
-        def play(hyper: PyTree, key: Array) -> tuple[Array, Any]:
+        def play(hyper: Hyper, key: Key) -> tuple[Scalar, Carry]:
             return episode(problem, self.solver, self.steps, hyper, lower, data, key)
 
-        def slope(direction: PyTree, key: Array) -> Array:
+        def slope(direction: PyTree, key: Key) -> Array:
             def one(sign: Array) -> Array:
                 at = moved(problem.space, free, sign * self.sigma, direction, hyper)
                 return play(at, key)[0]
@@ -118,7 +117,7 @@ class Evolution:
 register_node(Evolution, data_fields=["solver", "sigma"], meta_fields=["steps", "pairs"])
 
 
-def require_es(owner: str, steps: Any, sigma: Any, pairs: Any) -> None:
+def require_es(owner: str, steps: int, sigma: Number, pairs: int) -> None:
     """Raise unless the settings of an evolution strategy are in range."""
     require_positive_int(owner, "steps", steps)
     require_positive(owner, "sigma", sigma)
@@ -131,12 +130,12 @@ def episode(
     problem: Problem,
     solver: Solver,
     steps: int,
-    hyper: PyTree,
+    hyper: Hyper,
     lower: InnerState,
     data: Data,
-    key: Array,
-) -> tuple[Array, tuple[PyTree, PyTree]]:
-    """Outer value after ``steps`` from ``lower`` at ``hyper``, and the chain's end."""
+    key: Key,
+) -> tuple[Scalar, Carry]:
+    """Return the outer value after ``steps`` from ``lower`` at ``hyper``, and the chain's end."""
     carry = start(problem, solver, hyper, lower, data)
     carry = run(inner_loss(problem), solver, hyper, carry, data, key, steps=steps)
     return problem.outer(carry[0], hyper, data.outer), carry

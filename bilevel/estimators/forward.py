@@ -7,29 +7,43 @@ Iutzeler, Pauwels, Vaiter, "Derivatives of Stochastic Gradient Descent in Parame
 NeurIPS 2024. Written for any solver: ``D`` is pushed through ``solver.step``, momentum included.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Evidence,
+    InnerState,
+    Problem,
+    init_inner_state,
+    inner_loss,
+)
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.rebuild import no_window
-from bilevel.estimators.recursion import averaged_run, chain, contract
+from bilevel.estimators.recursion import chain, contract
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
-from bilevel.solvers.base import Solver, start
-from bilevel.utils import PyTree, register_node, vdot
+from bilevel.solvers.base import Carry, Solver, run, start
+from bilevel.utils import FloatTree, Hyper, Key, Params, PyTree, register_node, vdot
 from bilevel.utils.validation import require_positive_int
+
+Tangents: TypeAlias = list[Array] | None
+Slopes: TypeAlias = tuple[Array, Params, PyTree, Tangents]
 
 
 class Memory(NamedTuple):
     """``tangents`` of all moving leaves, ``[p, *leaf]``; ``twin``, the independent chain."""
 
-    tangents: Any
-    twin: Any
+    tangents: Tangents | tuple[()]
+    twin: Carry | None
 
 
 @dataclass(frozen=True)
@@ -69,11 +83,11 @@ class Forward:
     start: int = 0
     average: int = 0
     cross: bool = False
-    directions: Any = None
+    directions: int | FloatTree | None = None
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse counts that leave no step to differentiate."""
+        """Validate the arguments."""
         require_positive_int("Forward", "steps", self.steps)
         if self.chunk is not None:
             require_positive_int("Forward", "chunk", self.chunk)
@@ -84,8 +98,8 @@ class Forward:
             )
         object.__setattr__(self, "directions", dirs.normalise("Forward", self.directions))
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """Start points of the chain (and of its twin); tangents are zero."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return the start points of the chain (and of its twin); tangents are zero."""
         state = self.solver.init(params, data.inner)
         tangents = None if self._carries() else ()
         return init_inner_state(
@@ -93,7 +107,7 @@ class Forward:
         )
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain with its derivative; contract with the outer gradient."""
         check_unrolled("Forward", problem, self.solver, hyper, lower, data, key)
@@ -103,11 +117,10 @@ class Forward:
         if self.directions is not None or self.chunk is None:
             drawn = dirs.draw(self.directions, hyper, jax.random.fold_in(key, self.steps + 1))
 
-        def slopes(tangents: Any, drawn: PyTree) -> Any:
-            (params, state), tangents = chain(
-                problem, self.solver, hyper, lower, tangents, drawn, data, key,
-                steps=self.steps, late=self.start, average=self.average,
-            )  # fmt: skip
+        def slopes(tangents: Tangents, drawn: FloatTree) -> Slopes:
+            loop = partial(chain, steps=self.steps, late=self.start, average=self.average)
+            end = loop(problem, self.solver, hyper, lower, tangents, drawn, data, key)
+            (params, state), tangents = end
             where = params if twin is None else twin[0]
             outer = jax.grad(problem.outer, argnums=(0, 1))
             in_params, in_hyper = outer(where, hyper, data.outer)
@@ -137,38 +150,50 @@ class Forward:
         return replace(self, steps=steps, start=start, average=average)
 
     def _carries(self) -> bool:
-        """Whether tangents go on from call to call."""
+        """Return whether tangents go on from call to call."""
         return self.directions is None and self.chunk is None
 
-    def _counts(self, hyper: PyTree) -> Counts:
+    def _counts(self, hyper: Hyper) -> Counts:
         tangents = dirs.count(self.directions, hyper)
         chunks = 1 if self.chunk is None else -(-tangents // self.chunk)
         gradients = self.steps * (chunks + self.cross) + 1
         return Counts.of(gradients=gradients, jvps=(self.steps - self.start) * tangents)
 
     def _chunked(
-        self, slopes: Any, drawn: PyTree, hyper: PyTree, lower: InnerState, rows: int
-    ) -> Any:
-        """All slopes, a chunk of directions at a time; the iterates are the same in each."""
+        self,
+        slopes: Callable[..., Slopes],
+        drawn: FloatTree,
+        hyper: Hyper,
+        lower: InnerState,
+        rows: int,
+    ) -> tuple[Array, Params, PyTree]:
+        """Return all slopes, a chunk of directions at a time; the iterates are the same in each."""
         m = dirs.count(self.directions, hyper)
 
-        def one(_: Any, first: Array) -> Any:
+        def one(_: Carry, first: Array) -> tuple[Carry, Array]:
             some = dirs.chunk(self.directions, drawn, hyper, first, rows)
-            along, params, state, _ = slopes(None, some)
-            return (params, state), along
+            found = slopes(None, some)
+            return (found[1], found[2]), found[0]
 
-        begun = lower.params, lower.solver_state
-        (params, state), along = jax.lax.scan(one, begun, jnp.arange(0, m, rows))
+        initial = lower.params, lower.solver_state
+        (params, state), along = jax.lax.scan(one, initial, jnp.arange(0, m, rows))
         return along.reshape(-1)[:m], params, state
 
     def _twin(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[PyTree, PyTree]:
-        """The independent chain after as many steps, from other keys."""
+        """Return the independent chain after as many steps, from other keys."""
         carry = start(problem, self.solver, hyper, InnerState(*lower.memory.twin), data)
         other = jax.random.fold_in(key, self.steps)
-        return averaged_run(
-            problem, self.solver, hyper, carry, data, other, steps=self.steps, average=self.average
+        return run(
+            inner_loss(problem),
+            self.solver,
+            hyper,
+            carry,
+            data,
+            other,
+            steps=self.steps,
+            average=self.average,
         )
 
 

@@ -10,7 +10,6 @@ a proximal part is in ``adjoint.py``.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +30,8 @@ from bilevel.estimators.rebuild import no_window
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver
-from bilevel.solvers.base import Solver, run, start
-from bilevel.utils import PyTree, axpy, register_node, zeros_like
+from bilevel.solvers.base import Carry, Solver, run, start
+from bilevel.utils import Hyper, Key, Number, Params, axpy, register_node, zeros_like
 from bilevel.utils.validation import require_positive, require_positive_int
 
 
@@ -73,12 +72,12 @@ class Implicit:
     solver: Solver
     steps: int
     linear: LinearSolver = CG()
-    damping: Any = None
+    damping: Number | None = None
     average: int = 0
     bias: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse counts that do nothing, and damping that would amplify."""
+        """Validate the arguments."""
         require_positive_int("Implicit", "steps", self.steps)
         if self.damping is not None:
             require_positive("Implicit", "damping", self.damping)
@@ -87,12 +86,12 @@ class Implicit:
                 f"Implicit: average must lie between 0 and steps={self.steps}, got {self.average}."
             )
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """Start point, and a zero adjoint."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return the start point, and a zero adjoint."""
         return init_inner_state(params, self.solver.init(params, data.inner), zeros_like(params))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Solve the inner problem, then the adjoint system at its solution."""
         check_minimiser("Implicit", problem, hyper, lower.params, data)
@@ -101,13 +100,12 @@ class Implicit:
 
         key, key_system, key_bias = jax.random.split(jax.random.fold_in(key, self.steps), 3)
         step, used = proximal_step(problem, self.solver, hyper, params, state, data, key_system)
-        system_at = partial(
-            adjoint_system, problem, hyper, data=data, damping=self.damping, step=step,
-            key=key_system,
-        )  # fmt: skip
+        settings = {"damping": self.damping, "step": step, "key": key_system}
+        system_at = partial(adjoint_system, problem, hyper, data=data, **settings)
         system: System = system_at(params)
         adjoint = self.linear.solve(system.operator, system.rhs, system.within(lower.memory), key)
 
+        # A proximal system costs one product and one gradient more: those of the mapping itself.
         smooth = problem.prox is None
         bias, matvecs = None, adjoint.matvecs + used + (0 if smooth else 1)
         if self.bias:
@@ -127,14 +125,14 @@ class Implicit:
         return replace(self, steps=times * self.steps, average=times * self.average)
 
     def _minimise(
-        self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array
-    ) -> tuple[PyTree, PyTree]:
-        """``(params, solver state)`` after all steps, the params averaged if asked."""
+        self, problem: Problem, hyper: Hyper, carry: Carry, data: Data, key: Key
+    ) -> Carry:
+        """Return ``(params, solver state)`` after all steps, the params averaged if asked."""
         steps = partial(run, inner_loss(problem), self.solver, hyper, data=data, key=key)
         first = self.steps - self.average
         carry = steps(carry, steps=first)
 
-        def advance(loop: Any, k: Array) -> tuple[Any, None]:
+        def advance(loop: tuple[Carry, Params], k: Array) -> tuple[tuple[Carry, Params], None]:
             carry, mean = loop
             carry = steps(carry, steps=1, first=first + k)
             return (carry, axpy(1 / (k + 1), axpy(-1, mean, carry[0]), mean)), None

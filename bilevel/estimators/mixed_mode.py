@@ -7,33 +7,34 @@ Jacobian-vector product of the gradient, cheaper in time and memory than reverse
 (Kemaev et al., ICML 2025).
 """
 
-from typing import Any
+from typing import TypeAlias
 
 import jax
-from jax import Array
 
 from bilevel.core import Loss
-from bilevel.utils import PyTree
+from bilevel.utils import DataTree, Hyper, Params, PyTree, Scalar
+
+Saved: TypeAlias = tuple[PyTree, ...]  # params, hyper, batch
 
 
 def mixed_mode(loss: Loss) -> Loss:
-    """The same loss, whose ``jax.grad`` in ``params`` is pulled back in mixed mode.
+    """Return the same loss, whose ``jax.grad`` in ``params`` is pulled back in mixed mode.
 
     Any solver that calls ``jax.grad(loss)`` or ``jax.value_and_grad(loss)`` profits unchanged. The
     result supports reverse mode only.
     """
 
     @jax.custom_vjp
-    def gradient(params: PyTree, hyper: PyTree, batch: PyTree) -> PyTree:
+    def gradient(params: Params, hyper: Hyper, batch: DataTree) -> Params:
         return jax.grad(loss)(params, hyper, batch)
 
-    def gradient_forward(params: PyTree, hyper: PyTree, batch: PyTree) -> Any:
-        return gradient(params, hyper, batch), (params, hyper, batch)
+    def gradient_forward(*at: PyTree) -> tuple[Params, Saved]:
+        return gradient(*at), at
 
-    def gradient_backward(saved: Any, cotangent: PyTree) -> Any:
+    def gradient_backward(saved: Saved, cotangent: Params) -> tuple[Params, Hyper, None]:
         params, hyper, batch = saved
 
-        def both(params: PyTree) -> Any:
+        def both(params: Params) -> tuple[Params, Hyper]:
             return jax.grad(loss, argnums=(0, 1))(params, hyper, batch)
 
         return *jax.jvp(both, (params,), (cotangent,))[1], None
@@ -41,13 +42,13 @@ def mixed_mode(loss: Loss) -> Loss:
     gradient.defvjp(gradient_forward, gradient_backward)
 
     @jax.custom_vjp
-    def value(params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
+    def value(params: Params, hyper: Hyper, batch: DataTree) -> Scalar:
         return loss(params, hyper, batch)
 
-    def value_forward(params: PyTree, hyper: PyTree, batch: PyTree) -> Any:
-        return loss(params, hyper, batch), (params, hyper, batch)
+    def value_forward(*at: PyTree) -> tuple[Scalar, Saved]:
+        return loss(*at), at
 
-    def value_backward(saved: Any, cotangent: Array) -> Any:
+    def value_backward(saved: Saved, cotangent: Scalar) -> tuple[Params, Hyper, None]:
         params, hyper, batch = saved
         in_params = gradient(params, hyper, batch)
         in_hyper = jax.grad(loss, argnums=1)(params, hyper, batch)

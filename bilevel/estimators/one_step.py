@@ -9,7 +9,6 @@ outer|`` (theirs for ``last = 1``).
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +27,17 @@ from bilevel.core import (
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
 from bilevel.estimators.reverse import Reverse
-from bilevel.solvers.base import Solver, run, start
-from bilevel.utils import PyTree, norm, partition, register_node, zeros_like
+from bilevel.solvers.base import Carry, Solver, run, start
+from bilevel.utils import (
+    Hyper,
+    Key,
+    Params,
+    Scalar,
+    norm,
+    partition,
+    register_node,
+    zeros_like,
+)
 from bilevel.utils.validation import require_positive_int
 
 _PROBE = 8  # steps over which the contraction is measured: the swing of momentum averages out
@@ -67,18 +75,18 @@ class OneStep:
     last: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse counts out of range."""
+        """Validate the arguments."""
         require_positive_int("OneStep", "steps", self.steps)
         require_positive_int("OneStep", "last", self.last)
         if self.last > self.steps:
             raise ValueError(f"OneStep: last={self.last} is more than steps={self.steps}.")
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """The chain's start point; nothing else is carried."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return the chain's start point; nothing else is carried."""
         return init_inner_state(params, self.solver.init(params, data.inner))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain, pull back through its last steps, then on through the probe."""
         if self.last == self.steps:
@@ -92,20 +100,22 @@ class OneStep:
         near, far = min(_PROBE, (dropped + 1) // 2), min(_PROBE, dropped // 2)
         before, _ = carry = start(problem, self.solver, hyper, lower, data)
 
-        def advance(k: int, n: int, hyper: PyTree, carry: Any) -> Any:
+        def advance(k: int, n: int, hyper: Hyper, carry: Carry) -> Carry:
             loss = inner_loss(problem)
             return run(loss, self.solver, hyper, carry, data, key, steps=n, first=k)
 
+        # Backwards from the end: `last` steps that are kept, `near` and `far` steps of the probe,
+        # and before them those that are only run.
         carry = advance(0, dropped - near - far, hyper, carry)
         moving, fixed, merge = partition(carry)
 
-        def pullable(k: int, n: int, moving: list, fixed: list) -> Any:
-            def segment(moving: list, hyper: PyTree) -> tuple[list, list]:
+        def pullable(k: int, n: int, moving: list[Array], fixed: list[Array]) -> tuple:
+            def segment(moving: list[Array], hyper: Hyper) -> tuple[list, list]:
                 return partition(advance(k, n, hyper, merge(moving, fixed)))[:2]
 
             return jax.vjp(segment, moving, hyper, has_aux=True)
 
-        def kept(moving: list, hyper: PyTree) -> Any:
+        def kept(moving: list[Array], hyper: Hyper) -> tuple[Scalar, Carry]:
             carry = advance(dropped, self.last, hyper, merge(moving, fixed))
             return problem.outer(carry[0], hyper, data.outer), carry
 
@@ -126,8 +136,8 @@ class OneStep:
 register_node(OneStep, data_fields=["solver"], meta_fields=["steps", "last"])
 
 
-def _tail(near: PyTree, far: PyTree, new: Array, old: Array) -> PyTree:
-    """``-(near + sum_j (new / old)^j far)``; infinite where the series is."""
+def _tail(near: Hyper, far: Hyper, new: Scalar, old: Scalar) -> Hyper:
+    """Return ``-(near + sum_j (new / old)^j far)``; infinite where the series is."""
     shrink = jnp.where(new == 0, 0, new / old)
 
     def total(n: Array, f: Array) -> Array:

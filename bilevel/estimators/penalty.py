@@ -8,7 +8,6 @@ ICML 2023, equation 4; its error is O(1 / gamma) (Lemma 3.1).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,8 @@ from jax import Array
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import progress
-from bilevel.solvers.base import Solver, run, start
-from bilevel.utils import PyTree, register_node
+from bilevel.solvers.base import Carry, Solver, run, start
+from bilevel.utils import DataTree, Hyper, Key, Number, Params, PyTree, Scalar, register_node
 from bilevel.utils.validation import require_positive, require_positive_int
 
 _WEIGHTS = (0.0, 1.0, 2.0)  # of outer / gamma, in the three chains
@@ -55,20 +54,20 @@ class Penalty:
 
     solver: Solver
     steps: int
-    gamma: Any = 100.0
+    gamma: Number = 100.0
 
     def __post_init__(self) -> None:
-        """Refuse settings out of range."""
+        """Validate the arguments."""
         require_positive_int("Penalty", "steps", self.steps)
         require_positive("Penalty", "gamma", self.gamma)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """The plain chain, and in memory the two penalised ones, ``[2, *leaf]``."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return the plain chain, and in memory the two penalised ones, ``[2, *leaf]``."""
         carry = (params, self.solver.init(params, data.inner))
         return init_inner_state(*carry, jax.tree.map(lambda x: jnp.stack([x, x]), carry))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Move the three chains, compare the losses' derivatives in ``hyper`` at their ends."""
         if problem.prox is not None:
@@ -78,28 +77,29 @@ class Penalty:
             )
         check_minimiser("Penalty", problem, hyper, lower.params, data)
 
-        def move(weight: Array, params: PyTree, state: PyTree) -> Any:
-            def loss(params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
+        def move(weight: Array, params: Params, state: PyTree) -> Carry:
+            def loss(params: Params, hyper: Hyper, batch: DataTree) -> Scalar:
                 penalty = weight * problem.outer(params, hyper, data.outer) / self.gamma
                 return problem.inner(params, hyper, batch) + penalty
 
             carry = start(problem, self.solver, hyper, InnerState(params, state), data)
             return run(loss, self.solver, hyper, carry, data, key, steps=self.steps)
 
-        chains = jax.tree.map(
-            lambda x, rest: jnp.concatenate([x[None], rest]),
-            (lower.params, lower.solver_state), lower.memory,
-        )  # fmt: skip
+        def put_first(x: Array, rest: Array) -> Array:
+            return jnp.concatenate([x[None], rest])
+
+        # Chain 0 minimises the inner loss, 1 and 2 the penalised ones, side by side.
+        chains = jax.tree.map(put_first, (lower.params, lower.solver_state), lower.memory)
         chains = jax.vmap(move)(jnp.asarray(_WEIGHTS), *chains)
         (params, state), *penalised = [jax.tree.map(lambda x, i=i: x[i], chains) for i in range(3)]
 
         free = jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
 
-        def hypergrad(gamma: Any, params: PyTree) -> PyTree:
-            held = jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
+        def hypergrad(gamma: Number, params: Params) -> Hyper:
+            penalised = jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
             direct = jax.grad(problem.outer, argnums=1)(params, hyper, data.outer)
             return jax.tree.map(
-                lambda d, a, b: (d + gamma * (a - b)).astype(d.dtype), direct, held, free
+                lambda d, a, b: (d + gamma * (a - b)).astype(d.dtype), direct, penalised, free
             )
 
         grad, rough = (

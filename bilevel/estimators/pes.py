@@ -8,7 +8,7 @@ Persistent Evolution Strategies", ICML 2021, equation 8 with antithetic pairs (a
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +19,33 @@ from bilevel.estimators import directions as dirs
 from bilevel.estimators.evolution import episode, require_es
 from bilevel.estimators.refusals import check_read
 from bilevel.estimators.residuals import progress
-from bilevel.solvers.base import Solver, start
+from bilevel.solvers.base import Carry, Solver, start
 from bilevel.spaces.perturb import coordinates, in_natural_units, moved
-from bilevel.utils import PyTree, axpy, register_node
+from bilevel.utils import (
+    Counter,
+    FloatTree,
+    Hyper,
+    Key,
+    Number,
+    Params,
+    PyTree,
+    Scalar,
+    axpy,
+    register_node,
+)
 from bilevel.utils.validation import require_positive_int
 
 
 class Memory(NamedTuple):
-    """Params and solver state of the pairs, ``[pairs, 2, *leaf]``; ``drift`` like ``hyper``,
-    ``[pairs, *leaf]``, the sum of their perturbations; ``age``, ``()``, calls that it sums over.
-    """  # fmt: skip
+    """What the pairs carry from call to call.
 
-    particles: Any
-    drift: PyTree
-    age: Array
+    ``particles``, params and solver states of the pairs, ``[pairs, 2, *leaf]``; ``drift`` like
+    ``hyper``, ``[pairs, *leaf]``, the sum of their perturbations; ``age``, ``()``, calls it sums.
+    """
+
+    particles: Carry
+    drift: FloatTree | None
+    age: Counter
 
 
 @dataclass(frozen=True)
@@ -70,23 +83,23 @@ class PES:
 
     solver: Solver
     steps: int
-    sigma: Any = 0.01
+    sigma: Number = 0.01
     pairs: int = 16
     reset: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings out of range."""
+        """Validate the arguments."""
         require_es("PES", self.steps, self.sigma, self.pairs)
         if self.reset is not None:
             require_positive_int("PES", "reset", self.reset)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """All chains at the start point; the drift is zero."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return all chains at the start point; the drift is zero."""
         carry = (params, self.solver.init(params, data.inner))
         return init_inner_state(*carry, Memory(self._gather(carry), None, jnp.zeros((), jnp.int32)))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Move every chain; weigh the differences of the pairs by their accumulated drift."""
         check_read("PES", problem, self.solver, hyper, lower, data, key)
@@ -94,12 +107,12 @@ class PES:
         free = coordinates(problem.space, hyper)
         particles, drift, age = self._remembered(problem, free, lower)
 
-        def play(hyper: PyTree, carry: Any, key: Array) -> tuple[Array, Any]:
+        def play(hyper: Hyper, carry: Carry, key: Key) -> tuple[Scalar, Carry]:
             at = InnerState(*carry)
             return episode(problem, self.solver, self.steps, hyper, at, data, key)
 
-        def pair(carry: Any, direction: PyTree, key: Array) -> tuple[Array, Any]:
-            def one(sign: Array, carry: Any) -> tuple[Array, Any]:
+        def pair(carry: Carry, direction: PyTree, key: Key) -> tuple[Scalar, Carry]:
+            def one(sign: Array, carry: Carry) -> tuple[Scalar, Carry]:
                 at = moved(problem.space, free, sign * self.sigma, direction, hyper)
                 return play(at, carry, key)
 
@@ -125,12 +138,12 @@ class PES:
         memory = Memory(particles, drift, age + 1)
         return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)
 
-    def _gather(self, carry: Any) -> Any:
-        """Every chain of every pair at one point."""
+    def _gather(self, carry: Carry) -> Carry:
+        """Return every chain of every pair at one point."""
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.pairs, 2, *x.shape)), carry)
 
     def _remembered(self, problem: Problem, free: PyTree, lower: InnerState) -> Memory:
-        """The memory to begin with: as it is, or without the past."""
+        """Return the memory to begin with: as it is, or without the past."""
         none = jax.tree.map(lambda x: jnp.zeros((self.pairs, *x.shape), x.dtype), free)
         empty = Memory(
             self._gather((lower.params, lower.solver_state)), none, jnp.zeros((), jnp.int32)

@@ -11,22 +11,32 @@ Annals of Statistics 2020.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.core import Counts, Data, Estimate, InnerState, InverseTime, Problem, Schedule
+from bilevel.core import Counts, Data, Estimate, InnerState, Problem, Schedule
 from bilevel.estimators.base import Estimator
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.reverse import Reverse
 from bilevel.noise.hypergradients import influence, prediction
 from bilevel.noise.moments import rules
+from bilevel.solvers.base import Solver
 from bilevel.solvers.gradient_descent import GradientDescent
 from bilevel.solvers.sgd import SGD
-from bilevel.utils import PyTree, register_node, size, validation, zeros_like
+from bilevel.utils import (
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    register_node,
+    size,
+    validation,
+    zeros_like,
+)
 
 DENSE = 40  # the dense theory solves a system of that size squared
 
@@ -84,23 +94,23 @@ class Predicted:
     estimator: Estimator
 
     def __post_init__(self) -> None:
-        """Refuse an estimator that the theory is not about."""
+        """Validate the arguments."""
         if callable(getattr(self.estimator, "step", None)):  # else a placeholder of JAX
             _require_covered(self.estimator)
 
     @property
-    def solver(self) -> Any:
+    def solver(self) -> Solver | None:
         """The inner solver: :func:`bilevel.tune` asks it why it diverged."""
         return getattr(self.estimator, "solver", None)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """The estimator's own."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return the estimator's own state."""
         return self.estimator.init(params, data)
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
-        """One step of the estimator; the theory at the params that it ends with."""
+        """Take a step of the estimator; the theory at the params that it ends with."""
         estimate, lower = self.estimator.step(problem, hyper, lower, data, key)
         theory = self.theory(problem, hyper, lower.params, data)
         evidence = replace(
@@ -111,8 +121,8 @@ class Predicted:
         )
         return replace(estimate, evidence=evidence), lower
 
-    def theory(self, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Theory:
-        """What theory says at ``params`` near the minimiser; nothing is run."""
+    def theory(self, problem: Problem, hyper: Hyper, params: Params, data: Data) -> Theory:
+        """Return what theory says at ``params`` near the minimiser; nothing is run."""
         validation.require_smooth("Predicted", problem)
         solver = _require_constant(self.solver)
         if solver is None:
@@ -141,15 +151,13 @@ register_node(Predicted)
 
 
 def _dense(
-    problem: Problem, hyper: PyTree, params: PyTree, data: Data, estimator: Any, solver: SGD
+    problem: Problem, hyper: Hyper, params: Params, data: Data, estimator: Estimator, solver: SGD
 ) -> Theory:
-    """By :func:`bilevel.noise.hypergradients.prediction.stationary_error`."""
+    """Predict by :func:`bilevel.noise.hypergradients.prediction.stationary_error`."""
     implicit, window = _read(estimator)
     rule = rules.sgd(solver.step_size, solver.momentum, solver.nesterov)
-    found = prediction.stationary_error(
-        problem, hyper, params, data, rule,
-        batch_size=solver.batch_size, window=max(window, 1), implicit=implicit,
-    )  # fmt: skip
+    chain = {"batch_size": solver.batch_size, "window": max(window, 1), "implicit": implicit}
+    found = prediction.stationary_error(problem, hyper, params, data, rule, **chain)
     holds = found.stable & found.solved
 
     def tree(values: Array) -> PyTree:
@@ -160,18 +168,18 @@ def _dense(
     return Theory(tree(found.error.standard_deviation), tree(found.error.bias), counts)
 
 
-def _like(hyper: PyTree, values: Array) -> PyTree:
-    """``[p]`` in the order of ``ravel_pytree`` as a tree like ``hyper``."""
+def _like(hyper: Hyper, values: Array) -> PyTree:
+    """Return ``[p]`` in the order of ``ravel_pytree`` as a tree like ``hyper``."""
     flat, unravel = ravel_pytree(hyper)
     return unravel(values.astype(flat.dtype))
 
 
-def _read(estimator: Any) -> tuple[bool, int]:
-    """Whether the hypergradient is implicit, and of how many iterates it is read at the mean."""
+def _read(estimator: Estimator) -> tuple[bool, int]:
+    """Return whether the hypergradient is implicit, and how many iterates are averaged."""
     return isinstance(estimator, Implicit), getattr(estimator, "average", 0)
 
 
-def _require_covered(estimator: Any) -> None:
+def _require_covered(estimator: Estimator) -> None:
     """Raise unless the estimator reads one chain in a way that the theory follows."""
     name = type(estimator).__name__
     wrong = None
@@ -192,8 +200,8 @@ def _require_covered(estimator: Any) -> None:
         )
 
 
-def _require_constant(solver: Any) -> SGD | None:
-    """The solver if it has noise, ``None`` if it is a full-batch one; or a refusal."""
+def _require_constant(solver: Solver | None) -> SGD | None:
+    """Return the solver if it has noise, ``None`` if it is a full-batch one."""
     if isinstance(solver, GradientDescent) or (
         isinstance(solver, SGD) and solver.batch_size is None
     ):
@@ -201,9 +209,7 @@ def _require_constant(solver: Any) -> SGD | None:
     wrong = None
     if not isinstance(solver, SGD):
         wrong = f"the solver must be SGD, got {type(solver).__name__}"
-    elif isinstance(solver.step_size, Schedule | InverseTime) or isinstance(
-        solver.momentum, Schedule
-    ):
+    elif isinstance(solver.step_size, Schedule) or isinstance(solver.momentum, Schedule):
         wrong = "step size and momentum must be numbers: a schedule never comes to rest"
     elif solver.sampling != "iid":
         wrong = (
@@ -215,4 +221,5 @@ def _require_constant(solver: Any) -> SGD | None:
             f"Predicted has no theory for this solver: {wrong}. Replicated(estimator, n) measures "
             "the noise of any."
         )
+    assert isinstance(solver, SGD)
     return solver

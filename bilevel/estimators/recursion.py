@@ -7,111 +7,83 @@ space and ``Z`` their tangents, one leading axis for all. For SGD this is the re
 Iutzeler, Pauwels, Vaiter, NeurIPS 2024; the iterate and its derivative share key and minibatch.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, InnerState, Problem, inner_loss
-from bilevel.solvers.base import Solver, run, start
-from bilevel.utils import PyTree, partition
+from bilevel.solvers.base import Carry, Solver, repeat, run, start
+from bilevel.utils import Float, Hyper, Key, Params, PyTree, partition
+
+# Floating-point leaves of params and solver state, the other leaves, tangents of the former.
+Loop: TypeAlias = tuple[list[Array], list[Array], list[Array]]
 
 
 def chain(
     problem: Problem,
     solver: Solver,
-    hyper: PyTree,
+    hyper: Hyper,
     lower: InnerState,
-    tangents: list | None,
+    tangents: list[Array] | None,
     directions: PyTree,
     data: Data,
-    key: Array,
+    key: Key,
     *,
     steps: int,
     late: int,
     average: int,
-) -> tuple[Any, Any]:
-    """``((params, state), tangents)`` after ``steps``, the derivative begun at step ``late``.
+) -> tuple[Carry, list[Array]]:
+    """Return ``((params, state), tangents)`` after ``steps``, differentiated from step ``late``.
 
     ``directions`` has leaves ``[m, *leaf]``; ``tangents`` continue from earlier ones, ``None`` from
     zero (or from the derivative of ``problem.start``). Both results are means over the last
     ``average`` steps if that is positive.
     """
     loss = inner_loss(problem)
-    carry, tangents = _begin(problem, solver, hyper, lower, tangents, directions, data)
+    carry, tangents = _init_tangents(problem, solver, hyper, lower, tangents, directions, data)
     if late:
         carry = run(loss, solver, hyper, carry, data, key, steps=late)
     moving, fixed, merge = partition(carry)
 
-    def advance(loop: Any, _: None) -> tuple[Any, None]:
-        k, moving, fixed, tangents, mean = loop
+    def advance(k: Array, loop: Loop) -> Loop:
+        moving, fixed, tangents = loop
         key_k = jax.random.fold_in(key, k)
 
-        def move(moving: list, hyper: PyTree) -> Any:
+        def move(moving: list[Array], hyper: Hyper) -> tuple[list[Array], list[Array]]:
             params, state = merge(moving, fixed)
             moved = solver.step(loss, params, hyper, data.inner, key_k, state)
             return partition(moved)[:2]
 
         moving, tangents, fixed = push(move, (moving, hyper), (tangents, directions))
-        if mean is not None:
-            mean = running_mean(mean, (moving, tangents), k - (steps - average))
-        return (k + 1, moving, fixed, tangents, mean), None
+        return moving, fixed, tangents
 
-    loop = (jnp.asarray(late, jnp.int32), moving, fixed, tangents, None)
-    loop, _ = jax.lax.scan(advance, loop, length=steps - late - average)
-    k, moving, fixed, tangents, _ = loop
+    plain = steps - average
+    loop, _ = repeat(advance, (moving, fixed, tangents), first=late, length=plain - late)
     if average:
-        loop = (k, moving, fixed, tangents, (moving, tangents))
-        (_, _, fixed, _, (moving, tangents)), _ = jax.lax.scan(advance, loop, length=average)
+        loop, mean = repeat(
+            advance, loop, first=plain, length=average, averaged=lambda loop: (loop[0], loop[2])
+        )
+        loop = (mean[0], loop[1], mean[1])
+    moving, fixed, tangents = loop
     return merge(moving, fixed), tangents
 
 
-def averaged_run(
-    problem: Problem,
-    solver: Solver,
-    hyper: PyTree,
-    carry: tuple[PyTree, PyTree],
-    data: Data,
-    key: Array,
-    *,
-    steps: int,
-    average: int,
-) -> tuple[PyTree, PyTree]:
-    """The plain loop, its floating-point leaves averaged over the last ``average`` steps."""
-    loss = inner_loss(problem)
-    carry = run(loss, solver, hyper, carry, data, key, steps=steps - average)
-    if not average:
-        return carry
-    moving, _, merge = partition(carry)
+def push(
+    fn: Callable[..., tuple[PyTree, PyTree]], primals: tuple, tangents: tuple
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Return ``fn(*primals)``, its derivative along tangents ``[m, *leaf]``, its auxiliaries."""
 
-    def advance(loop: Any, _: None) -> tuple[Any, None]:
-        k, (params, state), mean = loop
-        moved = solver.step(loss, params, hyper, data.inner, jax.random.fold_in(key, k), state)
-        mean = running_mean(mean, partition(moved)[0], k - (steps - average))
-        return (k + 1, moved, mean), None
-
-    loop = (jnp.asarray(steps - average, jnp.int32), carry, moving)
-    (_, carry, mean), _ = jax.lax.scan(advance, loop, length=average)
-    return merge(mean, partition(carry)[1])
-
-
-def running_mean(mean: PyTree, new: PyTree, count: Array) -> PyTree:
-    """The mean of ``count + 1`` trees from that of the first ``count`` and the next one."""
-    return jax.tree.map(lambda m, x: (m + (x - m) / (count + 1)).astype(m.dtype), mean, new)
-
-
-def push(fn: Any, primals: tuple, tangents: tuple) -> tuple[Any, Any, Any]:
-    """``fn(*primals)``, its derivative along a leading axis of tangents, and its auxiliaries."""
-
-    def one(*tangent: Any) -> Any:
+    def one(*tangent: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         return jax.jvp(fn, primals, tangent, has_aux=True)
 
     return jax.vmap(one, out_axes=(None, 0, None))(*tangents)
 
 
-def contract(tangents: list, cotangent: PyTree) -> Array:
-    """``<d params / d direction, cotangent>`` for every direction, ``[m]``."""
+def contract(tangents: list[Array], cotangent: Params) -> Float[Array, " m"]:
+    """Return ``<d params / d direction, cotangent>`` for every direction, ``[m]``."""
     leaves = jax.tree.leaves(cotangent)
     products = [
         jnp.tensordot(d, g, g.ndim) for d, g in zip(tangents[: len(leaves)], leaves, strict=True)
@@ -119,20 +91,20 @@ def contract(tangents: list, cotangent: PyTree) -> Array:
     return jnp.sum(jnp.stack(products), axis=0)
 
 
-def _begin(
+def _init_tangents(
     problem: Problem,
     solver: Solver,
-    hyper: PyTree,
+    hyper: Hyper,
     lower: InnerState,
-    tangents: list | None,
+    tangents: list[Array] | None,
     directions: PyTree,
     data: Data,
-) -> tuple[Any, Any]:
-    """Start point and its tangents."""
+) -> tuple[Carry, list[Array]]:
+    """Return the start point and its tangents."""
     carry = start(problem, solver, hyper, lower, data)
     if problem.start is not None:
 
-        def initial(hyper: PyTree) -> Any:
+        def initial(hyper: Hyper) -> tuple[list[Array], list[Array]]:
             return partition(start(problem, solver, hyper, lower, data))[:2]
 
         return carry, push(initial, (hyper,), (directions,))[1]

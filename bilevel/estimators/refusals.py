@@ -1,19 +1,17 @@
-"""Problems that an estimator refuses while it is traced, each with what would cure it."""
+"""Checks of problems while an estimator is traced, each with what would cure it."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from bilevel.core import Data, InnerState, Problem, inner_loss
 from bilevel.estimators.residuals import full_gradient
 from bilevel.solvers.base import NotUnrollable, Solver, start
-from bilevel.utils import PyTree, unused_leaves, validation
+from bilevel.utils import Hyper, Key, Params, PyTree, unused_leaves, validation
 
 
-def check_losses(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:
+def check_losses(problem: Problem, hyper: Hyper, params: Params, data: Data) -> None:
     """Raise while tracing unless both losses map the given structures to a float scalar."""
     for name, loss, batch in (
         ("inner", problem.inner, data.inner),
@@ -42,22 +40,22 @@ def check_losses(problem: Problem, hyper: PyTree, params: PyTree, data: Data) ->
             )
 
 
-def check_visible(name: str, fn: Callable[[PyTree], Any], hyper: PyTree, cure: str) -> None:
+def check_dependence(name: str, fn: Callable[[Hyper], PyTree], hyper: Hyper, cure: str) -> None:
     """Raise while tracing if the estimator would return a silent 0 for part of ``hyper``."""
-    if blind := unused_leaves(fn, hyper):
-        raise ValueError(f"{name}'s hypergradient does not depend on {', '.join(blind)}: {cure}")
+    if unused := unused_leaves(fn, hyper):
+        raise ValueError(f"{name}'s hypergradient does not depend on {', '.join(unused)}: {cure}")
 
 
 def check_unrolled(
     name: str,
     problem: Problem,
     solver: Solver,
-    hyper: PyTree,
+    hyper: Hyper,
     lower: InnerState,
     data: Data,
-    key: Array,
+    key: Key,
 ) -> None:
-    """:func:`check_visible` for estimators that differentiate the solver's steps."""
+    """Raise as :func:`check_dependence` does, also where steps must not be differentiated."""
     reason = None
     if isinstance(solver, NotUnrollable):
         reason = solver.why_not_unrolled(lower.solver_state)
@@ -74,14 +72,14 @@ def check_read(
     name: str,
     problem: Problem,
     solver: Solver,
-    hyper: PyTree,
+    hyper: Hyper,
     lower: InnerState,
     data: Data,
-    key: Array,
+    key: Key,
 ) -> None:
-    """:func:`check_visible` for estimators that see all that the solver's loop reads."""
+    """Raise as :func:`check_dependence` does, for all that the solver's loop reads."""
 
-    def everything(hyper: PyTree) -> Any:
+    def everything(hyper: Hyper) -> PyTree:
         params, state = start(problem, solver, hyper, lower, data)
         moved = solver.step(inner_loss(problem), params, hyper, data.inner, key, state)
         return params, moved, problem.outer(moved[0], hyper, data.outer)
@@ -90,24 +88,24 @@ def check_read(
         "neither problem.inner, problem.outer, problem.start nor the solver's step reads it, so "
         "its hypergradient would be a silent 0. Use it in the problem, or remove it from hyper."
     )
-    check_visible(name, everything, hyper, cure)
+    check_dependence(name, everything, hyper, cure)
 
 
-def unseen_by_minimiser(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> list[str]:
-    """Addresses of the hyperparameters that neither the minimiser nor the outer loss depends on."""
+def unused_by_minimiser(problem: Problem, hyper: Hyper, params: Params, data: Data) -> list[str]:
+    """Return addresses of hyperparameters on which neither minimiser nor outer loss depends."""
 
-    def everything(hyper: PyTree) -> Any:
+    def everything(hyper: Hyper) -> PyTree:
         outer = jax.value_and_grad(problem.outer)(params, hyper, data.outer)
         return full_gradient(problem, hyper, params, data), outer
 
     return unused_leaves(everything, hyper)
 
 
-def check_minimiser(name: str, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> None:
-    """:func:`check_visible` for estimators that see what the inner minimiser depends on."""
-    if blind := unseen_by_minimiser(problem, hyper, params, data):
+def check_minimiser(name: str, problem: Problem, hyper: Hyper, params: Params, data: Data) -> None:
+    """Raise as :func:`check_dependence` does, for what the minimiser depends on."""
+    if names := unused_by_minimiser(problem, hyper, params, data):
         raise ValueError(
-            f"{name}'s hypergradient does not depend on {', '.join(blind)}: neither does the inner "
+            f"{name}'s hypergradient does not depend on {', '.join(names)}: neither does the inner "
             "minimiser (a step size, a start point, or nothing at all), and the entry would be a "
             "silent 0. Use Forward or Reverse, which differentiate the solver's steps."
         )

@@ -6,7 +6,6 @@ Textbook Monte Carlo; for hypergradients of SGD see Grazzi, Pontil, Salzo, AISTA
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,8 @@ from jax import Array
 
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem
 from bilevel.estimators.base import Estimator
-from bilevel.utils import PyTree, register_node, vdot
+from bilevel.solvers.base import Solver
+from bilevel.utils import Hyper, Key, Params, register_node, vdot
 from bilevel.utils.validation import require_positive, require_positive_int
 
 
@@ -50,7 +50,7 @@ class Replicated:
     n: int
 
     def __post_init__(self) -> None:
-        """Refuse a number of copies without a standard deviation."""
+        """Validate the arguments."""
         require_positive_int("Replicated", "n", self.n)
         if self.n < 2:
             raise ValueError(
@@ -58,22 +58,22 @@ class Replicated:
             )
 
     @property
-    def solver(self) -> Any:
+    def solver(self) -> Solver | None:
         """The inner solver, if there is one: :func:`bilevel.tune` asks it why it diverged."""
         return getattr(self.estimator, "solver", None)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """All copies at one start point; memory holds a whole :class:`InnerState` for each."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return all copies at one start point; memory holds an :class:`InnerState` for each."""
         one = self.estimator.init(params, data)
         copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.n, *jnp.shape(x))), one)
         return InnerState(one.params, one.solver_state, copies, one.reference)
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
-        """One step of every copy, each with its own key."""
+        """Take a step of every copy, each with its own key."""
 
-        def one(copy: InnerState, key: Array) -> tuple[Estimate, InnerState]:
+        def one(copy: InnerState, key: Key) -> tuple[Estimate, InnerState]:
             return self.estimator.step(problem, hyper, copy, data, key)
 
         every, copies = jax.vmap(one)(lower.memory, jax.random.split(key, self.n))

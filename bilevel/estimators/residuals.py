@@ -5,13 +5,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Problem
-from bilevel.utils import PyTree, axpy, norm
+from bilevel.utils import Hyper, Params, PyTree, Scalar, axpy, norm
 
 
 def inner_residual(
-    problem: Problem, hyper: PyTree, before: PyTree, end: PyTree, data: Data, reference: Array
-) -> tuple[Array, Array]:
-    """``(|end| / reference, reference)`` for the full inner gradient ``end`` at the last iterate.
+    problem: Problem, hyper: Hyper, before: PyTree, end: PyTree, data: Data, reference: Scalar
+) -> tuple[Scalar, Scalar]:
+    """Return ``(|end| / reference, reference)`` for the full inner gradient ``end`` at the end.
 
     The reference is the gradient's norm at the params ``before``, measured when it is still 0.
     """
@@ -24,14 +24,14 @@ def inner_residual(
 
 
 def progress(
-    problem: Problem, hyper: PyTree, before: PyTree, after: PyTree, data: Data, reference: Array
-) -> tuple[Array, Array]:
-    """:func:`inner_residual` at the params ``after``, by one program for both gradients.
+    problem: Problem, hyper: Hyper, before: PyTree, after: PyTree, data: Data, reference: Scalar
+) -> tuple[Scalar, Scalar]:
+    """Return :func:`inner_residual` at the params ``after``, by one program for both gradients.
 
     One after the other: XLA multiplies a matrix by two vectors slower than by one twice.
     """
 
-    def size(params: PyTree) -> Array:
+    def size(params: Params) -> Array:
         return norm(full_gradient(problem, hyper, params, data)).astype(reference.dtype)
 
     def both() -> tuple[Array, Array]:
@@ -42,12 +42,12 @@ def progress(
     return _relative(end, reference), reference
 
 
-def _relative(size: Array, reference: Array) -> Array:
+def _relative(size: Array, reference: Scalar) -> Array:
     return jnp.where(size == 0, 0, size / reference)
 
 
-def full_gradient(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> PyTree:
-    """Gradient of the inner loss over all inner examples, like ``params``.
+def full_gradient(problem: Problem, hyper: Hyper, params: Params, data: Data) -> PyTree:
+    """Return the gradient of the inner loss over all inner examples, like ``params``.
 
     With a proximal part it is the proximal-gradient mapping ``params - prox(params - gradient)``,
     which vanishes at the minimiser as the gradient does without one.

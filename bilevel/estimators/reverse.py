@@ -11,10 +11,8 @@ al., AISTATS 2019.
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
-from jax import Array
 
 from bilevel.core import (
     Counts,
@@ -30,8 +28,8 @@ from bilevel.core import (
 from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
-from bilevel.solvers.base import Solver, run, start
-from bilevel.utils import PyTree, nbytes, register_node
+from bilevel.solvers.base import Carry, Solver, run, start
+from bilevel.utils import Hyper, Key, Params, PyTree, Scalar, nbytes, register_node
 from bilevel.utils.validation import require_positive_int
 
 MEMORY = ("auto", "full", "checkpoint")
@@ -71,7 +69,7 @@ class Reverse:
     budget: int = 2**28
 
     def __post_init__(self) -> None:
-        """Refuse counts and names out of range."""
+        """Validate the arguments."""
         require_positive_int("Reverse", "steps", self.steps)
         if self.truncate is not None and not 1 <= self.truncate <= self.steps:
             raise ValueError(
@@ -81,12 +79,12 @@ class Reverse:
         if self.memory not in MEMORY:
             raise ValueError(f"Reverse: memory must be one of {MEMORY}, got {self.memory!r}.")
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """The chain's start point; nothing else is carried."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return the chain's start point; nothing else is carried."""
         return init_inner_state(params, self.solver.init(params, data.inner))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain forwards, then pull the outer gradient back through it."""
         check_unrolled("Reverse", problem, self.solver, hyper, lower, data, key)
@@ -98,10 +96,10 @@ class Reverse:
 
         loss, checkpoints = self._plan(problem, hyper, carry, data, key, tracked)
 
-        def objective(hyper: PyTree) -> Any:
-            begun = carry if skipped else start(problem, self.solver, hyper, lower, data)
+        def objective(hyper: Hyper) -> tuple[Scalar, Carry]:
+            initial = carry if skipped else start(problem, self.solver, hyper, lower, data)
             params, state = self._tracked(
-                loss, hyper, begun, data, key, skipped, tracked, checkpoints
+                loss, hyper, initial, data, key, skipped, tracked, checkpoints
             )
             return problem.outer(params, hyper, data.outer), (params, state)
 
@@ -113,12 +111,12 @@ class Reverse:
         return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
 
     def _plan(
-        self, problem: Problem, hyper: PyTree, carry: Any, data: Data, key: Array, n: int
+        self, problem: Problem, hyper: Hyper, carry: Carry, data: Data, key: Key, n: int
     ) -> tuple[Loss, bool]:
-        """The loss to step on, and whether to checkpoint: as told, or to stay within the budget."""
+        """Return the loss to step on, and whether to checkpoint: as told, or by the budget."""
 
-        def pull_back(loss: Loss) -> Any:
-            def step(hyper: PyTree, params: PyTree, state: PyTree) -> Any:
+        def pull_back(loss: Loss) -> PyTree:
+            def step(hyper: Hyper, params: Params, state: PyTree) -> Carry:
                 return self.solver.step(loss, params, hyper, data.inner, key, state)
 
             return jax.eval_shape(lambda *args: jax.vjp(step, *args)[1], hyper, *carry)
@@ -137,22 +135,20 @@ class Reverse:
     def _tracked(
         self,
         loss: Loss,
-        hyper: PyTree,
-        carry: Any,
+        hyper: Hyper,
+        carry: Carry,
         data: Data,
-        key: Array,
+        key: Key,
         first: int,
         n: int,
         checkpoints: bool,
-    ) -> tuple[PyTree, PyTree]:
-        """Steps ``first .. first + n - 1``, arranged so that few states are stored."""
+    ) -> Carry:
+        """Run steps ``first .. first + n - 1``, arranged so that few states are stored."""
 
-        def steps(length: int, loop: Any) -> Any:
+        def steps(length: int, loop: tuple) -> tuple:
             k, params, state = loop
-            carry = run(
-                loss, self.solver, hyper, (params, state), data, key,
-                steps=length, first=k,
-            )  # fmt: skip
+            carry = (params, state)
+            carry = run(loss, self.solver, hyper, carry, data, key, steps=length, first=k)
             return (k + length, *carry)
 
         if not checkpoints:

@@ -21,14 +21,13 @@ from bilevel.core import (
     Estimate,
     Evidence,
     InnerState,
-    InverseTime,
     Problem,
     Schedule,
 )
 from bilevel.estimators.base import Estimator
 from bilevel.estimators.rebuild import innermost, map_innermost
 from bilevel.solvers.base import Solver
-from bilevel.utils import PyTree, dtype, register_node
+from bilevel.utils import Hyper, Key, Params, dtype, register_node
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Richardson:
         """The inner solver at ``2 eta``, which diverges first: :func:`bilevel.tune` asks it why."""
         return getattr(_with_step_size(self.estimator, 2), "solver", None)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
+    def init(self, params: Params, data: Data) -> InnerState:
         """Both chains at one start point; memory holds a whole :class:`InnerState` for each."""
         one = self.estimator.init(params, data)
         return InnerState(
@@ -81,7 +80,7 @@ class Richardson:
         )
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """One step at ``eta`` and at ``2 eta``, with the same key."""
 
@@ -114,7 +113,7 @@ def _require_step_size(estimator: Estimator) -> None:
     if not callable(getattr(estimator, "step", None)):
         return  # a placeholder: JAX rebuilds estimators around anything
     solver: Any = getattr(estimator, "solver", None)
-    if hasattr(solver, "step_size") and not isinstance(solver.step_size, Schedule | InverseTime):
+    if hasattr(solver, "step_size") and not isinstance(solver.step_size, Schedule):
         return
     found = f"{type(estimator if solver is None else solver).__name__} has none"
     if solver is not None and hasattr(solver, "step_size"):

@@ -9,7 +9,7 @@ al., ICML 2018; Rajeswaran et al., NeurIPS 2019.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,14 @@ from bilevel.core import (
 from bilevel.estimators.base import Estimator
 from bilevel.estimators.residuals import progress
 from bilevel.solvers.sampling import take
-from bilevel.utils import PyTree, register_node, strong, zeros_like
+from bilevel.utils import Hyper, Key, Params, PyTree, register_node, strong, zeros_like
 from bilevel.utils.validation import require_positive_int
 
+T = TypeVar("T")
 
-def row(data: Data, key: Array) -> Data:
-    """The task that is one row of ``data``, the same row of both levels, drawn uniformly."""
+
+def row(data: Data, key: Key) -> Data:
+    """Return the task that is one row of ``data``, the same row of both levels, drawn uniformly."""
     n, other = examples(data.inner), examples(data.outer)
     if n != other:
         raise ValueError(
@@ -94,7 +96,7 @@ class Sampled:
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse counts out of range and a ``draw`` that cannot be called."""
+        """Validate the arguments."""
         require_positive_int("Sampled", "tasks", self.tasks)
         if self.chunk is not None:
             require_positive_int("Sampled", "chunk", self.chunk)
@@ -104,24 +106,24 @@ class Sampled:
                 f"{self.draw!r}."
             )
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """The params of a task, and the same again to begin every call with."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return the params of a task, and the same again to begin every call with."""
         return init_inner_state(params, (), params)
 
-    def first_task(self, data: Data, key: Array) -> Data:
-        """The first of the tasks that a call with this key draws."""
+    def first_task(self, data: Data, key: Key) -> Data:
+        """Return the first of the tasks that a call with this key draws."""
         return self._task(data, self._keys(key)[0])
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Draw tasks, take one step of the estimator on each from its beginning."""
         params = lower.memory
 
-        def one(key: Array) -> tuple[Estimate, PyTree]:
+        def one(key: Key) -> tuple[Estimate, PyTree]:
             task = self._task(data, key)
-            begun = strong(self.estimator.init(params, task))
-            estimate, after = self.estimator.step(problem, hyper, begun, task, key)
+            initial = strong(self.estimator.init(params, task))
+            estimate, after = self.estimator.step(problem, hyper, initial, task, key)
             return estimate, after.params
 
         keys = self._keys(key)
@@ -135,9 +137,9 @@ class Sampled:
             error = jax.tree.map(lambda x: jnp.std(x, 0, ddof=1) / self.tasks**0.5, every.grad)
 
         end = jax.tree.map(lambda x: x[0], ends)
-        begun = params if problem.start is None else problem.start(hyper, params)
+        initial = params if problem.start is None else problem.start(hyper, params)
         task, unknown = self.first_task(data, key), zeros_like(lower.reference)
-        residual, _ = progress(problem, hyper, begun, end, task, unknown)
+        residual, _ = progress(problem, hyper, initial, end, task, unknown)
         counts = Counts(*(jnp.sum(x, dtype=jnp.int32) for x in every.evidence.counts))
         evidence = Evidence(
             residual,
@@ -148,10 +150,10 @@ class Sampled:
         )
         return Estimate(value, grad, evidence), InnerState(end, (), params, lower.reference)
 
-    def _keys(self, key: Array) -> Array:
+    def _keys(self, key: Key) -> Array:
         return jax.random.split(key, self.tasks)
 
-    def _task(self, data: Data, key: Array) -> Data:
+    def _task(self, data: Data, key: Key) -> Data:
         task = (self.draw or row)(data, jax.random.fold_in(key, 0))
         if not isinstance(task, Data):
             raise TypeError(
@@ -163,8 +165,8 @@ class Sampled:
 register_node(Sampled, data_fields=["estimator"], meta_fields=["tasks", "draw", "chunk"])
 
 
-def _map(fn: Any, size: int) -> Any:
-    """``vmap(fn)``, ``size`` entries at a time."""
+def _map(fn: Callable[[Key], T], size: int) -> Callable[[Key], T]:
+    """Return ``vmap(fn)``, ``size`` entries at a time."""
     if size == 1:
         return partial(jax.lax.map, fn)
     return partial(jax.lax.map, fn, batch_size=size)

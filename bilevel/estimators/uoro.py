@@ -10,7 +10,7 @@ minimise the variance of a step.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +30,27 @@ from bilevel.estimators import directions as dirs
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
 from bilevel.solvers.base import Solver, start
-from bilevel.utils import PyTree, axpy, norm, partition, register_node, vdot, zeros_like
+from bilevel.utils import (
+    FloatTree,
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    axpy,
+    norm,
+    partition,
+    register_node,
+    vdot,
+    zeros_like,
+)
 from bilevel.utils.validation import require_positive_int
 
 
 class Memory(NamedTuple):
     """The factors of the derivative: ``state``, a list of leaves, and ``hyper``, like ``hyper``."""
 
-    state: Any
-    hyper: Any
+    state: FloatTree
+    hyper: FloatTree
 
 
 @dataclass(frozen=True)
@@ -68,29 +80,29 @@ class UORO:
     steps: int
 
     def __post_init__(self) -> None:
-        """Refuse a count of steps that does nothing."""
+        """Validate the arguments."""
         require_positive_int("UORO", "steps", self.steps)
 
-    def init(self, params: PyTree, data: Data) -> InnerState:
-        """The chain's start point; the derivative is zero."""
+    def init(self, params: Params, data: Data) -> InnerState:
+        """Return the chain's start point; the derivative is zero."""
         return init_inner_state(params, self.solver.init(params, data.inner), Memory(None, None))
 
     def step(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain with its rank-one derivative; contract with the outer gradient."""
         check_unrolled("UORO", problem, self.solver, hyper, lower, data, key)
         # Step k uses fold_in(key, k), k < steps: the signs must not repeat those keys.
         signs_by = jax.random.fold_in(key, self.steps)
         before, _ = carry = start(problem, self.solver, hyper, lower, data)
-        factors = self._begin(problem, hyper, lower, data, signs_by)
+        factors = self._init_factors(problem, hyper, lower, data, signs_by)
         moving, fixed, merge = partition(carry)
         loss = inner_loss(problem)
 
-        def advance(loop: Any, _: None) -> tuple[Any, None]:
+        def advance(loop: tuple, _: None) -> tuple[tuple, None]:
             k, moving, fixed, factors = loop
 
-            def move(moving: list, hyper: PyTree) -> Any:
+            def move(moving: list[Array], hyper: Hyper) -> tuple[list[Array], list[Array]]:
                 key_k = jax.random.fold_in(key, k)
                 params, state = merge(moving, fixed)
                 moved = self.solver.step(loss, params, hyper, data.inner, key_k, state)
@@ -101,7 +113,7 @@ class UORO:
                 lambda moving: move(moving, hyper), (moving,), (factors.state,), has_aux=True
             )
             pull = jax.vjp(lambda hyper: move(moving, hyper)[0], hyper)[1]
-            factors = _absorb(Memory(tangent, factors.hyper), signs, pull(signs)[0])
+            factors = _update_factors(Memory(tangent, factors.hyper), signs, pull(signs)[0])
             return (k + 1, moved, fixed, factors), None
 
         loop = (jnp.zeros((), jnp.int32), moving, fixed, factors)
@@ -117,12 +129,12 @@ class UORO:
         estimate = Estimate(value, grad, Evidence(inner_residual=residual, counts=counts))
         return estimate, InnerState(params, state, factors, reference)
 
-    def _begin(
-        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    def _init_factors(
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> Memory:
-        """The factors carried over; zero; or a sketch of the derivative of ``problem.start``."""
+        """Return the factors as carried; zero; or a sketch of ``problem.start``'s derivative."""
 
-        def initial(hyper: PyTree) -> list:
+        def initial(hyper: Hyper) -> list[Array]:
             return partition(start(problem, self.solver, hyper, lower, data))[0]
 
         if problem.start is None and lower.memory.state is not None:
@@ -132,18 +144,18 @@ class UORO:
         if problem.start is None:
             return none
         signs = _signs(moving, jax.random.fold_in(key, 0))
-        return _absorb(none, signs, pull(signs)[0])
+        return _update_factors(none, signs, pull(signs)[0])
 
 
 register_node(UORO, data_fields=["solver"], meta_fields=["steps"])
 
 
-def _signs(like: list, key: Array) -> list:
+def _signs(like: list, key: Key) -> list:
     return jax.tree.map(lambda x: x[0], dirs.draw(dirs.Random(1), like, key))
 
 
-def _absorb(factors: Memory, signs: list, pulled: PyTree) -> Memory:
-    """``(p s + q nu, r / p + pulled / q)`` with the scales of least variance."""
+def _update_factors(factors: Memory, signs: list, pulled: PyTree) -> Memory:
+    """Return ``(p s + q nu, r / p + pulled / q)`` with the scales of least variance."""
     p = _balance(factors.hyper, factors.state)
     q = _balance(pulled, signs)
     state = jax.tree.map(lambda s, nu: (p * s + q * nu).astype(s.dtype), factors.state, signs)
@@ -151,8 +163,8 @@ def _absorb(factors: Memory, signs: list, pulled: PyTree) -> Memory:
     return Memory(state, hyper)
 
 
-def _balance(hyper: PyTree, state: PyTree) -> Array:
-    """``sqrt(|hyper| / |state|)``; 1 where a factor is 0, so that their product is anyway."""
+def _balance(hyper: Hyper, state: PyTree) -> Array:
+    """Return ``sqrt(|hyper| / |state|)``; 1 where a factor is 0, as their product is."""
     over, under = norm(hyper), norm(state)
     either = (over == 0) | (under == 0)
     return jnp.where(either, 1, jnp.sqrt(over / jnp.where(either, 1, under)))

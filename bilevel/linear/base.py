@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +76,7 @@ class Solution(NamedTuple):
     condition: Array | None = None
 
 
+@runtime_checkable
 class LinearSolver(Protocol):
     """Anything that solves ``hessian(x) = b``: one method.
 

@@ -29,7 +29,9 @@ def power_iteration(matvec: Matvec, start: PyTree, steps: int) -> PyTree:
     return jax.lax.fori_loop(0, steps, lambda _, v: normalise(matvec(v)), normalise(start))
 
 
-def largest_eigenvalue(matvec: Matvec, like: PyTree, key: Array, steps: int = POWER_STEPS) -> Array:
+def largest_eigenvalue(
+    matvec: Matvec, like: PyTree, key: Array, steps: int | Array = POWER_STEPS
+) -> Array:
     """Return the largest eigenvalue in modulus of a symmetric operator on trees like ``like``.
 
     Its modulus is a lower bound that ``steps + 1`` products bring close: the Rayleigh quotient of

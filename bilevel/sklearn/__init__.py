@@ -1,5 +1,13 @@
 """Estimators for scikit-learn's users that tune their own penalties by hypergradient."""
 
+try:
+    import sklearn as _sklearn  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "bilevel.sklearn needs scikit-learn, which bilevel itself does not: "
+        'pip install "bilevel[sklearn]".'
+    ) from error
+
 from bilevel.sklearn.cleaner import DataCleaner
 from bilevel.sklearn.kernel import HypergradKernelRidge
 from bilevel.sklearn.lasso import HypergradElasticNet, HypergradLasso

@@ -1,16 +1,33 @@
 """The solver contract, and the loop that every estimator runs it in."""
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, InnerState, Loss, Problem, inner_loss
-from bilevel.utils import PyTree, strong
+from bilevel.utils import (
+    DataTree,
+    Flag,
+    FloatTree,
+    FloatTreeLike,
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    Scalar,
+    partition,
+    strong,
+)
 from bilevel.utils.validation import require_positive_int
 
+Carry: TypeAlias = tuple[Params, PyTree]  # params and solver state
+T = TypeVar("T")
 
+
+@runtime_checkable
 class Solver(Protocol):
     """How ``params`` move: two methods, differentiable in ``params`` and ``hyper``.
 
@@ -21,23 +38,32 @@ class Solver(Protocol):
     registered as pytrees (counts static, step sizes leaves) never recompile when a float changes.
     """
 
-    def init(self, params: PyTree, data: PyTree) -> PyTree:
-        """The solver's own state (momentum, permutation, count); ``data`` is the inner tree."""
+    def init(self, params: Params, data: DataTree) -> PyTree:
+        """Return the solver's own state (momentum, count, ...); ``data`` is the inner tree."""
         ...
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: PyTree
-    ) -> tuple[PyTree, PyTree]:
-        """One step on ``loss(params, hyper, batch)``, the batch drawn from ``data`` by ``key``."""
+        self,
+        loss: Loss,
+        params: Params,
+        hyper: Hyper,
+        data: DataTree,
+        key: Key,
+        state: PyTree,
+    ) -> Carry:
+        """Step on ``loss(params, hyper, batch)``, the batch drawn from ``data`` by ``key``."""
         ...
 
 
 @runtime_checkable
 class DeclaresStability(Protocol):
-    """A solver that knows its own limit: :func:`bilevel.tune` uses it to explain a divergence."""
+    """A solver that declares the largest curvature at which its full-batch step is stable.
 
-    def max_curvature(self, hyper: PyTree, state: PyTree) -> Array:
-        """Largest Hessian eigenvalue for which full-batch steps still contract; ``()``."""
+    :func:`bilevel.tune` explains a divergence by it.
+    """
+
+    def max_curvature(self, hyper: Hyper, state: PyTree) -> Scalar:
+        """Return the largest Hessian eigenvalue for which full-batch steps contract; ``()``."""
         ...
 
 
@@ -46,7 +72,7 @@ class NotUnrollable(Protocol):
     """A solver whose steps must not be differentiated (a line search, a host callback)."""
 
     def why_not_unrolled(self, state: PyTree) -> str | None:
-        """The reason, as the end of a sentence on the solver; ``None`` if this state allows it."""
+        """Return the reason, as the end of a sentence, or ``None`` if this state allows it."""
         ...
 
 
@@ -64,7 +90,7 @@ class Refreshes(Protocol):
     """A solver whose state holds what ``hyper`` makes stale: a full gradient, a curvature pair."""
 
     def refresh(self, state: PyTree) -> PyTree:
-        """The state to begin a call with, of the same structure; ``hyper`` may have changed."""
+        """Return the state to begin a call with, of the same structure, at a new ``hyper``."""
         ...
 
 
@@ -72,8 +98,8 @@ class Refreshes(Protocol):
 class Stops(Protocol):
     """A solver that knows when it is done; only for loops that nobody differentiates."""
 
-    def stopped(self, state: PyTree) -> Array | None:
-        """Whether further steps would change nothing, ``()``; ``None`` if it never stops."""
+    def stopped(self, state: PyTree) -> Flag | None:
+        """Return whether further steps would change nothing, ``()``; ``None`` if it never stops."""
         ...
 
 
@@ -89,8 +115,8 @@ def require_fit(problem: Problem, solver: Solver) -> None:
         )
 
 
-def start(problem: Problem, solver: Solver, hyper: PyTree, lower: InnerState, data: Data) -> Any:
-    """``(params, solver_state)`` to begin from: carried, or ``problem.start(hyper, params)``."""
+def start(problem: Problem, solver: Solver, hyper: Hyper, lower: InnerState, data: Data) -> Carry:
+    """Return ``(params, solver_state)`` to begin from: as carried, or by ``problem.start``."""
     require_fit(problem, solver)
     if problem.start is None:
         state = lower.solver_state
@@ -99,53 +125,106 @@ def start(problem: Problem, solver: Solver, hyper: PyTree, lower: InnerState, da
     return params, solver.init(params, data.inner)
 
 
+def repeat(
+    advance: Callable[[Array, T], T],
+    carry: T,
+    *,
+    first: int | Array,
+    length: int,
+    averaged: Callable[[T], FloatTree] | None = None,
+) -> tuple[T, FloatTree]:
+    """Return ``carry = advance(k, carry)`` after ``k = first .. first + length - 1``, and a mean.
+
+    The mean is that of ``averaged(carry)`` over these steps, ``None`` where it is not asked for.
+    This is the loop of all solvers, and of the derivatives that are carried along with them.
+    """
+
+    def body(loop: tuple[Array, T, FloatTree], _: None) -> tuple[tuple[Array, T, FloatTree], None]:
+        k, carry, mean = loop
+        carry = advance(k, carry)
+        if averaged is not None:
+            mean = _running_mean(mean, averaged(carry), k - first)
+        return (k + 1, carry, mean), None
+
+    mean = None if averaged is None else averaged(carry)
+    initial = (jnp.asarray(first, jnp.int32), carry, mean)
+    (_, carry, mean), _ = jax.lax.scan(body, initial, length=length)
+    return carry, mean
+
+
 def run(
     loss: Loss,
     solver: Solver,
-    hyper: PyTree,
-    carry: tuple[PyTree, PyTree],
+    hyper: Hyper,
+    carry: Carry,
     data: Data,
-    key: Array,
+    key: Key,
     *,
     steps: int,
-    first: Any = 0,
-) -> tuple[PyTree, PyTree]:
+    first: int | Array = 0,
+    average: int = 0,
+) -> Carry:
     """Run steps ``first .. first + steps - 1`` from ``carry = (params, solver_state)``.
 
     Step ``k`` uses ``fold_in(key, k)``: keys are derived, so memory is independent of ``steps``.
-    A solver that stops ends the loop.
+    A solver that stops ends the loop. With ``average`` the floating-point leaves returned are
+    means over the last ``average`` steps.
     """
 
-    def body(carry: Any, _: None) -> tuple[Any, None]:
-        k, params, state = carry
-        key_k = jax.random.fold_in(key, k)
-        params, state = solver.step(loss, params, hyper, data.inner, key_k, state)
-        return (k + 1, params, state), None
+    def advance(k: Array, carry: Carry) -> Carry:
+        params, state = carry
+        return solver.step(loss, params, hyper, data.inner, jax.random.fold_in(key, k), state)
 
-    initial = (jnp.asarray(first, jnp.int32), *carry)
+    plain = steps - average
     if not isinstance(solver, Stops) or solver.stopped(carry[1]) is None:
-        (_, params, state), _ = jax.lax.scan(body, initial, length=steps)
-        return params, state
+        carry, _ = repeat(advance, carry, first=first, length=plain)
+    else:
+        carry = _run_until_stopped(advance, solver, carry, first, plain)
+    if not average:
+        return carry
+    carry, mean = repeat(
+        advance, carry, first=first + plain, length=average, averaged=lambda c: partition(c)[0]
+    )
+    _, fixed, merge = partition(carry)
+    return merge(mean, fixed)
 
-    def unfinished(carry: Any) -> Array:
-        stopped = jnp.asarray(solver.stopped(carry[2]))
-        return (carry[0] < first + steps) & ~stopped
 
-    _, params, state = jax.lax.while_loop(unfinished, lambda carry: body(carry, None)[0], initial)
-    return params, state
+def _run_until_stopped(
+    advance: Callable[[Array, Carry], Carry],
+    solver: Stops,
+    carry: Carry,
+    first: int | Array,
+    n: int,
+) -> Carry:
+    """Run at most ``n`` steps; not differentiable in reverse."""
+
+    def unfinished(loop: tuple[Array, Carry]) -> Array:
+        k, (_, state) = loop
+        return (k < first + n) & ~jnp.asarray(solver.stopped(state))
+
+    def body(loop: tuple[Array, Carry]) -> tuple[Array, Carry]:
+        k, carry = loop
+        return k + 1, advance(k, carry)
+
+    return jax.lax.while_loop(unfinished, body, (jnp.asarray(first, jnp.int32), carry))[1]
+
+
+def _running_mean(mean: FloatTree, new: FloatTree, count: Array) -> FloatTree:
+    """Return the mean of ``count + 1`` trees from that of the first ``count`` and the next one."""
+    return jax.tree.map(lambda m, x: (m + (x - m) / (count + 1)).astype(m.dtype), mean, new)
 
 
 def solve(
     problem: Problem,
     solver: Solver,
-    hyper: PyTree,
-    params: PyTree,
+    hyper: FloatTreeLike,
+    params: FloatTreeLike,
     data: Data,
-    key: Array,
+    key: Key,
     *,
     steps: int,
-) -> PyTree:
-    """Inner ``params`` after ``steps`` solver steps: the very loop that estimators differentiate.
+) -> Params:
+    """Return the inner ``params`` after ``steps`` steps: the loop that estimators differentiate.
 
     Step ``k = 0, 1, ...`` is ``solver.step(problem.inner, params, hyper, data.inner,
     jax.random.fold_in(key, k), state)``. Differentiable in ``hyper`` and ``params``.

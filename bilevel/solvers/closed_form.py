@@ -4,7 +4,6 @@ w* = w - H^{-1} grad g(w),   exact from any w when g is quadratic in w
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,17 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.core import Loss, Problem
-from bilevel.utils import PyTree, axpy, basis, register_node
+from bilevel.utils import (
+    DataTree,
+    Float,
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    axpy,
+    basis,
+    register_node,
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Direct:
     """
 
     def check(self, problem: Problem) -> None:
-        """Refuse what no closed form solves."""
+        """Validate the arguments."""
         if not problem.quadratic:
             raise ValueError(
                 "`Direct` needs Problem(quadratic=True), an inner loss quadratic in params; this "
@@ -53,18 +62,18 @@ class Direct:
                 "`Direct` has no closed form for Problem.prox. Use ProximalGradient or FISTA."
             )
 
-    def init(self, params: PyTree, data: PyTree) -> tuple[()]:
-        """Nothing is carried."""
+    def init(self, params: Params, data: DataTree) -> tuple[()]:
+        """Return the empty state."""
         return ()
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
-    ) -> tuple[PyTree, Any]:
-        """The minimiser; the key is not used."""
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: tuple[()]
+    ) -> tuple[Params, tuple[()]]:
+        """Return the minimiser; the key is not used."""
         factor = factorise(loss, *jax.lax.stop_gradient((params, hyper, data)))
         _, unravel = ravel_pytree(params)
 
-        def solve(_: Any, b: PyTree) -> PyTree:
+        def solve(_: object, b: PyTree) -> PyTree:
             return unravel(jax.scipy.linalg.cho_solve((factor, True), ravel_pytree(b)[0]))
 
         gradient, hvp = jax.linearize(lambda w: jax.grad(loss)(w, hyper, data), params)
@@ -75,8 +84,8 @@ class Direct:
 register_node(Direct)
 
 
-def factorise(loss: Loss, params: PyTree, hyper: PyTree, data: PyTree) -> Array:
-    """Lower Cholesky factor of the full Hessian in ``params``, ``[d, d]``."""
+def factorise(loss: Loss, params: Params, hyper: Hyper, data: DataTree) -> Float[Array, "d d"]:
+    """Return the lower Cholesky factor of the full Hessian in ``params``, ``[d, d]``."""
     _, hvp = jax.linearize(lambda w: jax.grad(loss)(w, hyper, data), params)
     hessian = jax.vmap(lambda v: ravel_pytree(hvp(v))[0])(basis(params))
     return jnp.linalg.cholesky(hessian)

@@ -1,66 +1,63 @@
 """A smooth inner problem solved completely, matrix-free: what finite differences are taken of."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from bilevel.core import Data, Problem
 from bilevel.linear import CG
-from bilevel.utils import PyTree, axpy, dtype, vdot, zeros_like
+from bilevel.solvers.line_search import backtrack
+from bilevel.solvers.newton import Matvec, newton_direction
+from bilevel.utils import Counter, Flag, Hyper, Params, Scalar, axpy, dtype, vdot, zeros_like
+
+# Params; gradient, direction and slope there; whether the last step is done; the count of steps.
+Carry: TypeAlias = tuple[Params, tuple[Params, Params, Scalar], Flag, Counter]
 
 
 class Minimum(NamedTuple):
     """``params`` reached; ``decrease``, ``()``: what one more Newton step would gain."""
 
-    params: PyTree
-    decrease: Array
+    params: Params
+    decrease: Scalar
 
 
 def minimise(
-    problem: Problem, hyper: PyTree, params: PyTree, data: Data, *, steps: int = 100
+    problem: Problem, hyper: Hyper, params: Params, data: Data, *, steps: int = 100
 ) -> Minimum:
-    """Newton's method with backtracking, its systems solved by CG, down to rounding.
+    """Minimise by Newton's method with backtracking, its systems solved by CG, down to rounding.
 
     Stops when the loss that a step would gain is below the rounding of the loss squared, one step
     later, or after ``steps``. A direction of negative curvature is replaced by the gradient.
     """
     linear = CG(tol=1e-3)
+
+    def solve(matvec: Matvec, b: Params) -> Params:
+        return linear.solve(matvec, b, zeros_like(b)).x
+
     eps = jnp.finfo(dtype(params)).eps
 
-    def loss(params: PyTree) -> Array:
-        return problem.inner(params, hyper, data.inner)
+    def look(params: Params) -> tuple[Params, Params, Scalar]:
+        """Return the gradient, a direction to step against, and the slope along it."""
+        slopes = jax.grad(lambda w: problem.inner(w, hyper, data.inner))
+        gradient, hvp = jax.linearize(slopes, params)
+        direction = newton_direction(solve, hvp, gradient)
+        return gradient, direction, vdot(direction, gradient)
 
-    def newton(params: PyTree) -> tuple[PyTree, Array]:
-        """A descent direction, and the slope along it."""
-        gradient, hvp = jax.linearize(jax.grad(loss), params)
-        b = jax.tree.map(jnp.negative, gradient)
-        solved = linear.solve(hvp, b, zeros_like(b)).x
-        bent = vdot(solved, b) <= 0
-        direction = jax.tree.map(lambda s, g: jnp.where(bent, g, s), solved, b)
-        return direction, vdot(direction, b)
+    def unfinished(carry: Carry) -> Flag:
+        _, (_, _, decrease), last, k = carry
+        return (decrease > 0) & ~last & (k < steps)
 
-    def unfinished(carry: Any) -> Array:
-        _, _, decrease, gained, k = carry
-        return (decrease > 0) & (gained > 0) & (k < steps)
-
-    def advance(carry: Any) -> Any:
-        params, direction, decrease, _, k = carry
-        value = loss(params)
+    def advance(carry: Carry) -> Carry:
+        params, (gradient, direction, decrease), _, k = carry
+        value = problem.inner(params, hyper, data.inner)
+        # From here on rounding hides whether the loss decreases: one full step ends it.
         last = decrease <= eps**1.25 * (1 + jnp.abs(value))
+        args = problem.inner, params, hyper, data.inner, direction, gradient, value
+        length = jnp.where(last, 1, backtrack(*args))
+        params = axpy(-length, direction, params)
+        return params, look(params), last, k + 1
 
-        def too_long(length: Array) -> Array:
-            bound = value - 1e-4 * length * decrease + 4 * eps * jnp.abs(value)
-            return ~(loss(axpy(length, direction, params)) <= bound) & (length > eps) & ~last
-
-        one = jnp.ones((), decrease.dtype)
-        length = jax.lax.while_loop(too_long, lambda length: length / 2, one)
-        moved = axpy(length, direction, params)
-        direction, decrease = newton(moved)
-        return moved, direction, decrease, jnp.where(last, 0 * one, one), k + 1
-
-    one = jnp.ones((), dtype(params))
-    initial = (params, *newton(params), one, jnp.zeros((), jnp.int32))
-    params, _, decrease, _, _ = jax.lax.while_loop(unfinished, advance, initial)
+    initial = (params, look(params), jnp.array(False), jnp.zeros((), jnp.int32))
+    params, (_, _, decrease), _, _ = jax.lax.while_loop(unfinished, advance, initial)
     return Minimum(params, decrease)

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental.buffer_callback import buffer_callback
+from jax.typing import ArrayLike, DTypeLike
 
 from bilevel.core import Loss, Problem
-from bilevel.utils import PyTree, register_node, validation
+from bilevel.utils import DataTree, Hyper, Key, Params, PyTree, register_node, validation
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class External:
     Array(1., dtype=float32)
     """
 
-    fn: Callable[[PyTree, PyTree, PyTree], PyTree]
+    fn: Callable[[Params, Hyper, DataTree], Params]
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be called."""
+        """Validate the arguments."""
         if not callable(self.fn):
             raise TypeError(
                 "External: fn must be a function (params, hyper, data) -> params on NumPy arrays, "
@@ -55,19 +55,19 @@ class External:
             )
 
     def why_not_unrolled(self, state: PyTree) -> str:
-        """It is not JAX."""
+        """Return that it is not JAX."""
         return "it runs outside JAX, which cannot differentiate it"
 
     def check(self, problem: Problem) -> None:
-        """Takes every problem: what ``fn`` minimises is its own affair."""
+        """Accept every problem: what ``fn`` minimises is its own affair."""
 
-    def init(self, params: PyTree, data: PyTree) -> tuple[()]:
-        """Nothing is carried."""
+    def init(self, params: Params, data: DataTree) -> tuple[()]:
+        """Return the empty state."""
         return ()
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
-    ) -> tuple[PyTree, Any]:
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: tuple[()]
+    ) -> tuple[Params, tuple[()]]:
         """One call of ``fn``; neither the loss nor the key is used."""
         arguments = jax.tree.map(jnp.asarray, (params, hyper, data))
         moved = jax.lax.platform_dependent(*arguments, cpu=self._in_place, default=self._copied)
@@ -80,9 +80,9 @@ class External:
         with one core that hangs, and the arrays are float32 whatever ``jax.enable_x64`` said.
         """
 
-        def call(_: Any, out: PyTree, *buffers: PyTree) -> None:
-            found = self._checked(*jax.tree.map(read_only, buffers))
-            jax.tree.map(fill, out, found)
+        def call(_: object, out: PyTree, *buffers: PyTree) -> None:
+            moved = self._checked(*jax.tree.map(read_only, buffers))
+            jax.tree.map(fill, out, moved)
 
         return buffer_callback(call, _shapes(arguments[0]), vmap_method="sequential")(*arguments)
 
@@ -91,19 +91,19 @@ class External:
         dtypes = jax.tree.map(lambda leaf: leaf.dtype, arguments)
         packed = jax.tree.map(pack, arguments)
 
-        def call(*packed: Any) -> Any:
+        def call(*packed: PyTree) -> PyTree:
             params, hyper, data = jax.tree.map(unpack, packed, dtypes)
             return jax.tree.map(pack_numpy, self._checked(params, hyper, data))
 
         moved = jax.pure_callback(call, _shapes(packed[0]), *packed, vmap_method="sequential")
         return jax.tree.map(jax.lax.bitcast_convert_type, moved, dtypes[0])
 
-    def _checked(self, params: PyTree, hyper: PyTree, data: PyTree) -> PyTree:
-        found = jax.tree.map(np.asarray, self.fn(params, hyper, data))
-        if jax.tree.structure(found) == jax.tree.structure(params):
-            found = jax.tree.map(lambda x, w: x.astype(w.dtype), found, params)
-        validation.require_same("what External.fn returned", found, "params", params)
-        return found
+    def _checked(self, params: Params, hyper: Hyper, data: DataTree) -> PyTree:
+        moved = jax.tree.map(np.asarray, self.fn(params, hyper, data))
+        if jax.tree.structure(moved) == jax.tree.structure(params):
+            moved = jax.tree.map(lambda x, w: x.astype(w.dtype), moved, params)
+        validation.require_same("what External.fn returned", moved, "params", params)
+        return moved
 
 
 register_node(External, data_fields=[], meta_fields=["fn"])
@@ -113,16 +113,16 @@ def _shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def read_only(buffer: Any) -> np.ndarray:
-    """A buffer of XLA's, which ``fn`` must not change."""
+def read_only(buffer: ArrayLike) -> np.ndarray:
+    """Return a buffer of XLA's, which ``fn`` must not change."""
     array = np.asarray(buffer)
     array.flags.writeable = False
     return array
 
 
-def fill(out: Any, found: np.ndarray) -> None:
-    """Write ``found`` into a buffer of XLA's."""
-    np.asarray(out)[...] = found
+def fill(out: ArrayLike, values: np.ndarray) -> None:
+    """Write ``values`` into a buffer of XLA's."""
+    np.asarray(out)[...] = values
 
 
 # JAX runs a pure callback in a thread of its own, where `jax.enable_x64` does not hold: there it
@@ -130,7 +130,7 @@ def fill(out: Any, found: np.ndarray) -> None:
 
 
 def pack(leaf: Array) -> Array:
-    """``[*shape]`` of 8 bytes each as uint32 ``[*shape, 2]``; others as they are."""
+    """Return ``[*shape]`` of 8 bytes each as uint32 ``[*shape, 2]``; others as they are."""
     return jax.lax.bitcast_convert_type(leaf, jnp.uint32) if leaf.dtype.itemsize == 8 else leaf
 
 
@@ -139,7 +139,7 @@ def pack_numpy(leaf: np.ndarray) -> np.ndarray:
     return leaf[..., None].view(np.uint32) if leaf.dtype.itemsize == 8 else leaf
 
 
-def unpack(leaf: Any, dtype: Any) -> np.ndarray:
-    """The inverse of :func:`pack`, on the host."""
+def unpack(leaf: ArrayLike, dtype: DTypeLike) -> np.ndarray:
+    """Return the inverse of :func:`pack`, on the host."""
     array = np.asarray(leaf)
     return array if array.dtype == dtype else array.view(dtype)[..., 0]

@@ -1,14 +1,22 @@
 """Full-batch gradient descent."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
-from bilevel.core import Loss, as_setting, evaluate
-from bilevel.utils import PyTree, descend, largest, register_node
+from bilevel.core import Loss, Setting, as_setting, evaluate
+from bilevel.utils import (
+    Counter,
+    DataTree,
+    Hyper,
+    Key,
+    Params,
+    Scalar,
+    descend,
+    largest,
+    register_node,
+)
 
 
 @dataclass(frozen=True)
@@ -33,27 +41,33 @@ class GradientDescent:
     GradientDescent(step_size=0.1)
     """
 
-    step_size: Any
+    step_size: Setting
 
     def __post_init__(self) -> None:
-        """Normalise functions and refuse numbers outside their range."""
+        """Validate the arguments."""
         object.__setattr__(
             self, "step_size", as_setting("GradientDescent", "step_size", self.step_size)
         )
 
-    def init(self, params: PyTree, data: PyTree) -> Array:
-        """The step count."""
+    def init(self, params: Params, data: DataTree) -> Counter:
+        """Return the step count, 0."""
         return jnp.zeros((), jnp.int32)
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Array
-    ) -> tuple[PyTree, Array]:
+        self,
+        loss: Loss,
+        params: Params,
+        hyper: Hyper,
+        data: DataTree,
+        key: Key,
+        state: Counter,
+    ) -> tuple[Params, Counter]:
         """Move along the gradient over all of ``data``; the key is not used."""
         direction = jax.grad(loss)(params, hyper, data)
         return descend(evaluate(self.step_size, state, hyper), direction, params), state + 1
 
-    def max_curvature(self, hyper: PyTree, state: Array) -> Array:
-        """``2 / step_size``; of several step sizes the largest."""
+    def max_curvature(self, hyper: Hyper, state: Counter) -> Scalar:
+        """Return ``2 / step_size``; of several step sizes the largest."""
         return 2 / largest(evaluate(self.step_size, state, hyper))
 
 

@@ -4,8 +4,9 @@ Liu, Nocedal, Mathematical Programming 1989; Nocedal, Wright, "Numerical Optimiz
 7.4 and section 3.5; Hager, Zhang, ACM TOMS 2006 (the decrease that rounding still lets one see).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,20 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.core import Loss
-from bilevel.utils import PyTree, register_node
+from bilevel.solvers.wolfe import Point, Search, Vector, narrow
+from bilevel.utils import (
+    Counter,
+    DataTree,
+    Flag,
+    Float,
+    Hyper,
+    Key,
+    Number,
+    Params,
+    PyTree,
+    Scalar,
+    register_node,
+)
 from bilevel.utils.validation import require_positive_int, require_tolerance
 
 NO_DERIVATIVE = (
@@ -22,16 +36,15 @@ NO_DERIVATIVE = (
 )
 _SEARCH = 30  # most evaluations of one line search
 _FAILURES = 2  # without memory, then without success: at the rounding of the loss
-_DECREASE, _CURVATURE = 1e-4, 0.9  # Wolfe
 
 
 class Pairs(NamedTuple):
     """Pairs ``s, y``, ``[memory, d]``, ``1 / s.y`` (0 for none), and how many were ``seen``."""
 
-    s: Array
-    y: Array
-    rho: Array
-    seen: Array
+    s: Float[Array, "memory d"]
+    y: Float[Array, "memory d"]
+    rho: Float[Array, " memory"]
+    seen: Counter
 
 
 class State(NamedTuple):
@@ -42,31 +55,27 @@ class State(NamedTuple):
     """
 
     pairs: Pairs
-    value: Array
-    slope: Array
-    scale: Array
-    failures: Array
-    stale: Array
+    value: Scalar
+    slope: Vector
+    scale: Scalar
+    failures: Counter
+    stale: Flag
 
 
-class Point(NamedTuple):
-    """A point ``at`` on the line: value and derivative there."""
-
-    at: Array
-    value: Array
-    slope: Array
-
-
-class Search(NamedTuple):
-    """The line search: trial ``t``, bracket ``low < high``, what was found at the last trial."""
-
-    t: Array
-    low: Point
-    high: Point
-    value: Array
-    gradient: Array
-    found: Array
-    trials: Array
+# One loop is a whole step of L-BFGS, because each call site of the loss is a copy of it to compile:
+#
+#   stale (a new hyper)        fresh: value and gradient at w are known
+#          |                              |
+#   evaluate at w -- begin -->  evaluate at w + t d  <--+
+#                               narrow the bracket      |  Wolfe not met, trials left
+#                                         |  -----------+
+#                               accept w + t d, remember the pair; or fail
+#
+# `first` is the turn that only evaluates at w, `later` one that judges a trial; after
+# either, `at` is the next trial. A fresh step enters at its first trial.
+#
+# Value at w, direction, gradient at w, where to evaluate next, search, whether w is not evaluated.
+Turn: TypeAlias = tuple[Scalar, Vector, Vector, Vector, Search, Flag]
 
 
 @dataclass(frozen=True)
@@ -95,24 +104,24 @@ class LBFGS:
     """
 
     memory: int = 10
-    tol: Any = 0.0
+    tol: Number = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse an empty memory and a tolerance that is none."""
+        """Validate the arguments."""
         require_positive_int("LBFGS", "memory", self.memory)
         require_tolerance("LBFGS", self.tol)
 
     def why_not_unrolled(self, state: PyTree) -> str:
-        """Its line search."""
+        """Return that the line search has no derivative."""
         return NO_DERIVATIVE
 
-    def stopped(self, state: State) -> Array:
-        """At rounding, or where the gradient is small."""
+    def stopped(self, state: State) -> Flag:
+        """Return whether the loss is at rounding, or the gradient is small."""
         small = jnp.linalg.norm(state.slope) <= self.tol * state.scale
         return (state.failures >= _FAILURES) | (small & ~state.stale)
 
-    def init(self, params: PyTree, data: PyTree) -> State:
-        """No pairs; value and gradient are still to be evaluated."""
+    def init(self, params: Params, data: DataTree) -> State:
+        """Return a state without pairs; value and gradient are still to be evaluated."""
         flat, _ = ravel_pytree(params)
         rows = jnp.zeros((self.memory, flat.size), flat.dtype)
         zero, none = jnp.zeros((), flat.dtype), jnp.zeros((), jnp.int32)
@@ -120,12 +129,18 @@ class LBFGS:
         return State(pairs, zero, jnp.zeros_like(flat), zero, none, jnp.array(True))
 
     def refresh(self, state: State) -> State:
-        """The same pairs; value and gradient to be evaluated with the new ``hyper``."""
+        """Return the same pairs; value and gradient to be evaluated with the new ``hyper``."""
         return state._replace(failures=jnp.zeros_like(state.failures), stale=jnp.array(True))
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: State
-    ) -> tuple[PyTree, State]:
+        self,
+        loss: Loss,
+        params: Params,
+        hyper: Hyper,
+        data: DataTree,
+        key: Key,
+        state: State,
+    ) -> tuple[Params, State]:
         """One line search along the quasi-Newton direction; the key is not used."""
         flat, unravel = ravel_pytree(params)
 
@@ -135,11 +150,14 @@ class LBFGS:
         moved, state = self._move(jax.value_and_grad(objective), flat, state)
         return unravel(moved), state
 
-    def _move(self, evaluate: Any, w: Array, state: State) -> tuple[Array, State]:
-        """One step; ``evaluate`` has a single call site, which keeps the program small."""
+    def _move(
+        self, evaluate: Callable[[Vector], tuple[Scalar, Vector]], w: Vector, state: State
+    ) -> tuple[Vector, State]:
+        """Take one step; ``evaluate`` has a single call site, which keeps the program small."""
         infinite, nothing = jnp.full((), jnp.inf, w.dtype), jnp.zeros((), w.dtype)
 
-        def begin(value: Array, gradient: Array) -> tuple[Array, Search]:
+        def begin(value: Scalar, gradient: Vector) -> tuple[Vector, Search]:
+            """Return the direction, and a search along it before its first trial."""
             d = direction(state.pairs, gradient)
             slope = d @ gradient
             low = Point(nothing, value, slope)
@@ -147,18 +165,20 @@ class LBFGS:
             one, none = jnp.ones((), w.dtype), jnp.zeros((), jnp.int32)
             return d, Search(one, low, high, value, gradient, jnp.array(False), none)
 
-        def unfinished(carry: Any) -> Array:
+        def unfinished(carry: Turn) -> Flag:
+            """Return whether w is still to be evaluated, or the search goes on."""
             *_, search, stale = carry
             return stale | (~search.found & (search.trials < _SEARCH) & (search.low.slope < 0))
 
-        def advance(carry: Any) -> Any:
+        def advance(carry: Turn) -> Turn:
+            """Evaluate at w or at the trial, and choose where to evaluate next."""
             value, d, gradient, at, search, stale = carry
             trial, slopes = evaluate(at)
 
-            def first() -> Any:
+            def first() -> tuple[Scalar, Vector, Vector, Search]:
                 return trial, slopes, *begin(trial, slopes)
 
-            def later() -> Any:
+            def later() -> tuple[Scalar, Vector, Vector, Search]:
                 return value, gradient, d, narrow(search, trial, slopes, d, value, d @ gradient)
 
             value, gradient, d, search = jax.lax.cond(stale, first, later)
@@ -169,6 +189,8 @@ class LBFGS:
         carry = (state.value, d, state.slope, at, search, state.stale)
         value, d, gradient, _, search, _ = jax.lax.while_loop(unfinished, advance, carry)
 
+        # A failed search drops the pairs: the next direction is the gradient, and a second failure
+        # in a row says that the loss is at rounding.
         length = jnp.linalg.norm(gradient)
         scale = jnp.where(state.scale > 0, state.scale, length)
         success = search.found & jnp.any(search.t * d != 0)
@@ -191,8 +213,8 @@ class LBFGS:
 register_node(LBFGS, data_fields=["tol"], meta_fields=["memory"])
 
 
-def direction(pairs: Pairs, gradient: Array) -> Array:
-    """``-H gradient`` by the two-loop recursion; without pairs, of length 1 at most."""
+def direction(pairs: Pairs, gradient: Vector) -> Vector:
+    """Return ``-H gradient`` by the two-loop recursion; without pairs, of length 1 at most."""
     memory = len(pairs.rho)
     order = (pairs.seen - 1 - jnp.arange(memory)) % memory  # newest first
 
@@ -200,7 +222,7 @@ def direction(pairs: Pairs, gradient: Array) -> Array:
         a = pairs.rho[i] * (pairs.s[i] @ q)
         return q - a * pairs.y[i], a
 
-    def up(q: Array, ia: Any) -> tuple[Array, None]:
+    def up(q: Vector, ia: tuple[Array, Array]) -> tuple[Vector, None]:
         i, a = ia
         return q + (a - pairs.rho[i] * (pairs.y[i] @ q)) * pairs.s[i], None
 
@@ -212,8 +234,8 @@ def direction(pairs: Pairs, gradient: Array) -> Array:
     return -jax.lax.scan(up, scaled * q, (order, a), reverse=True)[0]
 
 
-def remember(pairs: Pairs, s: Array, y: Array) -> Pairs:
-    """One more pair, in place of the oldest; one without positive curvature is dropped."""
+def remember(pairs: Pairs, s: Vector, y: Vector) -> Pairs:
+    """Return the pairs with one more for the oldest; without positive curvature it is dropped."""
     curvature, i = s @ y, pairs.seen % len(pairs.rho)
     good = curvature > jnp.finfo(s.dtype).eps * (y @ y)
     rho = jnp.where(good, 1 / jnp.where(good, curvature, 1), 0)
@@ -221,36 +243,3 @@ def remember(pairs: Pairs, s: Array, y: Array) -> Pairs:
         pairs.s.at[i].set(s), pairs.y.at[i].set(y), pairs.rho.at[i].set(rho), pairs.seen + 1
     )
     return jax.tree.map(lambda new, old: jnp.where(good, new, old), added, pairs)
-
-
-def narrow(
-    search: Search, value: Array, gradient: Array, d: Array, value0: Array, slope0: Array
-) -> Search:
-    """What a trial teaches: accept it, or the bracket's new end and the next trial.
-
-    ``low`` decreases enough and still descends; ``high`` does not decrease enough or ascends.
-    """
-    t, slope = search.t, gradient @ d
-    rounding = 4 * jnp.finfo(t.dtype).eps * jnp.abs(value0)
-    enough = value <= value0 + _DECREASE * t * slope0 + rounding
-    found = enough & (jnp.abs(slope) <= _CURVATURE * jnp.abs(slope0))
-    here, right = Point(t, value, slope), ~enough | (slope >= 0)
-    low = jax.tree.map(lambda new, old: jnp.where(right, old, new), here, search.low)
-    high = jax.tree.map(lambda new, old: jnp.where(right, new, old), here, search.high)
-    following = jnp.where(found, t, next_trial(search.low, low, high))
-    return Search(following, low, high, value, gradient, found, search.trials + 1)
-
-
-def next_trial(before: Point, low: Point, high: Point) -> Array:
-    """Inside a bracket the minimum of the cubic through both ends, else a secant step outwards."""
-    width = high.at - low.at
-    theta = low.slope + high.slope - 3 * (high.value - low.value) / width
-    root = jnp.sqrt(jnp.maximum(theta**2 - low.slope * high.slope, 0))
-    cubic = high.at - width * (high.slope + root - theta) / (high.slope - low.slope + 2 * root)
-    inside = jnp.clip(cubic, low.at + 0.1 * width, high.at - 0.1 * width)
-    inside = jnp.where(jnp.isfinite(inside), inside, low.at + 0.5 * width)
-    ahead = low.at - before.at
-    secant = low.at - low.slope * ahead / (low.slope - before.slope)
-    outside = jnp.where(jnp.isfinite(secant) & (secant > low.at), secant, jnp.inf)
-    outside = jnp.clip(outside, low.at + 0.1 * ahead, low.at + 9 * ahead)
-    return jnp.where(jnp.isfinite(high.at), inside, outside)

@@ -5,19 +5,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Loss
-from bilevel.utils import PyTree, axpy, dtype, vdot
+from bilevel.utils import DataTree, Hyper, Params, Scalar, axpy, dtype, vdot
 
 
 def backtrack(
     loss: Loss,
-    params: PyTree,
-    hyper: PyTree,
-    data: PyTree,
-    direction: PyTree,
-    gradient: PyTree,
-    value: Array,
-) -> Array:
-    """The first of 1, 1/2, 1/4, ... at which a step against ``direction`` decreases enough; ``()``.
+    params: Params,
+    hyper: Hyper,
+    data: DataTree,
+    direction: Params,
+    gradient: Params,
+    value: Scalar,
+) -> Scalar:
+    """Return the first of 1, 1/2, 1/4, ... with which ``direction`` decreases enough; ``()``.
 
     Enough is ``1e-4`` of what the slope promises (Armijo), up to the rounding of the loss, which
     is ``value`` at ``params``.

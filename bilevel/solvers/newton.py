@@ -7,17 +7,35 @@ Nocedal, Wright, "Numerical Optimization", Algorithm 7.1 (line-search Newton-CG)
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from bilevel.core import Loss
 from bilevel.linear import CG, LinearSolver
 from bilevel.solvers.line_search import backtrack
-from bilevel.utils import PyTree, axpy, dtype, norm, register_node, vdot, zeros_like
+from bilevel.utils import (
+    DataTree,
+    Flag,
+    Hyper,
+    Key,
+    Number,
+    Params,
+    PyTree,
+    Scalar,
+    axpy,
+    dtype,
+    norm,
+    register_node,
+    vdot,
+    zeros_like,
+)
 from bilevel.utils.validation import require_tolerance
+
+Matvec: TypeAlias = Callable[[Params], Params]
+# The first gradient's norm and whether to stop; nothing without a tolerance.
+State: TypeAlias = tuple[Scalar | Flag, ...]
 
 
 @dataclass(frozen=True)
@@ -51,32 +69,32 @@ class Newton:
     """
 
     linear: LinearSolver = CG(tol=1e-8)
-    tol: Any = None
+    tol: Number | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a tolerance that is none."""
+        """Validate the arguments."""
         require_tolerance("Newton", self.tol)
 
     def why_not_unrolled(self, state: PyTree) -> str | None:
-        """Steps that may be left out, if there is a tolerance."""
+        """Return that steps may be left out, if there is a tolerance."""
         return None if self.tol is None else "with tol its last steps may do nothing"
 
-    def stopped(self, state: Any) -> Array | None:
-        """With ``tol``: where the last step found nothing to do."""
+    def stopped(self, state: State) -> Flag | None:
+        """Return, with ``tol``, whether the last step found nothing to do."""
         return None if self.tol is None else state[1]
 
-    def init(self, params: PyTree, data: PyTree) -> Any:
-        """With ``tol``: the first gradient's norm, 0 until measured, and whether to rest."""
+    def init(self, params: Params, data: DataTree) -> State:
+        """Return the first gradient's norm, 0 until measured, and whether to stop."""
         return () if self.tol is None else (jnp.zeros((), dtype(params)), jnp.array(False))
 
-    def refresh(self, state: Any) -> Any:
-        """To go on, ``hyper`` having moved."""
+    def refresh(self, state: State) -> State:
+        """Return a state that goes on, ``hyper`` having moved."""
         return () if self.tol is None else (state[0], jnp.array(False))
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
-    ) -> tuple[PyTree, Any]:
-        """One damped Newton step; only a random ``linear`` uses the key."""
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: State
+    ) -> tuple[Params, State]:
+        """Take a damped Newton step; only a random ``linear`` uses the key."""
         if self.tol is None:
             _, move = self._slope(loss, params, hyper, data, key)
             return move(), state
@@ -87,25 +105,22 @@ class Newton:
         return jax.lax.cond(done, lambda: params, move), (scale, done)
 
     def _slope(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array
-    ) -> tuple[Array, Callable[[], PyTree]]:
-        """Norm of the gradient, and the function that takes the step."""
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key
+    ) -> tuple[Scalar, Callable[[], Params]]:
+        """Return the norm of the gradient, and the function that takes the step."""
 
-        def slopes(params: PyTree) -> tuple[PyTree, Array]:
+        def slopes(params: Params) -> tuple[Params, Scalar]:
             value, gradient = jax.value_and_grad(loss)(params, hyper, data)
             return gradient, value
 
-        def solve(matvec: Any, b: PyTree) -> PyTree:
-            return self.linear.solve(matvec, b, zeros_like(b), key).x
-
-        linearised: Any = jax.linearize(slopes, params, has_aux=True)
+        linearised: tuple = jax.linearize(slopes, params, has_aux=True)
         gradient, hvp, value = linearised
 
-        def move() -> PyTree:
-            newton = jax.lax.custom_linear_solve(hvp, gradient, solve, symmetric=True)
-            # Where the gradient is 0 the Newton step is 0 too, but has its own derivative.
-            bent = (vdot(newton, gradient) <= 0) & (vdot(gradient, gradient) > 0)
-            direction = jax.tree.map(lambda d, g: jnp.where(bent, g, d), newton, gradient)
+        def solve(matvec: Matvec, b: Params) -> Params:
+            return self.linear.solve(matvec, b, zeros_like(b), key).x
+
+        def move() -> Params:
+            direction = newton_direction(solve, hvp, gradient)
             at = jax.lax.stop_gradient((params, hyper, data, direction, gradient, value))
             return axpy(-backtrack(loss, *at), direction, params)
 
@@ -113,3 +128,13 @@ class Newton:
 
 
 register_node(Newton, data_fields=["linear", "tol"], meta_fields=[])
+
+
+def newton_direction(
+    solve: Callable[[Matvec, Params], Params], hvp: Matvec, gradient: Params
+) -> Params:
+    """Return ``H^{-1} gradient``; the gradient where that is not a direction of descent."""
+    newton = jax.lax.custom_linear_solve(hvp, gradient, solve, symmetric=True)
+    # Where the gradient is 0 the Newton step is 0 too, but has its own derivative.
+    not_descent = (vdot(newton, gradient) <= 0) & (vdot(gradient, gradient) > 0)
+    return jax.tree.map(lambda d, g: jnp.where(not_descent, g, d), newton, gradient)

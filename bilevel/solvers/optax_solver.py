@@ -1,17 +1,18 @@
 """Any optax transformation as an inner solver."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
 
 from bilevel.core import Loss, StaticTransform, Transform, as_pytree
 from bilevel.solvers.lbfgs import NO_DERIVATIVE
-from bilevel.solvers.sampling import Sampler
-from bilevel.utils import PyTree, register_node
+from bilevel.solvers.sampling import Sampler, SamplerState
+from bilevel.utils import Counter, DataTree, Hyper, Key, Params, PyTree, Scalar, register_node
+
+State: TypeAlias = tuple[Counter, PyTree, SamplerState]  # count, optax state, sampler
 
 
 @dataclass(frozen=True)
@@ -42,34 +43,34 @@ class Optax:
     >>> solver = bl.Optax(optax.adam(1e-2, eps_root=1e-16), batch_size=32)
     """
 
-    tx: Any
+    tx: PyTree
     batch_size: int | None = None
     sampling: str = "iid"
 
     def __post_init__(self) -> None:
-        """Wrap what ``jit`` could not take as an argument."""
+        """Validate the arguments, and wrap what ``jit`` could not take as one."""
         object.__setattr__(self, "tx", as_pytree("Optax", self.tx))
         Sampler(self.batch_size, self.sampling)
 
-    def init(self, params: PyTree, data: PyTree) -> Any:
-        """``(count, optax state, sampler state)``."""
+    def init(self, params: Params, data: DataTree) -> State:
+        """Return ``(count, optax state, sampler state)``."""
         sampler = Sampler(self.batch_size, self.sampling).init(data)
         return jnp.zeros((), jnp.int32), self.tx.init(params), sampler
 
-    def why_not_unrolled(self, state: Any) -> str | None:
-        """A line search among the transformations; ``None`` if there is none."""
+    def why_not_unrolled(self, state: State) -> str | None:
+        """Return the reason if there is a line search among the transformations."""
         searches = optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState
         nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, searches))
         return NO_DERIVATIVE if any(isinstance(node, searches) for node in nodes) else None
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
-    ) -> tuple[PyTree, Any]:
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: State
+    ) -> tuple[Params, State]:
         """Draw a batch, apply the transformed gradient."""
         count, inner, sampler = state
         batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
 
-        def objective(params: PyTree) -> Array:
+        def objective(params: Params) -> Scalar:
             return loss(params, hyper, batch)
 
         value, gradient = jax.value_and_grad(objective)(params)

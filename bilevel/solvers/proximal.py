@@ -8,14 +8,28 @@ Math. 2015. The derivative of the iterates converges as the iterates do once the
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
-from bilevel.core import Composite, Loss, Problem, as_setting, evaluate
-from bilevel.utils import PyTree, axpy, dtype, register_node, vdot
+from bilevel.core import Composite, Loss, Problem, Prox, Setting, as_setting, evaluate
+from bilevel.solvers.base import Solver
+from bilevel.utils import (
+    Counter,
+    DataTree,
+    Hyper,
+    Key,
+    Number,
+    Params,
+    Scalar,
+    axpy,
+    dtype,
+    register_node,
+    vdot,
+)
+
+Momentum: TypeAlias = tuple[Counter, Scalar, Params]  # count, t, the iterate before
 
 
 @dataclass(frozen=True)
@@ -47,31 +61,37 @@ class ProximalGradient:
     Array(1.5, dtype=float32)
     """
 
-    step_size: Any
+    step_size: Setting
 
     def __post_init__(self) -> None:
-        """Normalise functions and refuse numbers outside their range."""
+        """Validate the arguments."""
         object.__setattr__(
             self, "step_size", as_setting("ProximalGradient", "step_size", self.step_size)
         )
 
     def check(self, problem: Problem) -> None:
-        """Refuse a problem without a proximal part."""
+        """Validate the arguments."""
         require_prox(self, problem.prox)
 
-    def init(self, params: PyTree, data: PyTree) -> Array:
-        """The step count."""
+    def init(self, params: Params, data: DataTree) -> Counter:
+        """Return the step count, 0."""
         return jnp.zeros((), jnp.int32)
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Array
-    ) -> tuple[PyTree, Array]:
+        self,
+        loss: Loss,
+        params: Params,
+        hyper: Hyper,
+        data: DataTree,
+        key: Key,
+        state: Counter,
+    ) -> tuple[Params, Counter]:
         """One forward-backward step over all of ``data``; the key is not used."""
         size = evaluate(self.step_size, state, hyper)
         return forward_backward(loss, params, hyper, data, size), state + 1
 
-    def max_curvature(self, hyper: PyTree, state: Array) -> Array:
-        """``2 / step_size``."""
+    def max_curvature(self, hyper: Hyper, state: Counter) -> Scalar:
+        """Return ``2 / step_size``."""
         return 2 / evaluate(self.step_size, state, hyper)
 
 
@@ -99,24 +119,24 @@ class FISTA:
     FISTA(step_size=0.1, restart=True)
     """
 
-    step_size: Any
+    step_size: Setting
     restart: bool = True
 
     def __post_init__(self) -> None:
-        """Normalise functions and refuse numbers outside their range."""
+        """Validate the arguments."""
         object.__setattr__(self, "step_size", as_setting("FISTA", "step_size", self.step_size))
 
     def check(self, problem: Problem) -> None:
-        """Refuse a problem without a proximal part."""
+        """Validate the arguments."""
         require_prox(self, problem.prox)
 
-    def init(self, params: PyTree, data: PyTree) -> Any:
-        """``(count, t, the iterate before)``."""
+    def init(self, params: Params, data: DataTree) -> Momentum:
+        """Return ``(count, t, the iterate before)``."""
         return jnp.zeros((), jnp.int32), jnp.ones((), dtype(params)), params
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
-    ) -> tuple[PyTree, Any]:
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: Momentum
+    ) -> tuple[Params, Momentum]:
         """Extrapolate, then one forward-backward step; the key is not used."""
         count, t, before = state
         following = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
@@ -127,8 +147,8 @@ class FISTA:
             following = jnp.where(uphill, 1, following)
         return moved, (count + 1, following, params)
 
-    def max_curvature(self, hyper: PyTree, state: Any) -> Array:
-        """``4 / (3 step_size)``, the limit as the momentum tends to 1."""
+    def max_curvature(self, hyper: Hyper, state: Momentum) -> Scalar:
+        """Return ``4 / (3 step_size)``, the limit as the momentum tends to 1."""
         return 4 / (3 * evaluate(self.step_size, state[0], hyper))
 
 
@@ -136,20 +156,22 @@ register_node(ProximalGradient)
 register_node(FISTA, data_fields=["step_size"], meta_fields=["restart"])
 
 
-def forward_backward(loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, size: Any) -> PyTree:
-    """A gradient step of ``size`` on the smooth part, then the proximal map."""
+def forward_backward(
+    loss: Loss, params: Params, hyper: Hyper, data: DataTree, size: Number
+) -> Params:
+    """Take a gradient step of ``size`` on the smooth part, then the proximal map."""
     return proximal(loss, axpy(-size, jax.grad(loss)(params, hyper, data), params), hyper, size)
 
 
-def proximal(loss: Loss, params: PyTree, hyper: PyTree, size: Any) -> PyTree:
-    """The proximal map of ``loss`` in the dtypes of ``params``; the identity if it has none."""
+def proximal(loss: Loss, params: Params, hyper: Hyper, size: Number) -> Params:
+    """Apply the proximal map of ``loss``, if any, in the dtypes of ``params``."""
     if not isinstance(loss, Composite):
         return params
     moved = loss.prox(params, hyper, size)
     return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), moved, params)
 
 
-def require_prox(solver: Any, prox: Any) -> None:
+def require_prox(solver: Solver, prox: Prox | None) -> None:
     """Raise if there is no proximal part to apply."""
     if prox is None:
         raise ValueError(

@@ -12,16 +12,32 @@ geometrically to the derivative of the minimiser, where that of SGD keeps a floo
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Loss, Problem, as_setting, evaluate, examples
+from bilevel.core import Loss, Problem, Setting, as_setting, evaluate, examples
 from bilevel.solvers.proximal import proximal
-from bilevel.solvers.sampling import Sampler, take
-from bilevel.utils import PyTree, axpy, register_node, zeros_like
+from bilevel.solvers.sampling import Sampler, SamplerState, take
+from bilevel.utils import (
+    Bool,
+    Counter,
+    DataTree,
+    FloatTree,
+    Hyper,
+    Int,
+    Key,
+    Params,
+    Scalar,
+    axpy,
+    register_node,
+    zeros_like,
+)
+
+# Count, table [n, *leaf], its mean [*leaf], sampler.
+State: TypeAlias = tuple[Counter, FloatTree, Params, SamplerState]
 
 
 @dataclass(frozen=True)
@@ -53,28 +69,28 @@ class SAGA:
     'iid'
     """
 
-    step_size: Any
+    step_size: Setting
     batch_size: int | None = 1
     sampling: str = "iid"
 
     def __post_init__(self) -> None:
-        """Normalise functions and refuse numbers outside their range."""
+        """Validate the arguments."""
         object.__setattr__(self, "step_size", as_setting("SAGA", "step_size", self.step_size))
         Sampler(self.batch_size, self.sampling)
 
     def check(self, problem: Problem) -> None:
-        """Takes every problem, with and without a proximal part."""
+        """Accept every problem, with and without a proximal part."""
 
-    def init(self, params: PyTree, data: PyTree) -> Any:
-        """``(count, table [n, *leaf], its mean [*leaf], sampler state)``."""
+    def init(self, params: Params, data: DataTree) -> State:
+        """Return ``(count, table [n, *leaf], its mean [*leaf], sampler state)``."""
         n = examples(data)
         table = jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), leaf.dtype), params)
         sampler = Sampler(self.batch_size, self.sampling).init(data)
         return jnp.zeros((), jnp.int32), table, zeros_like(params), sampler
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
-    ) -> tuple[PyTree, Any]:
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: State
+    ) -> tuple[Params, State]:
         """Draw a batch, move along its corrected gradient, write its gradients into the table."""
         count, table, mean, sampler = state
         rows, sampler = Sampler(self.batch_size, self.sampling).indices(data, key, sampler)
@@ -98,16 +114,16 @@ class SAGA:
         mean = jax.tree.map(lambda m, c: m + jnp.sum(c, axis=0) / n, mean, change)
         return params, (count + 1, table, mean, sampler)
 
-    def max_curvature(self, hyper: PyTree, state: Any) -> Array:
-        """``2 / step_size``."""
+    def max_curvature(self, hyper: Hyper, state: State) -> Scalar:
+        """Return ``2 / step_size``."""
         return 2 / evaluate(self.step_size, state[0], hyper)
 
 
 register_node(SAGA, data_fields=["step_size"], meta_fields=["batch_size", "sampling"])
 
 
-def distinct(rows: Array) -> Array:
-    """One ``True`` for each row number that occurs in ``rows``; boolean, ``[batch_size]``."""
+def distinct(rows: Int[Array, " b"]) -> Bool[Array, " b"]:
+    """Return one ``True`` for each row number that occurs in ``rows``."""
     order = jnp.argsort(rows)
     ordered = rows[order]
     new = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])

@@ -3,25 +3,27 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.core import examples
-from bilevel.utils import PyTree, cond_without_select
+from bilevel.utils import Counter, DataTree, Int, Key, Shaped, cond_without_select
 from bilevel.utils.validation import require_positive_int
 
 SAMPLINGS = ("iid", "epoch")
-Lazy = Callable[[], Array]
+Lazy: TypeAlias = Callable[[], Key]
+SamplerState: TypeAlias = tuple[Int[Array, "..."], ...]  # permutation, position
 
 
 @dataclass(frozen=True)
 class Sampler:
     """Draw ``batch_size`` of the n examples per step; ``batch_size=None`` is the full batch.
 
-    ``"iid"`` draws with replacement. ``"epoch"`` walks through one random permutation after the
+    ``"iid"`` draws with replacement. ``"epoch"`` takes one random permutation after the
     other; where the batch size does not divide n a batch runs on into the next permutation, so
     that every example is drawn exactly once per n draws.
 
@@ -34,14 +36,14 @@ class Sampler:
     sampling: str = "iid"
 
     def __post_init__(self) -> None:
-        """Check what can be checked before the data is known."""
+        """Validate the arguments."""
         if self.sampling not in SAMPLINGS:
             raise ValueError(f"sampling must be one of {SAMPLINGS}, got {self.sampling!r}.")
         if self.batch_size is not None:
             require_positive_int("minibatches", "batch_size", self.batch_size)
 
-    def init(self, data: PyTree) -> Any:
-        """``(permutation [n], position)`` for epochs, ``()`` otherwise; an exhausted epoch."""
+    def init(self, data: DataTree) -> SamplerState:
+        """Return an exhausted epoch, ``(permutation [n], position)``; ``()`` without epochs."""
         n = examples(data)
         if self.batch_size is not None and self.batch_size > n:
             raise ValueError(
@@ -52,8 +54,10 @@ class Sampler:
             return ()
         return jnp.arange(n, dtype=jnp.int32), jnp.asarray(n, jnp.int32)
 
-    def indices(self, data: PyTree, key: Array | Lazy, state: Any) -> tuple[Array, Any]:
-        """Row numbers of the next batch, ``[batch_size]``, and the new state.
+    def indices(
+        self, data: DataTree, key: Key | Lazy, state: SamplerState
+    ) -> tuple[Int[Array, " b"], SamplerState]:
+        """Return the row numbers of the next batch, ``[batch_size]``, and the new state.
 
         A key may be given as the function that makes it: epochs need one only where they shuffle.
         """
@@ -79,9 +83,9 @@ class Sampler:
         return rows, (following, jnp.where(exhausted, position + b - n, position + b))
 
     def ahead(
-        self, data: PyTree, keys: Callable[[Array], Array], state: Any, count: int
-    ) -> tuple[Array, Any]:
-        """Row numbers of the next ``count`` batches, ``[count, batch_size]``, and the new state.
+        self, data: DataTree, keys: Callable[[Counter], Key], state: SamplerState, count: int
+    ) -> tuple[Int[Array, "count b"], SamplerState]:
+        """Return the rows of the next ``count`` batches, ``[count, batch_size]``, and the state.
 
         Those of as many calls of ``indices``, the k-th with ``keys(k)``, at the cost of about one.
         """
@@ -91,7 +95,7 @@ class Sampler:
             return jax.vmap(lambda k: self.indices(data, keys(k), state)[0])(steps), state
         if count * b > n:  # more than one shuffle may be due
 
-            def one(state: Any, k: Array) -> tuple[Any, Array]:
+            def one(state: SamplerState, k: Counter) -> tuple[SamplerState, Array]:
                 rows, state = self.indices(data, partial(keys, k), state)
                 return state, rows
 
@@ -111,18 +115,20 @@ class Sampler:
         end = position + count * b
         return rows.reshape(count, b), (following, jnp.where(exhausted, end - n, end))
 
-    def draw(self, data: PyTree, key: Array | Lazy, state: Any) -> tuple[PyTree, Any]:
-        """The next batch, a tree like ``data`` with leading axis ``batch_size``, and the state."""
+    def draw(
+        self, data: DataTree, key: Key | Lazy, state: SamplerState
+    ) -> tuple[DataTree, SamplerState]:
+        """Return the next batch, leading axis ``batch_size``, and the new state."""
         if self.batch_size is None:
             return data, state
         rows, state = self.indices(data, key, state)
         return jax.tree.map(lambda leaf: take(leaf, rows), data), state
 
 
-def _made(key: Array | Lazy) -> Array:
+def _made(key: Key | Lazy) -> Array:
     return key() if callable(key) else key
 
 
-def take(leaf: Any, rows: Array) -> Array:
-    """Rows of one data leaf; ``rows`` are known to lie within it."""
+def take(leaf: ArrayLike, rows: Int[Array, " b"]) -> Shaped[Array, "..."]:
+    """Return rows of one data leaf; ``rows`` are known to lie within it."""
     return jnp.asarray(leaf).at[rows].get(mode="promise_in_bounds")

@@ -1,15 +1,28 @@
 """Stochastic gradient descent."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
-from bilevel.core import Loss, as_setting, evaluate
-from bilevel.solvers.sampling import Sampler
-from bilevel.utils import PyTree, axpy, descend, largest, register_node, zeros_like
+from bilevel.core import Loss, Setting, as_setting, evaluate
+from bilevel.solvers.sampling import Sampler, SamplerState
+from bilevel.utils import (
+    Counter,
+    DataTree,
+    Hyper,
+    Key,
+    Params,
+    Scalar,
+    axpy,
+    descend,
+    largest,
+    register_node,
+    zeros_like,
+)
+
+State: TypeAlias = tuple[Counter, Params | None, SamplerState]  # count, velocity, sampler
 
 
 @dataclass(frozen=True)
@@ -42,14 +55,14 @@ class SGD:
     32
     """
 
-    step_size: Any
+    step_size: Setting
     batch_size: int | None = None
-    momentum: Any = None
+    momentum: Setting | None = None
     nesterov: bool = False
     sampling: str = "iid"
 
     def __post_init__(self) -> None:
-        """Normalise functions and refuse numbers outside their range."""
+        """Validate the arguments."""
         object.__setattr__(self, "step_size", as_setting("SGD", "step_size", self.step_size))
         if callable(self.momentum):
             object.__setattr__(self, "momentum", as_setting("SGD", "momentum", self.momentum))
@@ -59,8 +72,8 @@ class SGD:
             raise ValueError(f"SGD: momentum must lie in [0, 1), got {self.momentum!r}.")
         Sampler(self.batch_size, self.sampling)
 
-    def init(self, params: PyTree, data: PyTree) -> Any:
-        """``(count, velocity, sampler state)``."""
+    def init(self, params: Params, data: DataTree) -> State:
+        """Return ``(count, velocity, sampler state)``."""
         velocity = None if self.momentum is None else zeros_like(params)
         return (
             jnp.zeros((), jnp.int32),
@@ -69,21 +82,21 @@ class SGD:
         )
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
-    ) -> tuple[PyTree, Any]:
-        """Draw a batch, move along its gradient."""
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: State
+    ) -> tuple[Params, State]:
+        """Draw a batch and move along its gradient."""
         count, velocity, sampler = state
         batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
         direction = jax.grad(loss)(params, hyper, batch)
-        if velocity is not None:
+        if self.momentum is not None:
             momentum = evaluate(self.momentum, count, hyper)
             velocity = axpy(momentum, velocity, direction)
             direction = axpy(momentum, velocity, direction) if self.nesterov else velocity
         params = descend(evaluate(self.step_size, count, hyper), direction, params)
         return params, (count + 1, velocity, sampler)
 
-    def max_curvature(self, hyper: PyTree, state: Any) -> Array:
-        """``2 (1 + momentum) / step_size``; with Nesterov over ``1 + 2 momentum``; full batch."""
+    def max_curvature(self, hyper: Hyper, state: State) -> Scalar:
+        """Return ``2 (1 + momentum) / step_size``; with Nesterov over ``1 + 2 momentum``."""
         momentum = 0.0 if self.momentum is None else evaluate(self.momentum, state[0], hyper)
         shrunk = 1 + 2 * momentum if self.nesterov else 1
         step_size = largest(evaluate(self.step_size, state[0], hyper))

@@ -1,21 +1,19 @@
 """Curvature of the inner loss, measured, against what the solver can contract."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, InnerState, Problem
 from bilevel.linear import largest_eigenvalue
-from bilevel.solvers.base import DeclaresStability
-from bilevel.utils import PyTree, is_constant
+from bilevel.solvers.base import DeclaresStability, Solver
+from bilevel.utils import Counter, Hyper, Key, Params, PyTree, Scalar, is_constant
 
 
 def largest_curvature(
-    problem: Problem, hyper: PyTree, params: PyTree, data: Data, key: Array, steps: Any = 50
-) -> Array:
-    """Largest eigenvalue (in modulus) of the inner Hessian by power iteration; ``()``.
+    problem: Problem, hyper: Hyper, params: Params, data: Data, key: Key, steps: int | Counter = 50
+) -> Scalar:
+    """Return the largest eigenvalue (in modulus) of the inner Hessian by power iteration; ``()``.
 
     A lower bound that ``steps`` products bring close; the Rayleigh quotient of the last vector.
     """
@@ -23,8 +21,8 @@ def largest_curvature(
     return largest_eigenvalue(hvp, params, key, steps)
 
 
-def stability_limit(solver: Any, hyper: PyTree, state: PyTree) -> Array | None:
-    """Largest curvature that the solver's steps contract, ``()``; ``None`` if it does not say."""
+def stability_limit(solver: Solver, hyper: Hyper, state: PyTree) -> Scalar | None:
+    """Return the largest curvature that the solver's steps contract, ``()``, if it says so."""
     if not isinstance(solver, DeclaresStability):
         return None
     return jnp.min(solver.max_curvature(hyper, state))
@@ -32,14 +30,14 @@ def stability_limit(solver: Any, hyper: PyTree, state: PyTree) -> Array | None:
 
 def exceeds_stability_limit(
     problem: Problem,
-    solver: Any,
-    hyper: PyTree,
+    solver: Solver,
+    hyper: Hyper,
     lower: InnerState,
     data: Data,
-    key: Array,
+    key: Key,
     ask: Array,
-) -> Array:
-    """Whether the inner curvature is above what the solver can contract; ``()``, boolean.
+) -> Scalar:
+    """Return whether the inner curvature is above what the solver can contract; ``()``, boolean.
 
     Where ``ask`` is false nothing is measured, also under ``vmap``, and the answer is no.
     """
@@ -51,9 +49,9 @@ def exceeds_stability_limit(
 
 
 def constant_stability_limit(
-    problem: Problem, solver: Any, hyper: PyTree, lower: InnerState, data: Data, key: Array
+    problem: Problem, solver: Solver, hyper: Hyper, lower: InnerState, data: Data, key: Key
 ) -> tuple[Array, Array] | None:
-    """``(curvature, limit)`` where they hold for the whole solve; ``None`` where they may not.
+    """Return ``(curvature, limit)`` where they hold for the whole solve, else ``None``.
 
     They hold if neither the inner Hessian depends on the params nor the limit on the solver's
     state (a schedule), as the traced programs show, and if there is no proximal part, on whose
@@ -63,11 +61,11 @@ def constant_stability_limit(
     if limit is None or problem.prox is not None:
         return None
 
-    def product(params: PyTree) -> PyTree:
+    def product(params: Params) -> PyTree:
         gradient = jax.grad(problem.inner)
         return jax.jvp(lambda w: gradient(w, hyper, data.inner), (params,), (lower.params,))[1]
 
-    def limits(state: PyTree) -> Any:
+    def limits(state: PyTree) -> Scalar | None:
         return stability_limit(solver, hyper, state)
 
     constant = problem.quadratic or is_constant(product, lower.params)

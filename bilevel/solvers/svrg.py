@@ -12,17 +12,29 @@ geometrically to the derivative of the minimiser, where that of SGD keeps a floo
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
-from bilevel.core import Loss, Problem, as_setting, evaluate, examples
+from bilevel.core import Loss, Problem, Setting, as_setting, evaluate, examples
 from bilevel.solvers.proximal import proximal
-from bilevel.solvers.sampling import Sampler
-from bilevel.utils import PyTree, axpy, register_node, zeros_like
+from bilevel.solvers.sampling import Sampler, SamplerState
+from bilevel.utils import (
+    Counter,
+    DataTree,
+    Hyper,
+    Key,
+    Params,
+    Scalar,
+    axpy,
+    register_node,
+    zeros_like,
+)
 from bilevel.utils.validation import require_positive_int
+
+# Count, age of the snapshot, snapshot, its full gradient, sampler.
+State: TypeAlias = tuple[Counter, Counter, Params, Params, SamplerState]
 
 
 @dataclass(frozen=True)
@@ -53,40 +65,42 @@ class SVRG:
     True
     """
 
-    step_size: Any
+    step_size: Setting
     batch_size: int | None = 1
     period: int | None = None
     sampling: str = "iid"
 
     def __post_init__(self) -> None:
-        """Normalise functions and refuse numbers outside their range."""
+        """Validate the arguments."""
         object.__setattr__(self, "step_size", as_setting("SVRG", "step_size", self.step_size))
         if self.period is not None:
             require_positive_int("SVRG", "period", self.period)
         Sampler(self.batch_size, self.sampling)
 
     def check(self, problem: Problem) -> None:
-        """Takes every problem, with and without a proximal part."""
+        """Accept every problem, with and without a proximal part."""
 
-    def init(self, params: PyTree, data: PyTree) -> Any:
-        """``(count, age of the snapshot, snapshot, its full gradient, sampler state)``."""
+    def init(self, params: Params, data: DataTree) -> State:
+        """Return ``(count, age of the snapshot, snapshot, its full gradient, sampler state)``."""
         zero = jnp.zeros((), jnp.int32)
         sampler = Sampler(self.batch_size, self.sampling).init(data)
         return zero, zero, params, zeros_like(params), sampler
 
-    def refresh(self, state: Any) -> Any:
-        """The same state, its snapshot due."""
-        count, age, *rest = state
-        return count, jnp.zeros_like(age), *rest
+    def refresh(self, state: State) -> State:
+        """Return the same state, its snapshot due."""
+        count, age, snapshot, full, sampler = state
+        return count, jnp.zeros_like(age), snapshot, full, sampler
 
     def step(
-        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: Any
-    ) -> tuple[PyTree, Any]:
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: State
+    ) -> tuple[Params, State]:
         """Renew the snapshot if it is due, draw a batch, move along the corrected gradient."""
         count, age, snapshot, full, sampler = state
         gradient = jax.grad(loss)
 
-        def renew(params: PyTree, hyper: PyTree, snapshot: PyTree, full: PyTree) -> Any:
+        def renew(
+            params: Params, hyper: Hyper, snapshot: Params, full: Params
+        ) -> tuple[Params, Params]:
             return jax.lax.cond(
                 age == 0, lambda: (params, gradient(params, hyper, data)), lambda: (snapshot, full)
             )
@@ -101,12 +115,12 @@ class SVRG:
         params = proximal(loss, axpy(-size, direction, params), hyper, size)
         return params, (count + 1, (age + 1) % self._period(data), snapshot, full, sampler)
 
-    def _period(self, data: PyTree) -> int:
+    def _period(self, data: DataTree) -> int:
         n = examples(data)
         return -(-2 * n // (self.batch_size or n)) if self.period is None else self.period
 
-    def max_curvature(self, hyper: PyTree, state: Any) -> Array:
-        """``2 / step_size``."""
+    def max_curvature(self, hyper: Hyper, state: State) -> Scalar:
+        """Return ``2 / step_size``."""
         return 2 / evaluate(self.step_size, state[0], hyper)
 
 

@@ -3,17 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
-from bilevel.utils import PyTree, is_traced
+from bilevel.utils import Number, PyTree, is_traced
 from bilevel.utils.validation import where
 
+Value: TypeAlias = ArrayLike  # of the user, not checked yet
 
+
+@runtime_checkable
 class Space(Protocol):
     """Where one array of hyperparameters lives; static and hashable.
 
@@ -22,27 +26,27 @@ class Space(Protocol):
     """
 
     def natural(self, free: Array) -> Array:
-        """Natural units; differentiable, with positive slopes wherever it acts entry by entry."""
+        """Return natural units; differentiable, of positive slope where it acts entry by entry."""
         ...
 
     def free(self, natural: Array) -> Array:
-        """The coordinates of a point inside."""
+        """Return the coordinates of a point inside."""
         ...
 
     def admit(self, free: Array) -> Array:
-        """The nearest coordinates that the dtype can tell from an open end, or before a closed."""
+        """Return the nearest coordinates that can be told from an open end, or are inside."""
         ...
 
-    def fault(self, natural: Any) -> str | None:
-        """What is wrong with a value, as the end of a sentence; of a tracer only its shape."""
+    def fault(self, natural: Value) -> str | None:
+        """Return what is wrong with a value, to end a sentence; of a tracer only its shape."""
         ...
 
     def covector(self, free: Array, grad: Array) -> Array:
-        """A gradient in natural units whose pull-back is ``grad``, in coordinates."""
+        """Return a gradient in natural units whose pull-back is ``grad``, in coordinates."""
         ...
 
-    def sample(self, uniform: Array, free: Array, spread: Any) -> Array:
-        """Coordinates for uniform numbers: all over a bounded space, else ``spread`` around."""
+    def sample(self, uniform: Array, free: Array, spread: Number) -> Array:
+        """Return coordinates for uniform numbers, over a bounded space or ``spread`` around."""
         ...
 
 
@@ -51,7 +55,7 @@ class Mixes(Protocol):
     """A space whose coordinates move several entries, so that their errors add up."""
 
     def errors(self, free: Array, error: Array) -> Array:
-        """Standard errors of the pull-back, those of the entries being independent."""
+        """Return standard errors of the pull-back, those of the entries being independent."""
         ...
 
 
@@ -66,27 +70,27 @@ class Free:
     3.0
     """
 
-    def natural(self, free: Any) -> Any:
-        """As it is."""
+    def natural(self, free: Array) -> Array:
+        """Return it as it is."""
         return free
 
-    def free(self, natural: Any) -> Any:
-        """As it is."""
+    def free(self, natural: Array) -> Array:
+        """Return it as it is."""
         return natural
 
-    def admit(self, free: Any) -> Any:
-        """As it is."""
+    def admit(self, free: Array) -> Array:
+        """Return it as it is."""
         return free
 
-    def fault(self, natural: Any) -> None:
-        """Nothing."""
+    def fault(self, natural: Value) -> None:
+        """Return ``None``: every value is inside."""
 
-    def covector(self, free: Any, grad: Any) -> Any:
-        """As it is."""
+    def covector(self, free: Array, grad: Array) -> Array:
+        """Return it as it is."""
         return grad
 
-    def sample(self, uniform: Array, free: Array, spread: Any) -> Array:
-        """Within ``spread``."""
+    def sample(self, uniform: Array, free: Array, spread: Number) -> Array:
+        """Return numbers within ``spread`` of ``free``."""
         return around(uniform, free, spread)
 
 
@@ -103,12 +107,12 @@ class Spaces:
     Array([0., 0.], dtype=float32)
     """
 
-    leaves: tuple[Any, ...]
-    structure: Any
+    leaves: tuple[Space, ...]
+    structure: PyTree
 
     @classmethod
     def of(cls, tree: PyTree) -> "Spaces":
-        """From a tree of spaces; ``None`` in it stands for :class:`bilevel.spaces.Free`."""
+        """Return them from a tree; ``None`` in it stands for :class:`bilevel.spaces.Free`."""
         if isinstance(tree, Spaces):
             return tree
         leaves, structure = jax.tree.flatten(tree, is_leaf=lambda leaf: leaf is None)
@@ -121,34 +125,34 @@ class Spaces:
         return cls(tuple(leaves), structure)
 
     def __repr__(self) -> str:
-        """As it was given."""
+        """Return the tree as it was given."""
         return repr(jax.tree.unflatten(self.structure, self.leaves))
 
     def _map(self, fn: Callable[..., Any], *trees: PyTree) -> PyTree:
-        """``fn(space, *leaves)`` for every leaf."""
+        """Return ``fn(space, *leaves)`` for every leaf."""
         tree = jax.tree.unflatten(self.structure, self.leaves)
         return jax.tree.map(lambda s, *parts: jax.tree.map(partial(fn, s), *parts), tree, *trees)
 
     def natural(self, free: PyTree) -> PyTree:
-        """Natural units, like ``hyper``."""
+        """Return natural units, like ``hyper``."""
         return self._map(lambda space, x: space.natural(x), free)
 
     def free(self, hyper: PyTree) -> PyTree:
-        """The coordinates of ``hyper``; of tied entries there is only one."""
+        """Return the coordinates of ``hyper``; of tied entries there is only one."""
         return self._map(lambda space, y: space.free(y), hyper)
 
     def admit(self, free: PyTree) -> PyTree:
-        """Coordinates whose natural units are inside."""
+        """Return coordinates whose natural units are inside."""
         return self._map(lambda space, x: space.admit(x), free)
 
     def pull(self, free: PyTree, grad: PyTree) -> PyTree:
-        """The chain rule: from a gradient in natural units to one in coordinates."""
+        """Apply the chain rule: from a gradient in natural units to one in coordinates."""
         return jax.vjp(self.natural, free)[1](grad)[0]
 
     def errors(self, free: PyTree, error: PyTree) -> PyTree:
-        """Standard errors of the pull-back of a gradient with independent errors."""
+        """Return standard errors of the pull-back of a gradient with independent errors."""
 
-        def one(space: Any, x: Array, e: Array) -> Array:
+        def one(space: Space, x: Array, e: Array) -> Array:
             return (
                 space.errors(x, e)
                 if isinstance(space, Mixes)
@@ -158,11 +162,11 @@ class Spaces:
         return self._map(one, free, error)
 
     def covector(self, free: PyTree, grad: PyTree) -> PyTree:
-        """A gradient in natural units whose pull-back is ``grad``."""
+        """Return a gradient in natural units whose pull-back is ``grad``."""
         return self._map(lambda space, x, g: space.covector(x, g), free, grad)
 
-    def sample(self, uniform: PyTree, free: PyTree, spread: Any) -> PyTree:
-        """Coordinates for uniform numbers in ``[0, 1)``, like ``free``."""
+    def sample(self, uniform: PyTree, free: PyTree, spread: Number) -> PyTree:
+        """Return coordinates for uniform numbers in ``[0, 1)``, like ``free``."""
         return self._map(lambda space, u, x: space.sample(u, x, spread), uniform, free)
 
     def require(self, hyper: PyTree, name: str = "hyper") -> None:
@@ -181,18 +185,18 @@ class Spaces:
                 raise ValueError(f"{where(name, path)} {fault}")
 
 
-def around(uniform: Array, free: Array, spread: Any) -> Array:
-    """Uniform within ``spread`` of ``free``."""
+def around(uniform: Array, free: Array, spread: Number) -> Array:
+    """Return numbers uniform within ``spread`` of ``free``."""
     return (free + spread * (2 * uniform - 1)).astype(free.dtype)
 
 
-def held(x: Array, low: Any, high: Any) -> Array:
-    """``clip(x, low, high)`` with the slope of ``x``: for what only rounding puts outside."""
+def clip_through(x: Array | np.ndarray, low: ArrayLike, high: ArrayLike) -> Array:
+    """Return ``clip(x, low, high)`` with the slope of ``x``: for what rounding puts outside."""
     return jax.lax.stop_gradient(jnp.clip(x, low, high)) + (x - jax.lax.stop_gradient(x))
 
 
-def outside(value: Any, inside: Callable[[np.ndarray], np.ndarray]) -> str | None:
-    """The first entry of a concrete array that is not inside, as text."""
+def outside(value: Value, inside: Callable[[np.ndarray], np.ndarray]) -> str | None:
+    """Return the first entry of a concrete array that is not inside, as text."""
     if is_traced(value):
         return None
     array = np.asarray(value)

@@ -1,30 +1,33 @@
 """The ends of an interval, which of them are open, and the numbers of a dtype between them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.spaces.base import outside
+
+Nested: TypeAlias = float | tuple["Nested", ...]  # numbers as `tolist` nests them, hashable
 
 
 @dataclass(frozen=True)
 class Ends:
     """``low`` and ``high``, numbers or nested tuples; whether they are finite and open."""
 
-    low: Any
-    high: Any
+    low: Nested
+    high: Nested
     open_low: bool
     open_high: bool
 
     def cast(self, like: Array) -> tuple[np.ndarray, np.ndarray]:
-        """Both as arrays of the dtype of ``like``."""
+        """Return both as arrays of the dtype of ``like``."""
         return np.asarray(self.low, like.dtype), np.asarray(self.high, like.dtype)
 
     def range(self, like: Array) -> tuple[np.ndarray, np.ndarray]:
-        """The admissible numbers next to the ends; far ones in place of infinite ends."""
+        """Return the admissible numbers next to the ends; far ones in place of infinite ends."""
         low, high = self.cast(like)
         info = jnp.finfo(like.dtype)
         least, far = (np.asarray(x, like.dtype) for x in (4 * info.tiny, info.max / 4))
@@ -37,8 +40,8 @@ class Ends:
             last = np.where(np.abs(last) < least, -least, last)
         return np.maximum(first, -far), np.minimum(last, far)
 
-    def fault(self, owner: Any, natural: Any) -> str | None:
-        """What is wrong with a value, as the end of a sentence."""
+    def fault(self, owner: object, natural: ArrayLike) -> str | None:
+        """Return what is wrong with a value, as the end of a sentence."""
         shape = np.broadcast_shapes(np.shape(self.low), np.shape(self.high))
         try:
             fits = np.broadcast_shapes(shape, np.shape(natural)) == np.shape(natural)
@@ -64,8 +67,8 @@ class Ends:
         )
 
 
-def ends(owner: str, low: Any, high: Any, closed: Any) -> Ends:
-    """Checked and hashable.
+def ends(owner: str, low: ArrayLike | Nested, high: ArrayLike | Nested, closed: bool | str) -> Ends:
+    """Return both ends, checked and hashable.
 
     Raises
     ------
@@ -86,10 +89,10 @@ def ends(owner: str, low: Any, high: Any, closed: Any) -> Ends:
     return Ends(_hashable(low), _hashable(high), open_low, open_high)
 
 
-def _hashable(values: Any) -> Any:
+def _hashable(values: ArrayLike | Nested) -> Nested:
     listed = np.asarray(values, float).tolist()
 
-    def tuples(x: Any) -> Any:
+    def tuples(x: float | list) -> Nested:
         return tuple(map(tuples, x)) if isinstance(x, list) else x
 
     return tuples(listed)

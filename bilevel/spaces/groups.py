@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevel.spaces.base import Free, Space, outside
+from bilevel.spaces.base import Free, Space, Value, outside
+from bilevel.utils import Number
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Simplex:
     """
 
     def natural(self, free: Array) -> Array:
-        """As above."""
+        """Return natural units, as above."""
         return jax.nn.softmax(free, axis=-1)
 
     def free(self, natural: Array) -> Array:
@@ -34,12 +35,17 @@ class Simplex:
         return logs - jnp.mean(logs, axis=-1, keepdims=True)
 
     def admit(self, free: Array) -> Array:
-        """Not so far below the largest that the softmax would be 0."""
+        """Return coordinates not so far below the largest that the softmax would be 0."""
         least = np.log(4 * float(jnp.finfo(free.dtype).tiny) * free.shape[-1])
-        return jnp.maximum(free, jnp.max(free, axis=-1, keepdims=True) + least)
+        top = jnp.max(free, axis=-1, keepdims=True)
+        low = top + least
+        # Beside a large number the sum is rounded, and must not be rounded to below `least`.
+        at, end = jax.lax.stop_gradient((low, top))
+        low = low + jnp.where(at - end < least, jnp.nextafter(at, end) - at, 0)
+        return jnp.maximum(free, low)
 
-    def fault(self, natural: Any) -> str | None:
-        """Not positive, or of another sum; only rounding is forgiven."""
+    def fault(self, natural: Value) -> str | None:
+        """Return what is wrong: not positive, or of another sum; only rounding is forgiven."""
         if not np.ndim(natural):
             return f"is a scalar, and {self} needs an axis to sum over."
         if text := outside(natural, lambda value: value > 0):
@@ -58,19 +64,22 @@ class Simplex:
         return None
 
     def covector(self, free: Array, grad: Array) -> Array:
-        """Divided by the weights: the pull-back is ``weights * (g - weights . g)``."""
+        """Divide by the weights: the pull-back is ``weights * (g - weights . g)``."""
         return grad / self.natural(free)
 
     def errors(self, free: Array, error: Array) -> Array:
-        """By the Jacobian, ``w_i (1 if i = j else 0) - w_i w_j``."""
+        """Return the errors by the Jacobian, ``w_i (1 if i = j else 0) - w_i w_j``."""
         w = self.natural(free)
         every = jnp.sum((w * error) ** 2, axis=-1, keepdims=True)
         return w * jnp.sqrt((1 - 2 * w) * error**2 + every)
 
-    def sample(self, uniform: Array, free: Array, spread: Any) -> Array:
-        """Uniform on the simplex, by exponential variables."""
+    def sample(self, uniform: Array, free: Array, spread: Number) -> Array:
+        """Return weights uniform on the simplex, by exponential variables."""
         least = jnp.finfo(free.dtype).eps
         return self.admit(jnp.log(-jnp.log(jnp.clip(uniform, least, 1 - least))).astype(free.dtype))
+
+
+Label: TypeAlias = int | str | np.generic | Array
 
 
 @dataclass(frozen=True)
@@ -94,12 +103,12 @@ class Tied:
     Array([1.  , 1.  , 2.72], dtype=float32)
     """
 
-    groups: Sequence[Any]
+    groups: Sequence[Label]
     space: Space = Free()
 
     def __post_init__(self) -> None:
         """Number the groups in order of appearance."""
-        labels = [g.item() if hasattr(g, "item") else g for g in self.groups]
+        labels = [g.item() if isinstance(g, np.generic | jax.Array) else g for g in self.groups]
         if not labels or not hasattr(self.space, "natural"):
             raise ValueError(
                 "Tied needs the group of each entry and a space, such as Tied((0, 0, 1), Log()), "
@@ -110,23 +119,23 @@ class Tied:
 
     @property
     def _first(self) -> np.ndarray:
-        """The first entry of each group."""
-        return np.unique(self.groups, return_index=True)[1]
+        """Return the first entry of each group."""
+        return np.unique(np.asarray(self.groups), return_index=True)[1]
 
     def natural(self, free: Array) -> Array:
-        """Each entry its group's number."""
+        """Return each entry as its group's number."""
         return self.space.natural(free)[..., np.asarray(self.groups)]
 
     def free(self, natural: Array) -> Array:
-        """The groups' coordinates."""
+        """Return the groups' coordinates."""
         return self.space.free(natural[..., self._first])
 
     def admit(self, free: Array) -> Array:
-        """That of the groups' space."""
+        """Return what the groups' space does."""
         return self.space.admit(free)
 
-    def fault(self, natural: Any) -> str | None:
-        """Of another length, unequal within a group, or outside the groups' space."""
+    def fault(self, natural: Value) -> str | None:
+        """Return what is wrong: another length, unequal in a group, or outside the space."""
         if np.shape(natural)[-1:] != (len(self.groups),):
             return (
                 f"has shape {list(np.shape(natural))}, and Tied groups {len(self.groups)} entries."
@@ -137,15 +146,15 @@ class Tied:
         return self.space.fault(natural)
 
     def covector(self, free: Array, grad: Array) -> Array:
-        """Shared out evenly within each group."""
-        sizes = np.bincount(self.groups)
+        """Return the gradient shared out evenly within each group."""
+        sizes = np.bincount(np.asarray(self.groups))
         return (self.space.covector(free, grad) / sizes)[..., np.asarray(self.groups)]
 
     def errors(self, free: Array, error: Array) -> Array:
-        """Of the sums within the groups, for a space that acts entry by entry."""
+        """Return the errors of the sums within the groups, for a space that acts entry by entry."""
         squares = jnp.zeros(free.shape, free.dtype).at[..., np.asarray(self.groups)].add(error**2)
         return jax.vjp(self.space.natural, free)[1](jnp.sqrt(squares))[0]
 
-    def sample(self, uniform: Array, free: Array, spread: Any) -> Array:
-        """That of the groups' space."""
+    def sample(self, uniform: Array, free: Array, spread: Number) -> Array:
+        """Return what the groups' space does."""
         return self.space.sample(uniform, free, spread)

@@ -2,15 +2,16 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
-from bilevel.spaces.base import around, held
-from bilevel.spaces.ends import Ends, ends
+from bilevel.spaces.base import Space, Value, around, clip_through
+from bilevel.spaces.ends import Ends, Nested, ends
+from bilevel.utils import Number
 from bilevel.utils.validation import require_positive
 
 
@@ -43,12 +44,12 @@ class Box:
     >>> momentum, lag = Box(0.0, 1.0, closed="low"), Box(low=1.0)
     """
 
-    low: Any = -math.inf
-    high: Any = math.inf
+    low: ArrayLike | Nested = -math.inf
+    high: ArrayLike | Nested = math.inf
     closed: bool | str = False
 
     def __post_init__(self) -> None:
-        """Make the ends hashable; refuse those with nothing between them."""
+        """Validate the arguments, and make the ends hashable."""
         _keep(self, ends("Box", self.low, self.high, self.closed))
 
     @property
@@ -56,9 +57,9 @@ class Box:
         return ends("Box", self.low, self.high, self.closed)
 
     def natural(self, free: Array) -> Array:
-        """As above."""
+        """Return natural units, as above."""
         own: Ends = self._ends
-        x: Any = free
+        x = free
         low, high = own.cast(free)
         if own.open_low and own.open_high:
             share = (high - low) * jax.nn.sigmoid(-jnp.abs(x))
@@ -67,10 +68,10 @@ class Box:
             x = low + jax.nn.softplus(x)
         elif own.open_high:
             x = high - jax.nn.softplus(-x)
-        return held(x, *own.range(free))
+        return clip_through(x, *own.range(free))
 
     def free(self, natural: Array) -> Array:
-        """The inverse."""
+        """Return the coordinates, the inverse."""
         own = self._ends
         low, high = own.cast(natural)
         if own.open_low and own.open_high:
@@ -80,19 +81,19 @@ class Box:
         return -_unsoftplus(high - natural) if own.open_high else natural
 
     def admit(self, free: Array) -> Array:
-        """Held between the ends."""
+        """Return coordinates held between the ends."""
         return _admit(self, self._ends, free)
 
-    def fault(self, natural: Any) -> str | None:
-        """Outside, or on an open end."""
+    def fault(self, natural: Value) -> str | None:
+        """Return what is wrong: outside, or on an open end."""
         return self._ends.fault(self, natural)
 
     def covector(self, free: Array, grad: Array) -> Array:
-        """Divided by the slope."""
+        """Return the gradient divided by the slope."""
         return grad / _slope(self, free)
 
-    def sample(self, uniform: Array, free: Array, spread: Any) -> Array:
-        """Uniform between two finite ends, else within ``spread`` in coordinates."""
+    def sample(self, uniform: Array, free: Array, spread: Number) -> Array:
+        """Return numbers uniform between two finite ends, else within ``spread`` in coordinates."""
         low, high = self._ends.cast(free)
         if not np.isfinite(high - low).all():
             return self.admit(around(uniform, free, spread))
@@ -124,12 +125,12 @@ class Log:
     0.1
     """
 
-    low: Any = 0.0
-    high: Any = math.inf
+    low: ArrayLike | Nested = 0.0
+    high: ArrayLike | Nested = math.inf
     closed: bool | str = False
 
     def __post_init__(self) -> None:
-        """Make the ends hashable; refuse those with nothing between them."""
+        """Validate the arguments, and make the ends hashable."""
         low = np.asarray(self.low)
         if (low < 0).any() or (self.closed in (True, "low") and (low == 0).any()):
             raise ValueError(
@@ -150,27 +151,27 @@ class Log:
             return Box(np.log(self.low), np.log(self.high), self.closed)
 
     def natural(self, free: Array) -> Array:
-        """As above."""
-        return held(jnp.exp(self._exponent.natural(free)), *self._ends.range(free))
+        """Return natural units, as above."""
+        return clip_through(jnp.exp(self._exponent.natural(free)), *self._ends.range(free))
 
     def free(self, natural: Array) -> Array:
-        """The inverse."""
+        """Return the coordinates, the inverse."""
         return self._exponent.free(jnp.log(natural))
 
     def admit(self, free: Array) -> Array:
-        """Held between the ends."""
+        """Return coordinates held between the ends."""
         return self._exponent.admit(_admit(self, self._ends, free))
 
-    def fault(self, natural: Any) -> str | None:
-        """Outside, or on an open end."""
+    def fault(self, natural: Value) -> str | None:
+        """Return what is wrong: outside, or on an open end."""
         return self._ends.fault(self, natural)
 
     def covector(self, free: Array, grad: Array) -> Array:
-        """Divided by the slope."""
+        """Return the gradient divided by the slope."""
         return grad / _slope(self, free)
 
-    def sample(self, uniform: Array, free: Array, spread: Any) -> Array:
-        """Log-uniform between two finite ends, else within ``spread`` in coordinates."""
+    def sample(self, uniform: Array, free: Array, spread: Number) -> Array:
+        """Return log-uniform numbers between two finite ends, or within ``spread``."""
         return self.admit(self._exponent.sample(uniform, free, spread))
 
 
@@ -194,7 +195,7 @@ class Softplus:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse settings out of range."""
+        """Validate the arguments."""
         require_positive("Softplus", "scale", self.scale)
         if not math.isfinite(self.low):
             raise ValueError(f"Softplus: low must be finite, got {self.low}.")
@@ -204,46 +205,46 @@ class Softplus:
         return Ends(self.low, math.inf, open_low=True, open_high=False)
 
     def natural(self, free: Array) -> Array:
-        """As above."""
+        """Return natural units, as above."""
         value = self.low + self.scale * jax.nn.softplus(free / self.scale)
-        return held(value, *self._ends.range(free))
+        return clip_through(value, *self._ends.range(free))
 
     def free(self, natural: Array) -> Array:
-        """The inverse."""
+        """Return the coordinates, the inverse."""
         return self.scale * _unsoftplus((natural - self.low) / self.scale)
 
     def admit(self, free: Array) -> Array:
-        """Held above ``low``, and below where ``x / scale`` would overflow."""
+        """Return coordinates held above ``low``, and below where ``x / scale`` would overflow."""
         far = min(self.scale, 1.0) * float(jnp.finfo(free.dtype).max) / 8
         return jnp.minimum(_admit(self, self._ends, free), far)
 
-    def fault(self, natural: Any) -> str | None:
-        """At ``low`` or below."""
+    def fault(self, natural: Value) -> str | None:
+        """Return what is wrong: at ``low`` or below."""
         return self._ends.fault(self, natural)
 
     def covector(self, free: Array, grad: Array) -> Array:
-        """Divided by the slope."""
+        """Return the gradient divided by the slope."""
         return grad / _slope(self, free)
 
-    def sample(self, uniform: Array, free: Array, spread: Any) -> Array:
-        """Within ``spread`` in coordinates."""
+    def sample(self, uniform: Array, free: Array, spread: Number) -> Array:
+        """Return numbers within ``spread`` in coordinates."""
         return self.admit(around(uniform, free, spread))
 
 
-def _keep(space: Any, own: Ends) -> None:
+def _keep(space: Space, own: Ends) -> None:
     object.__setattr__(space, "low", own.low)
     object.__setattr__(space, "high", own.high)
 
 
-def _admit(space: Any, own: Ends, free: Array) -> Array:
+def _admit(space: Space, own: Ends, free: Array) -> Array:
     first, last = own.range(free)
     return jnp.clip(free, space.free(jnp.asarray(first)), space.free(jnp.asarray(last)))
 
 
-def _slope(space: Any, free: Array) -> Array:
+def _slope(space: Space, free: Array) -> Array:
     return jax.jvp(space.natural, (free,), (jnp.ones_like(free),))[1]
 
 
-def _unsoftplus(y: Any) -> Any:
-    """The ``x`` with ``log(1 + exp(x)) = y``."""
-    return y + jnp.log(-jnp.expm1(-y))
+def _unsoftplus(y: Array | np.ndarray) -> Array:
+    """Return the ``x`` with ``log(1 + exp(x)) = y``."""
+    return jnp.log(-jnp.expm1(-y)) + y

@@ -4,7 +4,6 @@ from bilevel.utils.branch import cond_without_select
 from bilevel.utils.dependence import is_constant, unused_leaves
 from bilevel.utils.nodes import register_node
 from bilevel.utils.trees import (
-    PyTree,
     all_finite,
     axpy,
     basis,
@@ -24,9 +23,44 @@ from bilevel.utils.trees import (
     vdot,
     zeros_like,
 )
+from bilevel.utils.types import (
+    Bool,
+    Count,
+    Counter,
+    DataTree,
+    Flag,
+    Float,
+    FloatTree,
+    FloatTreeLike,
+    Hyper,
+    Int,
+    Key,
+    Number,
+    Params,
+    PyTree,
+    Scalar,
+    Scalars,
+    Shaped,
+)
 
 __all__ = [
+    "Bool",
+    "Count",
+    "Counter",
+    "DataTree",
+    "Flag",
+    "Float",
+    "FloatTree",
+    "FloatTreeLike",
+    "Hyper",
+    "Int",
+    "Key",
+    "Number",
+    "Params",
     "PyTree",
+    "Scalar",
+    "Scalars",
+    "Shaped",
     "all_finite",
     "axpy",
     "basis",

@@ -10,7 +10,7 @@ from bilevel.utils.trees import PyTree
 
 
 def cond_without_select(flag: Array, fn: Callable[[], PyTree], otherwise: PyTree) -> PyTree:
-    """``fn()`` where ``flag`` (``()``, boolean), else ``otherwise``, which it is like.
+    """Return ``fn()`` where ``flag`` (``()``, boolean), else ``otherwise``, which it is like.
 
     A loop of at most one turn. ``lax.cond`` becomes a selection under ``vmap``: both branches run
     at every step. This runs where any lane asks, and costs nothing where none does.

@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _GOES = "the old name goes with the next release."
 
 
-def renamed(module: str, names: dict[str, tuple[str, Any]], name: str) -> Any:
+def renamed(module: str, names: dict[str, tuple[str, T]], name: str) -> T:
     """Return what an old name stands for, with a warning; ``names``: old to ``(new, object)``.
 
     Raises

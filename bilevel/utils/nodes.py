@@ -1,11 +1,13 @@
 """Dataclasses as nodes of a pytree, each of its own kind."""
 
 import dataclasses
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import TypeAlias, TypeVar
 
 from jax.tree_util import GetAttrKey, register_pytree_with_keys
 
 Node = TypeVar("Node", bound=type)
+Fields: TypeAlias = tuple[object, ...]
 
 
 def register_node(
@@ -16,7 +18,8 @@ def register_node(
     Without lists, fields are data unless their metadata say ``static``. In place of
     ``jax.tree_util.register_dataclass``: there, tree structures of two classes that have the same
     static values compare equal, so that ``jit`` may run the program of one for the other, CG's for
-    MINRES's (JAX 0.10; ``tests/core/test_nodes.py``).
+    MINRES's (JAX 0.10). Once JAX tells them apart
+    ``tests/core/test_nodes.py`` fails, and this can go.
     """
     fields = [field for field in dataclasses.fields(node) if field.init]
     if data_fields is None:
@@ -27,14 +30,14 @@ def register_node(
         raise ValueError(f"{node.__name__}: data and meta fields must be its fields, each once")
     keys = tuple(GetAttrKey(name) for name in data)
 
-    def flatten(x: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def flatten(x: object) -> tuple[Fields, Fields]:
         return tuple(getattr(x, name) for name in data), tuple(getattr(x, name) for name in meta)
 
-    def with_keys(x: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def with_keys(x: object) -> tuple[tuple, Fields]:
         children, static = flatten(x)
         return tuple(zip(keys, children, strict=True)), static
 
-    def unflatten(static: tuple[Any, ...], children: Any) -> Any:
+    def unflatten(static: Fields, children: Iterable[object]) -> object:
         return node(
             **dict(zip(data, children, strict=True)), **dict(zip(meta, static, strict=True))
         )

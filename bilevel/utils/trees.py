@@ -2,47 +2,47 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
-PyTree = Any
+from bilevel.utils.types import FloatTree, FloatTreeLike, Number, Params, PyTree, Scalar
 
 
-def is_inexact(leaf: Any) -> bool:
-    """Whether a leaf holds floating-point numbers, so that it can carry a derivative."""
+def is_inexact(leaf: ArrayLike) -> bool:
+    """Return whether a leaf holds floating-point numbers, so that it can carry a derivative."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def is_traced(tree: PyTree) -> bool:
-    """Whether any leaf is a tracer, so that no value can be looked at."""
+    """Return whether any leaf is a tracer, so that no value can be looked at."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def size(tree: PyTree) -> int:
-    """Total number of entries of all leaves."""
+    """Return the total number of entries of all leaves."""
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def nbytes(tree: PyTree) -> int:
-    """Total bytes of all leaves (arrays or ``ShapeDtypeStruct``)."""
+    """Return the total bytes of all leaves (arrays or ``ShapeDtypeStruct``)."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def dtype(tree: PyTree) -> Any:
-    """The floating-point dtype that the floating-point leaves promote to."""
+def dtype(tree: PyTree) -> np.dtype:
+    """Return the floating-point dtype that the floating-point leaves promote to."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
     return jnp.result_type(*leaves) if leaves else jnp.result_type(float)
 
 
 def strong(tree: PyTree) -> PyTree:
-    """Every leaf as an array without a weak type, so that equal shapes share one compilation."""
+    """Return leaves as arrays without a weak type, so that equal shapes share a compilation."""
 
-    def convert(leaf: Any) -> Array:
+    def convert(leaf: ArrayLike) -> Array:
         array = jnp.asarray(leaf)
         return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
 
@@ -50,58 +50,58 @@ def strong(tree: PyTree) -> PyTree:
 
 
 def double(tree: PyTree) -> PyTree:
-    """Every floating-point leaf as a NumPy float64 array, the others as they are."""
+    """Return every floating-point leaf as a NumPy float64 array, the others as they are."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, float) if is_inexact(leaf) else leaf, tree)
 
 
-def vdot(a: PyTree, b: PyTree) -> Array:
-    """Inner product of two trees of one structure: ``sum_leaves sum(a * b)``; shape ``()``."""
+def vdot(a: FloatTree, b: FloatTree) -> Scalar:
+    """Return the inner product of two trees, ``sum_leaves sum(a * b)``; shape ``()``."""
     products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
     return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype(a)))
 
 
-def norm(tree: PyTree) -> Array:
-    """Euclidean norm over all leaves; shape ``()``."""
+def norm(tree: FloatTree) -> Scalar:
+    """Return the Euclidean norm over all leaves; shape ``()``."""
     return jnp.sqrt(vdot(tree, tree))
 
 
-def axpy(scale: Any, x: PyTree, y: PyTree) -> PyTree:
-    """``scale * x + y``, leaf by leaf, in the dtype of ``y``."""
+def axpy(scale: Number, x: FloatTree, y: FloatTree) -> FloatTree:
+    """Return ``scale * x + y``, leaf by leaf, in the dtype of ``y``."""
     return jax.tree.map(lambda a, b: (scale * a + b).astype(b.dtype), x, y)
 
 
-def descend(step: Any, direction: PyTree, params: PyTree) -> PyTree:
-    """``params - step * direction``; ``step`` a number, or a tree like ``params``."""
+def descend(step: FloatTreeLike, direction: Params, params: Params) -> Params:
+    """Return ``params - step * direction``; ``step`` a number, or a tree like ``params``."""
     if jax.tree_util.all_leaves([step]):
         return axpy(-step, direction, params)
     return jax.tree.map(lambda s, d, w: (w - s * d).astype(w.dtype), step, direction, params)
 
 
 def largest(tree: PyTree) -> Array:
-    """A number or an array as it is; of any other tree the largest entry, ``()``."""
+    """Return a number or an array as it is; of any other tree the largest entry, ``()``."""
     if jax.tree_util.all_leaves([tree]):
         return tree
     return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(tree)]))
 
 
 def zeros_like(tree: PyTree) -> PyTree:
-    """Zeros with the shapes and dtypes of ``tree`` (arrays or ``ShapeDtypeStruct``)."""
+    """Return zeros with the shapes and dtypes of ``tree`` (arrays or ``ShapeDtypeStruct``)."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
 
 
 def all_finite(tree: PyTree) -> Array:
-    """Whether no floating-point entry is NaN or infinite; shape ``()``, boolean."""
+    """Return whether no floating-point entry is NaN or infinite; shape ``()``, boolean."""
     flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if is_inexact(x)]
     return jnp.all(jnp.stack(flags)) if flags else jnp.array(True)
 
 
 def basis(tree: PyTree) -> PyTree:
-    """The standard basis: leaf ``[*shape]`` becomes ``[p, *shape]``, ``p`` the size of the tree."""
+    """Return the standard basis, leaves ``[p, *shape]``, where ``p`` is the size of the tree."""
     return unit_vectors(tree, jnp.arange(size(tree)))
 
 
 def unit_vectors(tree: PyTree, wanted: Array) -> PyTree:
-    """Vectors ``wanted`` of the standard basis, ``[m]``; leaf ``[*shape]`` becomes ``[m, *shape]``.
+    """Return vectors ``wanted``, ``[m]``, of the standard basis; leaves are ``[m, *shape]``.
 
     A number outside the basis gives zeros.
     """
@@ -116,7 +116,7 @@ def unit_vectors(tree: PyTree, wanted: Array) -> PyTree:
 
 
 def unbasis(coefficients: Array, tree: PyTree) -> PyTree:
-    """The tree whose coordinates in :func:`basis` are ``coefficients``, shape ``[p]``."""
+    """Return the tree whose coordinates in :func:`basis` are ``coefficients``, shape ``[p]``."""
     leaves, treedef = jax.tree.flatten(tree)
     offset, parts = 0, []
     for leaf in leaves:
@@ -126,7 +126,7 @@ def unbasis(coefficients: Array, tree: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, parts)
 
 
-def partition(tree: PyTree) -> tuple[list[Array], list[Any], Callable[[list, list], PyTree]]:
+def partition(tree: PyTree) -> tuple[list[Array], list[Array], Callable[[list, list], PyTree]]:
     """Split into floating-point leaves and the others, with the function that joins them again."""
     leaves, treedef = jax.tree.flatten(tree)
     mask = [is_inexact(leaf) for leaf in leaves]

@@ -1,26 +1,43 @@
-"""The wording of every refusal, in one place: what, where, what was expected, the likely cure."""
+"""Argument checks shared by the package: what, where, what was expected, the likely cure."""
 
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import KeyPath
+from jax.typing import ArrayLike
 
 from bilevel.utils.trees import PyTree, is_inexact, is_traced, size
 
 
-def where(name: str, path: Any) -> str:
-    """A leaf's address as a user would write it: ``hyper['a'][0]``."""
+@runtime_checkable
+class Parts(Protocol):
+    """What of a problem is looked at here: its parts beside the two losses."""
+
+    @property
+    def start(self) -> object:
+        """``Problem.start``."""
+        ...
+
+    @property
+    def prox(self) -> object:
+        """``Problem.prox``."""
+        ...
+
+
+def where(name: str, path: KeyPath) -> str:
+    """Return a leaf's address as a user would write it: ``hyper['a'][0]``."""
     return name + jax.tree_util.keystr(path)
 
 
-def not_callable(name: str, got: Any) -> str:
-    """A function was expected."""
+def not_callable(name: str, got: object) -> str:
+    """Return that a function was expected."""
     return f"{name} must be a function (params, hyper, batch) -> scalar, got {type(got).__name__}."
 
 
 def leading_axes(level: str, lengths: dict[str, int]) -> str:
-    """The leaves of one level count different numbers of examples."""
+    """Return that the leaves of one level count different numbers of examples."""
     listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
     return (
         f"data.{level}: the leading axes must all count the same examples, got {listed}. "
@@ -28,7 +45,7 @@ def leading_axes(level: str, lengths: dict[str, int]) -> str:
     )
 
 
-def require_finite(name: str, path: Any, leaf: Any) -> None:
+def require_finite(name: str, path: KeyPath, leaf: ArrayLike) -> None:
     """Raise if a concrete leaf holds NaN or infinity; tracers and other processes' rows pass."""
     if is_traced(leaf) or not is_inexact(leaf) or not getattr(leaf, "is_fully_addressable", True):
         return
@@ -69,7 +86,7 @@ def require_same(name: str, got: PyTree, expected_name: str, expected: PyTree) -
             )
 
 
-def require_positive_int(owner: str, name: str, value: Any) -> None:
+def require_positive_int(owner: str, name: str, value: object) -> None:
     """Raise unless ``value`` is a Python integer of at least one."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{owner}: {name} must be an integer, got {value!r}.")
@@ -77,7 +94,7 @@ def require_positive_int(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name} must be at least 1, got {value}.")
 
 
-def require_positive(owner: str, name: str, value: Any) -> None:
+def require_positive(owner: str, name: str, value: object) -> None:
     """Raise if a concrete number is not a finite positive one; arrays and tracers pass."""
     if isinstance(value, str | bytes):
         raise TypeError(f"{owner}: {name} must be a number or a function, got {value!r}.")
@@ -85,7 +102,7 @@ def require_positive(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name} must be a positive finite number, got {value}.")
 
 
-def require_tolerance(owner: str, tol: Any) -> None:
+def require_tolerance(owner: str, tol: object) -> None:
     """Raise if a concrete number is no fraction to stop at; arrays and tracers pass."""
     if isinstance(tol, str | bytes):
         raise TypeError(f"{owner}: tol must be a number, got {tol!r}.")
@@ -93,7 +110,7 @@ def require_tolerance(owner: str, tol: Any) -> None:
         raise ValueError(f"{owner}: tol must lie in [0, 1), got {tol}.")
 
 
-def require_smooth(owner: str, problem: Any) -> None:
+def require_smooth(owner: str, problem: Parts) -> None:
     """Raise if the inner problem is more than the minimisation of a smooth loss."""
     if problem.start is not None:
         raise ValueError(
@@ -107,7 +124,7 @@ def require_smooth(owner: str, problem: Any) -> None:
         )
 
 
-def require_plain(owner: str, problem: Any) -> None:
+def require_plain(owner: str, problem: Parts) -> None:
     """Raise if the params do not simply go on from call to call by gradients of a smooth loss."""
     if problem.start is not None:
         raise ValueError(
@@ -122,5 +139,5 @@ def require_plain(owner: str, problem: Any) -> None:
 
 
 def describe(tree: PyTree) -> str:
-    """Shapes and dtypes of a tree, for an error message."""
+    """Return the shapes and dtypes of a tree, for an error message."""
     return str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree))

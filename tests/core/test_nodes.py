@@ -41,6 +41,15 @@ def test_no_class_runs_the_program_of_another() -> None:
     assert len(set(structures)) == len(structures)
 
 
+def test_jax_still_takes_two_classes_for_one() -> None:
+    """When this fails, JAX compares the classes: ``register_node`` can become JAX's own."""
+    nodes = [make_dataclass(f"Same{i}", ["x", ("m", int, 10)], frozen=True) for i in range(2)]
+    for node in nodes:
+        jax.tree_util.register_dataclass(node, ["x"], ["m"])
+    first, second = (jax.tree.structure(node(1.0)) for node in nodes)
+    assert first == second
+
+
 def test_node_is_its_data_and_its_static_fields() -> None:
     tree = Parent({"a": np.arange(3.0), "b": CLASSES[0](2.0)}, "one")
     again = jax.tree.map(lambda x: x, tree)

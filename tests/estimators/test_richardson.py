@@ -65,10 +65,14 @@ def test_both_chains_go_on_from_call_to_call() -> None:
     [
         (bl.ClosedForm(), "ClosedForm has none"),
         (bl.Forward(bl.SGD(bl.InverseTime(1.0, 2.0)), 5), "SGD has InverseTime"),
-        (bl.Replicated(bl.Forward(bl.SGD(lambda count, h: jnp.exp(h)), 5), 2), "SGD has Schedule"),
+        (bl.Forward(bl.SGD(bl.Decay(0.1, 0.5)), 5), "SGD has Decay"),
+        (
+            bl.Replicated(bl.Forward(bl.SGD(lambda count, h: jnp.exp(h)), 5), 2),
+            "SGD has FunctionSch",
+        ),
         (bl.Implicit(bl.Newton(), 5), "Newton has none"),
     ],
-    ids=["no solver", "schedule", "hyperparameter", "no step size"],
+    ids=["no solver", "schedule", "decay", "hyperparameter", "no step size"],
 )
 def test_refuses_a_step_size_that_it_cannot_double(estimator: Any, found: str) -> None:
     with pytest.raises(ValueError, match=found):

@@ -30,6 +30,7 @@ LAYERS = {
     "bilevel/checks/cost.py": Layer(
         CORE | {"time"}
     ),  # the one clock of the library: what a call costs
+    "bilevel/utils/types.py": Layer(CORE | {"jaxtyping"}),  # where it is installed
     "bilevel/sklearn": Layer(CORE | {"sklearn", "scipy"}),
     "tasks": Layer(EDGE),
     "conf": Layer(frozenset()),

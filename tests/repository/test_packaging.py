@@ -1,5 +1,8 @@
 """The wheel holds the library only, and what it needs is said in ranges and versions."""
 
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from setuptools import find_packages
 
+ABSENT = ["flax", "hydra", "omegaconf", "sklearn", "pandas", "matplotlib", "jaxtyping", "beartype"]
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -50,9 +54,30 @@ def test_runtime_packages_are_bounded(requirement: Requirement) -> None:
     assert operators == {">=", "<"}
 
 
-def test_runtime_packages_are_the_five_and_numpy() -> None:
-    expected = {"jax", "optax", "flax", "scikit-learn", "hydra-core", "numpy"}
-    assert {requirement.name for requirement in RUNTIME} == expected
+def test_the_library_needs_three_packages() -> None:
+    assert {requirement.name for requirement in RUNTIME} == {"jax", "optax", "numpy"}
+
+
+def test_the_library_runs_without_what_its_extras_bring() -> None:
+    program = f"""
+import sys
+for name in {ABSENT}:
+    sys.modules[name] = None
+import bilevel as bl, jax, jax.numpy as jnp
+problem = bl.Problem(lambda w, h, x: jnp.mean((x - w) ** 2) / 2, lambda w, h, x: h * w)
+data = bl.Data(inner=jnp.array([1.0, 3.0]), outer=jnp.zeros(1))
+one = jnp.array(1.0)
+estimate, _ = bl.hypergradient(problem, bl.Auto(), one, one, data, jax.random.key(0))
+assert abs(estimate.grad - 2) < 1e-5
+try:
+    import bilevel.sklearn
+except ImportError as error:
+    assert "bilevel[sklearn]" in str(error), error
+else:
+    raise AssertionError
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
 
 
 def test_wheel_holds_the_library_only() -> None:

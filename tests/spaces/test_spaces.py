@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import bilevel as bl
@@ -123,6 +123,7 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(FLOATS, min_size=2, max_size=2))
+@example([0.0, 67108952.0])
 def test_no_update_leaves_the_space(free: list[float]) -> None:
     """Whatever float32 the outer rule moves to, rounding included."""
     for natural in moved({name: np.asarray(free, np.float32) for name in INSIDE}):
