@@ -11,11 +11,10 @@ from typing import Any
 import jax
 from jax import Array
 
-from bilevel.core import Data, Estimate, Problem
-from bilevel.estimators.base import ChoosesEstimator, Estimator
+from bilevel.core import ChoosesEstimator, Data, Estimate, Estimator, Problem
 from bilevel.estimators.call import compiled_step, hypergradient
-from bilevel.estimators.rebuild import innermost, map_fields
-from bilevel.utils import PyTree
+from bilevel.estimators.rebuild import innermost
+from bilevel.utils import PyTree, map_fields
 
 _LENGTHS = ("steps", "start", "average", "truncate", "last")  # fields that count solver steps
 

@@ -11,8 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel.checks.cost import measure
 from bilevel.checks.report import CheckReport, CheckRow, judge
-from bilevel.core import Data, Problem
-from bilevel.estimators.base import Estimator
+from bilevel.core import Data, Estimator, Problem
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.refusals import check_losses

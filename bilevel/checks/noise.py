@@ -7,8 +7,7 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.core import Data, Problem
-from bilevel.estimators.base import Estimator
+from bilevel.core import Data, Estimator, Problem
 from bilevel.estimators.call import hypergradient
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.predicted import Predicted

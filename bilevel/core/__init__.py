@@ -3,6 +3,14 @@
 from bilevel.core.arguments import require_arguments
 from bilevel.core.estimate import Counts, Estimate, Evidence, InnerState, init_inner_state
 from bilevel.core.problem import Composite, Data, Loss, Problem, Prox, examples, inner_loss
+from bilevel.core.protocols import (
+    ChoosesEstimator,
+    Chosen,
+    DrawsTasks,
+    Estimator,
+    MonitoredEstimator,
+    ScalesWork,
+)
 from bilevel.core.schedules import (
     Decay,
     FunctionSchedule,
@@ -16,18 +24,24 @@ from bilevel.core.schedules import (
 from bilevel.core.transform import StaticTransform, Transform, as_pytree, transform
 
 __all__ = [
+    "ChoosesEstimator",
+    "Chosen",
     "Composite",
     "Counts",
     "Data",
     "Decay",
+    "DrawsTasks",
     "Estimate",
+    "Estimator",
     "Evidence",
     "FunctionSchedule",
     "InnerState",
     "InverseTime",
     "Loss",
+    "MonitoredEstimator",
     "Problem",
     "Prox",
+    "ScalesWork",
     "Schedule",
     "Setting",
     "StaticTransform",

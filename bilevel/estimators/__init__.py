@@ -1,7 +1,7 @@
 """Hypergradient estimators: one method, one file."""
 
+from bilevel.core import Estimator
 from bilevel.estimators.auto import Auto
-from bilevel.estimators.base import Estimator
 from bilevel.estimators.closed_form import ClosedForm
 from bilevel.estimators.evolution import Evolution
 from bilevel.estimators.forward import Forward

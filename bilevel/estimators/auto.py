@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state
-from bilevel.estimators.base import Estimator, init_filled
+from bilevel.core import Counts, Data, Estimate, Estimator, InnerState, Problem, init_inner_state
+from bilevel.estimators.base import init_filled
 from bilevel.estimators.closed_form import ClosedForm
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.refusals import unused_by_minimiser

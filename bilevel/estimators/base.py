@@ -1,111 +1,21 @@
-"""The estimator contract, and what every estimator shares."""
+"""What every estimator shares: the first state of its memory, the data of a call, its solver."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
-from bilevel.core import Data, Estimate, InnerState, Problem
+from bilevel.core import (
+    ChoosesEstimator,
+    Data,
+    DrawsTasks,
+    Estimate,
+    Estimator,
+    InnerState,
+    Problem,
+)
 from bilevel.solvers.base import Solver
-from bilevel.utils import Hyper, Key, Number, Params, PyTree, strong
-
-
-@runtime_checkable
-class Estimator(Protocol):
-    """How the lower level moves and how ``d outer / d hyper`` is formed: two methods.
-
-    It owns both, so that unrolled, implicit and single-loop methods share one contract. Estimators
-    are frozen dataclasses registered as pytrees: counts static, tolerances and step sizes leaves.
-    """
-
-    def init(self, params: Params, data: Data) -> InnerState:
-        """Return the lower level before the first call; ``None`` in ``memory`` stands for zeros."""
-        ...
-
-    def step(
-        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
-    ) -> tuple[Estimate, InnerState]:
-        """Move the lower level, estimate value and hypergradient, say how good they are."""
-        ...
-
-
-@runtime_checkable
-class MonitoredEstimator(Protocol):
-    """An estimator that moves more than the params, and says which variable has diverged.
-
-    Its step is an update and a measurement, which costs as much and may serve several updates.
-    """
-
-    def update(
-        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
-    ) -> tuple[Estimate, InnerState]:
-        """Take a ``step`` without measuring; the evidence, but for counts, is the last one's."""
-        ...
-
-    def measure(
-        self,
-        problem: Problem,
-        hyper: Hyper,
-        before: InnerState,
-        estimate: Estimate,
-        after: InnerState,
-        data: Data,
-    ) -> tuple[Estimate, InnerState]:
-        """Return what ``step`` returns: the evidence measured, where that is due."""
-        ...
-
-    def diverged(self, estimate: Estimate, after: InnerState, limit: Number) -> dict[str, Array]:
-        """Return each variable's name, and whether it has left all bounds, ``()``, boolean."""
-        ...
-
-    def stability_limits(self, hyper: Hyper, lower: InnerState) -> dict[str, Array]:
-        """Return the largest inner curvature that a variable's step contracts, where known."""
-        ...
-
-
-@runtime_checkable
-class ScalesWork(Protocol):
-    """An estimator whose noise falls with the inner work that it does: it can be adaptive."""
-
-    def scaled(self, times: int) -> Estimator:
-        """Return the estimator with ``times`` its inner work, its state of the same structure.
-
-        More random directions, or more steps with a longer window of averaging. Raise
-        ``ValueError`` where these settings leave no such number.
-        """
-        ...
-
-
-class Chosen(Protocol):
-    """What an estimator has chosen."""
-
-    @property
-    def estimator(self) -> Estimator:
-        """The one that runs."""
-        ...
-
-
-@runtime_checkable
-class ChoosesEstimator(Protocol):
-    """An estimator that hands over to another one: its own solver and steps may never run."""
-
-    def choose(self, problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Chosen:
-        """Return what runs on this problem."""
-        ...
-
-
-@runtime_checkable
-class DrawsTasks(Protocol):
-    """An estimator whose calls work on tasks that they draw from the data, not on the data itself.
-
-    Losses, params and batches then belong to one task: who looks at them looks at the first one.
-    """
-
-    def first_task(self, data: Data, key: Key) -> Data:
-        """Return the first task that a call with this key draws."""
-        ...
+from bilevel.utils import Hyper, Key, Params, PyTree, strong
 
 
 def data_of_call(estimator: Estimator, data: Data, key: Key) -> Data:

@@ -6,8 +6,8 @@ from functools import partial
 import jax
 from jax.stages import Compiled
 
-from bilevel.core import Data, Estimate, InnerState, Problem, require_arguments
-from bilevel.estimators.base import Estimator, data_of_call, init_filled
+from bilevel.core import Data, Estimate, Estimator, InnerState, Problem, require_arguments
+from bilevel.estimators.base import data_of_call, init_filled
 from bilevel.estimators.refusals import check_losses
 from bilevel.utils import FloatTreeLike, Hyper, Key, Params, strong, validation
 

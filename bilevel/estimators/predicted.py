@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.core import Counts, Data, Estimate, InnerState, Problem, Schedule
-from bilevel.estimators.base import Estimator
+from bilevel.core import Counts, Data, Estimate, Estimator, InnerState, Problem, Schedule
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.reverse import Reverse

@@ -4,13 +4,11 @@ A wrapper holds the estimator it wraps in a field ``estimator``, as ``Replicated
 do. Whoever asks for the innermost one, or changes its settings, does so here.
 """
 
-from collections.abc import Callable, Collection
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
-from bilevel.estimators.base import Estimator, ScalesWork
-
-T = TypeVar("T")
+from bilevel.core import Estimator, ScalesWork
 
 
 def inner_estimator(estimator: Estimator) -> Estimator | None:
@@ -30,30 +28,6 @@ def map_innermost(estimator: Estimator, change: Callable[[Any], Estimator]) -> E
     if inside is None:
         return change(estimator)
     return _replaced(estimator, {"estimator": map_innermost(inside, change)})
-
-
-def map_fields(
-    node: T,
-    names: Collection[str],
-    change: Callable[[Any], Any],
-    parts: Collection[str] = ("estimator",),
-) -> T:
-    """Return a copy with ``change`` applied to every field of these names that is not ``None``.
-
-    It looks at ``node`` and at what its fields named in ``parts`` hold. Anything that is no
-    dataclass, and a node without such a field, comes back as it is.
-    """
-    if not is_dataclass(node) or isinstance(node, type):
-        return node
-    changes = {}
-    for name in (field.name for field in fields(node)):
-        if (value := getattr(node, name)) is None:
-            continue
-        if name in names:
-            changes[name] = change(value)
-        elif name in parts:
-            changes[name] = map_fields(value, names, change, parts)
-    return cast(T, _replaced(node, changes)) if changes else node
 
 
 def scale_work(estimator: Estimator, multiple: int) -> Estimator:

@@ -19,12 +19,12 @@ from bilevel.core import (
     Counts,
     Data,
     Estimate,
+    Estimator,
     Evidence,
     InnerState,
     Problem,
     Schedule,
 )
-from bilevel.estimators.base import Estimator
 from bilevel.estimators.rebuild import innermost, map_innermost
 from bilevel.solvers.base import Solver
 from bilevel.utils import Hyper, Key, Params, dtype, register_node

@@ -19,13 +19,13 @@ from bilevel.core import (
     Counts,
     Data,
     Estimate,
+    Estimator,
     Evidence,
     InnerState,
     Problem,
     examples,
     init_inner_state,
 )
-from bilevel.estimators.base import Estimator
 from bilevel.estimators.residuals import progress
 from bilevel.solvers.sampling import take
 from bilevel.utils import Hyper, Key, Params, PyTree, register_node, strong, zeros_like

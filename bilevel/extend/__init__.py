@@ -24,16 +24,22 @@ Examples
 False
 """
 
-from bilevel.core import Counts, InnerState, Loss, Schedule, as_pytree, init_inner_state, inner_loss
-from bilevel.estimators.base import (
+from bilevel.core import (
     ChoosesEstimator,
+    Counts,
     DrawsTasks,
     Estimator,
+    InnerState,
+    Loss,
     MonitoredEstimator,
     ScalesWork,
-    init_filled,
+    Schedule,
+    as_pytree,
+    init_inner_state,
+    inner_loss,
 )
-from bilevel.estimators.rebuild import innermost, map_fields, map_innermost
+from bilevel.estimators.base import init_filled
+from bilevel.estimators.rebuild import innermost, map_innermost
 from bilevel.estimators.residuals import full_gradient, inner_residual, progress
 from bilevel.linear import LinearSolver, Solution
 from bilevel.outer.base import Backtracks, OuterRule, SetsTolerance, TracksBest
@@ -47,7 +53,7 @@ from bilevel.solvers.base import (
 )
 from bilevel.solvers.line_search import backtrack
 from bilevel.tuning.hooks import Hook, Step
-from bilevel.utils import PyTree, is_inexact, register_node, strong, zeros_like
+from bilevel.utils import PyTree, is_inexact, map_fields, register_node, strong, zeros_like
 
 __all__ = [
     "Backtracks",

@@ -6,7 +6,7 @@ from typing import TypeVar
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimators.rebuild import map_fields
+from bilevel.utils import map_fields
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.estimators.base import Estimator
+from bilevel.core import Estimator
 from bilevel.outer.base import flatten
 from bilevel.outer.inner_tolerance import loosened
 from bilevel.outer.trust_region import first_fraction, max_coordinate_step

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bilevel.estimators.base import Estimator
+from bilevel.core import Estimator
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.replicated import Replicated
 from bilevel.planning import reasons

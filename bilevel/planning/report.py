@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from bilevel.estimators.base import Estimator
+from bilevel.core import Estimator
 from bilevel.planning.search import Candidate
 from bilevel.utils import PyTree
 

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Evidence
-from bilevel.estimators.base import MonitoredEstimator
+from bilevel.core import Counts, Evidence, MonitoredEstimator
 from bilevel.outer.base import Backtracks
 from bilevel.outer.coordinates import capable
 from bilevel.tuning.history import ROW, Rows, columns_of, unwritten, written

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevel.core import Estimate, InnerState, Problem
-from bilevel.estimators.base import Estimator
+from bilevel.core import Estimate, Estimator, InnerState, Problem
 from bilevel.estimators.call import hypergradient
 from bilevel.solvers.base import Solver
 from bilevel.solvers.gradient_descent import GradientDescent

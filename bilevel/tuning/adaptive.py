@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Estimate
-from bilevel.estimators.base import Estimator
+from bilevel.core import Estimate, Estimator
 from bilevel.estimators.rebuild import scale_work
 from bilevel.tuning.hooks import Columns, Step
 from bilevel.tuning.state import State

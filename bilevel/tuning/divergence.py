@@ -6,8 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Estimate, InnerState, Problem, examples
-from bilevel.estimators.base import Estimator, MonitoredEstimator
+from bilevel.core import (
+    Data,
+    Estimate,
+    Estimator,
+    InnerState,
+    MonitoredEstimator,
+    Problem,
+    examples,
+)
 from bilevel.estimators.residuals import full_gradient
 from bilevel.outer.base import Backtracks
 from bilevel.solvers.base import Solver

@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Estimate, InnerState, Problem, as_pytree
-from bilevel.estimators.base import (
+from bilevel.core import (
+    Data,
+    Estimate,
     Estimator,
+    InnerState,
     MonitoredEstimator,
-    data_of_call,
-    init_filled,
-    solver_of,
+    Problem,
+    as_pytree,
 )
+from bilevel.estimators.base import data_of_call, init_filled, solver_of
 from bilevel.outer import coordinates
 from bilevel.outer.base import Backtracks, SetsTolerance, TracksBest
 from bilevel.tuning import hooks as hooking

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Problem
-from bilevel.estimators.base import Estimator
+from bilevel.core import Data, Estimator, Problem
 from bilevel.estimators.call import hypergradient
 from bilevel.outer.base import OuterRule
 from bilevel.tuning.diagnosis import DivergenceWarning

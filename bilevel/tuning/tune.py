@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Problem, require_arguments
-from bilevel.estimators.base import Estimator, data_of_call, solver_of
+from bilevel.core import Data, Estimator, Problem, require_arguments
+from bilevel.estimators.base import data_of_call, solver_of
 from bilevel.estimators.rebuild import scale_work
 from bilevel.estimators.refusals import check_losses
 from bilevel.outer.base import OuterRule

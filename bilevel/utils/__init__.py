@@ -2,7 +2,7 @@
 
 from bilevel.utils.branch import cond_without_select
 from bilevel.utils.dependence import is_constant, unused_leaves
-from bilevel.utils.nodes import register_node
+from bilevel.utils.nodes import map_fields, register_node
 from bilevel.utils.trees import (
     all_finite,
     axpy,
@@ -72,6 +72,7 @@ __all__ = [
     "is_inexact",
     "is_traced",
     "largest",
+    "map_fields",
     "nbytes",
     "norm",
     "partition",

@@ -1,12 +1,13 @@
-"""Dataclasses as nodes of a pytree, each of its own kind."""
+"""Dataclasses as nodes of a pytree, each of its own kind, and copies with other fields."""
 
 import dataclasses
-from collections.abc import Iterable
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeAlias, TypeVar, cast
 
 from jax.tree_util import GetAttrKey, register_pytree_with_keys
 
 Node = TypeVar("Node", bound=type)
+T = TypeVar("T")
 Fields: TypeAlias = tuple[object, ...]
 
 
@@ -44,3 +45,27 @@ def register_node(
 
     register_pytree_with_keys(node, with_keys, unflatten, flatten)
     return node
+
+
+def map_fields(
+    node: T,
+    names: Collection[str],
+    change: Callable[[Any], Any],
+    parts: Collection[str] = ("estimator",),
+) -> T:
+    """Return a copy with ``change`` applied to every field of these names that is not ``None``.
+
+    It looks at ``node`` and at what its fields named in ``parts`` hold. Anything that is no
+    dataclass, and a node without such a field, comes back as it is.
+    """
+    if not dataclasses.is_dataclass(node) or isinstance(node, type):
+        return node
+    changes = {}
+    for name in (field.name for field in dataclasses.fields(node)):
+        if (value := getattr(node, name)) is None:
+            continue
+        if name in names:
+            changes[name] = change(value)
+        elif name in parts:
+            changes[name] = map_fields(value, names, change, parts)
+    return cast(T, dataclasses.replace(cast(Any, node), **changes)) if changes else node
