@@ -33,8 +33,8 @@ from bilevel.estimators import (
     Reverse,
     Richardson,
     Sampled,
+    hypergradient,
 )
-from bilevel.estimators.call import hypergradient
 from bilevel.linear import (
     CG,
     GMRES,
@@ -76,7 +76,7 @@ from bilevel.tuning.population import population
 from bilevel.tuning.restarts import Restarts, restarts
 from bilevel.tuning.result import Result
 from bilevel.tuning.tune import tune
-from bilevel.utils.deprecation import renamed as _renamed
+from bilevel.utils import renamed as _renamed
 
 __all__ = [
     "CG",

@@ -12,8 +12,7 @@ import jax
 from jax import Array
 
 from bilevel.core import ChoosesEstimator, Data, Estimate, Estimator, Problem
-from bilevel.estimators.call import compiled_step, hypergradient
-from bilevel.estimators.rebuild import innermost
+from bilevel.estimators import compiled_step, hypergradient, innermost
 from bilevel.utils import PyTree, map_fields
 
 _LENGTHS = ("steps", "start", "average", "truncate", "last")  # fields that count solver steps

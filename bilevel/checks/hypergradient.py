@@ -12,15 +12,10 @@ from jax.flatten_util import ravel_pytree
 from bilevel.checks.cost import measure
 from bilevel.checks.report import CheckReport, CheckRow, judge
 from bilevel.core import Data, Estimator, Problem
-from bilevel.estimators.forward import Forward
-from bilevel.estimators.implicit import Implicit
-from bilevel.estimators.refusals import check_losses
-from bilevel.estimators.reverse import Reverse
+from bilevel.estimators import Forward, Implicit, Reverse, check_losses
 from bilevel.linear import CG
-from bilevel.solvers.exact import minimise
-from bilevel.solvers.gradient_descent import GradientDescent
-from bilevel.solvers.stability import largest_curvature
-from bilevel.spaces.perturb import coordinates
+from bilevel.solvers import GradientDescent, largest_curvature, minimise
+from bilevel.spaces import coordinates
 from bilevel.utils import PyTree, axpy, double, norm, size, validation
 
 _MOST_STEPS = 20_000  # gradient steps that the default estimators may take

@@ -8,12 +8,9 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.core import Data, Estimator, Problem
-from bilevel.estimators.call import hypergradient
-from bilevel.estimators.implicit import Implicit
-from bilevel.estimators.predicted import Predicted
+from bilevel.estimators import Implicit, Predicted, hypergradient
 from bilevel.linear import CG
-from bilevel.solvers.exact import minimise
-from bilevel.solvers.gradient_descent import GradientDescent
+from bilevel.solvers import GradientDescent, minimise
 from bilevel.utils import PyTree, norm, validation
 
 _SHOWN = 12  # hyperparameters in the table

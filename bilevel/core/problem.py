@@ -7,7 +7,7 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
-from bilevel.spaces.base import Spaces
+from bilevel.spaces import Spaces
 from bilevel.utils import DataTree, Hyper, Number, Params, PyTree, Scalar, register_node, validation
 
 Loss: TypeAlias = Callable[[Params, Hyper, DataTree], Scalar]

@@ -8,8 +8,7 @@ from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from bilevel.utils import Count, Counter, FloatTree, Hyper, Number, register_node
-from bilevel.utils.validation import require_positive
+from bilevel.utils import Count, Counter, FloatTree, Hyper, Number, register_node, require_positive
 
 
 @runtime_checkable

@@ -2,6 +2,8 @@
 
 from bilevel.core import Estimator
 from bilevel.estimators.auto import Auto
+from bilevel.estimators.base import data_of_call, init_filled, solver_of
+from bilevel.estimators.call import compiled_step, hypergradient
 from bilevel.estimators.closed_form import ClosedForm
 from bilevel.estimators.evolution import Evolution
 from bilevel.estimators.forward import Forward
@@ -10,7 +12,10 @@ from bilevel.estimators.one_step import OneStep
 from bilevel.estimators.penalty import Penalty
 from bilevel.estimators.pes import PES
 from bilevel.estimators.predicted import Predicted
+from bilevel.estimators.rebuild import innermost, map_innermost, scale_work
+from bilevel.estimators.refusals import check_losses, check_minimiser
 from bilevel.estimators.replicated import Replicated
+from bilevel.estimators.residuals import full_gradient, inner_residual, progress
 from bilevel.estimators.reverse import Reverse
 from bilevel.estimators.richardson import Richardson
 from bilevel.estimators.sampled import Sampled
@@ -32,4 +37,17 @@ __all__ = [
     "Reverse",
     "Richardson",
     "Sampled",
+    "check_losses",
+    "check_minimiser",
+    "compiled_step",
+    "data_of_call",
+    "full_gradient",
+    "hypergradient",
+    "init_filled",
+    "inner_residual",
+    "innermost",
+    "map_innermost",
+    "progress",
+    "scale_work",
+    "solver_of",
 ]

@@ -35,9 +35,8 @@ from jax import Array
 
 from bilevel.core import Data, Loss, Problem, inner_loss
 from bilevel.linear import LinearSolver, Operator, OutputLoss, gaussian, stable_step
-from bilevel.solvers.base import DeclaresStability, Solver
+from bilevel.solvers import DeclaresStability, Sampler, Solver
 from bilevel.solvers.proximal import proximal
-from bilevel.solvers.sampling import Sampler
 from bilevel.utils import Counter, DataTree, Hyper, Key, Number, Params, PyTree, axpy, zeros_like
 
 

@@ -24,10 +24,18 @@ from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.refusals import unused_by_minimiser
 from bilevel.estimators.reverse import Reverse
 from bilevel.linear import CG
-from bilevel.solvers.base import Solver
-from bilevel.solvers.newton import Newton
-from bilevel.utils import Hyper, Key, Number, Params, dtype, register_node, size
-from bilevel.utils.validation import require_positive_int, require_tolerance
+from bilevel.solvers import Newton, Solver
+from bilevel.utils import (
+    Hyper,
+    Key,
+    Number,
+    Params,
+    dtype,
+    register_node,
+    require_positive_int,
+    require_tolerance,
+    size,
+)
 
 _SMALL, _DENSE = 64, 3000  # params up to which a factorisation costs nothing, or is worth a try
 _NEWTON = 50  # most steps: convergence is quadratic, so far fewer are taken

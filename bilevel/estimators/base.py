@@ -14,7 +14,7 @@ from bilevel.core import (
     InnerState,
     Problem,
 )
-from bilevel.solvers.base import Solver
+from bilevel.solvers import Solver
 from bilevel.utils import Hyper, Key, Params, PyTree, strong
 
 

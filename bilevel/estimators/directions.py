@@ -7,8 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.utils import FloatTree, Hyper, Key, PyTree, basis, size, unbasis, unit_vectors
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import (
+    FloatTree,
+    Hyper,
+    Key,
+    PyTree,
+    basis,
+    require_positive_int,
+    size,
+    unbasis,
+    unit_vectors,
+)
 
 
 @jax.tree_util.register_static

@@ -27,10 +27,19 @@ from bilevel.core import (
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.refusals import check_read
 from bilevel.estimators.residuals import progress
-from bilevel.solvers.base import Carry, Solver, run, start
-from bilevel.spaces.perturb import coordinates, in_natural_units, moved
-from bilevel.utils import Hyper, Key, Number, Params, PyTree, Scalar, register_node
-from bilevel.utils.validation import require_positive, require_positive_int
+from bilevel.solvers import Carry, Solver, run, start
+from bilevel.spaces import coordinates, in_natural_units, moved
+from bilevel.utils import (
+    Hyper,
+    Key,
+    Number,
+    Params,
+    PyTree,
+    Scalar,
+    register_node,
+    require_positive,
+    require_positive_int,
+)
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,17 @@ from bilevel.estimators.rebuild import no_window
 from bilevel.estimators.recursion import chain, contract
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
-from bilevel.solvers.base import Carry, Solver, run, start
-from bilevel.utils import FloatTree, Hyper, Key, Params, PyTree, register_node, vdot
-from bilevel.utils.validation import require_positive_int
+from bilevel.solvers import Carry, Solver, run, start
+from bilevel.utils import (
+    FloatTree,
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    register_node,
+    require_positive_int,
+    vdot,
+)
 
 Tangents: TypeAlias = list[Array] | None
 Slopes: TypeAlias = tuple[Array, Params, PyTree, Tangents]

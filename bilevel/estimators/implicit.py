@@ -30,9 +30,18 @@ from bilevel.estimators.rebuild import no_window
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver
-from bilevel.solvers.base import Carry, Solver, run, start
-from bilevel.utils import Hyper, Key, Number, Params, axpy, register_node, zeros_like
-from bilevel.utils.validation import require_positive, require_positive_int
+from bilevel.solvers import Carry, Solver, run, start
+from bilevel.utils import (
+    Hyper,
+    Key,
+    Number,
+    Params,
+    axpy,
+    register_node,
+    require_positive,
+    require_positive_int,
+    zeros_like,
+)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from bilevel.core import (
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
 from bilevel.estimators.reverse import Reverse
-from bilevel.solvers.base import Carry, Solver, run, start
+from bilevel.solvers import Carry, Solver, run, start
 from bilevel.utils import (
     Hyper,
     Key,
@@ -36,9 +36,9 @@ from bilevel.utils import (
     norm,
     partition,
     register_node,
+    require_positive_int,
     zeros_like,
 )
-from bilevel.utils.validation import require_positive_int
 
 _PROBE = 8  # steps over which the contraction is measured: the swing of momentum averages out
 

@@ -16,9 +16,19 @@ from jax import Array
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import progress
-from bilevel.solvers.base import Carry, Solver, run, start
-from bilevel.utils import DataTree, Hyper, Key, Number, Params, PyTree, Scalar, register_node
-from bilevel.utils.validation import require_positive, require_positive_int
+from bilevel.solvers import Carry, Solver, run, start
+from bilevel.utils import (
+    DataTree,
+    Hyper,
+    Key,
+    Number,
+    Params,
+    PyTree,
+    Scalar,
+    register_node,
+    require_positive,
+    require_positive_int,
+)
 
 _WEIGHTS = (0.0, 1.0, 2.0)  # of outer / gamma, in the three chains
 

@@ -19,8 +19,8 @@ from bilevel.estimators import directions as dirs
 from bilevel.estimators.evolution import episode, require_es
 from bilevel.estimators.refusals import check_read
 from bilevel.estimators.residuals import progress
-from bilevel.solvers.base import Carry, Solver, start
-from bilevel.spaces.perturb import coordinates, in_natural_units, moved
+from bilevel.solvers import Carry, Solver, start
+from bilevel.spaces import coordinates, in_natural_units, moved
 from bilevel.utils import (
     Counter,
     FloatTree,
@@ -32,8 +32,8 @@ from bilevel.utils import (
     Scalar,
     axpy,
     register_node,
+    require_positive_int,
 )
-from bilevel.utils.validation import require_positive_int
 
 
 class Memory(NamedTuple):

@@ -23,9 +23,7 @@ from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.reverse import Reverse
 from bilevel.noise.hypergradients import influence, prediction
 from bilevel.noise.moments import rules
-from bilevel.solvers.base import Solver
-from bilevel.solvers.gradient_descent import GradientDescent
-from bilevel.solvers.sgd import SGD
+from bilevel.solvers import SGD, GradientDescent, Solver
 from bilevel.utils import (
     Hyper,
     Key,

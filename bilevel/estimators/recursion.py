@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, InnerState, Problem, inner_loss
-from bilevel.solvers.base import Carry, Solver, repeat, run, start
+from bilevel.solvers import Carry, Solver, repeat, run, start
 from bilevel.utils import Float, Hyper, Key, Params, PyTree, partition
 
 # Floating-point leaves of params and solver state, the other leaves, tangents of the former.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bilevel.core import Data, InnerState, Problem, inner_loss
 from bilevel.estimators.residuals import full_gradient
-from bilevel.solvers.base import NotUnrollable, Solver, start
+from bilevel.solvers import NotUnrollable, Solver, start
 from bilevel.utils import Hyper, Key, Params, PyTree, unused_leaves, validation
 
 

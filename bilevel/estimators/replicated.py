@@ -12,9 +12,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Counts, Data, Estimate, Estimator, Evidence, InnerState, Problem
-from bilevel.solvers.base import Solver
-from bilevel.utils import Hyper, Key, Params, register_node, vdot
-from bilevel.utils.validation import require_positive, require_positive_int
+from bilevel.solvers import Solver
+from bilevel.utils import (
+    Hyper,
+    Key,
+    Params,
+    register_node,
+    require_positive,
+    require_positive_int,
+    vdot,
+)
 
 
 @dataclass(frozen=True)

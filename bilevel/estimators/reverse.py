@@ -28,9 +28,17 @@ from bilevel.core import (
 from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
-from bilevel.solvers.base import Carry, Solver, run, start
-from bilevel.utils import Hyper, Key, Params, PyTree, Scalar, nbytes, register_node
-from bilevel.utils.validation import require_positive_int
+from bilevel.solvers import Carry, Solver, run, start
+from bilevel.utils import (
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    Scalar,
+    nbytes,
+    register_node,
+    require_positive_int,
+)
 
 MEMORY = ("auto", "full", "checkpoint")
 

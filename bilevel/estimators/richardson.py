@@ -26,7 +26,7 @@ from bilevel.core import (
     Schedule,
 )
 from bilevel.estimators.rebuild import innermost, map_innermost
-from bilevel.solvers.base import Solver
+from bilevel.solvers import Solver
 from bilevel.utils import Hyper, Key, Params, dtype, register_node
 
 

@@ -27,9 +27,17 @@ from bilevel.core import (
     init_inner_state,
 )
 from bilevel.estimators.residuals import progress
-from bilevel.solvers.sampling import take
-from bilevel.utils import Hyper, Key, Params, PyTree, register_node, strong, zeros_like
-from bilevel.utils.validation import require_positive_int
+from bilevel.solvers import take
+from bilevel.utils import (
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    register_node,
+    require_positive_int,
+    strong,
+    zeros_like,
+)
 
 T = TypeVar("T")
 

@@ -29,7 +29,7 @@ from bilevel.core import (
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import progress
-from bilevel.solvers.base import Solver, start
+from bilevel.solvers import Solver, start
 from bilevel.utils import (
     FloatTree,
     Hyper,
@@ -40,10 +40,10 @@ from bilevel.utils import (
     norm,
     partition,
     register_node,
+    require_positive_int,
     vdot,
     zeros_like,
 )
-from bilevel.utils.validation import require_positive_int
 
 
 class Memory(NamedTuple):

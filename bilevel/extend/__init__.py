@@ -38,20 +38,25 @@ from bilevel.core import (
     init_inner_state,
     inner_loss,
 )
-from bilevel.estimators.base import init_filled
-from bilevel.estimators.rebuild import innermost, map_innermost
-from bilevel.estimators.residuals import full_gradient, inner_residual, progress
+from bilevel.estimators import (
+    full_gradient,
+    init_filled,
+    inner_residual,
+    innermost,
+    map_innermost,
+    progress,
+)
 from bilevel.linear import LinearSolver, Solution
 from bilevel.outer.base import Backtracks, OuterRule, SetsTolerance, TracksBest
-from bilevel.solvers.base import (
+from bilevel.solvers import (
     ChecksProblem,
     DeclaresStability,
     NotUnrollable,
     Refreshes,
     Solver,
     Stops,
+    backtrack,
 )
-from bilevel.solvers.line_search import backtrack
 from bilevel.tuning.hooks import Hook, Step
 from bilevel.utils import PyTree, is_inexact, map_fields, register_node, strong, zeros_like
 

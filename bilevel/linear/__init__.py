@@ -17,6 +17,7 @@ from bilevel.linear.eigenvalues import (
 from bilevel.linear.fixed_point import FixedPoint
 from bilevel.linear.gauss_newton import GaussNewton, OutputLoss
 from bilevel.linear.gmres import GMRES
+from bilevel.linear.lanczos import function_product
 from bilevel.linear.minres import MINRES
 from bilevel.linear.neumann import Neumann
 from bilevel.linear.nystrom import Nystrom
@@ -41,6 +42,7 @@ __all__ = [
     "SGDLinear",
     "Solution",
     "extremes",
+    "function_product",
     "gaussian",
     "largest_eigenvalue",
     "largest_on_matrices",

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.linear.base import Matvec, Solution, attainable, relative_residual, warm_start
-from bilevel.utils import PyTree, axpy, register_node, vdot
-from bilevel.utils.validation import require_positive, require_positive_int
+from bilevel.utils import PyTree, axpy, register_node, require_positive, require_positive_int, vdot
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from jax.scipy.linalg import cho_solve
 
 from bilevel.linear.base import Matvec, Solution, as_operator, relative_residual
 from bilevel.linear.eigenvalues import largest_eigenvalue
-from bilevel.utils import PyTree, basis, is_traced, register_node, size
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import PyTree, basis, is_traced, register_node, require_positive_int, size
 
 _POWER_STEPS = 50
 _WORST = 0.1  # condition number times rounding: above it no digit of a solution is right

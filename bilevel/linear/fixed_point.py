@@ -8,8 +8,7 @@ from jax import Array
 
 from bilevel.linear.base import Matvec, Solution, attainable, relative_residual, warm_start
 from bilevel.linear.step_size import require_step_size, stable_step
-from bilevel.utils import PyTree, axpy, norm, register_node
-from bilevel.utils.validation import require_positive, require_positive_int
+from bilevel.utils import PyTree, axpy, norm, register_node, require_positive, require_positive_int
 
 
 @dataclass(frozen=True)

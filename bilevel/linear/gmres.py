@@ -15,8 +15,7 @@ from bilevel.linear.base import (
     unit,
     warm_start,
 )
-from bilevel.utils import PyTree, axpy, norm, register_node
-from bilevel.utils.validation import require_positive, require_positive_int
+from bilevel.utils import PyTree, axpy, norm, register_node, require_positive, require_positive_int
 
 
 @dataclass(frozen=True)

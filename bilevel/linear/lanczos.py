@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.linear.base import Matvec
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import require_positive_int
 
 
 class Tridiagonal(NamedTuple):

@@ -15,8 +15,17 @@ from bilevel.linear.base import (
     unit,
     warm_start,
 )
-from bilevel.utils import PyTree, axpy, dtype, norm, register_node, vdot, zeros_like
-from bilevel.utils.validation import require_positive, require_positive_int
+from bilevel.utils import (
+    PyTree,
+    axpy,
+    dtype,
+    norm,
+    register_node,
+    require_positive,
+    require_positive_int,
+    vdot,
+    zeros_like,
+)
 
 
 @dataclass(frozen=True)

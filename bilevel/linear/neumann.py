@@ -7,8 +7,7 @@ from jax import Array
 
 from bilevel.linear.base import Matvec, Solution, relative_residual
 from bilevel.linear.step_size import require_step_size, stable_step
-from bilevel.utils import PyTree, axpy, register_node
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import PyTree, axpy, register_node, require_positive_int
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.linear.base import Matvec, Solution, as_operator, relative_residual
-from bilevel.utils import PyTree, register_node, size
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import PyTree, register_node, require_positive_int, size
 
 _SKETCHES = ("columns", "gaussian")
 

@@ -8,8 +8,7 @@ from jax import Array
 
 from bilevel.core import Schedule, as_setting, evaluate
 from bilevel.linear.base import Matvec, Solution, as_operator, relative_residual
-from bilevel.utils import PyTree, axpy, register_node
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import PyTree, axpy, register_node, require_positive_int
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from jax import Array
 
 from bilevel.linear.base import Matvec
 from bilevel.linear.eigenvalues import POWER_STEPS, largest_eigenvalue
-from bilevel.utils import PyTree
-from bilevel.utils.validation import require_positive
+from bilevel.utils import PyTree, require_positive
 
 
 def require_step_size(owner: str, step_size: float | Array | None) -> None:

@@ -1,6 +1,6 @@
 """How much noise a minibatch has, and which minibatches the formulas are for."""
 
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import require_positive_int
 
 SAMPLINGS = ("iid", "without_replacement")
 

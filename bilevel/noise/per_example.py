@@ -9,8 +9,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.core import Data, Problem, examples
-from bilevel.utils import PyTree, strong
-from bilevel.utils.validation import require_smooth
+from bilevel.utils import PyTree, require_smooth, strong
 
 ExampleLoss = Callable[[Array, Array], Array]  # (x, theta) -> (), the loss of one example
 

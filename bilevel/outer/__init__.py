@@ -9,7 +9,7 @@ from bilevel.outer.dog import DoG
 from bilevel.outer.lbfgs import LBFGS
 from bilevel.outer.line_search import LineSearch
 from bilevel.outer.polyak import Polyak
-from bilevel.utils.deprecation import renamed as _renamed
+from bilevel.utils import renamed as _renamed
 
 __all__ = [
     "LBFGS",

@@ -12,8 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.utils import PyTree, axpy, dtype, register_node, vdot, zeros_like
-from bilevel.utils.validation import require_positive
+from bilevel.utils import PyTree, axpy, dtype, register_node, require_positive, vdot, zeros_like
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ from bilevel.outer.trust_region import (
     propose_trial,
     shorten_refused,
 )
-from bilevel.utils import PyTree, norm, register_node
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import PyTree, norm, register_node, require_positive_int
 
 _MEMORY, _ENOUGH = 0.7, 2.0  # evidence of noise fades, and suffices
 _STUCK = 8  # rejections in a row that no smooth function causes

@@ -7,7 +7,7 @@ from jax import Array
 
 from bilevel.core import Estimate
 from bilevel.outer.base import Backtracks, OuterRule, SetsTolerance, TracksBest, move
-from bilevel.spaces.base import Spaces
+from bilevel.spaces import Spaces
 from bilevel.utils import PyTree, norm, register_node
 
 E = TypeVar("E")

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.utils import PyTree, register_node
-from bilevel.utils.validation import require_positive
+from bilevel.utils import PyTree, register_node, require_positive
 
 _DECAY = 8  # of the average, which then spans about a ninth of the run
 

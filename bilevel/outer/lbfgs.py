@@ -21,8 +21,7 @@ from bilevel.outer.trust_region import (
     propose_trial,
     shorten_refused,
 )
-from bilevel.utils import PyTree, register_node
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import PyTree, register_node, require_positive_int
 
 
 @dataclass(frozen=True)

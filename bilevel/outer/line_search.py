@@ -22,8 +22,7 @@ from bilevel.core import Estimator
 from bilevel.outer.base import flatten
 from bilevel.outer.inner_tolerance import loosened
 from bilevel.outer.trust_region import first_fraction, max_coordinate_step
-from bilevel.utils import PyTree, register_node
-from bilevel.utils.validation import require_positive, require_tolerance
+from bilevel.utils import PyTree, register_node, require_positive, require_tolerance
 
 _GROW = 2.0
 _REFUSALS = 6  # in a row

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.utils import PyTree, axpy, register_node, vdot, zeros_like
-from bilevel.utils.validation import require_positive
+from bilevel.utils import PyTree, axpy, register_node, require_positive, vdot, zeros_like
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.solvers.lbfgs import Pairs, direction, remember
+from bilevel.solvers import Pairs, direction, remember
 from bilevel.utils import PyTree
 
 Admit = Callable[[Array], Array]  # onto what a space admits

@@ -26,7 +26,7 @@ from bilevel.planning.refusals import (
     require_solved,
     require_solved_linear,
 )
-from bilevel.solvers.exact import minimise
+from bilevel.solvers import minimise
 from bilevel.utils import PyTree
 
 _LANCZOS, _POWER = 80, 12

@@ -15,7 +15,7 @@ from bilevel.noise.per_example import ExampleLoss, FlatProblem
 from bilevel.planning.analysis import once
 from bilevel.planning.local import Examples, Local
 from bilevel.planning.refusals import require_near, require_solved
-from bilevel.solvers.exact import minimise
+from bilevel.solvers import minimise
 from bilevel.utils import PyTree
 
 _MOST_DESCENT = 10_000

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.core import Data, Problem, examples
-from bilevel.estimators.refusals import check_losses
+from bilevel.estimators import check_losses
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.per_example import FlatProblem
 from bilevel.planning import dense_route, influence_route

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bilevel.core import Estimator
-from bilevel.estimators.forward import Forward
-from bilevel.estimators.replicated import Replicated
+from bilevel.estimators import Forward, Replicated
 from bilevel.planning import reasons
 from bilevel.planning.analysis import Analysis
 from bilevel.planning.refusals import require_found, require_tolerance
 from bilevel.planning.report import Plan, Split
 from bilevel.planning.search import Candidate, Demand, Predictor, cheapest
-from bilevel.solvers.sgd import SGD
+from bilevel.solvers import SGD
 from bilevel.utils import PyTree
 
 _SHARES = tuple(2.0 ** (-k / 2) for k in range(28))  # step sizes, of the largest trusted one

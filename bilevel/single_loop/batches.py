@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, examples
-from bilevel.solvers.sampling import Lazy, Sampler, take
+from bilevel.solvers import Lazy, Sampler, take
 from bilevel.utils import PyTree
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state
-from bilevel.estimators.refusals import check_minimiser
+from bilevel.estimators import check_minimiser
 from bilevel.single_loop.batches import Drawn, Minibatches
 from bilevel.single_loop.inner_loops import (
     InnerLoop,

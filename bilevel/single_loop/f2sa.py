@@ -17,7 +17,7 @@ from bilevel.core import (
     evaluate,
     init_inner_state,
 )
-from bilevel.estimators.residuals import full_gradient
+from bilevel.estimators import full_gradient
 from bilevel.single_loop.batches import Minibatches
 from bilevel.single_loop.first_order import check_call, normalise_fields
 from bilevel.single_loop.monitored import Monitor, Monitored, direction_sizes, init_watched

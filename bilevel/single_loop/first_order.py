@@ -17,10 +17,9 @@ from bilevel.core import (
     evaluate,
     init_inner_state,
 )
-from bilevel.estimators.refusals import check_minimiser
-from bilevel.estimators.residuals import full_gradient, inner_residual
+from bilevel.estimators import check_minimiser, full_gradient, inner_residual
 from bilevel.single_loop.rates import Step
-from bilevel.spaces.perturb import coordinates, in_natural_units, moved
+from bilevel.spaces import coordinates, in_natural_units, moved
 from bilevel.utils import PyTree, axpy, register_node, validation, vdot
 
 

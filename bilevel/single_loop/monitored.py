@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem
-from bilevel.estimators.residuals import inner_residual
+from bilevel.estimators import inner_residual
 from bilevel.single_loop.batched_checks import can_batch_checks, run_batched
 from bilevel.single_loop.monitor import Watch, find_diverged, relative, update_watch
 from bilevel.tuning.loop import Block, Loop

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Problem
-from bilevel.utils import PyTree, axpy, register_node
-from bilevel.utils.validation import require_positive, require_positive_int
+from bilevel.utils import PyTree, axpy, register_node, require_positive, require_positive_int
 
 Mean = Callable[[Callable[[PyTree], PyTree]], PyTree]  # fn(batch) -> its mean over a minibatch
 

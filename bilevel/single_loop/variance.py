@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bilevel.single_loop.rules import Memoryless, Recursive, Sample
-from bilevel.utils import PyTree, register_node, zeros_like
-from bilevel.utils.validation import require_positive, require_positive_int
+from bilevel.utils import PyTree, register_node, require_positive, require_positive_int, zeros_like
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from bilevel.core import Data, Estimate, Loss, Problem
-from bilevel.estimators import Auto
-from bilevel.estimators.call import hypergradient
+from bilevel.estimators import Auto, hypergradient
 from bilevel.sklearn.base import FLOATS
 from bilevel.sklearn.losses import make_folds, make_splits
 from bilevel.tuning.hooks import Record

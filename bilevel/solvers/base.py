@@ -19,9 +19,9 @@ from bilevel.utils import (
     PyTree,
     Scalar,
     partition,
+    require_positive_int,
     strong,
 )
-from bilevel.utils.validation import require_positive_int
 
 Carry: TypeAlias = tuple[Params, PyTree]  # params and solver state
 T = TypeVar("T")

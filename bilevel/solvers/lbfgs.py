@@ -27,8 +27,9 @@ from bilevel.utils import (
     PyTree,
     Scalar,
     register_node,
+    require_positive_int,
+    require_tolerance,
 )
-from bilevel.utils.validation import require_positive_int, require_tolerance
 
 NO_DERIVATIVE = (
     "its line search stops by comparing numbers, so the derivative of its steps need not be that "

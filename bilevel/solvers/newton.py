@@ -28,10 +28,10 @@ from bilevel.utils import (
     dtype,
     norm,
     register_node,
+    require_tolerance,
     vdot,
     zeros_like,
 )
-from bilevel.utils.validation import require_tolerance
 
 Matvec: TypeAlias = Callable[[Params], Params]
 # The first gradient's norm and whether to stop; nothing without a tolerance.

@@ -11,8 +11,15 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bilevel.core import examples
-from bilevel.utils import Counter, DataTree, Int, Key, Shaped, cond_without_select
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import (
+    Counter,
+    DataTree,
+    Int,
+    Key,
+    Shaped,
+    cond_without_select,
+    require_positive_int,
+)
 
 SAMPLINGS = ("iid", "epoch")
 Lazy: TypeAlias = Callable[[], Key]

@@ -29,9 +29,9 @@ from bilevel.utils import (
     Scalar,
     axpy,
     register_node,
+    require_positive_int,
     zeros_like,
 )
-from bilevel.utils.validation import require_positive_int
 
 # Count, age of the snapshot, snapshot, its full gradient, sampler.
 State: TypeAlias = tuple[Counter, Counter, Params, Params, SamplerState]

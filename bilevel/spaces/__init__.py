@@ -7,5 +7,18 @@ of ``hyper``, or for a part of the tree, as ``in_axes`` of ``jax.vmap`` does.
 from bilevel.spaces.base import Free, Space, Spaces
 from bilevel.spaces.groups import Simplex, Tied
 from bilevel.spaces.intervals import Box, Log, Softplus
+from bilevel.spaces.perturb import coordinates, in_natural_units, moved
 
-__all__ = ["Box", "Free", "Log", "Simplex", "Softplus", "Space", "Spaces", "Tied"]
+__all__ = [
+    "Box",
+    "Free",
+    "Log",
+    "Simplex",
+    "Softplus",
+    "Space",
+    "Spaces",
+    "Tied",
+    "coordinates",
+    "in_natural_units",
+    "moved",
+]

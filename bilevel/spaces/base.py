@@ -11,8 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.utils import Number, PyTree, is_traced
-from bilevel.utils.validation import where
+from bilevel.utils import Number, PyTree, is_traced, where
 
 Value: TypeAlias = ArrayLike  # of the user, not checked yet
 

@@ -11,8 +11,7 @@ from jax.typing import ArrayLike
 
 from bilevel.spaces.base import Space, Value, around, clip_through
 from bilevel.spaces.ends import Ends, Nested, ends
-from bilevel.utils import Number
-from bilevel.utils.validation import require_positive
+from bilevel.utils import Number, require_positive
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from bilevel.core import Counts, Estimate, InnerState, Problem
-from bilevel.solvers.gradient_descent import GradientDescent
+from bilevel.solvers import GradientDescent
 from bilevel.testing.accuracy import converges_at_its_rate as converges_at_its_rate
 from bilevel.testing.accuracy import equals_dense_oracle as equals_dense_oracle
 from bilevel.testing.accuracy import equals_finite_differences as equals_finite_differences

@@ -9,8 +9,8 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bilevel.core import Estimate
-from bilevel.estimators.call import hypergradient
-from bilevel.solvers.gradient_descent import GradientDescent
+from bilevel.estimators import hypergradient
+from bilevel.solvers import GradientDescent
 from bilevel.testing.problems import Case
 from bilevel.testing.runs import (
     FEW,

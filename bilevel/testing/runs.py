@@ -14,10 +14,8 @@ import numpy as np
 from jax import Array
 
 from bilevel.core import Estimate, Estimator, InnerState, Problem
-from bilevel.estimators.call import hypergradient
-from bilevel.solvers.base import Solver
-from bilevel.solvers.gradient_descent import GradientDescent
-from bilevel.solvers.sgd import SGD
+from bilevel.estimators import hypergradient
+from bilevel.solvers import SGD, GradientDescent, Solver
 from bilevel.testing.problems import Case
 from bilevel.utils import PyTree
 

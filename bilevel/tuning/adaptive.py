@@ -18,11 +18,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Estimate, Estimator
-from bilevel.estimators.rebuild import scale_work
+from bilevel.estimators import scale_work
 from bilevel.tuning.hooks import Columns, Step
 from bilevel.tuning.state import State
-from bilevel.utils import PyTree, dtype, register_node, vdot
-from bilevel.utils.validation import require_positive
+from bilevel.utils import PyTree, dtype, register_node, require_positive, vdot
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import jax
 from jax import Array
 
 from bilevel.core import Data, DrawsTasks, Estimator, MonitoredEstimator, Problem
-from bilevel.estimators.base import data_of_call, solver_of
-from bilevel.solvers.stability import largest_curvature, stability_limit
+from bilevel.estimators import data_of_call, solver_of
+from bilevel.solvers import largest_curvature, stability_limit
 from bilevel.tuning.state import State, Stop
 from bilevel.utils import PyTree
 

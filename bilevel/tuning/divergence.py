@@ -15,10 +15,9 @@ from bilevel.core import (
     Problem,
     examples,
 )
-from bilevel.estimators.residuals import full_gradient
+from bilevel.estimators import full_gradient
 from bilevel.outer.base import Backtracks
-from bilevel.solvers.base import Solver
-from bilevel.solvers.stability import exceeds_stability_limit
+from bilevel.solvers import Solver, exceeds_stability_limit
 from bilevel.tuning.state import State, Stop
 from bilevel.utils import PyTree, all_finite, cond_without_select, norm, register_node
 

@@ -17,7 +17,7 @@ from bilevel.core import (
     Problem,
     as_pytree,
 )
-from bilevel.estimators.base import data_of_call, init_filled, solver_of
+from bilevel.estimators import data_of_call, init_filled, solver_of
 from bilevel.outer import coordinates
 from bilevel.outer.base import Backtracks, SetsTolerance, TracksBest
 from bilevel.tuning import hooks as hooking

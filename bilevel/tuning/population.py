@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.core import Problem
-from bilevel.spaces.base import Free, Spaces
+from bilevel.spaces import Free, Spaces
 from bilevel.utils import PyTree, size, strong, validation
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Estimator, Problem
-from bilevel.estimators.call import hypergradient
+from bilevel.estimators import hypergradient
 from bilevel.outer.base import OuterRule
 from bilevel.tuning.diagnosis import DivergenceWarning
 from bilevel.tuning.early_stopping import EarlyStopping

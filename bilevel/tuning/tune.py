@@ -11,11 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Estimator, Problem, require_arguments
-from bilevel.estimators.base import data_of_call, solver_of
-from bilevel.estimators.rebuild import scale_work
-from bilevel.estimators.refusals import check_losses
+from bilevel.estimators import check_losses, data_of_call, scale_work, solver_of
 from bilevel.outer.base import OuterRule
-from bilevel.solvers.stability import constant_stability_limit
+from bilevel.solvers import constant_stability_limit
 from bilevel.tuning.adaptive import Adaptive, level_of, require_adaptive
 from bilevel.tuning.diagnosis import DivergenceWarning, divergence_message, step_size_warning
 from bilevel.tuning.early_stopping import EarlyStopping

@@ -2,6 +2,7 @@
 
 from bilevel.utils.branch import cond_without_select
 from bilevel.utils.dependence import is_constant, unused_leaves
+from bilevel.utils.deprecation import RenamedMethod, renamed
 from bilevel.utils.nodes import map_fields, register_node
 from bilevel.utils.trees import (
     all_finite,
@@ -42,6 +43,13 @@ from bilevel.utils.types import (
     Scalars,
     Shaped,
 )
+from bilevel.utils.validation import (
+    require_positive,
+    require_positive_int,
+    require_smooth,
+    require_tolerance,
+    where,
+)
 
 __all__ = [
     "Bool",
@@ -58,6 +66,7 @@ __all__ = [
     "Number",
     "Params",
     "PyTree",
+    "RenamedMethod",
     "Scalar",
     "Scalars",
     "Shaped",
@@ -77,11 +86,17 @@ __all__ = [
     "norm",
     "partition",
     "register_node",
+    "renamed",
+    "require_positive",
+    "require_positive_int",
+    "require_smooth",
+    "require_tolerance",
     "size",
     "strong",
     "unbasis",
     "unit_vectors",
     "unused_leaves",
     "vdot",
+    "where",
     "zeros_like",
 ]

@@ -27,8 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.linear import Matvec
-from bilevel.linear.lanczos import function_product
+from bilevel.linear import Matvec, function_product
 from bilevel.noise import checks
 from bilevel.utils import is_traced
 

@@ -11,8 +11,7 @@ from jax.typing import ArrayLike
 from bilevel.noise import checks
 from bilevel.noise.continuous_time.modified_equation import Coefficients, Model, require_valid
 from bilevel.noise.quadratic.transient import MeanAndCovariance
-from bilevel.utils import is_traced
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import is_traced, require_positive_int
 
 
 class Linear(NamedTuple):

@@ -23,8 +23,7 @@ from bilevel.core import Data, Problem
 from bilevel.linear import CG
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.per_example import ExampleLoss, FlatProblem
-from bilevel.utils import PyTree
-from bilevel.utils.deprecation import renamed
+from bilevel.utils import PyTree, renamed
 
 
 class Influence(NamedTuple):

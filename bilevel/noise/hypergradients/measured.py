@@ -17,8 +17,7 @@ from jax import Array
 from bilevel.core import Data, Problem
 from bilevel.linear import Eigenvalue, extremes
 from bilevel.noise.per_example import ExampleLoss, FlatProblem
-from bilevel.utils import PyTree
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import PyTree, require_positive_int
 
 
 class Estimated(NamedTuple):

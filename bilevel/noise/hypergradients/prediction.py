@@ -23,9 +23,7 @@ from bilevel.noise.moments.affine import Affine
 from bilevel.noise.moments.linearised import Linearised, linearise
 from bilevel.noise.moments.rules import Rule
 from bilevel.noise.quadratic.averaging import weighted_powers
-from bilevel.utils import PyTree
-from bilevel.utils.deprecation import renamed
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import PyTree, renamed, require_positive_int
 
 NEWTON_STEPS = 30
 

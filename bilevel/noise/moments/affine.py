@@ -19,8 +19,7 @@ from jax import Array
 
 from bilevel.noise.moments.rows import require_shape
 from bilevel.noise.moments.rules import Rule, outer
-from bilevel.utils import is_traced, register_node
-from bilevel.utils.deprecation import RenamedMethod
+from bilevel.utils import RenamedMethod, is_traced, register_node
 
 
 class Moments(NamedTuple):

@@ -14,8 +14,7 @@ from jax import Array
 from bilevel.noise.moments.affine import Moments
 from bilevel.noise.moments.least_squares import LeastSquares, advance
 from bilevel.noise.moments.rules import Rule
-from bilevel.utils import register_node
-from bilevel.utils.deprecation import RenamedMethod
+from bilevel.utils import RenamedMethod, register_node
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from jax import Array
 from bilevel.noise import checks
 from bilevel.noise.moments.least_squares import LeastSquares
 from bilevel.noise.moments.rules import Rule
-from bilevel.utils import register_node
-from bilevel.utils.deprecation import RenamedMethod
+from bilevel.utils import RenamedMethod, register_node
 
 
 class DiagonalMoments(NamedTuple):

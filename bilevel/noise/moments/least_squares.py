@@ -27,8 +27,7 @@ from bilevel.noise.moments.affine import Moments
 from bilevel.noise.moments.feedback import Multiplicative
 from bilevel.noise.moments.rows import Rows, solve_normal
 from bilevel.noise.moments.rules import Rule, push, spread, transposed
-from bilevel.utils import register_node
-from bilevel.utils.deprecation import RenamedMethod
+from bilevel.utils import RenamedMethod, register_node
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from bilevel.linear import CG
 from bilevel.noise.moments import feedback
 from bilevel.noise.moments.affine import Affine
 from bilevel.noise.moments.rules import Rule, spread
-from bilevel.utils import is_traced
-from bilevel.utils.deprecation import renamed
+from bilevel.utils import is_traced, renamed
 
 
 class HasStationaryMoments(feedback.Multiplicative, Protocol):

@@ -27,8 +27,7 @@ from bilevel.noise.batches import batch_factor
 from bilevel.noise.moments.affine import Affine, Moments
 from bilevel.noise.moments.ridge import JointMoments
 from bilevel.noise.per_example import ExampleLoss, FlatProblem
-from bilevel.utils import PyTree, is_traced
-from bilevel.utils.deprecation import renamed
+from bilevel.utils import PyTree, is_traced, renamed
 
 
 class Linearised(NamedTuple):

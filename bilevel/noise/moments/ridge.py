@@ -31,8 +31,7 @@ from jax.typing import ArrayLike
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.moments.rows import Rows, require_shape, solve_normal
 from bilevel.noise.moments.rules import Rule, outer, push, spread, transposed
-from bilevel.utils import register_node
-from bilevel.utils.deprecation import RenamedMethod
+from bilevel.utils import RenamedMethod, register_node
 
 
 class JointMoments(NamedTuple):

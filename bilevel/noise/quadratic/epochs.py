@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic.heavy_ball import eigenmodes
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import require_positive_int
 
 
 def covariance(

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bilevel.noise import checks
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import require_positive_int
 
 
 class Balance(NamedTuple):

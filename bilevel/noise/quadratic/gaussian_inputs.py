@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bilevel.noise import checks
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import require_positive_int
 
 _BISECTIONS = 200  # enough for any float64 to converge
 

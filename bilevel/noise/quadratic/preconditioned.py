@@ -12,8 +12,7 @@ from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic import gaussian_inputs, steady_state
-from bilevel.utils import PyTree, is_traced
-from bilevel.utils.validation import require_positive_int
+from bilevel.utils import PyTree, is_traced, require_positive_int
 
 _SWEEPS = 2000
 

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic.heavy_ball import kick, transfer
-from bilevel.utils.deprecation import renamed
+from bilevel.utils import renamed
 
 
 class MeanAndCovariance(NamedTuple):
