@@ -65,16 +65,19 @@ from bilevel.solvers import (
     ProximalGradient,
     solve,
 )
-from bilevel.tuning.adaptive import Adaptive
-from bilevel.tuning.diagnosis import DivergenceWarning
-from bilevel.tuning.divergence import Divergence
-from bilevel.tuning.early_stopping import EarlyStopping
-from bilevel.tuning.hooks import Record
-from bilevel.tuning.loop import Loop
-from bilevel.tuning.options import Blocks
+from bilevel.tuning import (
+    Adaptive,
+    Blocks,
+    Divergence,
+    DivergenceWarning,
+    EarlyStopping,
+    Loop,
+    Record,
+    Restarts,
+    Result,
+)
 from bilevel.tuning.population import population
-from bilevel.tuning.restarts import Restarts, restarts
-from bilevel.tuning.result import Result
+from bilevel.tuning.restarts import restarts
 from bilevel.tuning.tune import tune
 from bilevel.utils import renamed as _renamed
 

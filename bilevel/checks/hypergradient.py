@@ -16,7 +16,17 @@ from bilevel.estimators import Forward, Implicit, Reverse, check_losses
 from bilevel.linear import CG
 from bilevel.solvers import GradientDescent, largest_curvature, minimise
 from bilevel.spaces import coordinates
-from bilevel.utils import PyTree, axpy, double, norm, size, validation
+from bilevel.utils import (
+    PyTree,
+    axpy,
+    double,
+    norm,
+    require_positive,
+    require_positive_int,
+    require_smooth,
+    require_variables,
+    size,
+)
 
 _MOST_STEPS = 20_000  # gradient steps that the default estimators may take
 _MOST_TANGENTS = 64  # Forward carries one tangent per hyperparameter
@@ -69,12 +79,12 @@ def check(
     >>> [row.name for row in report.rows], report.agrees
     (['Implicit', 'Reverse', 'Forward'], True)
     """
-    validation.require_smooth("bl.check", problem)
-    validation.require_variables("hyper", hyper)
-    validation.require_variables("params", params)
-    validation.require_positive("check", "tol", tol)
-    validation.require_positive("check", "epsilon", epsilon)
-    validation.require_positive_int("check", "directions", directions)
+    require_smooth("bl.check", problem)
+    require_variables("hyper", hyper)
+    require_variables("params", params)
+    require_positive("check", "tol", tol)
+    require_positive("check", "epsilon", epsilon)
+    require_positive_int("check", "directions", directions)
     with jax.enable_x64(True):
         hyper, params, data = double(hyper), double(params), double(data)
         check_losses(problem, hyper, params, data)

@@ -11,7 +11,7 @@ from bilevel.core import Data, Estimator, Problem
 from bilevel.estimators import Implicit, Predicted, hypergradient
 from bilevel.linear import CG
 from bilevel.solvers import GradientDescent, minimise
-from bilevel.utils import PyTree, norm, validation
+from bilevel.utils import PyTree, norm, require_positive, require_positive_int
 
 _SHOWN = 12  # hyperparameters in the table
 
@@ -112,8 +112,8 @@ def check_noise(
     >>> report.ratio.shape
     (4,)
     """
-    validation.require_positive_int("check_noise", "runs", runs)
-    validation.require_positive("check_noise", "tol", tol)
+    require_positive_int("check_noise", "runs", runs)
+    require_positive("check_noise", "tol", tol)
     if runs < 10:
         raise ValueError(f"check_noise: runs must be at least 10 to know a spread, got {runs}.")
     theory = estimator if isinstance(estimator, Predicted) else Predicted(estimator)

@@ -8,7 +8,19 @@ import jax
 import numpy as np
 
 from bilevel.spaces import Spaces
-from bilevel.utils import DataTree, Hyper, Number, Params, PyTree, Scalar, register_node, validation
+from bilevel.utils import (
+    DataTree,
+    Hyper,
+    Number,
+    Params,
+    PyTree,
+    Scalar,
+    leading_axes,
+    leaf_address,
+    not_callable,
+    register_node,
+    require_finite,
+)
 
 Loss: TypeAlias = Callable[[Params, Hyper, DataTree], Scalar]
 Prox: TypeAlias = Callable[[Params, Hyper, Number], Params]
@@ -59,10 +71,10 @@ class Problem:
             object.__setattr__(self, "space", Spaces.of(self.space))
         for name in ("inner", "outer"):
             if not callable(getattr(self, name)):
-                raise TypeError(validation.not_callable(f"Problem.{name}", getattr(self, name)))
+                raise TypeError(not_callable(f"Problem.{name}", getattr(self, name)))
         for name in ("start", "prox"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise TypeError(validation.not_callable(f"Problem.{name}", getattr(self, name)))
+                raise TypeError(not_callable(f"Problem.{name}", getattr(self, name)))
 
     def require_inside(self, hyper: Hyper) -> None:
         """Raise ``ValueError`` where ``hyper`` is concrete and not inside its space."""
@@ -122,13 +134,11 @@ register_node(Data, data_fields=["inner", "outer"], meta_fields=[])
 def _check_level(level: str, tree: PyTree) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     arrays = [(path, leaf) for path, leaf in leaves if isinstance(leaf, np.ndarray | jax.Array)]
-    lengths = {
-        validation.where(f"data.{level}", p): np.shape(x)[0] for p, x in arrays if np.ndim(x)
-    }
+    lengths = {leaf_address(f"data.{level}", p): np.shape(x)[0] for p, x in arrays if np.ndim(x)}
     if len(set(lengths.values())) > 1:
-        raise ValueError(validation.leading_axes(level, lengths))
+        raise ValueError(leading_axes(level, lengths))
     for path, leaf in arrays:
-        validation.require_finite(f"data.{level}", path, leaf)
+        require_finite(f"data.{level}", path, leaf)
 
 
 def examples(tree: PyTree) -> int:

@@ -9,7 +9,7 @@ from jax.stages import Compiled
 from bilevel.core import Data, Estimate, Estimator, InnerState, Problem, require_arguments
 from bilevel.estimators.base import data_of_call, init_filled
 from bilevel.estimators.refusals import check_losses
-from bilevel.utils import FloatTreeLike, Hyper, Key, Params, strong, validation
+from bilevel.utils import FloatTreeLike, Hyper, Key, Params, require_variables, strong
 
 
 def hypergradient(
@@ -61,11 +61,11 @@ def hypergradient(
     Array(0.25, dtype=float32)
     """
     require_arguments(problem, estimator, data, key)
-    validation.require_variables("hyper", hyper)
+    require_variables("hyper", hyper)
     problem.require_inside(hyper)
     hyper = strong(hyper)
     if state is None:
-        validation.require_variables("params", params)
+        require_variables("params", params)
         state = _init_state(problem, estimator, hyper, strong(params), data, key)
     return _step(problem, estimator, hyper, strong(state), data, key)
 
@@ -79,8 +79,8 @@ def compiled_step(
     key: Key,
 ) -> tuple[Compiled, Callable[[], tuple[Estimate, InnerState]]]:
     """Return the compiled program of one call, for XLA's analysis of it, and the call itself."""
-    validation.require_variables("hyper", hyper)
-    validation.require_variables("params", params)
+    require_variables("hyper", hyper)
+    require_variables("params", params)
     hyper = strong(hyper)
     lower = _init_state(problem, estimator, hyper, strong(params), data, key)
     compiled = _step.lower(problem, estimator, hyper, lower, data, key).compile()

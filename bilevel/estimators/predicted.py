@@ -30,8 +30,8 @@ from bilevel.utils import (
     Params,
     PyTree,
     register_node,
+    require_smooth,
     size,
-    validation,
     zeros_like,
 )
 
@@ -120,7 +120,7 @@ class Predicted:
 
     def theory(self, problem: Problem, hyper: Hyper, params: Params, data: Data) -> Theory:
         """Return what theory says at ``params`` near the minimiser; nothing is run."""
-        validation.require_smooth("Predicted", problem)
+        require_smooth("Predicted", problem)
         solver = _require_constant(self.solver)
         if solver is None:
             nothing = zeros_like(hyper)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from bilevel.core import Data, InnerState, Problem, inner_loss
 from bilevel.estimators.residuals import full_gradient
 from bilevel.solvers import NotUnrollable, Solver, start
-from bilevel.utils import Hyper, Key, Params, PyTree, unused_leaves, validation
+from bilevel.utils import Hyper, Key, Params, PyTree, describe, leaf_address, unused_leaves
 
 
 def check_losses(problem: Problem, hyper: Hyper, params: Params, data: Data) -> None:
@@ -20,15 +20,15 @@ def check_losses(problem: Problem, hyper: Hyper, params: Params, data: Data) -> 
         for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
             if not jnp.ndim(leaf):
                 raise ValueError(
-                    f"{validation.where(f'data.{name}', path)} is a scalar: every data leaf needs "
+                    f"{leaf_address(f'data.{name}', path)} is a scalar: every data leaf needs "
                     "a leading axis that counts examples. Put constants into the loss."
                 )
         try:
             out = jax.eval_shape(loss, params, hyper, batch)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise ValueError(
-                f"problem.{name} failed on params {validation.describe(params)}, hyper "
-                f"{validation.describe(hyper)}, batch {validation.describe(batch)}: "
+                f"problem.{name} failed on params {describe(params)}, hyper "
+                f"{describe(hyper)}, batch {describe(batch)}: "
                 f"{str(error).rstrip('.')}. Do params, hyper and data have the structure that the "
                 "loss expects?"
             ) from error
@@ -36,7 +36,7 @@ def check_losses(problem: Problem, hyper: Hyper, params: Params, data: Data) -> 
         if not scalar or not jnp.issubdtype(out.dtype, jnp.floating):
             raise ValueError(
                 f"problem.{name} must return a floating-point scalar, got "
-                f"{validation.describe(out)}. Take the mean over the batch."
+                f"{describe(out)}. Take the mean over the batch."
             )
 
 

@@ -47,7 +47,7 @@ from bilevel.estimators import (
     progress,
 )
 from bilevel.linear import LinearSolver, Solution
-from bilevel.outer.base import Backtracks, OuterRule, SetsTolerance, TracksBest
+from bilevel.outer import Backtracks, OuterRule, SetsTolerance, TracksBest
 from bilevel.solvers import (
     ChecksProblem,
     DeclaresStability,
@@ -57,7 +57,7 @@ from bilevel.solvers import (
     Stops,
     backtrack,
 )
-from bilevel.tuning.hooks import Hook, Step
+from bilevel.tuning import Hook, Step
 from bilevel.utils import PyTree, is_inexact, map_fields, register_node, strong, zeros_like
 
 __all__ = [

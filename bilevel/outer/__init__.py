@@ -4,7 +4,8 @@ from typing import Any as _Any
 
 from bilevel.outer.adagrad_norm import AdaGradNorm
 from bilevel.outer.auto import Auto
-from bilevel.outer.base import Backtracks, SetsTolerance, TracksBest
+from bilevel.outer.base import Backtracks, OuterRule, SetsTolerance, TracksBest
+from bilevel.outer.coordinates import capable
 from bilevel.outer.dog import DoG
 from bilevel.outer.lbfgs import LBFGS
 from bilevel.outer.line_search import LineSearch
@@ -18,9 +19,11 @@ __all__ = [
     "Backtracks",
     "DoG",
     "LineSearch",
+    "OuterRule",
     "Polyak",
     "SetsTolerance",
     "TracksBest",
+    "capable",
 ]
 
 _RENAMED = {

@@ -15,7 +15,14 @@ from bilevel.planning import dense_route, influence_route
 from bilevel.planning.planner import Planner
 from bilevel.planning.refusals import require_slope, require_tolerance
 from bilevel.planning.report import Plan
-from bilevel.utils import PyTree, double, validation
+from bilevel.utils import (
+    PyTree,
+    double,
+    require_positive,
+    require_positive_int,
+    require_smooth,
+    require_variables,
+)
 
 _BATCHES = (1, 4, 16, 64, 256)
 
@@ -78,16 +85,16 @@ def plan(
     >>> estimate, _ = bl.hypergradient(*arguments, jax.random.key(0))
     """
     owner = "bl.plan"
-    validation.require_smooth(owner, problem)
-    validation.require_variables("hyper", hyper)
-    validation.require_variables("params", params)
+    require_smooth(owner, problem)
+    require_variables("hyper", hyper)
+    require_variables("params", params)
     require_tolerance(tolerance)
-    validation.require_positive_int("plan", "max_steps", max_steps)
-    validation.require_positive("plan", "budget", budget)
+    require_positive_int("plan", "max_steps", max_steps)
+    require_positive("plan", "budget", budget)
     if step_size is not None:
-        validation.require_positive("plan", "step_size", step_size)
+        require_positive("plan", "step_size", step_size)
     if replicas is not None:
-        validation.require_positive_int("plan", "replicas", replicas)
+        require_positive_int("plan", "replicas", replicas)
     if route not in (None, "dense", "influence"):
         raise ValueError(f"plan: route must be 'dense', 'influence' or None, got {route!r}.")
     count = examples(data.inner)

@@ -9,12 +9,20 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Counts, Evidence, MonitoredEstimator
-from bilevel.outer.base import Backtracks
-from bilevel.outer.coordinates import capable
-from bilevel.tuning.history import ROW, Rows, columns_of, unwritten, written
-from bilevel.tuning.hooks import Record
-from bilevel.tuning.loop import Block, Loop
-from bilevel.tuning.state import State, Stop, step_keys
+from bilevel.outer import Backtracks, capable
+from bilevel.tuning import (
+    ROW,
+    Block,
+    Loop,
+    Record,
+    Rows,
+    State,
+    Stop,
+    columns_of,
+    step_keys,
+    unwritten,
+    written,
+)
 from bilevel.utils import PyTree
 
 _STRIDE = 16  # moves between two looks

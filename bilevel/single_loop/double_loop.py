@@ -26,7 +26,8 @@ from bilevel.single_loop.inner_loops import (
     descend_params,
     sum_series,
 )
-from bilevel.single_loop.monitored import Monitor, Monitored, direction_sizes, init_watched
+from bilevel.single_loop.monitor import Monitor
+from bilevel.single_loop.monitored import Monitored, direction_sizes, init_watched
 from bilevel.single_loop.oracles import (
     Series,
     Variables,
@@ -42,7 +43,7 @@ from bilevel.single_loop.stochastic import (
     named_steps,
     normalise_settings,
 )
-from bilevel.utils import PyTree, register_node, validation, zeros_like
+from bilevel.utils import PyTree, register_node, require_plain, zeros_like
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class DoubleLoop(Monitored):
         self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
     ) -> tuple[Estimate, InnerState]:
         """Move the params, then the adjoint, then estimate the hypergradient there."""
-        validation.require_plain("DoubleLoop", problem)
+        require_plain("DoubleLoop", problem)
         check_minimiser("DoubleLoop", problem, hyper, lower.params, data)
         memory = lower.memory
         if memory is None:

@@ -20,7 +20,8 @@ from bilevel.core import (
 from bilevel.estimators import full_gradient
 from bilevel.single_loop.batches import Minibatches
 from bilevel.single_loop.first_order import check_call, normalise_fields
-from bilevel.single_loop.monitored import Monitor, Monitored, direction_sizes, init_watched
+from bilevel.single_loop.monitor import Monitor
+from bilevel.single_loop.monitored import Monitored, direction_sizes, init_watched
 from bilevel.single_loop.rates import Step
 from bilevel.single_loop.stochastic import BatchSize
 from bilevel.utils import PyTree, axpy, register_node, zeros_like

@@ -20,7 +20,15 @@ from bilevel.core import (
 from bilevel.estimators import check_minimiser, full_gradient, inner_residual
 from bilevel.single_loop.rates import Step
 from bilevel.spaces import coordinates, in_natural_units, moved
-from bilevel.utils import PyTree, axpy, register_node, validation, vdot
+from bilevel.utils import (
+    PyTree,
+    axpy,
+    register_node,
+    require_plain,
+    require_positive,
+    require_positive_int,
+    vdot,
+)
 
 
 def normalise_fields(owner: object, rates: tuple[str, ...], counts: tuple[str, ...]) -> None:
@@ -30,12 +38,12 @@ def normalise_fields(owner: object, rates: tuple[str, ...], counts: tuple[str, .
         object.__setattr__(owner, field, as_setting(name, field, getattr(owner, field)))
     for field in counts:
         if (count := getattr(owner, field)) is not None:
-            validation.require_positive_int(name, field, count)
+            require_positive_int(name, field, count)
 
 
 def check_call(name: str, problem: Problem, hyper: PyTree, lower: InnerState, data: Data) -> Array:
     """Return the number of the call, after the checks that all share."""
-    validation.require_plain(name, problem)
+    require_plain(name, problem)
     check_minimiser(name, problem, hyper, lower.params, data)
     return jnp.zeros((), jnp.int32) if lower.memory is None else lower.memory["count"]
 
@@ -129,7 +137,7 @@ class PZOBO:
     def __post_init__(self) -> None:
         """Normalise the step and validate the settings."""
         normalise_fields(self, ("step_size",), ("inner_steps", "pairs"))
-        validation.require_positive("PZOBO", "mu", self.mu)
+        require_positive("PZOBO", "mu", self.mu)
 
     def init(self, params: PyTree, data: Data) -> InnerState:
         """Return the start point."""

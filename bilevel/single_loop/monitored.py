@@ -1,79 +1,15 @@
 """Estimators that move several variables: an update, its measurement, what has diverged."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem
-from bilevel.estimators import inner_residual
+from bilevel.core import Data, Estimate, InnerState, Problem
 from bilevel.single_loop.batched_checks import can_batch_checks, run_batched
-from bilevel.single_loop.monitor import Watch, find_diverged, relative, update_watch
-from bilevel.tuning.loop import Block, Loop
-from bilevel.tuning.state import State
+from bilevel.single_loop.monitor import Monitor, Watch, find_diverged
+from bilevel.tuning import Block, Loop, State
 from bilevel.utils import PyTree, dtype, norm
-
-# ``(inner gradient at the params, what the second variable leaves, of what)`` on all data.
-Residuals = Callable[[Problem, PyTree, InnerState, Data], tuple[PyTree, PyTree, PyTree]]
-
-
-class Monitor(NamedTuple):
-    """A monitor: what is measured on all data between two updates, how often, and at what cost.
-
-    ``passes``: minibatches per pass of each level; a measurement costs ``cost`` for each of those
-    of the first. ``every``: calls between two measurements, ``None`` for so many that they cost a
-    twentieth of the oracle calls at most; ``updates``: those per call. ``second``: the key of the
-    second variable in the memory; ``linear``: whether its residual is that of a linear system.
-    """
-
-    residuals: Residuals
-    passes: Callable[[Data], tuple[int, ...]]
-    cost: Counts
-    every: int | None
-    updates: int = 1
-    second: str = "v"
-    variables: tuple[str, str] = ("w (params)", "v (adjoint)")
-    linear: bool = True
-
-    def evidence(self, watch: Watch, counts: Counts) -> Evidence:
-        """Return the evidence of the last measurement, with the counts of this call."""
-        second = watch.second if self.linear else None
-        return Evidence(watch.residual, second, counts=counts)
-
-    def measure(
-        self,
-        problem: Problem,
-        hyper: PyTree,
-        before: InnerState,
-        estimate: Estimate,
-        after: InnerState,
-        data: Data,
-    ) -> tuple[Estimate, InnerState]:
-        """Watch the directions, and measure on all data where that is due."""
-        memory, passes = after.memory, self.passes(data)
-        watch: Watch = memory["watch"]
-        last = jnp.stack([norm(estimate.grad), jnp.abs(estimate.value)])
-        seen = jnp.concatenate([memory["sizes"], last.astype(watch.scale.dtype)])
-
-        def measure() -> tuple[Array, Array]:
-            gradient, left, rhs = self.residuals(problem, hyper, after, data)
-            residual, reference = inner_residual(
-                problem, hyper, before.params, gradient, data, after.reference
-            )
-            return relative(watch, residual, norm(left), norm(rhs)), reference
-
-        calls, every = memory["count"] // self.updates - 1, self.every or max(128, 20 * max(passes))
-        watch, reference, measured = update_watch(
-            watch, after.reference, seen, calls, every, measure
-        )
-        cost = jax.tree.map(lambda n: n * passes[0] * measured, self.cost)
-        counts = jax.tree.map(jnp.add, estimate.evidence.counts, cost)
-        memory = {**memory, "watch": watch}
-        after = InnerState(after.params, after.solver_state, memory, reference)
-        return Estimate(estimate.value, estimate.grad, self.evidence(watch, counts)), after
 
 
 class Monitored(ABC):

@@ -29,7 +29,8 @@ from bilevel.single_loop.drawing import (
     make_key,
     refresh_points,
 )
-from bilevel.single_loop.monitored import Monitor, Monitored, direction_sizes, init_watched
+from bilevel.single_loop.monitor import Monitor
+from bilevel.single_loop.monitored import Monitored, direction_sizes, init_watched
 from bilevel.single_loop.oracles import (
     Parts,
     Series,
@@ -50,7 +51,7 @@ from bilevel.utils import (
     dtype,
     nbytes,
     register_node,
-    validation,
+    require_plain,
     zeros_like,
 )
 
@@ -179,7 +180,7 @@ class SingleLoop(Monitored):
         self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
     ) -> tuple[Estimate, InnerState]:
         """Move params and adjoint, return the direction of the hyperparameters."""
-        validation.require_plain("SingleLoop", problem)
+        require_plain("SingleLoop", problem)
         check_minimiser("SingleLoop", problem, hyper, lower.params, data)
         memory = lower.memory
         if memory is None:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from bilevel.core import Counts, Data, InnerState, Problem
 from bilevel.single_loop.batches import Minibatches
-from bilevel.single_loop.monitored import Monitor
+from bilevel.single_loop.monitor import Monitor
 from bilevel.single_loop.oracles import Series
 from bilevel.single_loop.rates import Rate, Rates, as_rate
 from bilevel.single_loop.rules import DirectionRule
-from bilevel.utils import PyTree, validation
+from bilevel.utils import PyTree, require_positive_int
 
 BatchSize: TypeAlias = int | tuple[int | None, int | None] | None
 
@@ -52,7 +52,7 @@ def normalise_settings(estimator: HasSettings, counts: tuple[str, ...]) -> None:
         object.__setattr__(estimator, "batch_size", tuple(size))
     for field in counts:
         if (count := getattr(estimator, field)) is not None:
-            validation.require_positive_int(name, field, count)
+            require_positive_int(name, field, count)
 
 
 def monitor_adjoint(batches: Minibatches, every: int | None, updates: int = 1) -> Monitor:

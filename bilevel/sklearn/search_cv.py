@@ -18,8 +18,7 @@ from bilevel.core import Data, Estimate, Loss, Problem
 from bilevel.estimators import Auto, hypergradient
 from bilevel.sklearn.base import FLOATS
 from bilevel.sklearn.losses import make_folds, make_splits
-from bilevel.tuning.hooks import Record
-from bilevel.tuning.result import Result
+from bilevel.tuning import Record, Result
 from bilevel.tuning.tune import tune
 from bilevel.utils import PyTree
 

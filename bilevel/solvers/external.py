@@ -11,7 +11,7 @@ from jax.experimental.buffer_callback import buffer_callback
 from jax.typing import ArrayLike, DTypeLike
 
 from bilevel.core import Loss, Problem
-from bilevel.utils import DataTree, Hyper, Key, Params, PyTree, register_node, validation
+from bilevel.utils import DataTree, Hyper, Key, Params, PyTree, register_node, require_same
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class External:
         moved = jax.tree.map(np.asarray, self.fn(params, hyper, data))
         if jax.tree.structure(moved) == jax.tree.structure(params):
             moved = jax.tree.map(lambda x, w: x.astype(w.dtype), moved, params)
-        validation.require_same("what External.fn returned", moved, "params", params)
+        require_same("what External.fn returned", moved, "params", params)
         return moved
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.utils import Number, PyTree, is_traced, where
+from bilevel.utils import Number, PyTree, is_traced, leaf_address
 
 Value: TypeAlias = ArrayLike  # of the user, not checked yet
 
@@ -181,7 +181,7 @@ class Spaces:
         addresses = jax.tree_util.tree_leaves_with_path(hyper)
         for (path, _), fault in zip(addresses, jax.tree.leaves(faults), strict=True):
             if fault:
-                raise ValueError(f"{where(name, path)} {fault}")
+                raise ValueError(f"{leaf_address(name, path)} {fault}")
 
 
 def around(uniform: Array, free: Array, spread: Number) -> Array:

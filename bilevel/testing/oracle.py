@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
 from bilevel.core import Data, Problem
-from bilevel.utils import PyTree, double, size, validation
+from bilevel.utils import PyTree, double, require_smooth, size
 
 _MOST_PARAMS = 3000  # a dense Hessian of that size takes 72 MB and seconds
 _MOST_STEPS = 200
@@ -110,7 +110,7 @@ def dense_curvature(
 
 def _minimise(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> np.ndarray:
     """Return ``w*``, flat, by damped Newton steps from ``params``."""
-    validation.require_smooth("the dense oracle", problem)
+    require_smooth("the dense oracle", problem)
     if size(params) > _MOST_PARAMS:
         raise ValueError(
             f"the dense oracle is for at most {_MOST_PARAMS} inner parameters, got {size(params)}. "

@@ -16,7 +16,7 @@ from bilevel.core import (
     examples,
 )
 from bilevel.estimators import full_gradient
-from bilevel.outer.base import Backtracks
+from bilevel.outer import Backtracks
 from bilevel.solvers import Solver, exceeds_stability_limit
 from bilevel.tuning.state import State, Stop
 from bilevel.utils import PyTree, all_finite, cond_without_select, norm, register_node

@@ -10,7 +10,15 @@ from jax import Array
 
 from bilevel.tuning.hooks import Columns, Step, name_of
 from bilevel.tuning.state import State
-from bilevel.utils import PyTree, dtype, register_node, validation
+from bilevel.utils import (
+    PyTree,
+    describe,
+    dtype,
+    not_callable,
+    register_node,
+    require_finite,
+    require_positive_int,
+)
 
 
 @dataclass(frozen=True)
@@ -55,14 +63,14 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         """Validate the arguments."""
         if not callable(self.loss):
-            raise TypeError(validation.not_callable("EarlyStopping.loss", self.loss))
+            raise TypeError(not_callable("EarlyStopping.loss", self.loss))
         if isinstance(self.patience, int):
-            validation.require_positive_int("EarlyStopping", "patience", self.patience)
+            require_positive_int("EarlyStopping", "patience", self.patience)
         if isinstance(self.least, int | float) and not self.least >= 0:
             raise ValueError(f"EarlyStopping: least must be at least 0, got {self.least}.")
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.data):
             if isinstance(leaf, jax.Array) or hasattr(leaf, "__array__"):
-                validation.require_finite("EarlyStopping.data", path, leaf)
+                require_finite("EarlyStopping.data", path, leaf)
 
     def init(self, hyper: PyTree, params: PyTree) -> "Best":
         """Return what is known before the first step: anything is better.
@@ -75,13 +83,12 @@ class EarlyStopping:
             out = jax.eval_shape(self.loss, params, hyper, self.data)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise ValueError(
-                f"EarlyStopping.loss failed on params {validation.describe(params)}, hyper "
-                f"{validation.describe(hyper)}, data {validation.describe(self.data)}: {error}"
+                f"EarlyStopping.loss failed on params {describe(params)}, hyper "
+                f"{describe(hyper)}, data {describe(self.data)}: {error}"
             ) from error
         if jax.tree.structure(out) != jax.tree.structure(0) or out.shape != ():
             raise ValueError(
-                f"EarlyStopping.loss must return a scalar, got {validation.describe(out)}. "
-                "Take the mean."
+                f"EarlyStopping.loss must return a scalar, got {describe(out)}. Take the mean."
             )
         worst, none = jnp.full((), jnp.inf, dtype(params)), jnp.zeros((), jnp.int32)
         return Best(hyper, params, worst, worst, none, none, worst)

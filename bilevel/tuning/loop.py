@@ -18,8 +18,7 @@ from bilevel.core import (
     as_pytree,
 )
 from bilevel.estimators import data_of_call, init_filled, solver_of
-from bilevel.outer import coordinates
-from bilevel.outer.base import Backtracks, SetsTolerance, TracksBest
+from bilevel.outer import Backtracks, SetsTolerance, TracksBest, coordinates
 from bilevel.tuning import hooks as hooking
 from bilevel.tuning.divergence import (
     Divergence,

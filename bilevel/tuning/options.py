@@ -11,7 +11,7 @@ from bilevel.tuning.divergence import Divergence
 from bilevel.tuning.early_stopping import EarlyStopping
 from bilevel.tuning.hooks import Columns, Hook, Hooks, Record, name_of
 from bilevel.tuning.result import Result
-from bilevel.utils import PyTree, validation
+from bilevel.utils import PyTree, require_positive_int
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Blocks:
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
-        validation.require_positive_int("Blocks", "every", self.every)
+        require_positive_int("Blocks", "every", self.every)
 
 
 AnyHook = Hook | Divergence | Blocks

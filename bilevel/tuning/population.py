@@ -6,7 +6,14 @@ import numpy as np
 
 from bilevel.core import Problem
 from bilevel.spaces import Free, Spaces
-from bilevel.utils import PyTree, size, strong, validation
+from bilevel.utils import (
+    PyTree,
+    require_positive,
+    require_positive_int,
+    require_variables,
+    size,
+    strong,
+)
 
 
 def population(
@@ -40,9 +47,9 @@ def population(
     >>> jnp.sort(jnp.digitize(starts[1:], jnp.array([0.1, 10.0]))).tolist()
     [0, 1, 2]
     """
-    validation.require_positive_int("population", "n", n)
-    validation.require_positive("population", "spread", spread)
-    validation.require_variables("hyper", hyper)
+    require_positive_int("population", "n", n)
+    require_positive("population", "spread", spread)
+    require_variables("hyper", hyper)
     hyper = strong(hyper)
     problem.require_inside(hyper)
     spaces = Spaces.of(Free()) if problem.space is None else problem.space

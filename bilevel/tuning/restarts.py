@@ -12,13 +12,21 @@ from jax import Array
 
 from bilevel.core import Data, Estimator, Problem
 from bilevel.estimators import hypergradient
-from bilevel.outer.base import OuterRule
+from bilevel.outer import OuterRule
 from bilevel.tuning.diagnosis import DivergenceWarning
 from bilevel.tuning.early_stopping import EarlyStopping
 from bilevel.tuning.options import AnyHook, Keywords, find, sort_hooks
 from bilevel.tuning.result import Result
 from bilevel.tuning.tune import tune
-from bilevel.utils import PyTree, is_traced, register_node, strong, validation
+from bilevel.utils import (
+    PyTree,
+    is_traced,
+    leaf_address,
+    register_node,
+    require_positive_int,
+    require_variables,
+    strong,
+)
 
 
 @dataclass(frozen=True)
@@ -114,12 +122,12 @@ def restarts(
     """
     options = sort_hooks("restarts", hooks, old)
     stopping = find(options.hooks, EarlyStopping)
-    validation.require_variables("starts", starts)
+    require_variables("starts", starts)
     starts, n = strong(starts), _number(starts)
     if problem.space is not None:
         problem.space.require(starts, "starts")
     keep = n if keep is None else keep
-    validation.require_positive_int("restarts", "keep", keep)
+    require_positive_int("restarts", "keep", keep)
     if keep > n or (scout is not None and keep == n):
         raise ValueError(f"restarts: keep={keep} must be below the number of start points, {n}.")
     chosen, scouted = jnp.arange(n), None
@@ -157,7 +165,7 @@ def restarts(
 def _number(starts: PyTree) -> int:
     """The length of the leading axis."""
     lengths = {
-        validation.where("starts", path): jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
+        leaf_address("starts", path): jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
         for path, leaf in jax.tree_util.tree_leaves_with_path(starts)
     }
     if len(set(lengths.values())) > 1 or 0 in lengths.values():

@@ -12,7 +12,7 @@ from jax import Array
 
 from bilevel.core import Data, Estimator, Problem, require_arguments
 from bilevel.estimators import check_losses, data_of_call, scale_work, solver_of
-from bilevel.outer.base import OuterRule
+from bilevel.outer import OuterRule
 from bilevel.solvers import constant_stability_limit
 from bilevel.tuning.adaptive import Adaptive, level_of, require_adaptive
 from bilevel.tuning.diagnosis import DivergenceWarning, divergence_message, step_size_warning
@@ -23,7 +23,14 @@ from bilevel.tuning.loop import Block, Loop
 from bilevel.tuning.options import AnyHook, Keywords, find, sort_hooks
 from bilevel.tuning.result import Result
 from bilevel.tuning.state import State, Stop
-from bilevel.utils import PyTree, is_traced, strong, validation
+from bilevel.utils import (
+    PyTree,
+    is_traced,
+    require_positive_int,
+    require_same,
+    require_variables,
+    strong,
+)
 
 
 def tune(
@@ -97,7 +104,7 @@ def tune(
     if state is None and key is None:
         raise ValueError("tune needs key=jax.random.key(seed), or the state of an earlier run.")
     require_arguments(problem, estimator, data, key if state is None else state.key)
-    validation.require_positive_int("tune", "steps", steps)
+    require_positive_int("tune", "steps", steps)
     hyper, params = _variables(problem, hyper, params, state)
     loop = Loop(problem, estimator, outer, data, options.hooks, options.divergence, warm_start)
     current = _begin(loop, hyper, params, key) if state is None else _resume(loop, state)
@@ -164,14 +171,14 @@ def _variables(
     problem: Problem, hyper: PyTree, params: PyTree, state: State | None
 ) -> tuple[PyTree, PyTree]:
     """Return both as arrays; raise unless they are floats, inside, and like those of the state."""
-    validation.require_variables("hyper", hyper)
-    validation.require_variables("params", params)
+    require_variables("hyper", hyper)
+    require_variables("params", params)
     hyper, params = strong(hyper), strong(params)
     if state is None:
         problem.require_inside(hyper)
     else:
-        validation.require_same("hyper", hyper, "state.hyper", state.hyper)
-        validation.require_same("params", params, "state.start", state.start)
+        require_same("hyper", hyper, "state.hyper", state.hyper)
+        require_same("params", params, "state.start", state.start)
     return hyper, params
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from bilevel.utils.trees import PyTree
-from bilevel.utils.validation import where
+from bilevel.utils.trees import PyTree, leaf_address
 
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2", "custom_jvp_call"}
 
@@ -20,7 +19,7 @@ def unused_leaves(fn: Callable[[PyTree], PyTree], hyper: PyTree) -> list[str]:
     jaxpr = jax.make_jaxpr(fn)(hyper).jaxpr
     live = _live_inputs(jaxpr, [True] * len(jaxpr.outvars))
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(hyper)]
-    return [where("hyper", path) for path, seen in zip(paths, live, strict=True) if not seen]
+    return [leaf_address("hyper", path) for path, seen in zip(paths, live, strict=True) if not seen]
 
 
 def is_constant(fn: Callable[[PyTree], PyTree], tree: PyTree) -> bool:

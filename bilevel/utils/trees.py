@@ -8,6 +8,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.tree_util import KeyPath
 from jax.typing import ArrayLike
 
 from bilevel.utils.types import FloatTree, FloatTreeLike, Number, Params, PyTree, Scalar
@@ -21,6 +22,11 @@ def is_inexact(leaf: ArrayLike) -> bool:
 def is_traced(tree: PyTree) -> bool:
     """Return whether any leaf is a tracer, so that no value can be looked at."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def leaf_address(name: str, path: KeyPath) -> str:
+    """Return a leaf's address as a user would write it: ``hyper['a'][0]``."""
+    return name + jax.tree_util.keystr(path)
 
 
 def size(tree: PyTree) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.tree_util import KeyPath
 from jax.typing import ArrayLike
 
-from bilevel.utils.trees import PyTree, is_inexact, is_traced, size
+from bilevel.utils.trees import PyTree, is_inexact, is_traced, leaf_address, size
 
 
 @runtime_checkable
@@ -24,11 +24,6 @@ class Parts(Protocol):
     def prox(self) -> object:
         """``Problem.prox``."""
         ...
-
-
-def where(name: str, path: KeyPath) -> str:
-    """Return a leaf's address as a user would write it: ``hyper['a'][0]``."""
-    return name + jax.tree_util.keystr(path)
 
 
 def not_callable(name: str, got: object) -> str:
@@ -53,8 +48,8 @@ def require_finite(name: str, path: KeyPath, leaf: ArrayLike) -> None:
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
-            f"{where(name, path)} has {int(bad.sum())} NaN or infinite entries, the first at "
-            f"index {first}. Drop or impute those entries, or check how the array was made."
+            f"{leaf_address(name, path)} has {int(bad.sum())} NaN or infinite entries, the first "
+            f"at index {first}. Drop or impute those entries, or check how the array was made."
         )
 
 
@@ -64,11 +59,11 @@ def require_variables(name: str, tree: PyTree) -> None:
         raise ValueError(f"{name} is empty: there is nothing to differentiate. Pass float arrays.")
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
-            raise TypeError(f"{where(name, path)} must be float numbers, got {leaf!r}.")
+            raise TypeError(f"{leaf_address(name, path)} must be float numbers, got {leaf!r}.")
         if not is_inexact(leaf):
             raise ValueError(
-                f"{where(name, path)} has dtype {jnp.result_type(leaf)}, which has no derivative. "
-                "Use floating-point numbers, for example 1.0 instead of 1."
+                f"{leaf_address(name, path)} has dtype {jnp.result_type(leaf)}, which has no "
+                "derivative. Use floating-point numbers, for example 1.0 instead of 1."
             )
         require_finite(name, path, leaf)
 
@@ -81,7 +76,7 @@ def require_same(name: str, got: PyTree, expected_name: str, expected: PyTree) -
     for (path, x), y in pairs:
         if (jnp.shape(x), jnp.result_type(x)) != (jnp.shape(y), jnp.result_type(y)):
             raise ValueError(
-                f"{where(name, path)} is {jnp.result_type(x)}{list(jnp.shape(x))}, but in "
+                f"{leaf_address(name, path)} is {jnp.result_type(x)}{list(jnp.shape(x))}, but in "
                 f"{expected_name} it is {jnp.result_type(y)}{list(jnp.shape(y))}: they must match."
             )
 
