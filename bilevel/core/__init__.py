@@ -21,7 +21,7 @@ from bilevel.core.schedules import (
     as_setting,
     evaluate,
 )
-from bilevel.core.transform import StaticTransform, Transform, as_pytree, transform
+from bilevel.core.transforms import StaticTransform, Transform, as_pytree, transform
 
 __all__ = [
     "ChoosesEstimator",

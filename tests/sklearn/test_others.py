@@ -29,8 +29,8 @@ from bilevel.sklearn.cleaner import TrustData, logistic_trust
 from bilevel.sklearn.losses.fold_sums import compute_fold_sums, compute_group_sums
 from bilevel.sklearn.losses.folds import make_folds, make_splits
 from bilevel.sklearn.losses.glm import init_fits
-from bilevel.sklearn.losses.kernel_loss import kernel_loss
-from bilevel.sklearn.losses.lasso_loss import elastic_net_loss, fit_elastic_net
+from bilevel.sklearn.losses.kernel import kernel_loss
+from bilevel.sklearn.losses.lasso import elastic_net_loss, fit_elastic_net
 from bilevel.sklearn.losses.rows import make_rows, set_folds
 from tests.sklearn.derivatives import differences
 

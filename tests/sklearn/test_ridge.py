@@ -14,7 +14,7 @@ from sklearn.model_selection import KFold, ShuffleSplit
 from bilevel.sklearn import HypergradRidge, generalised, leave_one_out, sure
 from bilevel.sklearn.losses.fold_sums import compute_fold_sums, compute_group_sums
 from bilevel.sklearn.losses.folds import make_folds, make_splits
-from bilevel.sklearn.losses.ridge_loss import ridge_loss
+from bilevel.sklearn.losses.ridge import ridge_loss
 from bilevel.sklearn.search.descent import OuterLoss, to_host
 from tests.sklearn.derivatives import differences
 

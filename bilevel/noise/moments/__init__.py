@@ -1,5 +1,5 @@
 """Exact recursions of the second moments of SGD and of its derivative, one process a file."""
 
-from bilevel.noise.moments.run import Process, run
+from bilevel.noise.moments.process import Process, run
 
 __all__ = ["Process", "run"]

@@ -23,10 +23,10 @@ from bilevel.sklearn.losses.glm import (
     multinomial_loss,
     solve_fold,
 )
-from bilevel.sklearn.losses.kernel_loss import kernel_loss
-from bilevel.sklearn.losses.lasso_loss import elastic_net_loss, lasso_loss
+from bilevel.sklearn.losses.kernel import kernel_loss
+from bilevel.sklearn.losses.lasso import elastic_net_loss, lasso_loss
 from bilevel.sklearn.losses.padding import pad, round_up
-from bilevel.sklearn.losses.ridge_loss import ridge_loss
+from bilevel.sklearn.losses.ridge import ridge_loss
 from bilevel.sklearn.losses.rows import WeightedRows, compute_mean_square_sum, make_rows, set_folds
 
 __all__ = [
