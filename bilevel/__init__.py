@@ -79,7 +79,7 @@ from bilevel.tuning import (
 from bilevel.tuning.population import population
 from bilevel.tuning.restarts import restarts
 from bilevel.tuning.tune import tune
-from bilevel.utils import renamed as _renamed
+from bilevel.utils import resolve_renamed as _renamed
 
 __all__ = [
     "CG",

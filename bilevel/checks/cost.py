@@ -12,7 +12,7 @@ import jax
 from jax import Array
 
 from bilevel.core import ChoosesEstimator, Data, Estimate, Estimator, Problem
-from bilevel.estimators import compiled_step, hypergradient, innermost
+from bilevel.estimators import compiled_step, hypergradient, innermost_estimator
 from bilevel.utils import PyTree, map_fields
 
 _LENGTHS = ("steps", "start", "average", "truncate", "last")  # fields that count solver steps
@@ -78,7 +78,7 @@ def estimate_cost(
     return Cost(*_bytes(compiled), seconds, spent, extrapolated)
 
 
-def measure(
+def measure_cost(
     problem: Problem,
     estimator: Estimator,
     hyper: PyTree,
@@ -127,7 +127,7 @@ def _clock(problem: Problem, estimator: Estimator, args: tuple, repeats: int = 3
 
 def _steps(estimator: Estimator) -> int | None:
     """Return the number of solver steps of the innermost estimator; ``None``: not known."""
-    inside = innermost(estimator)
+    inside = innermost_estimator(estimator)
     if isinstance(inside, ChoosesEstimator):
         return None  # which may not run any of its steps
     return getattr(inside, "steps", None)

@@ -9,17 +9,17 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.checks.cost import measure
-from bilevel.checks.report import CheckReport, CheckRow, judge
+from bilevel.checks.cost import measure_cost
+from bilevel.checks.report import CheckReport, CheckRow, judge_estimator
 from bilevel.core import Data, Estimator, Problem
 from bilevel.estimators import Forward, Implicit, Reverse, check_losses
 from bilevel.linear import CG
 from bilevel.solvers import GradientDescent, largest_curvature, minimise
-from bilevel.spaces import coordinates
+from bilevel.spaces import free_coordinates
 from bilevel.utils import (
     PyTree,
     axpy,
-    double,
+    leaves_to_float64,
     norm,
     require_positive,
     require_positive_int,
@@ -86,11 +86,15 @@ def check(
     require_positive("check", "epsilon", epsilon)
     require_positive_int("check", "directions", directions)
     with jax.enable_x64(True):
-        hyper, params, data = double(hyper), double(params), double(data)
+        hyper, params, data = (
+            leaves_to_float64(hyper),
+            leaves_to_float64(params),
+            leaves_to_float64(data),
+        )
         check_losses(problem, hyper, params, data)
         problem.require_inside(hyper)
         hyper = jax.tree.map(jnp.asarray, hyper)
-        free = coordinates(problem.space, hyper)
+        free = free_coordinates(problem.space, hyper)
         along = _directions(size(free), directions, seed)
         solution = minimise(problem, hyper, params, data).params
         value, reference, uncertainty = _differences(problem, free, solution, data, along, epsilon)
@@ -101,7 +105,7 @@ def check(
             # A refusal is an answer too: it stands in the table, and the others go on.
             try:
                 key = jax.random.key(seed)
-                estimate, cost = measure(problem, estimator, hyper, params, data, key)
+                estimate, cost = measure_cost(problem, estimator, hyper, params, data, key)
             except ValueError as error:
                 nothing = np.full(len(along), np.nan)
                 refusal = f"refused: {error}"
@@ -109,7 +113,7 @@ def check(
                 continue
             grad = estimate.grad if not problem.space else problem.space.pull(free, estimate.grad)
             slopes = along @ np.asarray(ravel_pytree(grad)[0])
-            row = judge(name, slopes, estimate.evidence, reference, uncertainty, tol)
+            row = judge_estimator(name, slopes, estimate.evidence, reference, uncertainty, tol)
             rows.append(replace(row, cost=cost))
         return CheckReport(tuple(rows), value, along, reference, uncertainty)
 

@@ -75,7 +75,7 @@ class CheckReport:
         return "\n".join([*lines, *map(_line, self.rows)])
 
 
-def judge(
+def judge_estimator(
     name: str,
     slopes: np.ndarray,
     evidence: Evidence,

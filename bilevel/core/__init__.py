@@ -2,7 +2,7 @@
 
 from bilevel.core.arguments import require_arguments
 from bilevel.core.estimate import Counts, Estimate, Evidence, InnerState, init_inner_state
-from bilevel.core.problem import Composite, Data, Loss, Problem, Prox, examples, inner_loss
+from bilevel.core.problem import Composite, Data, Loss, Problem, Prox, count_examples, inner_loss
 from bilevel.core.protocols import (
     ChoosesEstimator,
     Chosen,
@@ -49,8 +49,8 @@ __all__ = [
     "as_pytree",
     "as_schedule",
     "as_setting",
+    "count_examples",
     "evaluate",
-    "examples",
     "init_inner_state",
     "inner_loss",
     "require_arguments",

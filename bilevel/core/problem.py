@@ -141,6 +141,6 @@ def _check_level(level: str, tree: PyTree) -> None:
         require_finite(f"data.{level}", path, leaf)
 
 
-def examples(tree: PyTree) -> int:
+def count_examples(tree: PyTree) -> int:
     """Return the number of examples: the length of the leading axis of every leaf."""
     return jax.tree.leaves(tree)[0].shape[0]

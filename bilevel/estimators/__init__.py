@@ -12,10 +12,10 @@ from bilevel.estimators.one_step import OneStep
 from bilevel.estimators.penalty import Penalty
 from bilevel.estimators.pes import PES
 from bilevel.estimators.predicted import Predicted
-from bilevel.estimators.rebuild import innermost, map_innermost, scale_work
+from bilevel.estimators.rebuild import innermost_estimator, map_innermost, scale_work
 from bilevel.estimators.refusals import check_losses, check_minimiser
 from bilevel.estimators.replicated import Replicated
-from bilevel.estimators.residuals import full_gradient, inner_residual, progress
+from bilevel.estimators.residuals import full_gradient, inner_residual, measure_progress
 from bilevel.estimators.reverse import Reverse
 from bilevel.estimators.richardson import Richardson
 from bilevel.estimators.sampled import Sampled
@@ -45,9 +45,9 @@ __all__ = [
     "hypergradient",
     "init_filled",
     "inner_residual",
-    "innermost",
+    "innermost_estimator",
     "map_innermost",
-    "progress",
+    "measure_progress",
     "scale_work",
     "solver_of",
 ]

@@ -15,7 +15,7 @@ from bilevel.core import (
     Problem,
 )
 from bilevel.solvers import Solver
-from bilevel.utils import Hyper, Key, Params, PyTree, strong
+from bilevel.utils import Hyper, Key, Params, PyTree, strip_weak_types
 
 
 def data_of_call(estimator: Estimator, data: Data, key: Key) -> Data:
@@ -38,7 +38,7 @@ def init_filled(
     ``estimator.step`` in compiled form, ``(problem, estimator, hyper, lower, data, key)``, which
     then need not be traced again.
     """
-    lower = strong(estimator.init(params, data))
+    lower = strip_weak_types(estimator.init(params, data))
 
     def call(lower: InnerState) -> tuple[Estimate, InnerState]:
         if step is not None:

@@ -9,7 +9,7 @@ from jax.stages import Compiled
 from bilevel.core import Data, Estimate, Estimator, InnerState, Problem, require_arguments
 from bilevel.estimators.base import data_of_call, init_filled
 from bilevel.estimators.refusals import check_losses
-from bilevel.utils import FloatTreeLike, Hyper, Key, Params, require_variables, strong
+from bilevel.utils import FloatTreeLike, Hyper, Key, Params, require_variables, strip_weak_types
 
 
 def hypergradient(
@@ -63,11 +63,11 @@ def hypergradient(
     require_arguments(problem, estimator, data, key)
     require_variables("hyper", hyper)
     problem.require_inside(hyper)
-    hyper = strong(hyper)
+    hyper = strip_weak_types(hyper)
     if state is None:
         require_variables("params", params)
-        state = _init_state(problem, estimator, hyper, strong(params), data, key)
-    return _step(problem, estimator, hyper, strong(state), data, key)
+        state = _init_state(problem, estimator, hyper, strip_weak_types(params), data, key)
+    return _step(problem, estimator, hyper, strip_weak_types(state), data, key)
 
 
 def compiled_step(
@@ -81,8 +81,8 @@ def compiled_step(
     """Return the compiled program of one call, for XLA's analysis of it, and the call itself."""
     require_variables("hyper", hyper)
     require_variables("params", params)
-    hyper = strong(hyper)
-    lower = _init_state(problem, estimator, hyper, strong(params), data, key)
+    hyper = strip_weak_types(hyper)
+    lower = _init_state(problem, estimator, hyper, strip_weak_types(params), data, key)
     compiled = _step.lower(problem, estimator, hyper, lower, data, key).compile()
     return compiled, partial(compiled, estimator, hyper, lower, data, key)
 

@@ -13,9 +13,9 @@ from bilevel.utils import (
     Key,
     PyTree,
     basis,
+    combine_basis,
     require_positive_int,
     size,
-    unbasis,
     unit_vectors,
 )
 
@@ -55,7 +55,7 @@ def draw(directions: Directions, hyper: Hyper, key: Key) -> PyTree:
     return jax.tree.unflatten(treedef, signs)
 
 
-def assemble(
+def assemble_gradient(
     directions: Directions, drawn: PyTree, slopes: Array, hyper: Hyper
 ) -> tuple[PyTree, PyTree | None]:
     """Return ``(grad, standard error or None)`` from directional derivatives ``slopes``, ``[m]``.
@@ -65,7 +65,7 @@ def assemble(
     projection of the gradient if they are orthonormal.
     """
     if directions is None:
-        return unbasis(slopes, hyper), None
+        return combine_basis(slopes, hyper), None
 
     def weigh(u: Array) -> Array:
         return (slopes.reshape(-1, *[1] * (u.ndim - 1)) * u).astype(u.dtype)
@@ -94,7 +94,7 @@ def chunk(directions: Directions, drawn: PyTree, hyper: Hyper, first: Array, row
     return jax.tree.map(take, drawn)
 
 
-def count(directions: Directions, hyper: Hyper) -> int:
+def count_tangents(directions: Directions, hyper: Hyper) -> int:
     """Return how many tangents are pushed through every step."""
     if directions is None:
         return size(hyper)

@@ -26,9 +26,9 @@ from bilevel.core import (
 )
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.refusals import check_read
-from bilevel.estimators.residuals import progress
-from bilevel.solvers import Carry, Solver, run, start
-from bilevel.spaces import coordinates, in_natural_units, moved
+from bilevel.estimators.residuals import measure_progress
+from bilevel.solvers import Carry, Solver, run_steps, start_solver
+from bilevel.spaces import free_coordinates, in_natural_units, move_coordinates
 from bilevel.utils import (
     Hyper,
     Key,
@@ -93,15 +93,15 @@ class Evolution:
     ) -> tuple[Estimate, InnerState]:
         """Run the chain, and the pairs from the same point."""
         check_read("Evolution", problem, self.solver, hyper, lower, data, key)
-        before, _ = start(problem, self.solver, hyper, lower, data)
-        free = coordinates(problem.space, hyper)
+        before, _ = start_solver(problem, self.solver, hyper, lower, data)
+        free = free_coordinates(problem.space, hyper)
 
         def play(hyper: Hyper, key: Key) -> tuple[Scalar, Carry]:
-            return episode(problem, self.solver, self.steps, hyper, lower, data, key)
+            return run_episode(problem, self.solver, self.steps, hyper, lower, data, key)
 
         def slope(direction: PyTree, key: Key) -> Array:
             def one(sign: Array) -> Array:
-                at = moved(problem.space, free, sign * self.sigma, direction, hyper)
+                at = move_coordinates(problem.space, free, sign * self.sigma, direction, hyper)
                 return play(at, key)[0]
 
             up, down = jax.vmap(one)(jnp.array([1, -1]))
@@ -113,11 +113,13 @@ class Evolution:
         drawn = dirs.draw(signs, free, drawn_by)
         slopes = jax.vmap(slope)(drawn, jax.random.split(pairs_by, self.pairs))
         grad, error = in_natural_units(
-            problem.space, free, *dirs.assemble(signs, drawn, slopes, free)
+            problem.space, free, *dirs.assemble_gradient(signs, drawn, slopes, free)
         )
 
         value, (params, state) = play(hyper, key)
-        residual, reference = progress(problem, hyper, before, params, data, lower.reference)
+        residual, reference = measure_progress(
+            problem, hyper, before, params, data, lower.reference
+        )
         counts = Counts.of(gradients=(2 * self.pairs + 1) * self.steps + 1)
         evidence = Evidence(residual, standard_error=error, counts=counts)
         return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
@@ -135,7 +137,7 @@ def require_es(owner: str, steps: int, sigma: Number, pairs: int) -> None:
         raise ValueError(f"{owner}: pairs must be at least 2 for a standard error, got {pairs}.")
 
 
-def episode(
+def run_episode(
     problem: Problem,
     solver: Solver,
     steps: int,
@@ -145,6 +147,6 @@ def episode(
     key: Key,
 ) -> tuple[Scalar, Carry]:
     """Return the outer value after ``steps`` from ``lower`` at ``hyper``, and the chain's end."""
-    carry = start(problem, solver, hyper, lower, data)
-    carry = run(inner_loss(problem), solver, hyper, carry, data, key, steps=steps)
+    carry = start_solver(problem, solver, hyper, lower, data)
+    carry = run_steps(inner_loss(problem), solver, hyper, carry, data, key, steps=steps)
     return problem.outer(carry[0], hyper, data.outer), carry

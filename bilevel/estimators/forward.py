@@ -28,10 +28,10 @@ from bilevel.core import (
 )
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.rebuild import no_window
-from bilevel.estimators.recursion import chain, contract
+from bilevel.estimators.recursion import contract_tangents, run_chain
 from bilevel.estimators.refusals import check_unrolled
-from bilevel.estimators.residuals import progress
-from bilevel.solvers import Carry, Solver, run, start
+from bilevel.estimators.residuals import measure_progress
+from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
     FloatTree,
     Hyper,
@@ -47,7 +47,7 @@ Tangents: TypeAlias = list[Array] | None
 Slopes: TypeAlias = tuple[Array, Params, PyTree, Tangents]
 
 
-class Memory(NamedTuple):
+class ForwardMemory(NamedTuple):
     """``tangents`` of all moving leaves, ``[p, *leaf]``; ``twin``, the independent chain."""
 
     tangents: Tangents | tuple[()]
@@ -111,7 +111,7 @@ class Forward:
         state = self.solver.init(params, data.inner)
         tangents = None if self._carries() else ()
         return init_inner_state(
-            params, state, Memory(tangents, (params, state) if self.cross else None)
+            params, state, ForwardMemory(tangents, (params, state) if self.cross else None)
         )
 
     def step(
@@ -119,33 +119,35 @@ class Forward:
     ) -> tuple[Estimate, InnerState]:
         """Run the chain with its derivative; contract with the outer gradient."""
         check_unrolled("Forward", problem, self.solver, hyper, lower, data, key)
-        before, _ = start(problem, self.solver, hyper, lower, data)
+        before, _ = start_solver(problem, self.solver, hyper, lower, data)
         twin = self._twin(problem, hyper, lower, data, key) if self.cross else None
         drawn = None
         if self.directions is not None or self.chunk is None:
             drawn = dirs.draw(self.directions, hyper, jax.random.fold_in(key, self.steps + 1))
 
         def slopes(tangents: Tangents, drawn: FloatTree) -> Slopes:
-            loop = partial(chain, steps=self.steps, late=self.start, average=self.average)
+            loop = partial(run_chain, steps=self.steps, late=self.start, average=self.average)
             end = loop(problem, self.solver, hyper, lower, tangents, drawn, data, key)
             (params, state), tangents = end
             where = params if twin is None else twin[0]
             outer = jax.grad(problem.outer, argnums=(0, 1))
             in_params, in_hyper = outer(where, hyper, data.outer)
             direct = jax.vmap(lambda u: vdot(u, in_hyper))(drawn)
-            return contract(tangents, in_params) + direct, params, state, tangents
+            return contract_tangents(tangents, in_params) + direct, params, state, tangents
 
         tangents = lower.memory.tangents if self._carries() else None
         if self.chunk is None:
             along, params, state, tangents = slopes(tangents, drawn)
         else:
             along, params, state = self._chunked(slopes, drawn, hyper, lower, self.chunk)
-        grad, error = dirs.assemble(self.directions, drawn, along, hyper)
+        grad, error = dirs.assemble_gradient(self.directions, drawn, along, hyper)
 
-        residual, reference = progress(problem, hyper, before, params, data, lower.reference)
+        residual, reference = measure_progress(
+            problem, hyper, before, params, data, lower.reference
+        )
         evidence = Evidence(residual, standard_error=error, counts=self._counts(hyper))
         value = problem.outer(params, hyper, data.outer)
-        memory = Memory(tangents if self._carries() else (), twin)
+        memory = ForwardMemory(tangents if self._carries() else (), twin)
         return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)
 
     def scaled(self, times: int) -> "Forward":
@@ -162,7 +164,7 @@ class Forward:
         return self.directions is None and self.chunk is None
 
     def _counts(self, hyper: Hyper) -> Counts:
-        tangents = dirs.count(self.directions, hyper)
+        tangents = dirs.count_tangents(self.directions, hyper)
         chunks = 1 if self.chunk is None else -(-tangents // self.chunk)
         gradients = self.steps * (chunks + self.cross) + 1
         return Counts.of(gradients=gradients, jvps=(self.steps - self.start) * tangents)
@@ -176,7 +178,7 @@ class Forward:
         rows: int,
     ) -> tuple[Array, Params, PyTree]:
         """Return all slopes, a chunk of directions at a time; the iterates are the same in each."""
-        m = dirs.count(self.directions, hyper)
+        m = dirs.count_tangents(self.directions, hyper)
 
         def one(_: Carry, first: Array) -> tuple[Carry, Array]:
             some = dirs.chunk(self.directions, drawn, hyper, first, rows)
@@ -191,9 +193,9 @@ class Forward:
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[PyTree, PyTree]:
         """Return the independent chain after as many steps, from other keys."""
-        carry = start(problem, self.solver, hyper, InnerState(*lower.memory.twin), data)
+        carry = start_solver(problem, self.solver, hyper, InnerState(*lower.memory.twin), data)
         other = jax.random.fold_in(key, self.steps)
-        return run(
+        return run_steps(
             inner_loss(problem),
             self.solver,
             hyper,

@@ -30,7 +30,7 @@ from bilevel.estimators.rebuild import no_window
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver
-from bilevel.solvers import Carry, Solver, run, start
+from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
     Hyper,
     Key,
@@ -104,7 +104,7 @@ class Implicit:
     ) -> tuple[Estimate, InnerState]:
         """Solve the inner problem, then the adjoint system at its solution."""
         check_minimiser("Implicit", problem, hyper, lower.params, data)
-        before, _ = carry = start(problem, self.solver, hyper, lower, data)
+        before, _ = carry = start_solver(problem, self.solver, hyper, lower, data)
         params, state = self._minimise(problem, hyper, carry, data, key)
 
         key, key_system, key_bias = jax.random.split(jax.random.fold_in(key, self.steps), 3)
@@ -137,7 +137,7 @@ class Implicit:
         self, problem: Problem, hyper: Hyper, carry: Carry, data: Data, key: Key
     ) -> Carry:
         """Return ``(params, solver state)`` after all steps, the params averaged if asked."""
-        steps = partial(run, inner_loss(problem), self.solver, hyper, data=data, key=key)
+        steps = partial(run_steps, inner_loss(problem), self.solver, hyper, data=data, key=key)
         first = self.steps - self.average
         carry = steps(carry, steps=first)
 

@@ -25,9 +25,9 @@ from bilevel.core import (
     inner_loss,
 )
 from bilevel.estimators.refusals import check_unrolled
-from bilevel.estimators.residuals import progress
+from bilevel.estimators.residuals import measure_progress
 from bilevel.estimators.reverse import Reverse
-from bilevel.solvers import Carry, Solver, run, start
+from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
     Hyper,
     Key,
@@ -98,11 +98,11 @@ class OneStep:
         check_unrolled("OneStep", problem, self.solver, hyper, lower, data, key)
         dropped = self.steps - self.last
         near, far = min(_PROBE, (dropped + 1) // 2), min(_PROBE, dropped // 2)
-        before, _ = carry = start(problem, self.solver, hyper, lower, data)
+        before, _ = carry = start_solver(problem, self.solver, hyper, lower, data)
 
         def advance(k: int, n: int, hyper: Hyper, carry: Carry) -> Carry:
             loss = inner_loss(problem)
-            return run(loss, self.solver, hyper, carry, data, key, steps=n, first=k)
+            return run_steps(loss, self.solver, hyper, carry, data, key, steps=n, first=k)
 
         # Backwards from the end: `last` steps that are kept, `near` and `far` steps of the probe,
         # and before them those that are only run.
@@ -127,7 +127,9 @@ class OneStep:
         oldest, far_terms = pull_far(middle)
 
         bias = _tail(near_terms, far_terms, norm(oldest), norm(middle))
-        residual, reference = progress(problem, hyper, before, params, data, lower.reference)
+        residual, reference = measure_progress(
+            problem, hyper, before, params, data, lower.reference
+        )
         counts = Counts.of(gradients=self.steps + 1, vjps=self.last + near + far)
         evidence = Evidence(residual, bias=bias, counts=counts)
         return Estimate(value, grad, evidence), InnerState(params, state, None, reference)

@@ -15,8 +15,8 @@ from jax import Array
 
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
 from bilevel.estimators.refusals import check_minimiser
-from bilevel.estimators.residuals import progress
-from bilevel.solvers import Carry, Solver, run, start
+from bilevel.estimators.residuals import measure_progress
+from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
     DataTree,
     Hyper,
@@ -92,8 +92,8 @@ class Penalty:
                 penalty = weight * problem.outer(params, hyper, data.outer) / self.gamma
                 return problem.inner(params, hyper, batch) + penalty
 
-            carry = start(problem, self.solver, hyper, InnerState(params, state), data)
-            return run(loss, self.solver, hyper, carry, data, key, steps=self.steps)
+            carry = start_solver(problem, self.solver, hyper, InnerState(params, state), data)
+            return run_steps(loss, self.solver, hyper, carry, data, key, steps=self.steps)
 
         def put_first(x: Array, rest: Array) -> Array:
             return jnp.concatenate([x[None], rest])
@@ -117,8 +117,10 @@ class Penalty:
             for weight, (at, _) in zip(_WEIGHTS[1:], penalised, strict=True)
         )
         bias = jax.tree.map(jnp.subtract, rough, grad)
-        before, _ = start(problem, self.solver, hyper, lower, data)
-        residual, reference = progress(problem, hyper, before, params, data, lower.reference)
+        before, _ = start_solver(problem, self.solver, hyper, lower, data)
+        residual, reference = measure_progress(
+            problem, hyper, before, params, data, lower.reference
+        )
         evidence = Evidence(residual, bias=bias, counts=Counts.of(gradients=3 * self.steps + 1))
         memory = jax.tree.map(lambda x: x[1:], chains)
         value = problem.outer(params, hyper, data.outer)

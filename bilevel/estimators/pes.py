@@ -16,11 +16,11 @@ from jax import Array
 
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
 from bilevel.estimators import directions as dirs
-from bilevel.estimators.evolution import episode, require_es
+from bilevel.estimators.evolution import require_es, run_episode
 from bilevel.estimators.refusals import check_read
-from bilevel.estimators.residuals import progress
-from bilevel.solvers import Carry, Solver, start
-from bilevel.spaces import coordinates, in_natural_units, moved
+from bilevel.estimators.residuals import measure_progress
+from bilevel.solvers import Carry, Solver, start_solver
+from bilevel.spaces import free_coordinates, in_natural_units, move_coordinates
 from bilevel.utils import (
     Counter,
     FloatTree,
@@ -36,7 +36,7 @@ from bilevel.utils import (
 )
 
 
-class Memory(NamedTuple):
+class PESMemory(NamedTuple):
     """What the pairs carry from call to call.
 
     ``particles``, params and solver states of the pairs, ``[pairs, 2, *leaf]``; ``drift`` like
@@ -96,24 +96,26 @@ class PES:
     def init(self, params: Params, data: Data) -> InnerState:
         """Return all chains at the start point; the drift is zero."""
         carry = (params, self.solver.init(params, data.inner))
-        return init_inner_state(*carry, Memory(self._gather(carry), None, jnp.zeros((), jnp.int32)))
+        return init_inner_state(
+            *carry, PESMemory(self._gather(carry), None, jnp.zeros((), jnp.int32))
+        )
 
     def step(
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Move every chain; weigh the differences of the pairs by their accumulated drift."""
         check_read("PES", problem, self.solver, hyper, lower, data, key)
-        before, _ = start(problem, self.solver, hyper, lower, data)
-        free = coordinates(problem.space, hyper)
+        before, _ = start_solver(problem, self.solver, hyper, lower, data)
+        free = free_coordinates(problem.space, hyper)
         particles, drift, age = self._remembered(problem, free, lower)
 
         def play(hyper: Hyper, carry: Carry, key: Key) -> tuple[Scalar, Carry]:
             at = InnerState(*carry)
-            return episode(problem, self.solver, self.steps, hyper, at, data, key)
+            return run_episode(problem, self.solver, self.steps, hyper, at, data, key)
 
         def pair(carry: Carry, direction: PyTree, key: Key) -> tuple[Scalar, Carry]:
             def one(sign: Array, carry: Carry) -> tuple[Scalar, Carry]:
-                at = moved(problem.space, free, sign * self.sigma, direction, hyper)
+                at = move_coordinates(problem.space, free, sign * self.sigma, direction, hyper)
                 return play(at, carry, key)
 
             values, carry = jax.vmap(one)(jnp.array([1, -1]), carry)
@@ -128,24 +130,26 @@ class PES:
             particles, drawn, jax.random.split(pairs_by, self.pairs)
         )
         grad, error = in_natural_units(
-            problem.space, free, *dirs.assemble(signs, drift, weights, free)
+            problem.space, free, *dirs.assemble_gradient(signs, drift, weights, free)
         )
 
         value, (params, state) = play(hyper, (lower.params, lower.solver_state), key)
-        residual, reference = progress(problem, hyper, before, params, data, lower.reference)
+        residual, reference = measure_progress(
+            problem, hyper, before, params, data, lower.reference
+        )
         counts = Counts.of(gradients=(2 * self.pairs + 1) * self.steps + 1)
         evidence = Evidence(residual, standard_error=error, counts=counts)
-        memory = Memory(particles, drift, age + 1)
+        memory = PESMemory(particles, drift, age + 1)
         return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)
 
     def _gather(self, carry: Carry) -> Carry:
         """Return every chain of every pair at one point."""
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.pairs, 2, *x.shape)), carry)
 
-    def _remembered(self, problem: Problem, free: PyTree, lower: InnerState) -> Memory:
+    def _remembered(self, problem: Problem, free: PyTree, lower: InnerState) -> PESMemory:
         """Return the memory to begin with: as it is, or without the past."""
         none = jax.tree.map(lambda x: jnp.zeros((self.pairs, *x.shape), x.dtype), free)
-        empty = Memory(
+        empty = PESMemory(
             self._gather((lower.params, lower.solver_state)), none, jnp.zeros((), jnp.int32)
         )
         if lower.memory.drift is None or problem.start is not None:

@@ -16,10 +16,10 @@ def inner_estimator(estimator: Estimator) -> Estimator | None:
     return getattr(estimator, "estimator", None)
 
 
-def innermost(estimator: Estimator) -> Estimator:
+def innermost_estimator(estimator: Estimator) -> Estimator:
     """Return the estimator inside all wrappers: itself if it wraps none."""
     inside = inner_estimator(estimator)
-    return estimator if inside is None else innermost(inside)
+    return estimator if inside is None else innermost_estimator(inside)
 
 
 def map_innermost(estimator: Estimator, change: Callable[[Any], Estimator]) -> Estimator:

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, InnerState, Problem, inner_loss
-from bilevel.solvers import Carry, Solver, repeat, run, start
+from bilevel.solvers import Carry, Solver, repeat_step, run_steps, start_solver
 from bilevel.utils import Float, Hyper, Key, Params, PyTree, partition
 
 # Floating-point leaves of params and solver state, the other leaves, tangents of the former.
-Loop: TypeAlias = tuple[list[Array], list[Array], list[Array]]
+ChainCarry: TypeAlias = tuple[list[Array], list[Array], list[Array]]
 
 
-def chain(
+def run_chain(
     problem: Problem,
     solver: Solver,
     hyper: Hyper,
@@ -45,10 +45,10 @@ def chain(
     loss = inner_loss(problem)
     carry, tangents = _init_tangents(problem, solver, hyper, lower, tangents, directions, data)
     if late:
-        carry = run(loss, solver, hyper, carry, data, key, steps=late)
+        carry = run_steps(loss, solver, hyper, carry, data, key, steps=late)
     moving, fixed, merge = partition(carry)
 
-    def advance(k: Array, loop: Loop) -> Loop:
+    def advance(k: Array, loop: ChainCarry) -> ChainCarry:
         moving, fixed, tangents = loop
         key_k = jax.random.fold_in(key, k)
 
@@ -57,13 +57,13 @@ def chain(
             moved = solver.step(loss, params, hyper, data.inner, key_k, state)
             return partition(moved)[:2]
 
-        moving, tangents, fixed = push(move, (moving, hyper), (tangents, directions))
+        moving, tangents, fixed = push_tangents(move, (moving, hyper), (tangents, directions))
         return moving, fixed, tangents
 
     plain = steps - average
-    loop, _ = repeat(advance, (moving, fixed, tangents), first=late, length=plain - late)
+    loop, _ = repeat_step(advance, (moving, fixed, tangents), first=late, length=plain - late)
     if average:
-        loop, mean = repeat(
+        loop, mean = repeat_step(
             advance, loop, first=plain, length=average, averaged=lambda loop: (loop[0], loop[2])
         )
         loop = (mean[0], loop[1], mean[1])
@@ -71,7 +71,7 @@ def chain(
     return merge(moving, fixed), tangents
 
 
-def push(
+def push_tangents(
     fn: Callable[..., tuple[PyTree, PyTree]], primals: tuple, tangents: tuple
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Return ``fn(*primals)``, its derivative along tangents ``[m, *leaf]``, its auxiliaries."""
@@ -82,7 +82,7 @@ def push(
     return jax.vmap(one, out_axes=(None, 0, None))(*tangents)
 
 
-def contract(tangents: list[Array], cotangent: Params) -> Float[Array, " m"]:
+def contract_tangents(tangents: list[Array], cotangent: Params) -> Float[Array, " m"]:
     """Return ``<d params / d direction, cotangent>`` for every direction, ``[m]``."""
     leaves = jax.tree.leaves(cotangent)
     products = [
@@ -101,13 +101,13 @@ def _init_tangents(
     data: Data,
 ) -> tuple[Carry, list[Array]]:
     """Return the start point and its tangents."""
-    carry = start(problem, solver, hyper, lower, data)
+    carry = start_solver(problem, solver, hyper, lower, data)
     if problem.start is not None:
 
         def initial(hyper: Hyper) -> tuple[list[Array], list[Array]]:
-            return partition(start(problem, solver, hyper, lower, data))[:2]
+            return partition(start_solver(problem, solver, hyper, lower, data))[:2]
 
-        return carry, push(initial, (hyper,), (directions,))[1]
+        return carry, push_tangents(initial, (hyper,), (directions,))[1]
     if tangents is not None:
         return carry, tangents
     m = jax.tree.leaves(directions)[0].shape[0]

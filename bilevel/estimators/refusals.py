@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bilevel.core import Data, InnerState, Problem, inner_loss
 from bilevel.estimators.residuals import full_gradient
-from bilevel.solvers import NotUnrollable, Solver, start
+from bilevel.solvers import NotUnrollable, Solver, start_solver
 from bilevel.utils import Hyper, Key, Params, PyTree, describe, leaf_address, unused_leaves
 
 
@@ -80,7 +80,7 @@ def check_read(
     """Raise as :func:`check_dependence` does, for all that the solver's loop reads."""
 
     def everything(hyper: Hyper) -> PyTree:
-        params, state = start(problem, solver, hyper, lower, data)
+        params, state = start_solver(problem, solver, hyper, lower, data)
         moved = solver.step(inner_loss(problem), params, hyper, data.inner, key, state)
         return params, moved, problem.outer(moved[0], hyper, data.outer)
 

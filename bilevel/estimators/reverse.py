@@ -27,8 +27,8 @@ from bilevel.core import (
 )
 from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.estimators.refusals import check_unrolled
-from bilevel.estimators.residuals import progress
-from bilevel.solvers import Carry, Solver, run, start
+from bilevel.estimators.residuals import measure_progress
+from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
     Hyper,
     Key,
@@ -98,21 +98,25 @@ class Reverse:
         check_unrolled("Reverse", problem, self.solver, hyper, lower, data, key)
         tracked = self.steps if self.truncate is None else self.truncate
         skipped = self.steps - tracked
-        before, _ = carry = start(problem, self.solver, hyper, lower, data)
+        before, _ = carry = start_solver(problem, self.solver, hyper, lower, data)
         if skipped:
-            carry = run(inner_loss(problem), self.solver, hyper, carry, data, key, steps=skipped)
+            carry = run_steps(
+                inner_loss(problem), self.solver, hyper, carry, data, key, steps=skipped
+            )
 
         loss, checkpoints = self._plan(problem, hyper, carry, data, key, tracked)
 
         def objective(hyper: Hyper) -> tuple[Scalar, Carry]:
-            initial = carry if skipped else start(problem, self.solver, hyper, lower, data)
+            initial = carry if skipped else start_solver(problem, self.solver, hyper, lower, data)
             params, state = self._tracked(
                 loss, hyper, initial, data, key, skipped, tracked, checkpoints
             )
             return problem.outer(params, hyper, data.outer), (params, state)
 
         (value, (params, state)), grad = jax.value_and_grad(objective, has_aux=True)(hyper)
-        residual, reference = progress(problem, hyper, before, params, data, lower.reference)
+        residual, reference = measure_progress(
+            problem, hyper, before, params, data, lower.reference
+        )
         recomputed = tracked if checkpoints else 0
         counts = Counts.of(gradients=self.steps + recomputed + 1, vjps=tracked)
         evidence = Evidence(inner_residual=residual, counts=counts)
@@ -156,7 +160,7 @@ class Reverse:
         def steps(length: int, loop: tuple) -> tuple:
             k, params, state = loop
             carry = (params, state)
-            carry = run(loss, self.solver, hyper, carry, data, key, steps=length, first=k)
+            carry = run_steps(loss, self.solver, hyper, carry, data, key, steps=length, first=k)
             return (k + length, *carry)
 
         if not checkpoints:

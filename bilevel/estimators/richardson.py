@@ -25,7 +25,7 @@ from bilevel.core import (
     Problem,
     Schedule,
 )
-from bilevel.estimators.rebuild import innermost, map_innermost
+from bilevel.estimators.rebuild import innermost_estimator, map_innermost
 from bilevel.solvers import Solver
 from bilevel.utils import Hyper, Key, Params, dtype, register_node
 
@@ -109,7 +109,7 @@ register_node(Richardson)
 
 def _require_step_size(estimator: Estimator) -> None:
     """Raise unless the innermost estimator's solver has a number that can be doubled."""
-    estimator = innermost(estimator)
+    estimator = innermost_estimator(estimator)
     if not callable(getattr(estimator, "step", None)):
         return  # a placeholder: JAX rebuilds estimators around anything
     solver: Any = getattr(estimator, "solver", None)

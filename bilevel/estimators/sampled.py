@@ -23,11 +23,11 @@ from bilevel.core import (
     Evidence,
     InnerState,
     Problem,
-    examples,
+    count_examples,
     init_inner_state,
 )
-from bilevel.estimators.residuals import progress
-from bilevel.solvers import take
+from bilevel.estimators.residuals import measure_progress
+from bilevel.solvers import take_rows
 from bilevel.utils import (
     Hyper,
     Key,
@@ -35,16 +35,16 @@ from bilevel.utils import (
     PyTree,
     register_node,
     require_positive_int,
-    strong,
+    strip_weak_types,
     zeros_like,
 )
 
-T = TypeVar("T")
+_T = TypeVar("T")
 
 
-def row(data: Data, key: Key) -> Data:
+def draw_row(data: Data, key: Key) -> Data:
     """Return the task that is one row of ``data``, the same row of both levels, drawn uniformly."""
-    n, other = examples(data.inner), examples(data.outer)
+    n, other = count_examples(data.inner), count_examples(data.outer)
     if n != other:
         raise ValueError(
             f"Sampled draws the same row of both levels, but data.inner has {n} tasks and "
@@ -52,7 +52,7 @@ def row(data: Data, key: Key) -> Data:
             "draw=fn(data, key) -> bl.Data of one task."
         )
     i = jax.random.randint(key, (), 0, n)
-    return jax.tree.map(lambda leaf: take(leaf, i), data)
+    return jax.tree.map(lambda leaf: take_rows(leaf, i), data)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Sampled:
 
         def one(key: Key) -> tuple[Estimate, PyTree]:
             task = self._task(data, key)
-            initial = strong(self.estimator.init(params, task))
+            initial = strip_weak_types(self.estimator.init(params, task))
             estimate, after = self.estimator.step(problem, hyper, initial, task, key)
             return estimate, after.params
 
@@ -147,7 +147,7 @@ class Sampled:
         end = jax.tree.map(lambda x: x[0], ends)
         initial = params if problem.start is None else problem.start(hyper, params)
         task, unknown = self.first_task(data, key), zeros_like(lower.reference)
-        residual, _ = progress(problem, hyper, initial, end, task, unknown)
+        residual, _ = measure_progress(problem, hyper, initial, end, task, unknown)
         counts = Counts(*(jnp.sum(x, dtype=jnp.int32) for x in every.evidence.counts))
         evidence = Evidence(
             residual,
@@ -162,7 +162,7 @@ class Sampled:
         return jax.random.split(key, self.tasks)
 
     def _task(self, data: Data, key: Key) -> Data:
-        task = (self.draw or row)(data, jax.random.fold_in(key, 0))
+        task = (self.draw or draw_row)(data, jax.random.fold_in(key, 0))
         if not isinstance(task, Data):
             raise TypeError(
                 f"Sampled: draw must return the bl.Data of one task, got {type(task).__name__}."
@@ -173,7 +173,7 @@ class Sampled:
 register_node(Sampled, data_fields=["estimator"], meta_fields=["tasks", "draw", "chunk"])
 
 
-def _map(fn: Callable[[Key], T], size: int) -> Callable[[Key], T]:
+def _map(fn: Callable[[Key], _T], size: int) -> Callable[[Key], _T]:
     """Return ``vmap(fn)``, ``size`` entries at a time."""
     if size == 1:
         return partial(jax.lax.map, fn)

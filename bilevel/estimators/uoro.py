@@ -28,8 +28,8 @@ from bilevel.core import (
 )
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.refusals import check_unrolled
-from bilevel.estimators.residuals import progress
-from bilevel.solvers import Solver, start
+from bilevel.estimators.residuals import measure_progress
+from bilevel.solvers import Solver, start_solver
 from bilevel.utils import (
     FloatTree,
     Hyper,
@@ -46,7 +46,7 @@ from bilevel.utils import (
 )
 
 
-class Memory(NamedTuple):
+class UOROMemory(NamedTuple):
     """The factors of the derivative: ``state``, a list of leaves, and ``hyper``, like ``hyper``."""
 
     state: FloatTree
@@ -85,7 +85,9 @@ class UORO:
 
     def init(self, params: Params, data: Data) -> InnerState:
         """Return the chain's start point; the derivative is zero."""
-        return init_inner_state(params, self.solver.init(params, data.inner), Memory(None, None))
+        return init_inner_state(
+            params, self.solver.init(params, data.inner), UOROMemory(None, None)
+        )
 
     def step(
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
@@ -94,7 +96,7 @@ class UORO:
         check_unrolled("UORO", problem, self.solver, hyper, lower, data, key)
         # Step k uses fold_in(key, k), k < steps: the signs must not repeat those keys.
         signs_by = jax.random.fold_in(key, self.steps)
-        before, _ = carry = start(problem, self.solver, hyper, lower, data)
+        before, _ = carry = start_solver(problem, self.solver, hyper, lower, data)
         factors = self._init_factors(problem, hyper, lower, data, signs_by)
         moving, fixed, merge = partition(carry)
         loss = inner_loss(problem)
@@ -113,7 +115,7 @@ class UORO:
                 lambda moving: move(moving, hyper), (moving,), (factors.state,), has_aux=True
             )
             pull = jax.vjp(lambda hyper: move(moving, hyper)[0], hyper)[1]
-            factors = _update_factors(Memory(tangent, factors.hyper), signs, pull(signs)[0])
+            factors = _update_factors(UOROMemory(tangent, factors.hyper), signs, pull(signs)[0])
             return (k + 1, moved, fixed, factors), None
 
         loop = (jnp.zeros((), jnp.int32), moving, fixed, factors)
@@ -124,23 +126,25 @@ class UORO:
         leaves = jax.tree.leaves(in_params)
         grad = axpy(vdot(factors.state[: len(leaves)], leaves), factors.hyper, in_hyper)
 
-        residual, reference = progress(problem, hyper, before, params, data, lower.reference)
+        residual, reference = measure_progress(
+            problem, hyper, before, params, data, lower.reference
+        )
         counts = Counts.of(gradients=self.steps + 1, jvps=self.steps, vjps=self.steps)
         estimate = Estimate(value, grad, Evidence(inner_residual=residual, counts=counts))
         return estimate, InnerState(params, state, factors, reference)
 
     def _init_factors(
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
-    ) -> Memory:
+    ) -> UOROMemory:
         """Return the factors as carried; zero; or a sketch of ``problem.start``'s derivative."""
 
         def initial(hyper: Hyper) -> list[Array]:
-            return partition(start(problem, self.solver, hyper, lower, data))[0]
+            return partition(start_solver(problem, self.solver, hyper, lower, data))[0]
 
         if problem.start is None and lower.memory.state is not None:
             return lower.memory
         moving, pull = jax.vjp(initial, hyper)
-        none = Memory(zeros_like(moving), zeros_like(hyper))
+        none = UOROMemory(zeros_like(moving), zeros_like(hyper))
         if problem.start is None:
             return none
         signs = _signs(moving, jax.random.fold_in(key, 0))
@@ -154,13 +158,13 @@ def _signs(like: list, key: Key) -> list:
     return jax.tree.map(lambda x: x[0], dirs.draw(dirs.Random(1), like, key))
 
 
-def _update_factors(factors: Memory, signs: list, pulled: PyTree) -> Memory:
+def _update_factors(factors: UOROMemory, signs: list, pulled: PyTree) -> UOROMemory:
     """Return ``(p s + q nu, r / p + pulled / q)`` with the scales of least variance."""
     p = _balance(factors.hyper, factors.state)
     q = _balance(pulled, signs)
     state = jax.tree.map(lambda s, nu: (p * s + q * nu).astype(s.dtype), factors.state, signs)
     hyper = jax.tree.map(lambda r, b: (r / p + b / q).astype(r.dtype), factors.hyper, pulled)
-    return Memory(state, hyper)
+    return UOROMemory(state, hyper)
 
 
 def _balance(hyper: Hyper, state: PyTree) -> Array:

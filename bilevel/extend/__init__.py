@@ -42,9 +42,9 @@ from bilevel.estimators import (
     full_gradient,
     init_filled,
     inner_residual,
-    innermost,
+    innermost_estimator,
     map_innermost,
-    progress,
+    measure_progress,
 )
 from bilevel.linear import LinearSolver, Solution
 from bilevel.outer import Backtracks, OuterRule, SetsTolerance, TracksBest
@@ -55,10 +55,17 @@ from bilevel.solvers import (
     Refreshes,
     Solver,
     Stops,
-    backtrack,
+    backtrack_step,
 )
 from bilevel.tuning import Hook, Step
-from bilevel.utils import PyTree, is_inexact, map_fields, register_node, strong, zeros_like
+from bilevel.utils import (
+    PyTree,
+    is_inexact,
+    map_fields,
+    register_node,
+    strip_weak_types,
+    zeros_like,
+)
 
 __all__ = [
     "Backtracks",
@@ -86,18 +93,18 @@ __all__ = [
     "Stops",
     "TracksBest",
     "as_pytree",
-    "backtrack",
+    "backtrack_step",
     "full_gradient",
     "init_filled",
     "init_inner_state",
     "inner_loss",
     "inner_residual",
-    "innermost",
+    "innermost_estimator",
     "is_inexact",
     "map_fields",
     "map_innermost",
-    "progress",
+    "measure_progress",
     "register_node",
-    "strong",
+    "strip_weak_types",
     "zeros_like",
 ]

@@ -108,11 +108,11 @@ def warm_start(hessian: Matvec, b: PyTree, x0: PyTree) -> tuple[PyTree, PyTree, 
     return x0, r, jnp.where(cold, 0, 1).astype(jnp.int32)
 
 
-def attainable(tol: float | Array, b: PyTree) -> Array:
+def attainable_residual(tol: float | Array, b: PyTree) -> Array:
     """Return the residual norm to stop at: ``tol |b|``, but not below the rounding of the dtype."""
     return jnp.maximum(tol, 2 * jnp.finfo(dtype(b)).eps) * norm(b)
 
 
-def unit(v: PyTree, size: Array) -> PyTree:
+def divide_by_norm(v: PyTree, size: Array) -> PyTree:
     """Return ``v / size``, or ``v`` where ``size`` is 0."""
     return jax.tree.map(lambda x: (x / jnp.where(size > 0, size, 1)).astype(x.dtype), v)

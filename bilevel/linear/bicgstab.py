@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.linear.base import Matvec, Solution, attainable, relative_residual, warm_start
+from bilevel.linear.base import Matvec, Solution, attainable_residual, relative_residual, warm_start
 from bilevel.utils import (
     PyTree,
     axpy,
@@ -52,7 +52,7 @@ class BiCGSTAB:
 
     def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array | None = None) -> Solution:
         """Iterate from ``x0``. No key is used."""
-        target = attainable(self.tol, b)
+        target = attainable_residual(self.tol, b)
         x0, shadow, first = warm_start(hessian, b, x0)
 
         def unfinished(carry: tuple[PyTree, ...]) -> Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.linear.base import Matvec, Solution, attainable, relative_residual, warm_start
+from bilevel.linear.base import Matvec, Solution, attainable_residual, relative_residual, warm_start
 from bilevel.utils import PyTree, axpy, register_node, require_positive, require_positive_int, vdot
 
 
@@ -46,7 +46,7 @@ class CG:
 
     def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array | None = None) -> Solution:
         """Iterate from ``x0``; ``hessian`` must be symmetric positive definite. No key is used."""
-        target = attainable(self.tol, b) ** 2
+        target = attainable_residual(self.tol, b) ** 2
         x0, r, first = warm_start(hessian, b, x0)
 
         def unfinished(carry: tuple[PyTree, ...]) -> Array:

@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from bilevel.linear import lanczos
-from bilevel.linear.base import Matvec, unit
+from bilevel.linear.base import Matvec, divide_by_norm
 from bilevel.utils import PyTree, norm, vdot
 
 POWER_STEPS = 20  # enough to come within a few per cent, which a step size does not feel
@@ -24,7 +24,7 @@ def power_iteration(matvec: Matvec, start: PyTree, steps: int) -> PyTree:
     """Return the unit vector that ``steps`` products turn ``start`` into; 0 stays 0."""
 
     def normalise(v: PyTree) -> PyTree:
-        return unit(v, norm(v))
+        return divide_by_norm(v, norm(v))
 
     return jax.lax.fori_loop(0, steps, lambda _, v: normalise(matvec(v)), normalise(start))
 

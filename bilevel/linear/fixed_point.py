@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.linear.base import Matvec, Solution, attainable, relative_residual, warm_start
+from bilevel.linear.base import Matvec, Solution, attainable_residual, relative_residual, warm_start
 from bilevel.linear.step_size import require_step_size, stable_step
 from bilevel.utils import PyTree, axpy, norm, register_node, require_positive, require_positive_int
 
@@ -51,7 +51,7 @@ class FixedPoint:
     def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array | None = None) -> Solution:
         """Iterate from ``x0``; the key serves to measure the step size."""
         step, used = stable_step("FixedPoint", self.step_size, hessian, b, key)
-        target = attainable(self.tol, b)
+        target = attainable_residual(self.tol, b)
         x0, r, first = warm_start(hessian, b, x0)
 
         # A contraction never lets the residual grow: ten times more is divergence, and shows.

@@ -10,9 +10,9 @@ from jax import Array
 from bilevel.linear.base import (
     Matvec,
     Solution,
-    attainable,
+    attainable_residual,
+    divide_by_norm,
     relative_norm,
-    unit,
     warm_start,
 )
 from bilevel.utils import PyTree, axpy, norm, register_node, require_positive, require_positive_int
@@ -55,7 +55,7 @@ class GMRES:
 
     def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array | None = None) -> Solution:
         """Iterate from ``x0``. No key is used."""
-        target = attainable(self.tol, b)
+        target = attainable_residual(self.tol, b)
         x0, r, first = warm_start(hessian, b, x0)
 
         def unfinished(carry: tuple[PyTree, ...]) -> Array:
@@ -94,7 +94,7 @@ def _cycle(hessian: Matvec, r: PyTree, target: Array, m: int, most: Array) -> tu
     size = norm(r)
     vectors = jax.tree.map(lambda x: jnp.zeros((m + 1, *x.shape), x.dtype), r)
     start = _Arnoldi(
-        jax.tree.map(lambda rows, x: rows.at[0].set(x), vectors, unit(r, size)),
+        jax.tree.map(lambda rows, x: rows.at[0].set(x), vectors, divide_by_norm(r, size)),
         jnp.eye(m, dtype=size.dtype),  # columns that are never reached leave the triangle regular
         jnp.zeros(m, size.dtype),
         jnp.zeros(m, size.dtype),
@@ -134,7 +134,9 @@ def _advance(hessian: Matvec, at: _Arnoldi) -> _Arnoldi:
     s = jnp.where(radius > 0, length / radius, 1)
     column = column.at[k].set(jnp.where(radius > 0, radius, 1))
     kept = jnp.where(jnp.arange(m) <= k, column[:m], 0)
-    vectors = jax.tree.map(lambda rows, x: rows.at[k + 1].set(x), at.vectors, unit(image, length))
+    vectors = jax.tree.map(
+        lambda rows, x: rows.at[k + 1].set(x), at.vectors, divide_by_norm(image, length)
+    )
     rhs = at.rhs.at[k + 1].set(-s * at.rhs[k]).at[k].set(c * at.rhs[k])
     return _Arnoldi(
         vectors, at.R.at[:, k].set(kept), at.cosine.at[k].set(c), at.sine.at[k].set(s), rhs, k + 1

@@ -10,9 +10,9 @@ from jax import Array
 from bilevel.linear.base import (
     Matvec,
     Solution,
-    attainable,
+    attainable_residual,
+    divide_by_norm,
     relative_residual,
-    unit,
     warm_start,
 )
 from bilevel.utils import (
@@ -63,7 +63,7 @@ class MINRES:
 
     def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array | None = None) -> Solution:
         """Iterate from ``x0``; ``hessian`` must be symmetric. No key is used."""
-        target = attainable(self.tol, b)
+        target = attainable_residual(self.tol, b)
         x0, r, first = warm_start(hessian, b, x0)
 
         def unfinished(carry: _Carry) -> Array:
@@ -101,7 +101,9 @@ def _begin(x0: PyTree, r: PyTree) -> _Carry:
     size, zero = norm(r), zeros_like(r)
     none, one = jnp.zeros_like(size), jnp.ones_like(size)
     k = jnp.zeros((), jnp.int32)
-    return _Carry(x0, zero, unit(r, size), size, zero, zero, -one, none, none, none, size, k)
+    return _Carry(
+        x0, zero, divide_by_norm(r, size), size, zero, zero, -one, none, none, none, size, k
+    )
 
 
 def _advance(hessian: Matvec, at: _Carry) -> _Carry:
@@ -120,11 +122,11 @@ def _advance(hessian: Matvec, at: _Carry) -> _Carry:
     radius = jnp.hypot(diagonal, following)
     radius = jnp.where(radius > rounding, radius, 0)  # 0: singular, and b not in the range
     cosine, sine = (jnp.where(radius > 0, x / radius, 0) for x in (diagonal, following))
-    w = unit(axpy(-at.far_above, at.w2, axpy(-upper, at.w1, at.v)), radius)
+    w = divide_by_norm(axpy(-at.far_above, at.w2, axpy(-upper, at.w1, at.v)), radius)
     return _Carry(
         x=axpy(cosine * at.left, w, at.x),
         before=at.v,
-        v=unit(image, following),
+        v=divide_by_norm(image, following),
         beta=following,
         w1=w,
         w2=at.w1,

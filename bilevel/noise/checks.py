@@ -46,7 +46,7 @@ def positive_definite(owner: str, name: str, matrix: ArrayLike, cure: str = "") 
     return array
 
 
-def hessian(owner: str, matrix: ArrayLike) -> Array:
+def require_hessian(owner: str, matrix: ArrayLike) -> Array:
     """Return a Hessian, validated to be positive definite: else there is no stationary state."""
     cure = (
         "Noise spreads without bound along flat or falling directions: add a penalty, use "
@@ -62,7 +62,7 @@ def momentum(owner: str, value: float | Array) -> float | Array:
     return value
 
 
-def positive(owner: str, **values: float | Array) -> None:
+def require_positive_scalars(owner: str, **values: float | Array) -> None:
     """Validate scalars to be positive and finite."""
     for name, value in values.items():
         if not is_traced(value) and (jnp.ndim(value) or not 0 < float(value) < np.inf):
@@ -71,10 +71,14 @@ def positive(owner: str, **values: float | Array) -> None:
 
 def below_limit(owner: str, value: float | Array, limit: float | Array, what: str) -> None:
     """Raise unless ``value < limit``, the edge beyond which no stationary state exists."""
-    below(f"{owner}: no stationary state exists", value, limit, what, "Take a smaller step size.")
+    require_below(
+        f"{owner}: no stationary state exists", value, limit, what, "Take a smaller step size."
+    )
 
 
-def below(owner: str, value: float | Array, limit: float | Array, what: str, cure: str) -> None:
+def require_below(
+    owner: str, value: float | Array, limit: float | Array, what: str, cure: str
+) -> None:
     """Raise unless ``value < limit``."""
     if not is_traced((value, limit)) and not float(value) < float(limit):
         raise ValueError(
@@ -89,7 +93,7 @@ def same_size(owner: str, **matrices: Array) -> None:
         raise ValueError(f"{owner}: the matrices must have one size, got {listed}.")
 
 
-def commute(owner: str, **matrices: Array) -> None:
+def require_commuting(owner: str, **matrices: Array) -> None:
     """Raise unless two symmetric matrices commute (to rounding)."""
     (first, a), (second, b) = matrices.items()
     if is_traced((a, b)):

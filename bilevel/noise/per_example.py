@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.core import Data, Problem, examples
-from bilevel.utils import PyTree, require_smooth, strong
+from bilevel.core import Data, Problem, count_examples
+from bilevel.utils import PyTree, require_smooth, strip_weak_types
 
 ExampleLoss = Callable[[Array, Array], Array]  # (x, theta) -> (), the loss of one example
 
@@ -31,8 +31,8 @@ class FlatProblem:
     ) -> "FlatProblem":
         """Return the flat losses of a smooth problem without a start point of its own."""
         require_smooth(owner, problem)
-        x, to_params = ravel_pytree(strong(params))
-        theta, to_hyper = ravel_pytree(strong(hyper))
+        x, to_params = ravel_pytree(strip_weak_types(params))
+        theta, to_hyper = ravel_pytree(strip_weak_types(hyper))
         return cls(problem, data, x, theta, to_params, to_hyper)
 
     def inner(self, x: Array, theta: Array, batch: PyTree) -> Array:
@@ -54,7 +54,7 @@ class FlatProblem:
     @property
     def count(self) -> int:
         """Return the number m of inner examples."""
-        return examples(self.data.inner)
+        return count_examples(self.data.inner)
 
     def map_examples(
         self, fn: Callable[[ExampleLoss], PyTree], rows: Array, chunk: int | None

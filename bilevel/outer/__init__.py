@@ -5,12 +5,12 @@ from typing import Any as _Any
 from bilevel.outer.adagrad_norm import AdaGradNorm
 from bilevel.outer.auto import Auto
 from bilevel.outer.base import Backtracks, OuterRule, SetsTolerance, TracksBest
-from bilevel.outer.coordinates import capable
+from bilevel.outer.coordinates import find_capability
 from bilevel.outer.dog import DoG
 from bilevel.outer.lbfgs import LBFGS
 from bilevel.outer.line_search import LineSearch
 from bilevel.outer.polyak import Polyak
-from bilevel.utils import renamed as _renamed
+from bilevel.utils import resolve_renamed as _renamed
 
 __all__ = [
     "LBFGS",
@@ -23,7 +23,7 @@ __all__ = [
     "Polyak",
     "SetsTolerance",
     "TracksBest",
-    "capable",
+    "find_capability",
 ]
 
 _RENAMED = {

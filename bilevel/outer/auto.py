@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 from bilevel.outer.base import flat_admit, flatten
 from bilevel.outer.dog import DoGState, init_dog, take_step, update_average
 from bilevel.outer.trust_region import (
-    Admit,
+    AdmitVector,
     TrustRegionState,
     best_point,
     compute_scales,
@@ -147,7 +147,12 @@ def noise_dominates(grad: PyTree, standard_error: PyTree) -> Array:
 
 
 def _step_by_search(
-    state: AutoState, x: Array, value: Array, slope: Array, dominated: Array, admit: Admit | None
+    state: AutoState,
+    x: Array,
+    value: Array,
+    slope: Array,
+    dominated: Array,
+    admit: AdmitVector | None,
 ) -> tuple[Array, AutoState]:
     """Judge the trial; propose another, or begin with DoG from the best accepted point."""
     search, verdict = judge_trial(state.search, x, value, slope)

@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from bilevel.core import Estimate
 from bilevel.utils import PyTree
 
-E = TypeVar("E")
+_E = TypeVar("E")
 Admit = Callable[[PyTree], PyTree]  # what a space admits
 
 
@@ -65,12 +65,12 @@ class Backtracks(Protocol):
 class SetsTolerance(Protocol):
     """A rule that needs little accuracy at first and sets the estimator's tolerances."""
 
-    def set_tolerance(self, estimator: E, state: PyTree) -> E:
+    def set_tolerance(self, estimator: _E, state: PyTree) -> _E:
         """The estimator for the next evaluation: of the same structure, never more accurate."""
         ...
 
 
-def move(
+def move_hyper(
     tx: OuterRule, estimate: Estimate, state: PyTree, hyper: PyTree, admit: Admit | None = None
 ) -> tuple[PyTree, PyTree]:
     """``(hyper, state)`` after the update that an estimate asks for.

@@ -6,12 +6,12 @@ from typing import NamedTuple, TypeVar, cast
 from jax import Array
 
 from bilevel.core import Estimate
-from bilevel.outer.base import Backtracks, OuterRule, SetsTolerance, TracksBest, move
+from bilevel.outer.base import Backtracks, OuterRule, SetsTolerance, TracksBest, move_hyper
 from bilevel.spaces import Spaces
 from bilevel.utils import PyTree, norm, register_node
 
-E = TypeVar("E")
-P = TypeVar("P")
+_E = TypeVar("E")
+_P = TypeVar("P")
 
 
 class CoordinateState(NamedTuple):
@@ -40,7 +40,7 @@ class Coordinates:
     def apply(self, estimate: Estimate, state: CoordinateState) -> tuple[PyTree, CoordinateState]:
         """``(hyper, state)`` after an update by an estimate in natural units."""
         seen = to_coordinates(self, estimate, state)
-        free, outer = move(self.tx, seen, state.outer, state.free, self.spaces.admit)
+        free, outer = move_hyper(self.tx, seen, state.outer, state.free, self.spaces.admit)
         free = self.spaces.admit(free)
         return self.spaces.natural(free), CoordinateState(free, outer)
 
@@ -58,7 +58,7 @@ class Coordinates:
         outer, hopeful = cast(Backtracks, self.tx).backtrack(before.outer, after.outer, after.free)
         return CoordinateState(before.free, outer), hopeful
 
-    def set_tolerance(self, estimator: E, state: CoordinateState) -> E:
+    def set_tolerance(self, estimator: _E, state: CoordinateState) -> _E:
         """Return the estimator with the tolerances that a rule sets."""
         return cast(SetsTolerance, self.tx).set_tolerance(estimator, state.outer)
 
@@ -66,32 +66,32 @@ class Coordinates:
 register_node(Coordinates, data_fields=["tx"], meta_fields=["spaces"])
 
 
-Rule = OuterRule | Coordinates
+AnyRule = OuterRule | Coordinates
 
 
-def in_coordinates(spaces: Spaces | None, tx: OuterRule) -> Rule:
+def in_coordinates(spaces: Spaces | None, tx: OuterRule) -> AnyRule:
     """Return the rule as it moves ``hyper``: in coordinates where there is a space."""
     return tx if spaces is None else Coordinates(tx, spaces)
 
 
-def update(tx: Rule, estimate: Estimate, state: PyTree, hyper: PyTree) -> tuple[PyTree, PyTree]:
+def update(tx: AnyRule, estimate: Estimate, state: PyTree, hyper: PyTree) -> tuple[PyTree, PyTree]:
     """Return ``(hyper, state)`` after the update that an estimate asks for."""
     if isinstance(tx, Coordinates):
         return tx.apply(estimate, state)
-    return move(tx, estimate, state, hyper)
+    return move_hyper(tx, estimate, state, hyper)
 
 
-def unwrap(tx: Rule) -> OuterRule:
+def unwrap_rule(tx: AnyRule) -> OuterRule:
     """Return the rule itself, which says what it can."""
     return tx.tx if isinstance(tx, Coordinates) else tx
 
 
-def capable(tx: Rule, protocol: type[P]) -> P | None:
+def find_capability(tx: AnyRule, protocol: type[_P]) -> _P | None:
     """Return the rule as it moves ``hyper`` if the rule itself follows an optional protocol."""
-    return cast(P, tx) if isinstance(unwrap(tx), protocol) else None
+    return cast(_P, tx) if isinstance(unwrap_rule(tx), protocol) else None
 
 
-def to_coordinates(tx: Rule, estimate: Estimate, state: PyTree) -> Estimate:
+def to_coordinates(tx: AnyRule, estimate: Estimate, state: PyTree) -> Estimate:
     """Return the estimate as the rule sees it: gradient and standard error in coordinates."""
     if not isinstance(tx, Coordinates):
         return estimate
@@ -102,6 +102,6 @@ def to_coordinates(tx: Rule, estimate: Estimate, state: PyTree) -> Estimate:
     return Estimate(estimate.value, tx.spaces.pull(state.free, estimate.grad), evidence)
 
 
-def history_columns(tx: Rule, moved: Estimate) -> dict[str, Array]:
+def history_columns(tx: AnyRule, moved: Estimate) -> dict[str, Array]:
     """Return the norm of the gradient in coordinates, which vanishes at an optimum."""
     return {"free_grad_norm": norm(moved.grad)} if isinstance(tx, Coordinates) else {}

@@ -8,13 +8,13 @@ from jax import Array
 
 from bilevel.utils import map_fields
 
-T = TypeVar("T")
+_T = TypeVar("T")
 
 _NAMES = ("tol", "tolerance")  # of solvers and linear solvers; of bl.Auto
 _PARTS = ("solver", "linear", "estimator")
 
 
-def loosened(estimator: T, tolerance: Array | float) -> T:
+def loosen_tolerances(estimator: _T, tolerance: Array | float) -> _T:
     """Return the estimator with every tolerance at least ``tolerance``; its own are the floor.
 
     Reaches ``LBFGS(tol=)``, ``Newton(tol=)``, the linear solvers' and ``Auto(tolerance=)``, through

@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel.core import Estimator
 from bilevel.outer.base import flatten
-from bilevel.outer.inner_tolerance import loosened
+from bilevel.outer.inner_tolerance import loosen_tolerances
 from bilevel.outer.trust_region import first_fraction, max_coordinate_step
 from bilevel.utils import PyTree, register_node, require_positive, require_tolerance
 
@@ -154,7 +154,7 @@ class LineSearch:
 
     def set_tolerance(self, estimator: Estimator, state: LineSearchState) -> Estimator:
         """Return the estimator as accurate as the next evaluation needs."""
-        return loosened(estimator, self._tolerance(state.evaluations))
+        return loosen_tolerances(estimator, self._tolerance(state.evaluations))
 
     def _tolerance(self, count: Array) -> Array:
         """Return the tolerance of an evaluation by its number."""

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.solvers import Pairs, direction, remember
+from bilevel.solvers import Pairs, descent_direction, remember_pair
 from bilevel.utils import PyTree
 
-Admit = Callable[[Array], Array]  # onto what a space admits
+AdmitVector = Callable[[Array], Array]  # onto what a space admits
 
 _FIRST = 0.5  # largest change of a coordinate in the first move, in units of the largest allowed
 _LITTLE = 0.1  # curvature along a step, relative to its slope, below which it is pretended
@@ -130,7 +130,7 @@ def judge_trial(
     length, squared = jnp.linalg.norm(s), s @ s
     lacking = jnp.maximum(_LITTLE * jnp.abs(before) - (after - before), 0)
     pretend = jnp.where(accepted & (squared > 0), lacking / jnp.where(squared > 0, squared, 1), 0)
-    pairs = remember(state.pairs, s, slope - state.slope + pretend * s)
+    pairs = remember_pair(state.pairs, s, slope - state.slope + pretend * s)
 
     predicted = before * (1 - state.fraction / 2)
     ratio = change / jnp.where(predicted < 0, predicted, -1)
@@ -166,7 +166,7 @@ def judge_trial(
 
 
 def propose_trial(
-    state: TrustRegionState, admit: Admit | None = None
+    state: TrustRegionState, admit: AdmitVector | None = None
 ) -> tuple[Array, TrustRegionState]:
     """Return the next trial point, ``[p]``, and the state that expects its evaluation.
 
@@ -192,7 +192,7 @@ def _within(state: TrustRegionState, alone: Array) -> tuple[Array, TrustRegionSt
     unit, slope = compute_scales(state), jnp.where(alone, state.slope, 0)
     pairs = _restricted(state.pairs, alone)
     scaled = pairs._replace(s=pairs.s / unit, y=pairs.y * unit)
-    d = jnp.where(alone, unit * direction(scaled, unit * slope), 0)
+    d = jnp.where(alone, unit * descent_direction(scaled, unit * slope), 0)
     down = d @ slope < 0
     known = jnp.any(pairs.rho > 0) & down
     d = jnp.where(known, d, -(unit**2) * slope)

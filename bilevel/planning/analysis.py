@@ -35,7 +35,7 @@ class Analysis(NamedTuple):
     predict: Callable[[float, int | None], Predictor]
 
 
-def once(fn: Callable[[PyTree], PyTree], arguments: PyTree) -> PyTree:
+def call_compiled(fn: Callable[[PyTree], PyTree], arguments: PyTree) -> PyTree:
     """Return ``fn(arguments)`` as one compiled program.
 
     Op by op, each product would compile alone.

@@ -4,21 +4,21 @@ import numpy as np
 
 from bilevel.noise.per_example import FlatProblem
 from bilevel.planning.analysis import Analysis
-from bilevel.planning.measure import measure
+from bilevel.planning.measure import measure_problem
 from bilevel.planning.predict import Run
 from bilevel.planning.stationary import Noise
 
 _QUADRATIC, _OTHER = 1 / 2, 1 / 4  # of the mean-square limit, up to where theory is trusted
 
 
-def fits(n: int, m: int, p: int) -> bool:
+def fits_dense(n: int, m: int, p: int) -> bool:
     """Return whether the dense route is a matter of seconds and of some hundred megabytes."""
     return n <= 48 and m * n**2 * (1 + p) <= 2e7 and m * n**3 * p <= 2e8
 
 
-def analyse(flat: FlatProblem, factors: dict[int | None, float]) -> Analysis:
+def analyse_densely(flat: FlatProblem, factors: dict[int | None, float]) -> Analysis:
     """Return the measured problem, bound to a prediction."""
-    local, examples = measure(flat)
+    local, examples = measure_problem(flat)
     noise = Noise.from_examples(examples, local.h)
     quadratic = np.abs(local.third).max() <= 1e-12 * local.h[-1]
     share = _QUADRATIC if quadratic else _OTHER

@@ -18,7 +18,7 @@ from bilevel.core import Problem
 from bilevel.linear import CG, extremes, spectral_norm
 from bilevel.noise.hypergradients import influence
 from bilevel.noise.per_example import ExampleLoss, FlatProblem
-from bilevel.planning.analysis import Analysis, once
+from bilevel.planning.analysis import Analysis, call_compiled
 from bilevel.planning.powers import Pair, Powers
 from bilevel.planning.refusals import (
     require_quadratic,
@@ -33,7 +33,9 @@ _LANCZOS, _POWER = 80, 12
 _TRUSTED = 1 / 2  # of the certificate
 
 
-def analyse(flat: FlatProblem, factors: dict[int | None, float], seed: int) -> Analysis:
+def analyse_by_influence(
+    flat: FlatProblem, factors: dict[int | None, float], seed: int
+) -> Analysis:
     """Return an analysis in O(n p) memory: p + 1 solves, two passes over the examples.
 
     Raises
@@ -42,7 +44,7 @@ def analyse(flat: FlatProblem, factors: dict[int | None, float], seed: int) -> A
         that Lanczos and conjugate gradients cannot tell from a singular one.
     """
     random = np.random.default_rng(seed).standard_normal(flat.x.shape)
-    found = jax.tree.map(np.asarray, once(partial(_measure, flat), (flat.x, random)))
+    found = jax.tree.map(np.asarray, call_compiled(partial(_measure, flat), (flat.x, random)))
     # Refuse before the p + 1 solves of the influences, which are the dear part.
     require_solved(float(found["decrease"]), float(found["value"]))
     sizes = len(flat.x), flat.count, len(flat.theta)

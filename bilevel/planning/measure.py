@@ -12,7 +12,7 @@ from jax import Array
 from bilevel.core import Problem
 from bilevel.noise import checks
 from bilevel.noise.per_example import ExampleLoss, FlatProblem
-from bilevel.planning.analysis import once
+from bilevel.planning.analysis import call_compiled
 from bilevel.planning.local import Examples, Local
 from bilevel.planning.refusals import require_near, require_solved
 from bilevel.solvers import minimise
@@ -21,7 +21,7 @@ from bilevel.utils import PyTree
 _MOST_DESCENT = 10_000
 
 
-def measure(flat: FlatProblem) -> tuple[Local, Examples]:
+def measure_problem(flat: FlatProblem) -> tuple[Local, Examples]:
     """Return the problem at its solution, by two compiled programs; memory m n^2 (1 + p).
 
     Raises
@@ -29,14 +29,14 @@ def measure(flat: FlatProblem) -> tuple[Local, Examples]:
     ValueError : the inner problem is not solved by Newton's method, its Hessian at the solution
         is singular or indefinite, or gradient descent from params does not come near it.
     """
-    ground = jax.tree.map(np.asarray, once(partial(_ground, flat), flat.x))
+    ground = jax.tree.map(np.asarray, call_compiled(partial(_ground, flat), flat.x))
     require_solved(float(ground.decrease), float(ground.value))
     h, U = require_convex(ground.hessian)
     require_near(float(ground.delay))
     # Small dense systems, solved by NumPy: nothing to compile. v is the adjoint H^-1 l.
     D = -np.linalg.solve(ground.hessian, ground.mixed).T
     v = np.linalg.solve(ground.hessian, ground.gradient)
-    found = once(partial(_derivatives, flat), (ground.x, D, v))
+    found = call_compiled(partial(_derivatives, flat), (ground.x, D, v))
     examples, slope, slope_derivative, third, along = jax.tree.map(np.asarray, found)
     # All that follows is read in the eigenbasis, where the mean step is diagonal.
     third = np.einsum("abc,ai,bj,ck->ijk", third, U, U, U, optimize=True)

@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.core import Data, Problem, examples
+from bilevel.core import Data, Problem, count_examples
 from bilevel.estimators import check_losses
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.per_example import FlatProblem
 from bilevel.planning import dense_route, influence_route
 from bilevel.planning.planner import Planner
-from bilevel.planning.refusals import require_slope, require_tolerance
+from bilevel.planning.refusals import require_plan_tolerance, require_slope
 from bilevel.planning.report import Plan
 from bilevel.utils import (
     PyTree,
-    double,
+    leaves_to_float64,
     require_positive,
     require_positive_int,
     require_smooth,
@@ -88,7 +88,7 @@ def plan(
     require_smooth(owner, problem)
     require_variables("hyper", hyper)
     require_variables("params", params)
-    require_tolerance(tolerance)
+    require_plan_tolerance(tolerance)
     require_positive_int("plan", "max_steps", max_steps)
     require_positive("plan", "budget", budget)
     if step_size is not None:
@@ -97,23 +97,29 @@ def plan(
         require_positive_int("plan", "replicas", replicas)
     if route not in (None, "dense", "influence"):
         raise ValueError(f"plan: route must be 'dense', 'influence' or None, got {route!r}.")
-    count = examples(data.inner)
+    count = count_examples(data.inner)
     if batch_sizes is None:
         batch_sizes = (*(size for size in _BATCHES if size < count), None)
     factors = {size: batch_factor(count, size, sampling) for size in batch_sizes}
     # In float64 whatever the precision: errors of 1e-3 are differences of larger numbers.
     with jax.enable_x64(True):
-        hyper64, params64, data64 = double(hyper), double(params), double(data)
+        hyper64, params64, data64 = (
+            leaves_to_float64(hyper),
+            leaves_to_float64(params),
+            leaves_to_float64(data),
+        )
         check_losses(problem, hyper64, params64, data64)
         flat = FlatProblem.from_problem(owner, problem, hyper64, params64, data64)
         if route is None:
             route = (
-                "dense" if dense_route.fits(len(flat.x), count, len(flat.theta)) else "influence"
+                "dense"
+                if dense_route.fits_dense(len(flat.x), count, len(flat.theta))
+                else "influence"
             )
         if route == "dense":
-            measured = dense_route.analyse(flat, factors)
+            measured = dense_route.analyse_densely(flat, factors)
         else:
-            measured = influence_route.analyse(flat, factors, seed)
+            measured = influence_route.analyse_by_influence(flat, factors, seed)
         solution = flat.to_params(jnp.asarray(measured.solution))
     require_slope(measured.exact, measured.parts)
     return Planner(

@@ -10,9 +10,9 @@ from bilevel.core import Estimator
 from bilevel.estimators import Forward, Replicated
 from bilevel.planning import reasons
 from bilevel.planning.analysis import Analysis
-from bilevel.planning.refusals import require_found, require_tolerance
+from bilevel.planning.refusals import require_found, require_plan_tolerance
 from bilevel.planning.report import Plan, Split
-from bilevel.planning.search import Candidate, Demand, Predictor, cheapest
+from bilevel.planning.search import Candidate, Demand, Predictor, find_cheapest
 from bilevel.solvers import SGD
 from bilevel.utils import PyTree
 
@@ -51,7 +51,7 @@ class Planner:
         ------
         ValueError : a tolerance outside (0, 1), or one that no candidate meets.
         """
-        require_tolerance(tolerance)
+        require_plan_tolerance(tolerance)
         demand = Demand(
             tolerance,
             float(np.linalg.norm(self.problem.exact)),
@@ -86,7 +86,7 @@ class Planner:
                     empty, verdict="the loss is not quadratic within the spread of the iterates"
                 )
             else:
-                found = cheapest(run, demand, batch_size or self.count, empty)
+                found = find_cheapest(run, demand, batch_size or self.count, empty)
             better = found.cost < 0.95 * best.cost or best.cost == math.inf
             best, worse = (found, 0) if better else (best, worse + 1)
             if worse == 3:
@@ -131,7 +131,7 @@ class Planner:
             curvature=self.problem.curvature,
             alternatives=rows,
             route=self.problem.route,
-            reasons=reasons.explain(
+            reasons=reasons.explain_plan(
                 self, best, rows, split, self._run(best.step_size, best.batch_size)
             ),
             planner=self,

@@ -37,7 +37,7 @@ def too_large(step_size: float, trusted: float) -> str:
     )
 
 
-def explain(
+def explain_plan(
     planner: Asked, best: Candidate, rows: Sequence[Candidate], split: Split, run: Predictor
 ) -> tuple[str, ...]:
     """Return one sentence or two for every number of the plan."""

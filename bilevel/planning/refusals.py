@@ -58,7 +58,7 @@ def require_solved_linear(residual: float) -> None:
         )
 
 
-def require_tolerance(tolerance: float) -> None:
+def require_plan_tolerance(tolerance: float) -> None:
     """Validate that a relative error means something."""
     if not 0 < tolerance < 1:
         raise ValueError(

@@ -22,7 +22,7 @@ class Split(NamedTuple):
     iterate: float
 
 
-class Planner(Protocol):
+class MakesPlans(Protocol):
     """What makes plans of one problem."""
 
     def plan(self, tolerance: float) -> "Plan":
@@ -59,7 +59,7 @@ class Plan:
     alternatives: tuple[Candidate, ...]
     route: str
     reasons: tuple[str, ...]
-    planner: Planner = field(repr=False)
+    planner: MakesPlans = field(repr=False)
 
     @property
     def cost(self) -> float:

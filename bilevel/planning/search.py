@@ -95,7 +95,7 @@ def cost(candidate: Candidate, demand: Demand, batch: int) -> float:
     return float(candidate.replicas * batch * each)
 
 
-def cheapest(run: Predictor, demand: Demand, batch: int, empty: Candidate) -> Candidate:
+def find_cheapest(run: Predictor, demand: Demand, batch: int, empty: Candidate) -> Candidate:
     """Return the cheapest lengths at one setting, or ``empty`` with a verdict if none do."""
     fixed = demand.replicas is not None or not run.noisy
     for replicas in [demand.replicas or 1] if fixed else [2**k for k in range(_DOUBLINGS)]:

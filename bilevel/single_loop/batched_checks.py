@@ -9,19 +9,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Counts, Evidence, MonitoredEstimator
-from bilevel.outer import Backtracks, capable
+from bilevel.outer import Backtracks, find_capability
 from bilevel.tuning import (
     ROW,
     Block,
+    HistoryRows,
     Loop,
     Record,
-    Rows,
     State,
     Stop,
     columns_of,
     step_keys,
-    unwritten,
-    written,
+    unwritten_rows,
+    write_row,
 )
 from bilevel.utils import PyTree
 
@@ -30,19 +30,19 @@ _SETTLE = 4  # but not of the first ones
 _DONE = 3
 
 
-class Carry(NamedTuple):
+class UncheckedCarry(NamedTuple):
     """What changes while a block is made; ``k`` rows of the history are written."""
 
     state: State
     stop: Stop
-    rows: Rows
+    rows: HistoryRows
     k: Array
 
 
 def can_batch_checks(loop: Loop) -> bool:
     """Return whether nothing but the look needs to see every single move."""
     records = all(isinstance(hook, Record) for hook in loop.hooks)
-    comes_back = capable(loop.outer, Backtracks) is not None
+    comes_back = find_capability(loop.outer, Backtracks) is not None
     return loop.warm_start and records and not comes_back
 
 
@@ -57,16 +57,16 @@ def run_batched(
     """
     begun, keys = state, step_keys(state, length)
     like, going = loop.blank(state)
-    empty = unwritten(like, length)
+    empty = unwritten_rows(like, length)
 
     def attempt(carry: Any) -> Any:
         _, _, stop, phase, count = carry
 
-        def unfinished(made: Carry) -> Array:
+        def unfinished(made: UncheckedCarry) -> Array:
             return (made.k < count) & ~made.stop.diverged
 
         advance = partial(run_unchecked, loop, estimator, keys, count, phase > 0)
-        start = Carry(begun, going, empty, jnp.zeros((), ROW))
+        start = UncheckedCarry(begun, going, empty, jnp.zeros((), ROW))
         state, new, rows, k = jax.lax.while_loop(unfinished, advance, start)
         stop = _selected(new.diverged, new, stop)
         count = jnp.where(phase == 0, k, k - 1)
@@ -79,8 +79,13 @@ def run_batched(
 
 
 def run_unchecked(
-    loop: Loop, estimator: MonitoredEstimator, keys: Array, count: Array, strict: Array, made: Carry
-) -> Carry:
+    loop: Loop,
+    estimator: MonitoredEstimator,
+    keys: Array,
+    count: Array,
+    strict: Array,
+    made: UncheckedCarry,
+) -> UncheckedCarry:
     """Return the moves up to the next look, and the look; one move if ``strict``.
 
     One is strict only where divergence is known to follow: then what has grown by the root of the
@@ -92,7 +97,7 @@ def run_unchecked(
     def move(carry: Any) -> Any:
         state, _, rows, k = carry
         moved, _ = loop.propose(state, keys[k], unchecked=True)
-        rows = written(rows, k, loop.row(loop.seen(moved, moved.estimate)))
+        rows = write_row(rows, k, loop.row(loop.seen(moved, moved.estimate)))
         return without_evidence(moved), jnp.stack(moved.estimate.evidence.counts), rows, k + 1
 
     counts = jnp.stack(before.estimate.evidence.counts)
@@ -112,8 +117,8 @@ def run_unchecked(
     # goes on bit for bit.
     due = (state.step <= _SETTLE) | (state.step % _STRIDE == 0)
     state = _selected(strict | due, looked, state)
-    rows = written(rows, k - 1, loop.row(loop.seen(state, state.estimate)))
-    return Carry(state, stop, rows, k)
+    rows = write_row(rows, k - 1, loop.row(loop.seen(state, state.estimate)))
+    return UncheckedCarry(state, stop, rows, k)
 
 
 def steps_to_next_check(step: Array) -> Array:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, examples
-from bilevel.solvers import Lazy, Sampler, take
+from bilevel.core import Data, count_examples
+from bilevel.solvers import Lazy, Sampler, take_rows
 from bilevel.utils import PyTree
 
 
@@ -41,15 +41,15 @@ class Batches:
 
     def count(self, data: PyTree) -> int:
         """Return the minibatches per pass, rounded up; 1 for the full batch."""
-        n = examples(data)
+        n = count_examples(data)
         return -(-n // (self.size or n))
 
     def check(self, level: str, data: PyTree) -> None:
         """Raise if there are fewer examples than a minibatch takes."""
-        if self.size is not None and self.size > examples(data):
+        if self.size is not None and self.size > count_examples(data):
             raise ValueError(
                 f"batch_size={self.size} is larger than the number of {level} examples, "
-                f"{examples(data)}. Use a smaller batch, None for the full batch, or a pair "
+                f"{count_examples(data)}. Use a smaller batch, None for the full batch, or a pair "
                 "batch_size=(inner, outer)."
             )
 
@@ -86,7 +86,7 @@ class Batches:
         """
         if self.size is None or self.sampling == "epoch":
             return self.ahead(data, partial(jax.random.fold_in, key), state, count)
-        n, width = (self.count(data), 1) if self.blocks else (examples(data), self.size)
+        n, width = (self.count(data), 1) if self.blocks else (count_examples(data), self.size)
         rows = jax.random.randint(key, (count, width), 0, n, jnp.int32)
         return self._numbered(data, rows), state
 
@@ -97,7 +97,7 @@ class Batches:
             return lambda i: Drawn(data, none)
         if self.blocks:
             return lambda i: Drawn(None, rows[i, 0])
-        return lambda i: Drawn(jax.tree.map(lambda leaf: take(leaf, rows[i]), data), none)
+        return lambda i: Drawn(jax.tree.map(lambda leaf: take_rows(leaf, rows[i]), data), none)
 
     def _sampler(self, data: PyTree) -> tuple[Sampler, PyTree]:
         """Return the sampler, and what it samples: examples, or numbers of blocks."""
@@ -109,7 +109,7 @@ class Batches:
         """Apply ``fn``, a mean over examples, to the minibatch; a block has a weight."""
         if drawn.batch is not None:
             return fn(drawn.batch)
-        n, blocks, size = examples(data), self.count(data), self.size or examples(data)
+        n, blocks, size = count_examples(data), self.count(data), self.size or count_examples(data)
         last = n - (blocks - 1) * size
 
         def at(start: int | Array, length: int) -> PyTree:

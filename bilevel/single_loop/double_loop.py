@@ -33,7 +33,7 @@ from bilevel.single_loop.oracles import (
     Variables,
     cross_product,
     outer_directions,
-    total,
+    sum_parts,
 )
 from bilevel.single_loop.rates import Rate, Rates, stability_limits
 from bilevel.single_loop.rules import SGD, STORM, Momentum, Sample
@@ -215,7 +215,7 @@ class DoubleLoop(Monitored):
                 at_point = partial(jax.grad(problem.outer, argnums=1), point.w, point.lam)
                 direct = outer.mean(at_point, data.outer, drawn)
             indirect = inner.mean(partial(cross_product, problem, *point), data.inner, cross)
-            return (total((indirect, direct)),)
+            return (sum_parts((indirect, direct)),)
 
         count, past = memory["count"], None
         now = hypergradient(here, direct)
@@ -225,7 +225,7 @@ class DoubleLoop(Monitored):
             )
         sample = Sample(now, past, None, None, False, (), count, here.lam)
         parts, rule = self.lam.direction(sample, memory["rule"])
-        return total(parts), rule, inner_state, outer_state
+        return sum_parts(parts), rule, inner_state, outer_state
 
 
 register_node(

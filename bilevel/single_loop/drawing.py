@@ -16,7 +16,7 @@ from bilevel.single_loop.oracles import (
     Series,
     Variables,
     evaluate_at,
-    total,
+    sum_parts,
 )
 from bilevel.single_loop.rules import DirectionRule, Sample
 from bilevel.single_loop.variance import SVRG
@@ -69,7 +69,7 @@ def make_key(key: Array, move: int | Array, part: int) -> Array:
 
 def as_rule_takes(rule: DirectionRule, parts: tuple) -> tuple:
     """Return the parts of a direction as its rule takes them: one, or one for each level."""
-    return parts if rule.by_level else (total(parts),)
+    return parts if rule.by_level else (sum_parts(parts),)
 
 
 def refresh_points(
@@ -114,5 +114,5 @@ def apply_rules(
             due=due[name],
         )
         direction, after[name] = rule.direction(seen, memories[name])
-        directions[name] = total(direction)
+        directions[name] = sum_parts(direction)
     return directions, after

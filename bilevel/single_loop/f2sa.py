@@ -22,7 +22,7 @@ from bilevel.single_loop.batches import Minibatches
 from bilevel.single_loop.first_order import check_call, normalise_fields
 from bilevel.single_loop.monitor import Monitor
 from bilevel.single_loop.monitored import Monitored, direction_sizes, init_watched
-from bilevel.single_loop.rates import Step
+from bilevel.single_loop.rates import StepSize
 from bilevel.single_loop.stochastic import BatchSize
 from bilevel.utils import PyTree, axpy, register_node, zeros_like
 
@@ -51,12 +51,12 @@ class F2SA(Monitored):
     three, for g at w, g at y and f.
     """
 
-    step_size: Step
+    step_size: StepSize
     batch_size: BatchSize = 64
     inner_steps: int = 10
-    free_step: Step | None = None
+    free_step: StepSize | None = None
     gamma: float | Array = 1.0
-    growth: Step = Decay(0.1, 1 / 7)
+    growth: StepSize = Decay(0.1, 1 / 7)
     sampling: str = "iid"
     check_every: int | None = None
 

@@ -18,8 +18,8 @@ from bilevel.core import (
     init_inner_state,
 )
 from bilevel.estimators import check_minimiser, full_gradient, inner_residual
-from bilevel.single_loop.rates import Step
-from bilevel.spaces import coordinates, in_natural_units, moved
+from bilevel.single_loop.rates import StepSize
+from bilevel.spaces import free_coordinates, in_natural_units, move_coordinates
 from bilevel.utils import (
     PyTree,
     axpy,
@@ -74,7 +74,7 @@ class BOME:
     inner_steps, eta : as above.
     """
 
-    step_size: Step
+    step_size: StepSize
     inner_steps: int = 10
     eta: float | Array = 0.5
 
@@ -129,7 +129,7 @@ class PZOBO:
         free coordinates.
     """
 
-    step_size: Step
+    step_size: StepSize
     inner_steps: int = 10
     pairs: int = 10
     mu: float | Array = 0.1
@@ -155,7 +155,7 @@ class PZOBO:
             return _descent(problem, w, hyper, data, rate, self.inner_steps)
 
         # One solve at hyper, one beside it for each direction.
-        end, free = solve(hyper), coordinates(problem.space, hyper)
+        end, free = solve(hyper), free_coordinates(problem.space, hyper)
         value, (f_w, f_lam) = jax.value_and_grad(problem.outer, (0, 1))(end, hyper, data.outer)
 
         def along(key: Array) -> PyTree:
@@ -163,7 +163,7 @@ class PZOBO:
             keys = jax.random.split(key, len(leaves))
             pairs = zip(keys, leaves, strict=True)
             u = tree.unflatten([jax.random.normal(k, x.shape, x.dtype) for k, x in pairs])
-            beside = solve(moved(problem.space, free, self.mu, u, hyper))
+            beside = solve(move_coordinates(problem.space, free, self.mu, u, hyper))
             slope = vdot(jax.tree.map(jnp.subtract, beside, end), f_w) / self.mu
             along_u = jax.tree.map(lambda x: (slope * x).astype(x.dtype), u)
             return in_natural_units(problem.space, free, along_u)[0]

@@ -13,7 +13,9 @@ from bilevel.single_loop.oracles import Series, Variables, hessian_product
 from bilevel.single_loop.rates import Rate, move_along
 from bilevel.utils import PyTree, zeros_like
 
-Carry: TypeAlias = tuple[PyTree, PyTree, PyTree]  # a variable, its rate's state, the sampler's
+VariableCarry: TypeAlias = tuple[
+    PyTree, PyTree, PyTree
+]  # a variable, its rate's state, the sampler's
 Moved: TypeAlias = tuple[PyTree, PyTree, PyTree, PyTree]  # the same, and the last direction
 
 
@@ -28,13 +30,13 @@ class InnerLoop(NamedTuple):
     key: Array
 
 
-def descend_params(loop: InnerLoop, hyper: PyTree, carry: Carry, count: Array) -> Moved:
+def descend_params(loop: InnerLoop, hyper: PyTree, carry: VariableCarry, count: Array) -> Moved:
     """Move the params along minibatch gradients."""
     problem, batches, rate, data, steps, key = loop
     w, w_state, sampler = carry
     drawn, sampler = batches.ahead(data.inner, partial(jax.random.fold_in, key), sampler, steps)
 
-    def advance(carry: Carry, k: Array) -> tuple[Carry, None]:
+    def advance(carry: VariableCarry, k: Array) -> tuple[VariableCarry, None]:
         w, w_state, _ = carry
         gradient = partial(jax.grad(problem.inner), w, hyper)
         direction = batches.mean(gradient, data.inner, drawn(k))
@@ -47,14 +49,14 @@ def descend_params(loop: InnerLoop, hyper: PyTree, carry: Carry, count: Array) -
 
 
 def descend_adjoint(
-    loop: InnerLoop, here: Variables, rhs: PyTree, carry: Carry, count: Array
+    loop: InnerLoop, here: Variables, rhs: PyTree, carry: VariableCarry, count: Array
 ) -> Moved:
     """Move the adjoint along minibatch residuals of its system, at fixed params."""
     problem, batches, rate, data, steps, key = loop
     v, v_state, sampler = carry
     drawn, sampler = batches.ahead(data.inner, partial(jax.random.fold_in, key), sampler, steps)
 
-    def advance(carry: Carry, k: Array) -> tuple[Carry, None]:
+    def advance(carry: VariableCarry, k: Array) -> tuple[VariableCarry, None]:
         v, v_state, _ = carry
         hvp = partial(hessian_product, problem, here.w, here.lam, v)
         direction = jax.tree.map(jnp.add, batches.mean(hvp, data.inner, drawn(k)), rhs)
@@ -67,7 +69,7 @@ def descend_adjoint(
 
 
 def sum_series(
-    series: Series, loop: InnerLoop, here: Variables, rhs: PyTree, carry: Carry
+    series: Series, loop: InnerLoop, here: Variables, rhs: PyTree, carry: VariableCarry
 ) -> tuple[PyTree, PyTree, PyTree, PyTree, Array]:
     """Form the adjoint afresh by a series; the number of products comes last."""
     problem, batches, _, data, _, key = loop

@@ -93,7 +93,7 @@ def _ratio(size: Array, scale: Array) -> Array:
     return jnp.where(size == 0, 0, size / scale)
 
 
-def relative(watch: Watch, residual: Array, left: Array, rhs: Array) -> Array:
+def relative_residuals(watch: Watch, residual: Array, left: Array, rhs: Array) -> Array:
     """Return ``measured``, ``[4]``: the params' residual, what is ``left`` of a right-hand side.
 
     The right-hand side's largest size is kept: a system that becomes easy is none that diverges.
@@ -172,7 +172,7 @@ class Monitor(NamedTuple):
             residual, reference = inner_residual(
                 problem, hyper, before.params, gradient, data, after.reference
             )
-            return relative(watch, residual, norm(left), norm(rhs)), reference
+            return relative_residuals(watch, residual, norm(left), norm(rhs)), reference
 
         calls, every = memory["count"] // self.updates - 1, self.every or max(128, 20 * max(passes))
         watch, reference, measured = update_watch(

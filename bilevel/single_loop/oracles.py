@@ -33,7 +33,7 @@ class Variables(NamedTuple):
     lam: PyTree
 
 
-class Parts(NamedTuple):
+class DirectionParts(NamedTuple):
     """Each direction as a tuple of its inner-loss and outer-loss parts."""
 
     w: tuple
@@ -44,7 +44,7 @@ class Parts(NamedTuple):
 class PointEvaluation(NamedTuple):
     """All directions at one point, on one pair of minibatches."""
 
-    parts: Parts
+    parts: DirectionParts
     value: Array
     v: PyTree
     products: Array
@@ -193,11 +193,11 @@ def evaluate_at(
     for name, (w, _, lam) in points.items():
         value, (rhs, direct) = of_outer[name]
         gradient, hv, cross = inner(partial(inner_directions, problem, w, vs[name], lam))
-        parts = Parts((gradient,), (hv, rhs), (cross, direct))
+        parts = DirectionParts((gradient,), (hv, rhs), (cross, direct))
         evaluations[name] = PointEvaluation(parts, value, vs[name], products)
     return evaluations
 
 
-def total(parts: tuple) -> PyTree:
+def sum_parts(parts: tuple) -> PyTree:
     """Return the direction: the sum of its parts."""
     return jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), *parts)

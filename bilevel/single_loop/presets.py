@@ -11,13 +11,13 @@ from bilevel.single_loop.double_loop import DoubleLoop
 from bilevel.single_loop.f2sa import F2SA
 from bilevel.single_loop.first_order import BOME, PZOBO
 from bilevel.single_loop.oracles import HIA, SHIA
-from bilevel.single_loop.rates import Step
+from bilevel.single_loop.rates import StepSize
 from bilevel.single_loop.rules import SGD, STORM, DirectionRule, Momentum
 from bilevel.single_loop.single_loop import SingleLoop
 from bilevel.single_loop.stochastic import BatchSize
 from bilevel.single_loop.variance import PAGE, SAGA, SARAH
+from bilevel.utils import Number
 
-Number: TypeAlias = float | Array
 Method: TypeAlias = SingleLoop | DoubleLoop | F2SA | BOME | PZOBO
 
 
@@ -38,7 +38,7 @@ def _soba(s: Number, b: BatchSize, **more: Any) -> SingleLoop:
     return SingleLoop(Decay(s, 0.5), b, **more)
 
 
-def _ma_soba(s: Number, b: BatchSize, weight: Step | None = None, **more: Any) -> SingleLoop:
+def _ma_soba(s: Number, b: BatchSize, weight: StepSize | None = None, **more: Any) -> SingleLoop:
     rule = Momentum(Decay(1.0, 0.5) if weight is None else weight)
     return SingleLoop(Decay(s, 0.5), b, lam=rule, **more)
 

@@ -15,8 +15,8 @@ from bilevel.core import (
 )
 from bilevel.utils import PyTree, axpy
 
-Step: TypeAlias = float | Array | Callable[..., Any]  # a number, or a schedule of the count
-Rate: TypeAlias = Step | StaticTransform | Transform
+StepSize: TypeAlias = float | Array | Callable[..., Any]  # a number, or a schedule of the count
+Rate: TypeAlias = StepSize | StaticTransform | Transform
 RateState: TypeAlias = PyTree
 
 

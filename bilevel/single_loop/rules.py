@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import as_setting, evaluate
-from bilevel.single_loop.rates import Step
+from bilevel.single_loop.rates import StepSize
 from bilevel.utils import PyTree, register_node, zeros_like
 
 
@@ -103,7 +103,7 @@ class Momentum(Recursive):
     weight : of the present minibatch, in (0, 1]; a number or ``fn(count)``. The first is 1.
     """
 
-    weight: Step = 0.1
+    weight: StepSize = 0.1
 
     def __post_init__(self) -> None:
         """Normalise the weight."""
@@ -129,7 +129,7 @@ class STORM(Recursive):
     weight : in (0, 1]; a number or ``fn(count)``. 1 is SGD; the first direction is ``now``.
     """
 
-    weight: Step = 0.1
+    weight: StepSize = 0.1
     looks_back: ClassVar[str | None] = "previous"
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ from bilevel.single_loop.drawing import (
 from bilevel.single_loop.monitor import Monitor
 from bilevel.single_loop.monitored import Monitored, direction_sizes, init_watched
 from bilevel.single_loop.oracles import (
-    Parts,
+    DirectionParts,
     Series,
     Variables,
 )
@@ -55,7 +55,9 @@ from bilevel.utils import (
     zeros_like,
 )
 
-Carry: TypeAlias = tuple[PyTree, tuple, dict[str, PyTree], tuple]  # params, samplers, memory, out
+UpdateCarry: TypeAlias = tuple[
+    PyTree, tuple, dict[str, PyTree], tuple
+]  # params, samplers, memory, out
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class SingleLoop(Monitored):
         """Return adjoint, stored points and memories of the rules, all zeros."""
         counts = self._minibatches().per_pass(data)
         zero, flat = zeros_like(params), zeros_like(hyper)
-        parts = Parts((zero,), (zero, zero), (flat, flat))._asdict()
+        parts = DirectionParts((zero,), (zero, zero), (flat, flat))._asdict()
         rules = self._rules()
         looked = {rule.looks_back for rule in rules.values() if rule.looks_back is not None}
         return {
@@ -186,7 +188,7 @@ class SingleLoop(Monitored):
         if memory is None:
             memory = self._init_memory(hyper, lower.params, data)
 
-        def advance(carry: Carry, k: int | Array) -> tuple[Carry, None]:
+        def advance(carry: UpdateCarry, k: int | Array) -> tuple[UpdateCarry, None]:
             return self._move(problem, hyper, carry, data, partial(make_key, key, k)), None
 
         blank = jnp.zeros((), jnp.int32)
@@ -202,7 +204,9 @@ class SingleLoop(Monitored):
         after = InnerState(params, state, memory, lower.reference)
         return Estimate(value, directions.lam, evidence), after
 
-    def _move(self, problem: Problem, hyper: PyTree, carry: Carry, data: Data, key: KeyOf) -> Carry:
+    def _move(
+        self, problem: Problem, hyper: PyTree, carry: UpdateCarry, data: Data, key: KeyOf
+    ) -> UpdateCarry:
         """Move params and adjoint once from ``carry``, and the directions that it took."""
         params, (*samplers, rates), memory, (_, _, calls) = carry
         count, rules, sizes = memory["count"], self._rules(), self._minibatches().per_pass(data)

@@ -12,7 +12,7 @@ from bilevel.sklearn.cleaner import DataCleaner
 from bilevel.sklearn.kernel import HypergradKernelRidge
 from bilevel.sklearn.lasso import HypergradElasticNet, HypergradLasso
 from bilevel.sklearn.logistic import HypergradLogisticRegression
-from bilevel.sklearn.losses import generalised, leave_one_out, sure
+from bilevel.sklearn.losses import compute_gcv, compute_sure, leave_one_out
 from bilevel.sklearn.ridge import HypergradRidge
 from bilevel.sklearn.search_cv import BilevelSearchCV
 
@@ -24,7 +24,7 @@ __all__ = [
     "HypergradLasso",
     "HypergradLogisticRegression",
     "HypergradRidge",
-    "generalised",
+    "compute_gcv",
+    "compute_sure",
     "leave_one_out",
-    "sure",
 ]

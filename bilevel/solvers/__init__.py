@@ -8,22 +8,22 @@ from bilevel.solvers.base import (
     Refreshes,
     Solver,
     Stops,
-    repeat,
-    run,
+    repeat_step,
+    run_steps,
     solve,
-    start,
+    start_solver,
 )
 from bilevel.solvers.closed_form import Direct
 from bilevel.solvers.exact import minimise
 from bilevel.solvers.external import External
 from bilevel.solvers.gradient_descent import GradientDescent
-from bilevel.solvers.lbfgs import LBFGS, Pairs, direction, remember
-from bilevel.solvers.line_search import backtrack
+from bilevel.solvers.lbfgs import LBFGS, Pairs, descent_direction, remember_pair
+from bilevel.solvers.line_search import backtrack_step
 from bilevel.solvers.newton import Newton
 from bilevel.solvers.optax_solver import Optax
 from bilevel.solvers.proximal import FISTA, ProximalGradient
 from bilevel.solvers.saga import SAGA
-from bilevel.solvers.sampling import Lazy, Sampler, take
+from bilevel.solvers.sampling import Lazy, Sampler, take_rows
 from bilevel.solvers.sgd import SGD
 from bilevel.solvers.stability import (
     constant_stability_limit,
@@ -55,17 +55,17 @@ __all__ = [
     "Sampler",
     "Solver",
     "Stops",
-    "backtrack",
+    "backtrack_step",
     "constant_stability_limit",
-    "direction",
+    "descent_direction",
     "exceeds_stability_limit",
     "largest_curvature",
     "minimise",
-    "remember",
-    "repeat",
-    "run",
+    "remember_pair",
+    "repeat_step",
+    "run_steps",
     "solve",
     "stability_limit",
-    "start",
-    "take",
+    "start_solver",
+    "take_rows",
 ]

@@ -20,11 +20,11 @@ from bilevel.utils import (
     Scalar,
     partition,
     require_positive_int,
-    strong,
+    strip_weak_types,
 )
 
 Carry: TypeAlias = tuple[Params, PyTree]  # params and solver state
-T = TypeVar("T")
+_T = TypeVar("T")
 
 
 @runtime_checkable
@@ -115,7 +115,9 @@ def require_fit(problem: Problem, solver: Solver) -> None:
         )
 
 
-def start(problem: Problem, solver: Solver, hyper: Hyper, lower: InnerState, data: Data) -> Carry:
+def start_solver(
+    problem: Problem, solver: Solver, hyper: Hyper, lower: InnerState, data: Data
+) -> Carry:
     """Return ``(params, solver_state)`` to begin from: as carried, or by ``problem.start``."""
     require_fit(problem, solver)
     if problem.start is None:
@@ -125,21 +127,23 @@ def start(problem: Problem, solver: Solver, hyper: Hyper, lower: InnerState, dat
     return params, solver.init(params, data.inner)
 
 
-def repeat(
-    advance: Callable[[Array, T], T],
-    carry: T,
+def repeat_step(
+    advance: Callable[[Array, _T], _T],
+    carry: _T,
     *,
     first: int | Array,
     length: int,
-    averaged: Callable[[T], FloatTree] | None = None,
-) -> tuple[T, FloatTree]:
+    averaged: Callable[[_T], FloatTree] | None = None,
+) -> tuple[_T, FloatTree]:
     """Return ``carry = advance(k, carry)`` after ``k = first .. first + length - 1``, and a mean.
 
     The mean is that of ``averaged(carry)`` over these steps, ``None`` where it is not asked for.
     This is the loop of all solvers, and of the derivatives that are carried along with them.
     """
 
-    def body(loop: tuple[Array, T, FloatTree], _: None) -> tuple[tuple[Array, T, FloatTree], None]:
+    def body(
+        loop: tuple[Array, _T, FloatTree], _: None
+    ) -> tuple[tuple[Array, _T, FloatTree], None]:
         k, carry, mean = loop
         carry = advance(k, carry)
         if averaged is not None:
@@ -152,7 +156,7 @@ def repeat(
     return carry, mean
 
 
-def run(
+def run_steps(
     loss: Loss,
     solver: Solver,
     hyper: Hyper,
@@ -177,12 +181,12 @@ def run(
 
     plain = steps - average
     if not isinstance(solver, Stops) or solver.stopped(carry[1]) is None:
-        carry, _ = repeat(advance, carry, first=first, length=plain)
+        carry, _ = repeat_step(advance, carry, first=first, length=plain)
     else:
         carry = _run_until_stopped(advance, solver, carry, first, plain)
     if not average:
         return carry
-    carry, mean = repeat(
+    carry, mean = repeat_step(
         advance, carry, first=first + plain, length=average, averaged=lambda c: partition(c)[0]
     )
     _, fixed, merge = partition(carry)
@@ -239,6 +243,8 @@ def solve(
     Array(2., dtype=float32)
     """
     require_positive_int("solve", "steps", steps)
-    hyper, params = strong(hyper), strong(params)
-    carry = start(problem, solver, hyper, InnerState(params, solver.init(params, data.inner)), data)
-    return run(inner_loss(problem), solver, hyper, carry, data, key, steps=steps)[0]
+    hyper, params = strip_weak_types(hyper), strip_weak_types(params)
+    carry = start_solver(
+        problem, solver, hyper, InnerState(params, solver.init(params, data.inner)), data
+    )
+    return run_steps(inner_loss(problem), solver, hyper, carry, data, key, steps=steps)[0]

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 from bilevel.core import Data, Problem
 from bilevel.linear import CG
-from bilevel.solvers.line_search import backtrack
-from bilevel.solvers.newton import Matvec, newton_direction
+from bilevel.solvers.line_search import backtrack_step
+from bilevel.solvers.newton import HessianProduct, newton_direction
 from bilevel.utils import Counter, Flag, Hyper, Params, Scalar, axpy, dtype, vdot, zeros_like
 
 # Params; gradient, direction and slope there; whether the last step is done; the count of steps.
-Carry: TypeAlias = tuple[Params, tuple[Params, Params, Scalar], Flag, Counter]
+MinimiseCarry: TypeAlias = tuple[Params, tuple[Params, Params, Scalar], Flag, Counter]
 
 
 class Minimum(NamedTuple):
@@ -32,7 +32,7 @@ def minimise(
     """
     linear = CG(tol=1e-3)
 
-    def solve(matvec: Matvec, b: Params) -> Params:
+    def solve(matvec: HessianProduct, b: Params) -> Params:
         return linear.solve(matvec, b, zeros_like(b)).x
 
     eps = jnp.finfo(dtype(params)).eps
@@ -44,17 +44,17 @@ def minimise(
         direction = newton_direction(solve, hvp, gradient)
         return gradient, direction, vdot(direction, gradient)
 
-    def unfinished(carry: Carry) -> Flag:
+    def unfinished(carry: MinimiseCarry) -> Flag:
         _, (_, _, decrease), last, k = carry
         return (decrease > 0) & ~last & (k < steps)
 
-    def advance(carry: Carry) -> Carry:
+    def advance(carry: MinimiseCarry) -> MinimiseCarry:
         params, (gradient, direction, decrease), _, k = carry
         value = problem.inner(params, hyper, data.inner)
         # From here on rounding hides whether the loss decreases: one full step ends it.
         last = decrease <= eps**1.25 * (1 + jnp.abs(value))
         args = problem.inner, params, hyper, data.inner, direction, gradient, value
-        length = jnp.where(last, 1, backtrack(*args))
+        length = jnp.where(last, 1, backtrack_step(*args))
         params = axpy(-length, direction, params)
         return params, look(params), last, k + 1
 

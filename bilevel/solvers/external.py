@@ -82,7 +82,7 @@ class External:
 
         def call(_: object, out: PyTree, *buffers: PyTree) -> None:
             moved = self._checked(*jax.tree.map(read_only, buffers))
-            jax.tree.map(fill, out, moved)
+            jax.tree.map(fill_buffer, out, moved)
 
         return buffer_callback(call, _shapes(arguments[0]), vmap_method="sequential")(*arguments)
 
@@ -120,7 +120,7 @@ def read_only(buffer: ArrayLike) -> np.ndarray:
     return array
 
 
-def fill(out: ArrayLike, values: np.ndarray) -> None:
+def fill_buffer(out: ArrayLike, values: np.ndarray) -> None:
     """Write ``values`` into a buffer of XLA's."""
     np.asarray(out)[...] = values
 

@@ -14,7 +14,7 @@ from bilevel.utils import (
     Params,
     Scalar,
     descend,
-    largest,
+    largest_entry,
     register_node,
 )
 
@@ -68,7 +68,7 @@ class GradientDescent:
 
     def max_curvature(self, hyper: Hyper, state: Counter) -> Scalar:
         """Return ``2 / step_size``; of several step sizes the largest."""
-        return 2 / largest(evaluate(self.step_size, state, hyper))
+        return 2 / largest_entry(evaluate(self.step_size, state, hyper))
 
 
 register_node(GradientDescent)

@@ -14,7 +14,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.core import Loss
-from bilevel.solvers.wolfe import Point, Search, Vector, narrow
+from bilevel.solvers.wolfe import Point, Search, Vector, narrow_search
 from bilevel.utils import (
     Counter,
     DataTree,
@@ -48,7 +48,7 @@ class Pairs(NamedTuple):
     seen: Counter
 
 
-class State(NamedTuple):
+class LBFGSState(NamedTuple):
     """What a step begins with, so that it evaluates nothing twice.
 
     ``value`` and ``slope`` of the loss at params, unless ``stale``; ``scale``, the norm of the
@@ -116,20 +116,20 @@ class LBFGS:
         """Return that the line search has no derivative."""
         return NO_DERIVATIVE
 
-    def stopped(self, state: State) -> Flag:
+    def stopped(self, state: LBFGSState) -> Flag:
         """Return whether the loss is at rounding, or the gradient is small."""
         small = jnp.linalg.norm(state.slope) <= self.tol * state.scale
         return (state.failures >= _FAILURES) | (small & ~state.stale)
 
-    def init(self, params: Params, data: DataTree) -> State:
+    def init(self, params: Params, data: DataTree) -> LBFGSState:
         """Return a state without pairs; value and gradient are still to be evaluated."""
         flat, _ = ravel_pytree(params)
         rows = jnp.zeros((self.memory, flat.size), flat.dtype)
         zero, none = jnp.zeros((), flat.dtype), jnp.zeros((), jnp.int32)
         pairs = Pairs(rows, rows, rows[:, 0], none)
-        return State(pairs, zero, jnp.zeros_like(flat), zero, none, jnp.array(True))
+        return LBFGSState(pairs, zero, jnp.zeros_like(flat), zero, none, jnp.array(True))
 
-    def refresh(self, state: State) -> State:
+    def refresh(self, state: LBFGSState) -> LBFGSState:
         """Return the same pairs; value and gradient to be evaluated with the new ``hyper``."""
         return state._replace(failures=jnp.zeros_like(state.failures), stale=jnp.array(True))
 
@@ -140,8 +140,8 @@ class LBFGS:
         hyper: Hyper,
         data: DataTree,
         key: Key,
-        state: State,
-    ) -> tuple[Params, State]:
+        state: LBFGSState,
+    ) -> tuple[Params, LBFGSState]:
         """One line search along the quasi-Newton direction; the key is not used."""
         flat, unravel = ravel_pytree(params)
 
@@ -152,14 +152,14 @@ class LBFGS:
         return unravel(moved), state
 
     def _move(
-        self, evaluate: Callable[[Vector], tuple[Scalar, Vector]], w: Vector, state: State
-    ) -> tuple[Vector, State]:
+        self, evaluate: Callable[[Vector], tuple[Scalar, Vector]], w: Vector, state: LBFGSState
+    ) -> tuple[Vector, LBFGSState]:
         """Take one step; ``evaluate`` has a single call site, which keeps the program small."""
         infinite, nothing = jnp.full((), jnp.inf, w.dtype), jnp.zeros((), w.dtype)
 
         def begin(value: Scalar, gradient: Vector) -> tuple[Vector, Search]:
             """Return the direction, and a search along it before its first trial."""
-            d = direction(state.pairs, gradient)
+            d = descent_direction(state.pairs, gradient)
             slope = d @ gradient
             low = Point(nothing, value, slope)
             high = Point(infinite, infinite, infinite)
@@ -180,7 +180,12 @@ class LBFGS:
                 return trial, slopes, *begin(trial, slopes)
 
             def later() -> tuple[Scalar, Vector, Vector, Search]:
-                return value, gradient, d, narrow(search, trial, slopes, d, value, d @ gradient)
+                return (
+                    value,
+                    gradient,
+                    d,
+                    narrow_search(search, trial, slopes, d, value, d @ gradient),
+                )
 
             value, gradient, d, search = jax.lax.cond(stale, first, later)
             return value, d, gradient, w + search.t * d, search, jnp.array(False)
@@ -197,10 +202,10 @@ class LBFGS:
         success = search.found & jnp.any(search.t * d != 0)
         pairs = jax.tree.map(
             lambda new, none: jnp.where(success, new, none),
-            remember(state.pairs, search.t * d, search.gradient - gradient),
+            remember_pair(state.pairs, search.t * d, search.gradient - gradient),
             state.pairs._replace(rho=jnp.zeros_like(state.pairs.rho)),
         )
-        moved = State(
+        moved = LBFGSState(
             pairs,
             jnp.where(success, search.value, value),
             jnp.where(success, search.gradient, gradient),
@@ -214,7 +219,7 @@ class LBFGS:
 register_node(LBFGS, data_fields=["tol"], meta_fields=["memory"])
 
 
-def direction(pairs: Pairs, gradient: Vector) -> Vector:
+def descent_direction(pairs: Pairs, gradient: Vector) -> Vector:
     """Return ``-H gradient`` by the two-loop recursion; without pairs, of length 1 at most."""
     memory = len(pairs.rho)
     order = (pairs.seen - 1 - jnp.arange(memory)) % memory  # newest first
@@ -235,7 +240,7 @@ def direction(pairs: Pairs, gradient: Vector) -> Vector:
     return -jax.lax.scan(up, scaled * q, (order, a), reverse=True)[0]
 
 
-def remember(pairs: Pairs, s: Vector, y: Vector) -> Pairs:
+def remember_pair(pairs: Pairs, s: Vector, y: Vector) -> Pairs:
     """Return the pairs with one more for the oldest; without positive curvature it is dropped."""
     curvature, i = s @ y, pairs.seen % len(pairs.rho)
     good = curvature > jnp.finfo(s.dtype).eps * (y @ y)

@@ -8,7 +8,7 @@ from bilevel.core import Loss
 from bilevel.utils import DataTree, Hyper, Params, Scalar, axpy, dtype, vdot
 
 
-def backtrack(
+def backtrack_step(
     loss: Loss,
     params: Params,
     hyper: Hyper,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from bilevel.core import Loss
 from bilevel.linear import CG, LinearSolver
-from bilevel.solvers.line_search import backtrack
+from bilevel.solvers.line_search import backtrack_step
 from bilevel.utils import (
     DataTree,
     Flag,
@@ -33,9 +33,9 @@ from bilevel.utils import (
     zeros_like,
 )
 
-Matvec: TypeAlias = Callable[[Params], Params]
+HessianProduct: TypeAlias = Callable[[Params], Params]
 # The first gradient's norm and whether to stop; nothing without a tolerance.
-State: TypeAlias = tuple[Scalar | Flag, ...]
+NewtonState: TypeAlias = tuple[Scalar | Flag, ...]
 
 
 @dataclass(frozen=True)
@@ -79,21 +79,21 @@ class Newton:
         """Return that steps may be left out, if there is a tolerance."""
         return None if self.tol is None else "with tol its last steps may do nothing"
 
-    def stopped(self, state: State) -> Flag | None:
+    def stopped(self, state: NewtonState) -> Flag | None:
         """Return, with ``tol``, whether the last step found nothing to do."""
         return None if self.tol is None else state[1]
 
-    def init(self, params: Params, data: DataTree) -> State:
+    def init(self, params: Params, data: DataTree) -> NewtonState:
         """Return the first gradient's norm, 0 until measured, and whether to stop."""
         return () if self.tol is None else (jnp.zeros((), dtype(params)), jnp.array(False))
 
-    def refresh(self, state: State) -> State:
+    def refresh(self, state: NewtonState) -> NewtonState:
         """Return a state that goes on, ``hyper`` having moved."""
         return () if self.tol is None else (state[0], jnp.array(False))
 
     def step(
-        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: State
-    ) -> tuple[Params, State]:
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: NewtonState
+    ) -> tuple[Params, NewtonState]:
         """Take a damped Newton step; only a random ``linear`` uses the key."""
         if self.tol is None:
             _, move = self._slope(loss, params, hyper, data, key)
@@ -116,13 +116,13 @@ class Newton:
         linearised: tuple = jax.linearize(slopes, params, has_aux=True)
         gradient, hvp, value = linearised
 
-        def solve(matvec: Matvec, b: Params) -> Params:
+        def solve(matvec: HessianProduct, b: Params) -> Params:
             return self.linear.solve(matvec, b, zeros_like(b), key).x
 
         def move() -> Params:
             direction = newton_direction(solve, hvp, gradient)
             at = jax.lax.stop_gradient((params, hyper, data, direction, gradient, value))
-            return axpy(-backtrack(loss, *at), direction, params)
+            return axpy(-backtrack_step(loss, *at), direction, params)
 
         return norm(gradient), move
 
@@ -131,7 +131,7 @@ register_node(Newton, data_fields=["linear", "tol"], meta_fields=[])
 
 
 def newton_direction(
-    solve: Callable[[Matvec, Params], Params], hvp: Matvec, gradient: Params
+    solve: Callable[[HessianProduct, Params], Params], hvp: HessianProduct, gradient: Params
 ) -> Params:
     """Return ``H^{-1} gradient``; the gradient where that is not a direction of descent."""
     newton = jax.lax.custom_linear_solve(hvp, gradient, solve, symmetric=True)

@@ -12,7 +12,7 @@ from bilevel.solvers.lbfgs import NO_DERIVATIVE
 from bilevel.solvers.sampling import Sampler, SamplerState
 from bilevel.utils import Counter, DataTree, Hyper, Key, Params, PyTree, Scalar, register_node
 
-State: TypeAlias = tuple[Counter, PyTree, SamplerState]  # count, optax state, sampler
+OptaxState: TypeAlias = tuple[Counter, PyTree, SamplerState]  # count, optax state, sampler
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,20 @@ class Optax:
         object.__setattr__(self, "tx", as_pytree("Optax", self.tx))
         Sampler(self.batch_size, self.sampling)
 
-    def init(self, params: Params, data: DataTree) -> State:
+    def init(self, params: Params, data: DataTree) -> OptaxState:
         """Return ``(count, optax state, sampler state)``."""
         sampler = Sampler(self.batch_size, self.sampling).init(data)
         return jnp.zeros((), jnp.int32), self.tx.init(params), sampler
 
-    def why_not_unrolled(self, state: State) -> str | None:
+    def why_not_unrolled(self, state: OptaxState) -> str | None:
         """Return the reason if there is a line search among the transformations."""
         searches = optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState
         nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, searches))
         return NO_DERIVATIVE if any(isinstance(node, searches) for node in nodes) else None
 
     def step(
-        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: State
-    ) -> tuple[Params, State]:
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: OptaxState
+    ) -> tuple[Params, OptaxState]:
         """Draw a batch, apply the transformed gradient."""
         count, inner, sampler = state
         batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)

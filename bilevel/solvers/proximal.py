@@ -29,7 +29,7 @@ from bilevel.utils import (
     vdot,
 )
 
-Momentum: TypeAlias = tuple[Counter, Scalar, Params]  # count, t, the iterate before
+MomentumState: TypeAlias = tuple[Counter, Scalar, Params]  # count, t, the iterate before
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,19 @@ class FISTA:
         """Validate the arguments."""
         require_prox(self, problem.prox)
 
-    def init(self, params: Params, data: DataTree) -> Momentum:
+    def init(self, params: Params, data: DataTree) -> MomentumState:
         """Return ``(count, t, the iterate before)``."""
         return jnp.zeros((), jnp.int32), jnp.ones((), dtype(params)), params
 
     def step(
-        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: Momentum
-    ) -> tuple[Params, Momentum]:
+        self,
+        loss: Loss,
+        params: Params,
+        hyper: Hyper,
+        data: DataTree,
+        key: Key,
+        state: MomentumState,
+    ) -> tuple[Params, MomentumState]:
         """Extrapolate, then one forward-backward step; the key is not used."""
         count, t, before = state
         following = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
@@ -147,7 +153,7 @@ class FISTA:
             following = jnp.where(uphill, 1, following)
         return moved, (count + 1, following, params)
 
-    def max_curvature(self, hyper: Hyper, state: Momentum) -> Scalar:
+    def max_curvature(self, hyper: Hyper, state: MomentumState) -> Scalar:
         """Return ``4 / (3 step_size)``, the limit as the momentum tends to 1."""
         return 4 / (3 * evaluate(self.step_size, state[0], hyper))
 

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Loss, Problem, Setting, as_setting, evaluate, examples
+from bilevel.core import Loss, Problem, Setting, as_setting, count_examples, evaluate
 from bilevel.solvers.proximal import proximal
-from bilevel.solvers.sampling import Sampler, SamplerState, take
+from bilevel.solvers.sampling import Sampler, SamplerState, take_rows
 from bilevel.utils import (
     Bool,
     Counter,
@@ -37,7 +37,7 @@ from bilevel.utils import (
 )
 
 # Count, table [n, *leaf], its mean [*leaf], sampler.
-State: TypeAlias = tuple[Counter, FloatTree, Params, SamplerState]
+SAGAState: TypeAlias = tuple[Counter, FloatTree, Params, SamplerState]
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,22 @@ class SAGA:
     def check(self, problem: Problem) -> None:
         """Accept every problem, with and without a proximal part."""
 
-    def init(self, params: Params, data: DataTree) -> State:
+    def init(self, params: Params, data: DataTree) -> SAGAState:
         """Return ``(count, table [n, *leaf], its mean [*leaf], sampler state)``."""
-        n = examples(data)
+        n = count_examples(data)
         table = jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), leaf.dtype), params)
         sampler = Sampler(self.batch_size, self.sampling).init(data)
         return jnp.zeros((), jnp.int32), table, zeros_like(params), sampler
 
     def step(
-        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: State
-    ) -> tuple[Params, State]:
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: SAGAState
+    ) -> tuple[Params, SAGAState]:
         """Draw a batch, move along its corrected gradient, write its gradients into the table."""
         count, table, mean, sampler = state
         rows, sampler = Sampler(self.batch_size, self.sampling).indices(data, key, sampler)
-        batch = jax.tree.map(lambda leaf: take(leaf, rows)[:, None], data)
+        batch = jax.tree.map(lambda leaf: take_rows(leaf, rows)[:, None], data)
         new = jax.vmap(jax.grad(loss), in_axes=(None, None, 0))(params, hyper, batch)
-        change = jax.tree.map(lambda g, t: g - take(t, rows), new, table)
+        change = jax.tree.map(lambda g, t: g - take_rows(t, rows), new, table)
 
         def direct(change: Array, mean: Array) -> Array:
             return jnp.mean(change, axis=0) + mean
@@ -107,14 +107,14 @@ class SAGA:
 
         # Written as a sum, which differentiates without a copy of the table; hence once per row,
         # although a batch that is drawn with replacement may hold a row twice.
-        once = distinct(rows)
+        once = mark_distinct(rows)
         change = jax.tree.map(lambda c: jnp.einsum("b,b...->b...", once.astype(c.dtype), c), change)
         table = jax.tree.map(lambda t, c: t.at[rows].add(c), table, change)
-        n = examples(data)
+        n = count_examples(data)
         mean = jax.tree.map(lambda m, c: m + jnp.sum(c, axis=0) / n, mean, change)
         return params, (count + 1, table, mean, sampler)
 
-    def max_curvature(self, hyper: Hyper, state: State) -> Scalar:
+    def max_curvature(self, hyper: Hyper, state: SAGAState) -> Scalar:
         """Return ``2 / step_size``."""
         return 2 / evaluate(self.step_size, state[0], hyper)
 
@@ -122,7 +122,7 @@ class SAGA:
 register_node(SAGA, data_fields=["step_size"], meta_fields=["batch_size", "sampling"])
 
 
-def distinct(rows: Int[Array, " b"]) -> Bool[Array, " b"]:
+def mark_distinct(rows: Int[Array, " b"]) -> Bool[Array, " b"]:
     """Return one ``True`` for each row number that occurs in ``rows``."""
     order = jnp.argsort(rows)
     ordered = rows[order]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.core import examples
+from bilevel.core import count_examples
 from bilevel.utils import (
     Counter,
     DataTree,
@@ -51,7 +51,7 @@ class Sampler:
 
     def init(self, data: DataTree) -> SamplerState:
         """Return an exhausted epoch, ``(permutation [n], position)``; ``()`` without epochs."""
-        n = examples(data)
+        n = count_examples(data)
         if self.batch_size is not None and self.batch_size > n:
             raise ValueError(
                 f"batch_size={self.batch_size} is larger than the number of inner examples, {n}. "
@@ -68,7 +68,7 @@ class Sampler:
 
         A key may be given as the function that makes it: epochs need one only where they shuffle.
         """
-        n, b = examples(data), self.batch_size
+        n, b = count_examples(data), self.batch_size
         if b is None:
             return jnp.arange(n, dtype=jnp.int32), state
         if self.sampling == "iid":
@@ -96,7 +96,7 @@ class Sampler:
 
         Those of as many calls of ``indices``, the k-th with ``keys(k)``, at the cost of about one.
         """
-        n, b = examples(data), self.batch_size
+        n, b = count_examples(data), self.batch_size
         steps = jnp.arange(count)
         if b is None or self.sampling == "iid":
             return jax.vmap(lambda k: self.indices(data, keys(k), state)[0])(steps), state
@@ -129,13 +129,13 @@ class Sampler:
         if self.batch_size is None:
             return data, state
         rows, state = self.indices(data, key, state)
-        return jax.tree.map(lambda leaf: take(leaf, rows), data), state
+        return jax.tree.map(lambda leaf: take_rows(leaf, rows), data), state
 
 
 def _made(key: Key | Lazy) -> Array:
     return key() if callable(key) else key
 
 
-def take(leaf: ArrayLike, rows: Int[Array, " b"]) -> Shaped[Array, "..."]:
+def take_rows(leaf: ArrayLike, rows: Int[Array, " b"]) -> Shaped[Array, "..."]:
     """Return rows of one data leaf; ``rows`` are known to lie within it."""
     return jnp.asarray(leaf).at[rows].get(mode="promise_in_bounds")

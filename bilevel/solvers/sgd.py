@@ -17,12 +17,12 @@ from bilevel.utils import (
     Scalar,
     axpy,
     descend,
-    largest,
+    largest_entry,
     register_node,
     zeros_like,
 )
 
-State: TypeAlias = tuple[Counter, Params | None, SamplerState]  # count, velocity, sampler
+SGDState: TypeAlias = tuple[Counter, Params | None, SamplerState]  # count, velocity, sampler
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class SGD:
             raise ValueError(f"SGD: momentum must lie in [0, 1), got {self.momentum!r}.")
         Sampler(self.batch_size, self.sampling)
 
-    def init(self, params: Params, data: DataTree) -> State:
+    def init(self, params: Params, data: DataTree) -> SGDState:
         """Return ``(count, velocity, sampler state)``."""
         velocity = None if self.momentum is None else zeros_like(params)
         return (
@@ -82,8 +82,8 @@ class SGD:
         )
 
     def step(
-        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: State
-    ) -> tuple[Params, State]:
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: SGDState
+    ) -> tuple[Params, SGDState]:
         """Draw a batch and move along its gradient."""
         count, velocity, sampler = state
         batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
@@ -95,11 +95,11 @@ class SGD:
         params = descend(evaluate(self.step_size, count, hyper), direction, params)
         return params, (count + 1, velocity, sampler)
 
-    def max_curvature(self, hyper: Hyper, state: State) -> Scalar:
+    def max_curvature(self, hyper: Hyper, state: SGDState) -> Scalar:
         """Return ``2 (1 + momentum) / step_size``; with Nesterov over ``1 + 2 momentum``."""
         momentum = 0.0 if self.momentum is None else evaluate(self.momentum, state[0], hyper)
         shrunk = 1 + 2 * momentum if self.nesterov else 1
-        step_size = largest(evaluate(self.step_size, state[0], hyper))
+        step_size = largest_entry(evaluate(self.step_size, state[0], hyper))
         return 2 * (1 + momentum) / (shrunk * step_size)
 
 

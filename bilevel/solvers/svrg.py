@@ -17,7 +17,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from bilevel.core import Loss, Problem, Setting, as_setting, evaluate, examples
+from bilevel.core import Loss, Problem, Setting, as_setting, count_examples, evaluate
 from bilevel.solvers.proximal import proximal
 from bilevel.solvers.sampling import Sampler, SamplerState
 from bilevel.utils import (
@@ -34,7 +34,7 @@ from bilevel.utils import (
 )
 
 # Count, age of the snapshot, snapshot, its full gradient, sampler.
-State: TypeAlias = tuple[Counter, Counter, Params, Params, SamplerState]
+SVRGState: TypeAlias = tuple[Counter, Counter, Params, Params, SamplerState]
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,20 @@ class SVRG:
     def check(self, problem: Problem) -> None:
         """Accept every problem, with and without a proximal part."""
 
-    def init(self, params: Params, data: DataTree) -> State:
+    def init(self, params: Params, data: DataTree) -> SVRGState:
         """Return ``(count, age of the snapshot, snapshot, its full gradient, sampler state)``."""
         zero = jnp.zeros((), jnp.int32)
         sampler = Sampler(self.batch_size, self.sampling).init(data)
         return zero, zero, params, zeros_like(params), sampler
 
-    def refresh(self, state: State) -> State:
+    def refresh(self, state: SVRGState) -> SVRGState:
         """Return the same state, its snapshot due."""
         count, age, snapshot, full, sampler = state
         return count, jnp.zeros_like(age), snapshot, full, sampler
 
     def step(
-        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: State
-    ) -> tuple[Params, State]:
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: SVRGState
+    ) -> tuple[Params, SVRGState]:
         """Renew the snapshot if it is due, draw a batch, move along the corrected gradient."""
         count, age, snapshot, full, sampler = state
         gradient = jax.grad(loss)
@@ -116,10 +116,10 @@ class SVRG:
         return params, (count + 1, (age + 1) % self._period(data), snapshot, full, sampler)
 
     def _period(self, data: DataTree) -> int:
-        n = examples(data)
+        n = count_examples(data)
         return -(-2 * n // (self.batch_size or n)) if self.period is None else self.period
 
-    def max_curvature(self, hyper: Hyper, state: State) -> Scalar:
+    def max_curvature(self, hyper: Hyper, state: SVRGState) -> Scalar:
         """Return ``2 / step_size``."""
         return 2 / evaluate(self.step_size, state[0], hyper)
 

@@ -36,7 +36,7 @@ class Search(NamedTuple):
     trials: Counter
 
 
-def narrow(
+def narrow_search(
     search: Search, value: Scalar, gradient: Vector, d: Vector, value0: Scalar, slope0: Scalar
 ) -> Search:
     """Return the search after a trial: accepted, or with a new end and the next trial.

@@ -7,7 +7,7 @@ of ``hyper``, or for a part of the tree, as ``in_axes`` of ``jax.vmap`` does.
 from bilevel.spaces.base import Free, Space, Spaces
 from bilevel.spaces.groups import Simplex, Tied
 from bilevel.spaces.intervals import Box, Log, Softplus
-from bilevel.spaces.perturb import coordinates, in_natural_units, moved
+from bilevel.spaces.perturb import free_coordinates, in_natural_units, move_coordinates
 
 __all__ = [
     "Box",
@@ -18,7 +18,7 @@ __all__ = [
     "Space",
     "Spaces",
     "Tied",
-    "coordinates",
+    "free_coordinates",
     "in_natural_units",
-    "moved",
+    "move_coordinates",
 ]

@@ -90,7 +90,7 @@ class Free:
 
     def sample(self, uniform: Array, free: Array, spread: Number) -> Array:
         """Return numbers within ``spread`` of ``free``."""
-        return around(uniform, free, spread)
+        return draw_around(uniform, free, spread)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Spaces:
                 raise ValueError(f"{leaf_address(name, path)} {fault}")
 
 
-def around(uniform: Array, free: Array, spread: Number) -> Array:
+def draw_around(uniform: Array, free: Array, spread: Number) -> Array:
     """Return numbers uniform within ``spread`` of ``free``."""
     return (free + spread * (2 * uniform - 1)).astype(free.dtype)
 
@@ -194,7 +194,7 @@ def clip_through(x: Array | np.ndarray, low: ArrayLike, high: ArrayLike) -> Arra
     return jax.lax.stop_gradient(jnp.clip(x, low, high)) + (x - jax.lax.stop_gradient(x))
 
 
-def outside(value: Value, inside: Callable[[np.ndarray], np.ndarray]) -> str | None:
+def first_outside(value: Value, inside: Callable[[np.ndarray], np.ndarray]) -> str | None:
     """Return the first entry of a concrete array that is not inside, as text."""
     if is_traced(value):
         return None

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.spaces.base import outside
+from bilevel.spaces.base import first_outside
 
 Nested: TypeAlias = float | tuple["Nested", ...]  # numbers as `tolist` nests them, hashable
 
@@ -55,7 +55,7 @@ class Ends:
             above = value > low if self.open_low else value >= low
             return above & (value < high if self.open_high else value <= high)
 
-        if (text := outside(natural, inside)) is None:
+        if (text := first_outside(natural, inside)) is None:
             return None
         signs = [
             "<" if is_open or not np.isfinite(end).all() else "<="
@@ -67,7 +67,9 @@ class Ends:
         )
 
 
-def ends(owner: str, low: ArrayLike | Nested, high: ArrayLike | Nested, closed: bool | str) -> Ends:
+def make_ends(
+    owner: str, low: ArrayLike | Nested, high: ArrayLike | Nested, closed: bool | str
+) -> Ends:
     """Return both ends, checked and hashable.
 
     Raises

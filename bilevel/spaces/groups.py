@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevel.spaces.base import Free, Space, Value, outside
+from bilevel.spaces.base import Free, Space, Value, first_outside
 from bilevel.utils import Number
 
 
@@ -48,7 +48,7 @@ class Simplex:
         """Return what is wrong: not positive, or of another sum; only rounding is forgiven."""
         if not np.ndim(natural):
             return f"is a scalar, and {self} needs an axis to sum over."
-        if text := outside(natural, lambda value: value > 0):
+        if text := first_outside(natural, lambda value: value > 0):
             return f"{text}, not inside {self}: entries must be positive. Start inside."
 
         def sums(value: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ class Simplex:
             total = value.sum(-1, keepdims=True, dtype=float)
             return np.broadcast_to(np.abs(total - 1) <= rounding, value.shape)
 
-        if outside(natural, sums):
+        if first_outside(natural, sums):
             return (
                 f"has entries that do not sum to 1 along the last axis, which {self} asks for. "
                 "Divide by their sum."
@@ -141,7 +141,7 @@ class Tied:
                 f"has shape {list(np.shape(natural))}, and Tied groups {len(self.groups)} entries."
             )
         first = self._first[np.asarray(self.groups)]
-        if text := outside(natural, lambda value: value == value[..., first]):
+        if text := first_outside(natural, lambda value: value == value[..., first]):
             return f"{text}, unlike the first entry of its group: tied entries start out equal."
         return self.space.fault(natural)
 

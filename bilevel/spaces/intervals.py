@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.spaces.base import Space, Value, around, clip_through
-from bilevel.spaces.ends import Ends, Nested, ends
+from bilevel.spaces.base import Space, Value, clip_through, draw_around
+from bilevel.spaces.ends import Ends, Nested, make_ends
 from bilevel.utils import Number, require_positive
 
 
@@ -49,11 +49,11 @@ class Box:
 
     def __post_init__(self) -> None:
         """Validate the arguments, and make the ends hashable."""
-        _keep(self, ends("Box", self.low, self.high, self.closed))
+        _keep(self, make_ends("Box", self.low, self.high, self.closed))
 
     @property
     def _ends(self) -> Ends:
-        return ends("Box", self.low, self.high, self.closed)
+        return make_ends("Box", self.low, self.high, self.closed)
 
     def natural(self, free: Array) -> Array:
         """Return natural units, as above."""
@@ -95,7 +95,7 @@ class Box:
         """Return numbers uniform between two finite ends, else within ``spread`` in coordinates."""
         low, high = self._ends.cast(free)
         if not np.isfinite(high - low).all():
-            return self.admit(around(uniform, free, spread))
+            return self.admit(draw_around(uniform, free, spread))
         inside = jnp.clip(low + (high - low) * uniform, *self._ends.range(free))
         return self.admit(self.free(inside.astype(free.dtype)))
 
@@ -136,12 +136,12 @@ class Log:
                 f"Log: low must be at least 0, and above 0 where it is closed, got {self.low}: 0 "
                 "is infinitely far away on a log scale. Use Box(low=0.0, closed=True)."
             )
-        _keep(self, ends("Log", self.low, self.high, self.closed))
+        _keep(self, make_ends("Log", self.low, self.high, self.closed))
         _ = self._exponent
 
     @property
     def _ends(self) -> Ends:
-        own = ends("Log", self.low, self.high, self.closed)
+        own = make_ends("Log", self.low, self.high, self.closed)
         return replace(own, open_low=own.open_low or not np.any(self.low))
 
     @property
@@ -227,7 +227,7 @@ class Softplus:
 
     def sample(self, uniform: Array, free: Array, spread: Number) -> Array:
         """Return numbers within ``spread`` in coordinates."""
-        return self.admit(around(uniform, free, spread))
+        return self.admit(draw_around(uniform, free, spread))
 
 
 def _keep(space: Space, own: Ends) -> None:

@@ -4,12 +4,12 @@ from bilevel.spaces.base import Spaces
 from bilevel.utils import Number, PyTree, axpy
 
 
-def coordinates(space: Spaces | None, hyper: PyTree) -> PyTree:
+def free_coordinates(space: Spaces | None, hyper: PyTree) -> PyTree:
     """Return what is perturbed: all of it may be, without leaving the space."""
     return hyper if space is None else space.free(hyper)
 
 
-def moved(
+def move_coordinates(
     space: Spaces | None, free: PyTree, scale: Number, along: PyTree, hyper: PyTree
 ) -> PyTree:
     """Return ``hyper`` with its coordinates moved by ``scale * along``."""

@@ -7,7 +7,7 @@ import numpy as np
 from bilevel.core import Estimate
 from bilevel.testing.oracle import dense_curvature, dense_hypergradient
 from bilevel.testing.problems import Case
-from bilevel.testing.runs import Factory, converged, require
+from bilevel.testing.runs import Factory, require_that, run_converged
 from bilevel.utils import PyTree, dtype
 
 
@@ -17,7 +17,7 @@ def equals_dense_oracle(factory: Factory, case: Case) -> None:
     Where the evidence claims noise or bias, the gradient may be off by that too: by 4 standard
     errors, and by twice the estimated bias.
     """
-    estimate, lower = converged(factory, case)
+    estimate, lower = run_converged(factory, case)
     value, grad = dense_hypergradient(case.problem, case.hyper, lower.params, case.data)
     tolerance = _tolerance(estimate)
     np.testing.assert_allclose(estimate.value, value, rtol=tolerance)
@@ -31,7 +31,7 @@ def equals_finite_differences(factory: Factory, case: Case) -> None:
 
     Fourth order at ``h = 1e-2``; tolerances as for the oracle, but not below 1e-6.
     """
-    estimate, lower = converged(factory, case)
+    estimate, lower = run_converged(factory, case)
     rng, h = np.random.default_rng(0), 1e-2
     for _ in range(2):
         along = jax.tree.map(lambda x: rng.standard_normal(np.shape(x)), case.hyper)
@@ -56,19 +56,19 @@ def converges_at_its_rate(factory: Factory, case: Case) -> None:
     step size is set so that ``rho^K`` is 1e-2 and then 1e-4. The error must fall as much, up to a
     factor of 2 for K and 2 for modes that are still dying out, or to what the evidence admits.
     """
-    _, lower = converged(factory, case)
+    _, lower = run_converged(factory, case)
     _, grad = dense_hypergradient(case.problem, case.hyper, lower.params, case.data)
     mu, _ = dense_curvature(case.problem, case.hyper, lower.params, case.data)
     errors = []
     for left in (1e-2, 1e-4):
-        estimate, _ = converged(factory, case, (1 - left ** (1 / case.steps)) / mu)
+        estimate, _ = run_converged(factory, case, (1 - left ** (1 / case.steps)) / mu)
         errors.append(_size(_excess(estimate, grad)) / _size(grad))
     early, late = errors
-    require(
+    require_that(
         late <= 4 * 1e-2 * early + _tolerance(estimate),
         f"the error fell from {early:.2g} to {late:.2g} while rho^K fell a hundredfold",
     )
-    require(early < 1, f"the error is {early:.2g} where rho^K is 1e-2")
+    require_that(early < 1, f"the error is {early:.2g} where rho^K is 1e-2")
 
 
 def _tolerance(estimate: Estimate) -> float:

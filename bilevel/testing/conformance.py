@@ -29,17 +29,25 @@ from bilevel.testing.execution import maps_over_keys as maps_over_keys
 from bilevel.testing.execution import shards_over_examples as shards_over_examples
 from bilevel.testing.execution import takes_one_step_but_not_none as takes_one_step_but_not_none
 from bilevel.testing.problems import Case
-from bilevel.testing.runs import FEW, Factory, cast, converged, counted, require, stochastic
+from bilevel.testing.runs import (
+    FEW,
+    Factory,
+    cast,
+    count_traces,
+    require_that,
+    run_converged,
+    run_stochastic,
+)
 from bilevel.utils import PyTree, dtype, norm
 
 
 def keeps_structure(factory: Factory, case: Case) -> None:
     """``grad`` is like ``hyper``, ``value`` a scalar; the state is alike from call to call."""
     case = cast(case)
-    estimate, lower = stochastic(factory, case)
-    _, following = stochastic(factory, case, state=lower)
-    require(isinstance(estimate, Estimate), "step must return an Estimate first")
-    require(isinstance(lower, InnerState), "step must return a InnerState second")
+    estimate, lower = run_stochastic(factory, case)
+    _, following = run_stochastic(factory, case, state=lower)
+    require_that(isinstance(estimate, Estimate), "step must return an Estimate first")
+    require_that(isinstance(lower, InnerState), "step must return a InnerState second")
     _alike("grad", estimate.grad, case.hyper)
     _alike("value", estimate.value, jnp.zeros((), dtype(case.hyper)))
     _alike("params", lower.params, case.params)
@@ -48,33 +56,35 @@ def keeps_structure(factory: Factory, case: Case) -> None:
 
 def repeats_with_its_key(factory: Factory, case: Case) -> None:
     """The same key gives the same numbers bit for bit, another key other minibatches."""
-    first, _ = stochastic(factory, case, seed=1)
-    again, _ = stochastic(factory, case, seed=1)
-    other, _ = stochastic(factory, case, seed=2)
+    first, _ = run_stochastic(factory, case, seed=1)
+    again, _ = run_stochastic(factory, case, seed=1)
+    other, _ = run_stochastic(factory, case, seed=2)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
-    require(bool(first.value != other.value), "the key does not reach the solver's minibatches")
+    require_that(
+        bool(first.value != other.value), "the key does not reach the solver's minibatches"
+    )
 
 
 def compiles_once(factory: Factory, case: Case) -> None:
     """A changed step size, hyper or batch of data, and a carried state, trace nothing again."""
-    _, lower = stochastic(factory, case)
-    traces = counted(case.problem)[1]
+    _, lower = run_stochastic(factory, case)
+    traces = count_traces(case.problem)[1]
     before = len(traces)
     half = dataclasses.replace(case, step_size=case.step_size / 2)
     moved = dataclasses.replace(case, hyper=jax.tree.map(lambda h: h - 0.5, case.hyper))
     reversed_rows = jax.tree.map(lambda leaf: leaf[::-1].copy(), case.data)
     for changed in (half, moved, dataclasses.replace(case, data=reversed_rows)):
-        stochastic(factory, changed)
-    stochastic(factory, case, state=lower)
-    require(before > 0, "the inner loss was never evaluated")
-    require(len(traces) == before, f"traced the inner loss {len(traces) - before} times again")
+        run_stochastic(factory, changed)
+    run_stochastic(factory, case, state=lower)
+    require_that(before > 0, "the inner loss was never evaluated")
+    require_that(len(traces) == before, f"traced the inner loss {len(traces) - before} times again")
 
 
 def reports_evidence(factory: Factory, case: Case) -> None:
     """The residual is the one that can be recomputed; counts are counted; all is finite."""
     case = cast(case)
-    for estimate, lower in (converged(factory, case), stochastic(factory, case)):
+    for estimate, lower in (run_converged(factory, case), run_stochastic(factory, case)):
         evidence = estimate.evidence
         end, begun = (
             float(_gradient_norm(case.problem, params, case.hyper, case.data.inner))
@@ -82,12 +92,12 @@ def reports_evidence(factory: Factory, case: Case) -> None:
         )
         eps = float(jnp.finfo(dtype(case.hyper)).eps)
         np.testing.assert_allclose(evidence.inner_residual, end / begun, rtol=1e-3, atol=100 * eps)
-        require(isinstance(evidence.counts, Counts), "evidence.counts must be Counts")
-        require(int(evidence.counts.gradients) >= 1, "no inner gradient was counted")
+        require_that(isinstance(evidence.counts, Counts), "evidence.counts must be Counts")
+        require_that(int(evidence.counts.gradients) >= 1, "no inner gradient was counted")
         finite = [np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(evidence)]
-        require(all(finite), f"evidence is not finite: {evidence}")
-    require(
-        float(converged(factory, case)[0].evidence.inner_residual) < 1000 * eps,
+        require_that(all(finite), f"evidence is not finite: {evidence}")
+    require_that(
+        float(run_converged(factory, case)[0].evidence.inner_residual) < 1000 * eps,
         "the residual is not small although the solver has converged",
     )
 
@@ -107,9 +117,11 @@ def refuses_what_it_cannot_see(factory: Factory, case: Case) -> None:
         hyper={"used": case.hyper, "unread": np.ones(2)},
     )
     try:
-        stochastic(factory, blind)
+        run_stochastic(factory, blind)
     except ValueError as error:
-        require("hyper['unread']" in str(error), f"the message does not name the leaf: {error}")
+        require_that(
+            "hyper['unread']" in str(error), f"the message does not name the leaf: {error}"
+        )
     else:
         raise AssertionError("a hyperparameter that nothing reads was not refused")
 
@@ -117,12 +129,16 @@ def refuses_what_it_cannot_see(factory: Factory, case: Case) -> None:
 def shows_its_settings(factory: Factory, case: Case) -> None:
     """Equal settings compare equal, others do not; a round trip as a pytree changes nothing."""
     estimator = factory(GradientDescent(step_size=0.25), FEW)
-    require(estimator == factory(GradientDescent(step_size=0.25), FEW), "equal ones differ")
-    require(estimator != factory(GradientDescent(step_size=0.5), FEW), "others compare equal")
+    require_that(estimator == factory(GradientDescent(step_size=0.25), FEW), "equal ones differ")
+    require_that(estimator != factory(GradientDescent(step_size=0.5), FEW), "others compare equal")
     leaves, treedef = jax.tree.flatten(estimator)
-    require(jax.tree.unflatten(treedef, leaves) == estimator, "the pytree round trip changes it")
-    require(0.25 in leaves, "the solver's step size is not a leaf: changing it would recompile")
-    require("0.25" in repr(estimator), f"settings do not show in {estimator!r}")
+    require_that(
+        jax.tree.unflatten(treedef, leaves) == estimator, "the pytree round trip changes it"
+    )
+    require_that(
+        0.25 in leaves, "the solver's step size is not a leaf: changing it would recompile"
+    )
+    require_that("0.25" in repr(estimator), f"settings do not show in {estimator!r}")
 
 
 CONFORMANCE: tuple[Callable[[Factory, Case], None], ...] = (
@@ -150,4 +166,4 @@ def _alike(name: str, got: PyTree, expected: PyTree) -> None:
     shapes = [
         jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), t) for t in (got, expected)
     ]
-    require(shapes[0] == shapes[1], f"{name} is {shapes[0]}, expected {shapes[1]}")
+    require_that(shapes[0] == shapes[1], f"{name} is {shapes[0]}, expected {shapes[1]}")

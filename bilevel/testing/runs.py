@@ -24,33 +24,33 @@ FEW = 4  # solver steps where convergence does not matter; the fourth batch of 7
 SEED = 0
 
 
-def converged(
+def run_converged(
     factory: Factory, case: Case, step_size: float | None = None
 ) -> tuple[Estimate, InnerState]:
     """Run full-batch gradient descent for ``case.steps``, by default at the case's step size."""
     solver = GradientDescent(step_size=case.step_size if step_size is None else step_size)
-    return run(factory(solver, case.steps), case)
+    return run_case(factory(solver, case.steps), case)
 
 
-def stochastic(
+def run_stochastic(
     factory: Factory, case: Case, seed: int = 0, state: InnerState | None = None
 ) -> tuple[Estimate, InnerState]:
     """Run a few steps of SGD, the batch not a divisor of the examples."""
-    return run(factory(sgd(case), FEW), case, seed, state)
+    return run_case(factory(make_sgd(case), FEW), case, seed, state)
 
 
-def run(
+def run_case(
     estimator: Estimator, case: Case, seed: int = 0, state: InnerState | None = None
 ) -> tuple[Estimate, InnerState]:
     """Return one call of the estimator."""
     problem, hyper, params, data = case.problem, case.hyper, case.params, case.data
     return hypergradient(
-        counted(problem)[0], estimator, hyper, params, data, jax.random.key(seed), state=state
+        count_traces(problem)[0], estimator, hyper, params, data, jax.random.key(seed), state=state
     )
 
 
 @functools.lru_cache(maxsize=32)
-def counted(problem: Problem) -> tuple[Problem, list[None]]:
+def count_traces(problem: Problem) -> tuple[Problem, list[None]]:
     """Return the problem, and a list that grows whenever its inner loss is traced."""
     traces: list[None] = []
 
@@ -61,8 +61,8 @@ def counted(problem: Problem) -> tuple[Problem, list[None]]:
     return dataclasses.replace(problem, inner=inner), traces
 
 
-def sgd(case: Case) -> SGD:
-    """Return the solver of :func:`stochastic`."""
+def make_sgd(case: Case) -> SGD:
+    """Return the solver of :func:`run_stochastic`."""
     return SGD(step_size=case.step_size / 4, batch_size=7, momentum=0.5, sampling="epoch")
 
 
@@ -72,7 +72,7 @@ def cast(case: Case) -> Case:
     return dataclasses.replace(case, hyper=arrays[0], params=arrays[1], data=arrays[2])
 
 
-def close(name: str, got: PyTree, expected: PyTree) -> None:
+def require_close(name: str, got: PyTree, expected: PyTree) -> None:
     """Raise unless two trees are equal up to rounding: 200 units."""
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         inexact = jnp.issubdtype(b.dtype, jnp.inexact)
@@ -80,7 +80,7 @@ def close(name: str, got: PyTree, expected: PyTree) -> None:
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
-def require(holds: bool, message: str) -> None:
+def require_that(holds: bool, message: str) -> None:
     """Raise unless a condition holds: an ``assert`` that no optimisation removes."""
     if not holds:
         raise AssertionError(message)

@@ -4,7 +4,7 @@ from bilevel.tuning.adaptive import Adaptive
 from bilevel.tuning.diagnosis import DivergenceWarning
 from bilevel.tuning.divergence import Divergence
 from bilevel.tuning.early_stopping import EarlyStopping
-from bilevel.tuning.history import ROW, Rows, columns_of, unwritten, written
+from bilevel.tuning.history import ROW, HistoryRows, columns_of, unwritten_rows, write_row
 from bilevel.tuning.hooks import Hook, Record, Step
 from bilevel.tuning.loop import Block, Loop
 from bilevel.tuning.options import Blocks
@@ -20,17 +20,17 @@ __all__ = [
     "Divergence",
     "DivergenceWarning",
     "EarlyStopping",
+    "HistoryRows",
     "Hook",
     "Loop",
     "Record",
     "Restarts",
     "Result",
-    "Rows",
     "State",
     "Step",
     "Stop",
     "columns_of",
     "step_keys",
-    "unwritten",
-    "written",
+    "unwritten_rows",
+    "write_row",
 ]

@@ -13,7 +13,7 @@ from bilevel.core import (
     InnerState,
     MonitoredEstimator,
     Problem,
-    examples,
+    count_examples,
 )
 from bilevel.estimators import full_gradient
 from bilevel.outer import Backtracks
@@ -46,7 +46,7 @@ register_node(Divergence)
 
 def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Array:
     """Return the largest of the inner gradient's norm and that of up to 16 single examples."""
-    some = min(examples(data.inner), 16)
+    some = min(count_examples(data.inner), 16)
 
     def size(batch: PyTree) -> Array:
         return norm(jax.grad(problem.inner)(params, hyper, batch))
@@ -55,7 +55,7 @@ def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) 
     return jnp.maximum(size(data.inner), jnp.max(jax.vmap(size)(singles)))
 
 
-def inner_residual(estimate: Estimate) -> Array:
+def reported_residual(estimate: Estimate) -> Array:
     """Return the estimate's inner residual, 0 where it reports none; ``()``."""
     residual = estimate.evidence.inner_residual
     return jnp.zeros((), jnp.result_type(float)) if residual is None else residual
@@ -71,7 +71,7 @@ def diverged_variables(
 
 def going_on(estimator: Estimator, state: State, divergence: Divergence) -> Stop:
     """Return what is said of a run that nothing has stopped."""
-    residual = inner_residual(state.estimate)
+    residual = reported_residual(state.estimate)
     lost = diverged_variables(estimator, state.estimate, state.lower, divergence.limit)
     lost = jax.tree.map(jnp.zeros_like, lost)
     return Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
@@ -102,9 +102,9 @@ def has_diverged(
     the estimator measures it every so many calls, is not looked into again.
     """
     finite = all_finite((estimate.value, estimate.grad, after.params))
-    residual = inner_residual(estimate)
+    residual = reported_residual(estimate)
     grown = (state.step > 0) & (residual > 1e-3) & (residual > 10 * state.floor)
-    new = residual != inner_residual(state.estimate)
+    new = residual != reported_residual(state.estimate)
     suspect = (new & (grown | (residual > 1))) | ~jnp.isfinite(residual)
 
     def size(params: PyTree) -> Array:

@@ -13,7 +13,7 @@ from bilevel.core import Estimate
 from bilevel.utils import PyTree, norm
 
 ROW = jnp.uint32  # of the rows' numbers: a signed index is first asked whether it is negative
-Rows = tuple[list[Array], list[Array]]  # of the arrays of a row, of its numbers by dtype
+HistoryRows = tuple[list[Array], list[Array]]  # of the arrays of a row, of its numbers by dtype
 
 
 def estimate_columns(estimate: Estimate) -> dict[str, Array]:
@@ -26,7 +26,7 @@ def estimate_columns(estimate: Estimate) -> dict[str, Array]:
     return columns | {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
 
 
-def unwritten(like: PyTree, length: int) -> Rows:
+def unwritten_rows(like: PyTree, length: int) -> HistoryRows:
     """Return ``length`` rows that nobody has written: NaN, and 0 where there is no NaN."""
 
     def empty(shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
@@ -39,7 +39,7 @@ def unwritten(like: PyTree, length: int) -> Rows:
     )
 
 
-def erased(rows: Rows, k: Array, flag: Array) -> Rows:
+def erase_row(rows: HistoryRows, k: Array, flag: Array) -> HistoryRows:
     """Return the rows with the k-th unwritten again, where ``flag``."""
 
     def clear(column: Array) -> Array:
@@ -50,7 +50,7 @@ def erased(rows: Rows, k: Array, flag: Array) -> Rows:
     return jax.tree.map(clear, rows)
 
 
-def written(rows: Rows, k: Array, row: PyTree) -> Rows:
+def write_row(rows: HistoryRows, k: Array, row: PyTree) -> HistoryRows:
     """Return the rows with ``row`` as the k-th."""
     row = jax.tree.map(jnp.asarray, row)
     leaves, (arrays, numbers) = jax.tree.leaves(row), _split(row)
@@ -62,7 +62,7 @@ def written(rows: Rows, k: Array, row: PyTree) -> Rows:
     return jax.tree.map(put, rows, ([leaves[i] for i in arrays], stacked))
 
 
-def columns_of(rows: Rows, like: PyTree) -> PyTree:
+def columns_of(rows: HistoryRows, like: PyTree) -> PyTree:
     """Return a tree like a row, with a leading axis."""
     arrays, numbers = _split(like)
     columns = dict(zip(arrays, rows[0], strict=True))
@@ -71,7 +71,7 @@ def columns_of(rows: Rows, like: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), [columns[i] for i in range(len(columns))])
 
 
-def joined(blocks: list[PyTree]) -> PyTree:
+def join_rows(blocks: list[PyTree]) -> PyTree:
     """Join histories by NumPy: each new number of blocks would be a new program of XLA."""
     return jax.tree.map(lambda *columns: np.concatenate(columns), *blocks)
 

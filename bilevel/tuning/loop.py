@@ -26,17 +26,17 @@ from bilevel.tuning.divergence import (
     going_on,
     gradient_scale,
     has_diverged,
-    inner_residual,
+    reported_residual,
     take_back,
 )
 from bilevel.tuning.history import (
     ROW,
-    Rows,
+    HistoryRows,
     columns_of,
-    erased,
+    erase_row,
     estimate_columns,
-    unwritten,
-    written,
+    unwritten_rows,
+    write_row,
 )
 from bilevel.tuning.hooks import Columns, Hooks, Step
 from bilevel.tuning.state import State, Stop, step_keys
@@ -46,7 +46,7 @@ Block = tuple[State, Stop, Columns]
 
 
 # Last good state, state, why it stopped, rows of the history and how many are written.
-Carry = tuple[State, State, Stop, Rows, Array]
+BlockCarry = tuple[State, State, Stop, HistoryRows, Array]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Loop:
 
     problem: Problem
     estimator: Estimator
-    outer: coordinates.Rule
+    outer: coordinates.AnyRule
     data: Data
     hooks: Hooks = ()
     divergence: Divergence = Divergence()
@@ -101,7 +101,7 @@ class Loop:
         estimate = zeros_like(shapes)
         step, start = jnp.zeros((), jnp.int32), params
         scale = gradient_scale(problem, hyper, params, data_of_call(estimator, data, key))
-        floor, memory = inner_residual(estimate), hooking.init_memory(self.hooks, hyper, params)
+        floor, memory = reported_residual(estimate), hooking.init_memory(self.hooks, hyper, params)
         outer = self.outer.init(hyper)
         return State(step, hyper, estimate, outer, lower, key, start, scale, floor, memory)
 
@@ -132,7 +132,7 @@ class Loop:
         hyper, outer = jax.tree.map(
             lambda old, new: jnp.where(first, old, new), (state.hyper, state.outer), updated
         )
-        if (rule := coordinates.capable(self.outer, SetsTolerance)) is not None:
+        if (rule := coordinates.find_capability(self.outer, SetsTolerance)) is not None:
             estimator = rule.set_tolerance(estimator, outer)
         lower = state.lower
         if not self.warm_start:
@@ -158,11 +158,11 @@ class Loop:
         lost = diverged_variables(estimator, estimate, after, limit)
         bad = has_diverged(problem, solver, hyper, before, began, estimate, after, seen, limit)
         bad = jnp.any(jnp.stack([bad, *lost.values()]))
-        residual = inner_residual(estimate)
+        residual = reported_residual(estimate)
         floor = jnp.maximum(residual, 0.9 * state.floor)
         new = replace(state, floor=floor)
-        stop = Stop(bad, estimate.value, residual, inner_residual(before.estimate), lost)
-        if (rule := coordinates.capable(self.outer, Backtracks)) is None:
+        stop = Stop(bad, estimate.value, residual, reported_residual(before.estimate), lost)
+        if (rule := coordinates.find_capability(self.outer, Backtracks)) is None:
             return new, stop, estimate
         return take_back(rule, before, new, stop)
 
@@ -176,7 +176,7 @@ class Loop:
     def row(self, step: Step) -> Columns:
         """Return what the history says of a step."""
         state, values = step.state, estimate_columns(step.made)
-        if (rule := coordinates.capable(self.outer, TracksBest)) is not None:
+        if (rule := coordinates.find_capability(self.outer, TracksBest)) is not None:
             values["best"] = rule.best(state.outer, state.hyper, state.estimate.value)[1]
         values |= coordinates.history_columns(self.outer, step.free)
         return values | hooking.add_columns(self.hooks, step)
@@ -197,20 +197,20 @@ class Loop:
         begun, keys, count = state, step_keys(state, length), jnp.asarray(count, ROW)
         like, going = self.blank(state)
 
-        def unfinished(carry: Carry) -> Array:
+        def unfinished(carry: BlockCarry) -> Array:
             _, state, stop, _, k = carry
             return (k < count) & ~(stop.diverged | hooking.is_done(self.hooks, state, begun))
 
-        def advance(carry: Carry) -> Carry:
+        def advance(carry: BlockCarry) -> BlockCarry:
             _, good, _, rows, k = carry
             state, stop, row = self._advance(good, keys[k])
-            return _varying(good), state, stop, written(rows, k, row), k + 1
+            return _varying(good), state, stop, write_row(rows, k, row), k + 1
 
-        carry = _varying(state), state, going, unwritten(like, length), jnp.zeros((), ROW)
+        carry = _varying(state), state, going, unwritten_rows(like, length), jnp.zeros((), ROW)
         good, state, stop, rows, k = jax.lax.while_loop(unfinished, advance, carry)
         kept = jax.tree.map(partial(jnp.where, stop.diverged), good, _varying(state))
         state = replace(kept, key=begun.key, start=begun.start, scale=begun.scale)
-        rows = erased(rows, k - 1, stop.diverged)
+        rows = erase_row(rows, k - 1, stop.diverged)
         return state, stop, columns_of(rows, like)
 
     def proposed(self, state: State) -> PyTree:
@@ -219,7 +219,7 @@ class Loop:
 
     def final(self, state: State, diverged: Array) -> PyTree:
         """Return the best point if the rule tracks one, else the hyperparameters one update on."""
-        if (rule := coordinates.capable(self.outer, TracksBest)) is not None:
+        if (rule := coordinates.find_capability(self.outer, TracksBest)) is not None:
             best, _ = rule.best(state.outer, state.hyper, state.estimate.value)
             return jax.tree.map(lambda x, y: jnp.where(state.step > 0, x, y), best, state.hyper)
         keep = diverged | (state.step == 0)

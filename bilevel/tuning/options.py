@@ -13,7 +13,7 @@ from bilevel.tuning.hooks import Columns, Hook, Hooks, Record, name_of
 from bilevel.tuning.result import Result
 from bilevel.utils import PyTree, require_positive_int
 
-T = TypeVar("T")
+_T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ def sort_hooks(owner: str, hooks: Iterable[AnyHook], old: Keywords) -> Options:
         raise ValueError(f"{owner}: more than one hook of the class {', '.join(twice)}.")
     watching = tuple(hook for hook in given if not isinstance(hook, Divergence | Blocks))
     return Options(
-        watching, find(given, Divergence) or Divergence(), find(given, Blocks) or Blocks()
+        watching, find_hook(given, Divergence) or Divergence(), find_hook(given, Blocks) or Blocks()
     )
 
 
-def find(hooks: Iterable[AnyHook], kind: type[T]) -> T | None:
+def find_hook(hooks: Iterable[AnyHook], kind: type[_T]) -> _T | None:
     """Return the hook of this class, ``None`` if there is none."""
     return next((hook for hook in hooks if isinstance(hook, kind)), None)
 

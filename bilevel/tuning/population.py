@@ -12,7 +12,7 @@ from bilevel.utils import (
     require_positive_int,
     require_variables,
     size,
-    strong,
+    strip_weak_types,
 )
 
 
@@ -50,7 +50,7 @@ def population(
     require_positive_int("population", "n", n)
     require_positive("population", "spread", spread)
     require_variables("hyper", hyper)
-    hyper = strong(hyper)
+    hyper = strip_weak_types(hyper)
     problem.require_inside(hyper)
     spaces = Spaces.of(Free()) if problem.space is None else problem.space
     free = spaces.free(hyper)

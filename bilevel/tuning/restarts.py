@@ -15,7 +15,7 @@ from bilevel.estimators import hypergradient
 from bilevel.outer import OuterRule
 from bilevel.tuning.diagnosis import DivergenceWarning
 from bilevel.tuning.early_stopping import EarlyStopping
-from bilevel.tuning.options import AnyHook, Keywords, find, sort_hooks
+from bilevel.tuning.options import AnyHook, Keywords, find_hook, sort_hooks
 from bilevel.tuning.result import Result
 from bilevel.tuning.tune import tune
 from bilevel.utils import (
@@ -25,7 +25,7 @@ from bilevel.utils import (
     register_node,
     require_positive_int,
     require_variables,
-    strong,
+    strip_weak_types,
 )
 
 
@@ -121,9 +121,9 @@ def restarts(
     (Array([ 1.5, -0.5], dtype=float32), 1)
     """
     options = sort_hooks("restarts", hooks, old)
-    stopping = find(options.hooks, EarlyStopping)
+    stopping = find_hook(options.hooks, EarlyStopping)
     require_variables("starts", starts)
-    starts, n = strong(starts), _number(starts)
+    starts, n = strip_weak_types(starts), _number(starts)
     if problem.space is not None:
         problem.space.require(starts, "starts")
     keep = n if keep is None else keep

@@ -17,10 +17,10 @@ from bilevel.solvers import constant_stability_limit
 from bilevel.tuning.adaptive import Adaptive, level_of, require_adaptive
 from bilevel.tuning.diagnosis import DivergenceWarning, divergence_message, step_size_warning
 from bilevel.tuning.early_stopping import EarlyStopping
-from bilevel.tuning.history import joined
+from bilevel.tuning.history import join_rows
 from bilevel.tuning.hooks import Columns, is_done, resume_memory
 from bilevel.tuning.loop import Block, Loop
-from bilevel.tuning.options import AnyHook, Keywords, find, sort_hooks
+from bilevel.tuning.options import AnyHook, Keywords, find_hook, sort_hooks
 from bilevel.tuning.result import Result
 from bilevel.tuning.state import State, Stop
 from bilevel.utils import (
@@ -29,7 +29,7 @@ from bilevel.utils import (
     require_positive_int,
     require_same,
     require_variables,
-    strong,
+    strip_weak_types,
 )
 
 
@@ -124,7 +124,7 @@ def tune(
         left -= made
         over = bool(stop.diverged) or bool(is_done(loop.hooks, current, current))
         if over or not left or (callback is not None and (steps - left) % every == 0):
-            rows = [joined(rows)]
+            rows = [join_rows(rows)]
             result = _result(loop, current, stop, jax.tree.map(jnp.asarray, rows[0]))
             result = _explained(loop, result, stop) if over else result
             if callback is not None:
@@ -162,7 +162,7 @@ def _begin(loop: Loop, hyper: PyTree, params: PyTree, key: Array | None) -> Stat
 
 def _resume(loop: Loop, state: State) -> State:
     """Return the state to go on from, with what hooks that were not there before remember."""
-    if (stopping := find(loop.hooks, EarlyStopping)) is not None:
+    if (stopping := find_hook(loop.hooks, EarlyStopping)) is not None:
         stopping.best_of(state)
     return replace(state, memory=resume_memory(loop.hooks, state))
 
@@ -173,7 +173,7 @@ def _variables(
     """Return both as arrays; raise unless they are floats, inside, and like those of the state."""
     require_variables("hyper", hyper)
     require_variables("params", params)
-    hyper, params = strong(hyper), strong(params)
+    hyper, params = strip_weak_types(hyper), strip_weak_types(params)
     if state is None:
         problem.require_inside(hyper)
     else:
@@ -184,7 +184,7 @@ def _variables(
 
 def _require_fixed_work(loop: Loop, state: State, traced: bool) -> None:
     """Raise unless the inner work stays as it is, or may grow and reduces the noise."""
-    if find(loop.hooks, Adaptive) is None:
+    if find_hook(loop.hooks, Adaptive) is None:
         if not traced and (level := level_of(state)):
             raise ValueError(
                 f"tune: the state comes from an adaptive run, at {2**level} times the "
@@ -201,7 +201,7 @@ def _require_fixed_work(loop: Loop, state: State, traced: bool) -> None:
 
 def _result(loop: Loop, state: State, stop: Stop, history: Columns) -> Result:
     stopped = is_done(loop.hooks, state, state) if loop.hooks else None
-    if (stopping := find(loop.hooks, EarlyStopping)) is not None:
+    if (stopping := find_hook(loop.hooks, EarlyStopping)) is not None:
         best = stopping.best_of(state)
         hyper, params = best.hyper, best.params
     else:
@@ -216,7 +216,7 @@ def _explained(loop: Loop, result: Result, stop: Stop) -> Result:
         hyper = _proposed(loop, state)
         text = divergence_message(loop.problem, loop.estimator, state, hyper, stop, loop.data)
         warnings.warn(text, DivergenceWarning, stacklevel=3)
-    elif (stopping := find(loop.hooks, EarlyStopping)) is not None and result.stopped:
+    elif (stopping := find_hook(loop.hooks, EarlyStopping)) is not None and result.stopped:
         text = stopping.explain(state)
     else:
         text = f"a hook ended the run after {int(state.step)} outer steps."

@@ -4,12 +4,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("T")
 
 _GOES = "the old name goes with the next release."
 
 
-def renamed(module: str, names: dict[str, tuple[str, T]], name: str) -> T:
+def resolve_renamed(module: str, names: dict[str, tuple[str, _T]], name: str) -> _T:
     """Return what an old name stands for, with a warning; ``names``: old to ``(new, object)``.
 
     Raises

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 from jax.tree_util import GetAttrKey, register_pytree_with_keys
 
 Node = TypeVar("Node", bound=type)
-T = TypeVar("T")
+_T = TypeVar("T")
 Fields: TypeAlias = tuple[object, ...]
 
 
@@ -48,11 +48,11 @@ def register_node(
 
 
 def map_fields(
-    node: T,
+    node: _T,
     names: Collection[str],
     change: Callable[[Any], Any],
     parts: Collection[str] = ("estimator",),
-) -> T:
+) -> _T:
     """Return a copy with ``change`` applied to every field of these names that is not ``None``.
 
     It looks at ``node`` and at what its fields named in ``parts`` hold. Anything that is no
@@ -68,4 +68,4 @@ def map_fields(
             changes[name] = change(value)
         elif name in parts:
             changes[name] = map_fields(value, names, change, parts)
-    return cast(T, dataclasses.replace(cast(Any, node), **changes)) if changes else node
+    return cast(_T, dataclasses.replace(cast(Any, node), **changes)) if changes else node

@@ -45,7 +45,7 @@ def dtype(tree: PyTree) -> np.dtype:
     return jnp.result_type(*leaves) if leaves else jnp.result_type(float)
 
 
-def strong(tree: PyTree) -> PyTree:
+def strip_weak_types(tree: PyTree) -> PyTree:
     """Return leaves as arrays without a weak type, so that equal shapes share a compilation."""
 
     def convert(leaf: ArrayLike) -> Array:
@@ -55,7 +55,7 @@ def strong(tree: PyTree) -> PyTree:
     return jax.tree.map(convert, tree)
 
 
-def double(tree: PyTree) -> PyTree:
+def leaves_to_float64(tree: PyTree) -> PyTree:
     """Return every floating-point leaf as a NumPy float64 array, the others as they are."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, float) if is_inexact(leaf) else leaf, tree)
 
@@ -83,7 +83,7 @@ def descend(step: FloatTreeLike, direction: Params, params: Params) -> Params:
     return jax.tree.map(lambda s, d, w: (w - s * d).astype(w.dtype), step, direction, params)
 
 
-def largest(tree: PyTree) -> Array:
+def largest_entry(tree: PyTree) -> Array:
     """Return a number or an array as it is; of any other tree the largest entry, ``()``."""
     if jax.tree_util.all_leaves([tree]):
         return tree
@@ -121,7 +121,7 @@ def unit_vectors(tree: PyTree, wanted: Array) -> PyTree:
     return jax.tree.unflatten(treedef, columns)
 
 
-def unbasis(coefficients: Array, tree: PyTree) -> PyTree:
+def combine_basis(coefficients: Array, tree: PyTree) -> PyTree:
     """Return the tree whose coordinates in :func:`basis` are ``coefficients``, shape ``[p]``."""
     leaves, treedef = jax.tree.flatten(tree)
     offset, parts = 0, []

@@ -12,7 +12,7 @@ from bilevel.utils.trees import PyTree, is_inexact, is_traced, leaf_address, siz
 
 
 @runtime_checkable
-class Parts(Protocol):
+class ProblemParts(Protocol):
     """What of a problem is looked at here: its parts beside the two losses."""
 
     @property
@@ -105,7 +105,7 @@ def require_tolerance(owner: str, tol: object) -> None:
         raise ValueError(f"{owner}: tol must lie in [0, 1), got {tol}.")
 
 
-def require_smooth(owner: str, problem: Parts) -> None:
+def require_smooth(owner: str, problem: ProblemParts) -> None:
     """Raise if the inner problem is more than the minimisation of a smooth loss."""
     if problem.start is not None:
         raise ValueError(
@@ -119,7 +119,7 @@ def require_smooth(owner: str, problem: Parts) -> None:
         )
 
 
-def require_plain(owner: str, problem: Parts) -> None:
+def require_plain(owner: str, problem: ProblemParts) -> None:
     """Raise if the params do not simply go on from call to call by gradients of a smooth loss."""
     if problem.start is not None:
         raise ValueError(

@@ -120,7 +120,7 @@ class Job:
         hooks = tuple(hook for hook in self.hooks if not isinstance(hook, bl.Divergence))
 
         def begun(data: bl.Data, key: jax.Array) -> Any:
-            hyper, params = bl.extend.strong((task.hyper, task.params))
+            hyper, params = bl.extend.strip_weak_types((task.hyper, task.params))
             loop = bl.Loop(task.problem, self.estimator, self.outer, data, hooks)
             return loop.init(hyper, params, key), hyper
 

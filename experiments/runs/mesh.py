@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import bilevel as bl
-from bilevel.core import Loss, examples
+from bilevel.core import Loss, count_examples
 from experiments.common.errors import BadInputError
 from tasks.base import Task
 
@@ -103,7 +103,7 @@ def spread(task: Task, mesh: Mesh) -> Task:
     """
     n = mesh.size
     levels = {"inner": task.data.inner, "outer": task.data.outer}
-    rows = {name: examples(level) for name, level in levels.items()}
+    rows = {name: count_examples(level) for name, level in levels.items()}
     whole = [name for name in levels if rows[name] % n]
     if len(whole) == len(levels):
         raise BadInputError(

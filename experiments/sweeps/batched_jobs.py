@@ -96,7 +96,7 @@ def _parts(job: Job) -> PyTree:
     limit = np.asarray(job.settings["limit"], jnp.result_type(*jax.tree.leaves(task.hyper)))
     outer = bl.extend.as_pytree("tune", job.outer)
     numbers = (job.estimator, outer, task.hyper, task.params, task.data, limit)
-    return (*bl.extend.strong(numbers), job.key)
+    return (*bl.extend.strip_weak_types(numbers), job.key)
 
 
 def _equal(column: tuple[Any, ...]) -> bool:

@@ -45,7 +45,7 @@ def test_a_tree_is_the_sum_of_its_coordinates(shapes: Any, seed: int) -> None:
     p = trees.size(x)
     rows = [np.asarray(leaf).reshape(p, -1) for leaf in jax.tree.leaves(trees.basis(x)) if p]
     np.testing.assert_array_equal(np.concatenate(rows or [np.eye(0)], axis=1), np.eye(p))
-    back = trees.unbasis(jnp.asarray(flat(x)), x)
+    back = trees.combine_basis(jnp.asarray(flat(x)), x)
     assert jax.tree.structure(back) == jax.tree.structure(x)
     np.testing.assert_array_equal(flat(back), flat(x))
 
@@ -71,6 +71,6 @@ def test_finiteness_looks_at_every_floating_point_leaf() -> None:
 
 
 def test_double_leaves_integers_alone() -> None:
-    x = trees.double({"a": jnp.ones(2), "n": jnp.arange(2), "p": 1.0})
+    x = trees.leaves_to_float64({"a": jnp.ones(2), "n": jnp.arange(2), "p": 1.0})
     assert x["a"].dtype == x["p"].dtype == np.float64
     assert x["n"].dtype == jnp.int32

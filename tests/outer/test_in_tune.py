@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import bilevel as bl
-from bilevel.outer.base import move
-from bilevel.outer.inner_tolerance import loosened
+from bilevel.outer.base import move_hyper
+from bilevel.outer.inner_tolerance import loosen_tolerances
 from tests.compiling import compilations
 from tests.tuning.test_tune import assert_same
 
@@ -99,12 +99,12 @@ def test_tolerances_fall_with_the_line_search_down_to_the_estimators_own() -> No
 
 def test_tolerances_are_found_in_wrappers_and_never_tightened() -> None:
     newton = bl.Implicit(bl.Newton(bl.CG(tol=1e-4), tol=None), 3, bl.CG(tol=1e-2))
-    got = loosened(bl.Replicated(newton, 2), 1e-3)
+    got = loosen_tolerances(bl.Replicated(newton, 2), 1e-3)
     assert got.estimator.solver.tol is None
     np.testing.assert_allclose(got.estimator.solver.linear.tol, 1e-3)
     np.testing.assert_allclose(got.estimator.linear.tol, 1e-2)
-    np.testing.assert_allclose(loosened(bl.Auto(1e-5), 1e-3).tolerance, 1e-3)
-    assert loosened(EXACT.solver, 1e-3) is EXACT.solver
+    np.testing.assert_allclose(loosen_tolerances(bl.Auto(1e-5), 1e-3).tolerance, 1e-3)
+    assert loosen_tolerances(EXACT.solver, 1e-3) is EXACT.solver
 
 
 def test_optax_transformations_see_the_value() -> None:
@@ -127,7 +127,7 @@ def test_a_transformation_that_names_the_standard_error_gets_it() -> None:
             return -grad / (1 + standard_error), state
 
     estimate = bl.Estimate(jnp.array(1.0), jnp.array(2.0), bl.Evidence(standard_error=3.0))
-    assert move(Wary(), estimate, (), jnp.array(1.0))[0] == 0.5
+    assert move_hyper(Wary(), estimate, (), jnp.array(1.0))[0] == 0.5
 
 
 def test_what_cannot_work_says_so() -> None:

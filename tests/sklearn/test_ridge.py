@@ -11,7 +11,7 @@ from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import KFold, ShuffleSplit
 
-from bilevel.sklearn import HypergradRidge, generalised, leave_one_out, sure
+from bilevel.sklearn import HypergradRidge, compute_gcv, compute_sure, leave_one_out
 from bilevel.sklearn.losses.fold_sums import compute_fold_sums, compute_group_sums
 from bilevel.sklearn.losses.folds import make_folds, make_splits
 from bilevel.sklearn.losses.ridge import ridge_loss
@@ -145,7 +145,7 @@ def test_criteria_against_their_definitions(x64):
     hat = centred @ np.linalg.solve(centred.T @ centred + np.diag(penalty), centred.T)
     freedom, rss = 1 + np.trace(hat), np.sum((target - hat @ target) ** 2) / 2
     np.testing.assert_allclose(
-        generalised(THETA, X, Y, weight), 40 * rss / (40 - freedom) ** 2, rtol=1e-9
+        compute_gcv(THETA, X, Y, weight), 40 * rss / (40 - freedom) ** 2, rtol=1e-9
     )
 
 
@@ -153,7 +153,7 @@ def test_sure_is_unbiased(x64):
     mean, sigma = X @ np.ones(8), 2.0
     draws = mean[:, None] + sigma * np.random.default_rng(3).normal(size=(40, 400))
     estimate = jax.vmap(
-        lambda y: sure(THETA, X, y[:, None], np.ones(40), noise_variance=sigma**2), 1
+        lambda y: compute_sure(THETA, X, y[:, None], np.ones(40), noise_variance=sigma**2), 1
     )(draws)
     fits = Ridge(alpha=1.0).fit(X / np.exp(THETA / 2), draws).predict(X / np.exp(THETA / 2))
     gap = np.asarray(estimate) - np.mean((fits - mean[:, None]) ** 2, 0)
@@ -165,7 +165,7 @@ def test_tuned_by_a_criterion(cv):
     noise = 1.0 if cv == "sure" else None
     model = HypergradRidge(cv=cv, noise_variance=noise, tol=1e-10).fit(X, Y[:, 0])
     fine = model.alpha_ * np.logspace(-0.5, 0.5, 5)
-    criterion = {"loo": leave_one_out, "gcv": generalised, "sure": sure}[cv]
+    criterion = {"loo": leave_one_out, "gcv": compute_gcv, "sure": compute_sure}[cv]
     extra = {"noise_variance": noise} if noise else {}
     with jax.enable_x64(True):
         values = [criterion(np.full(8, np.log(a)), X, Y[:, :1], np.ones(40), **extra) for a in fine]

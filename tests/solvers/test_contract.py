@@ -10,7 +10,7 @@ import pytest
 
 import bilevel as bl
 from bilevel.core import inner_loss
-from bilevel.utils import strong
+from bilevel.utils import strip_weak_types
 from tests.marks import quick_cases
 from tests.solvers.cases import SOLVERS, flat, make
 
@@ -65,7 +65,7 @@ def test_state_keeps_its_structure(solver: str, dtype: str) -> None:
         def described(tree: Any) -> Any:
             return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
 
-        state = strong(made.init(params, data))
+        state = strip_weak_types(made.init(params, data))
         first = jax.eval_shape(lambda x, y: (x, y), params, state)
         assert described(jax.eval_shape(step, params, state)) == described(first)
         if hasattr(made, "refresh"):

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 import bilevel as bl
-from bilevel.outer.coordinates import in_coordinates, unwrap, update
+from bilevel.outer.coordinates import in_coordinates, unwrap_rule, update
 from bilevel.spaces import Box, Log
 from bilevel.spaces.base import Spaces
 
@@ -32,7 +32,9 @@ def play(rule: Any, space: Any, value: Any, start: Any, steps: int) -> Any:
     def advance(carry: Any, _: Any) -> Any:
         hyper, state = carry
         seen = bl.Estimate(*jax.value_and_grad(value)(hyper), bl.Evidence())
-        best = tx.best(state, hyper, seen.value)[1] if hasattr(unwrap(tx), "best") else seen.value
+        best = (
+            tx.best(state, hyper, seen.value)[1] if hasattr(unwrap_rule(tx), "best") else seen.value
+        )
         return update(tx, seen, state, hyper), (hyper, best)
 
     return jax.lax.scan(advance, (start, tx.init(start)), None, steps)[1]

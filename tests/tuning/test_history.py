@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.tuning.history import columns_of, joined, unwritten, written
+from bilevel.tuning.history import columns_of, join_rows, unwritten_rows, write_row
 
 LENGTH = 5
 
@@ -33,9 +33,9 @@ def history(count: Any) -> Any:
     like = jax.eval_shape(row, 0)
 
     def write(k: Any, rows: Any) -> Any:
-        return written(rows, k, row(k))
+        return write_row(rows, k, row(k))
 
-    return columns_of(jax.lax.fori_loop(0, count, write, unwritten(like, LENGTH)), like)
+    return columns_of(jax.lax.fori_loop(0, count, write, unwritten_rows(like, LENGTH)), like)
 
 
 def stacked(count: int) -> Any:
@@ -61,7 +61,7 @@ def test_columns_are_the_rows_and_what_is_not_written_is_unwritten() -> None:
 
 
 def test_a_loop_writes_one_vector_per_dtype_of_numbers() -> None:
-    arrays, numbers = unwritten(jax.eval_shape(row, 0), LENGTH)
+    arrays, numbers = unwritten_rows(jax.eval_shape(row, 0), LENGTH)
     assert sorted(x.shape for x in arrays) == [(LENGTH, 2, 2), (LENGTH, 3)]
     assert sorted((x.dtype.name, x.shape) for x in numbers) == [
         ("bool", (LENGTH, 1)),
@@ -72,4 +72,4 @@ def test_a_loop_writes_one_vector_per_dtype_of_numbers() -> None:
 
 def test_blocks_follow_one_another() -> None:
     first, second = stacked(2), jax.tree.map(lambda leaf: leaf[2:], stacked(4))
-    jax.tree.map(np.testing.assert_array_equal, joined([first, second]), stacked(4))
+    jax.tree.map(np.testing.assert_array_equal, join_rows([first, second]), stacked(4))

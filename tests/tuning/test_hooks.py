@@ -66,7 +66,7 @@ def test_a_hook_of_ones_own_ends_the_run_says_so_and_goes_on_bit_for_bit() -> No
 
 def test_the_public_loop_by_hand_is_tune() -> None:
     loop = bl.Loop(CASE.problem, ESTIMATOR, OUTER, CASE.data)
-    begin = bl.extend.strong((CASE.hyper, CASE.params))
+    begin = bl.extend.strip_weak_types((CASE.hyper, CASE.params))
     state, rows, step = loop.init(*begin, KEY), [], jax.jit(bl.Loop.step)
     for _ in range(8):
         state, stop, row = step(loop, state)

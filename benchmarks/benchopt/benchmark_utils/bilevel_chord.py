@@ -17,7 +17,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel import CG, Counts, Data, Estimate, Evidence, InnerState, Problem
-from bilevel.extend import backtrack, init_inner_state, register_node
+from bilevel.extend import backtrack_step, init_inner_state, register_node
 
 STEPS, SLOW = 50, 0.1
 _size = jnp.linalg.norm
@@ -114,7 +114,7 @@ class _Inner(NamedTuple):
             def shorter() -> tuple:
                 data = self.data.inner
                 value = self.loss(w, self.hyper, data)
-                length = backtrack(self.loss, w, self.hyper, data, direction, g, value)
+                length = backtrack_step(self.loss, w, self.hyper, data, direction, g, value)
                 at = w - length * direction
                 return at, self.gradient(at), 3 - jnp.log2(length)
 

@@ -130,7 +130,7 @@ def drift(
     >>> me.drift(me.HA_SME, lambda v: h * v, jnp.ones(2), 0.5).round(4)
     Array([-1.0536, -1.3863], dtype=float32)
     """
-    checks.positive("modified_equation.drift", step_size=step_size)
+    checks.require_positive_scalars("modified_equation.drift", step_size=step_size)
     return function_product(lambda h: -model.pull(step_size * h), hvp, gradient, steps)
 
 
@@ -155,7 +155,7 @@ def validity(
     owner = "modified_equation.validity"
     h, c = checks.symmetric(owner, "hessian", hessian), checks.semi_definite(owner, "noise", noise)
     checks.same_size(owner, hessian=h, noise=c)
-    checks.positive(owner, step_size=step_size)
+    checks.require_positive_scalars(owner, step_size=step_size)
     size = h.shape[0]
     pulled, diffusion = coefficients(model, h, jnp.ones(size, h.dtype), c, step_size)
     finite = jnp.all(jnp.isfinite(pulled)) & jnp.all(jnp.isfinite(diffusion))

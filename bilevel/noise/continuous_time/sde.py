@@ -82,7 +82,7 @@ def stationary_covariance(sde: Linear) -> Array:
     ------
     ValueError : a direction that does not fall back to the minimum.
     """
-    checks.hessian("sde.stationary_covariance", jnp.diag(-sde.growth))
+    checks.require_hessian("sde.stationary_covariance", jnp.diag(-sde.growth))
     pair = -(sde.growth[:, None] + sde.growth[None, :])
     return sde.basis @ (sde.diffusion / pair) @ sde.basis.T
 
@@ -118,7 +118,7 @@ def sample(
     """
     require_positive_int("sde.sample", "steps", steps)
     require_positive_int("sde.sample", "substeps", substeps)
-    checks.positive("sde.sample", step_size=step_size)
+    checks.require_positive_scalars("sde.sample", step_size=step_size)
     dt = step_size / substeps
 
     def small_step(x: Array, key: Array) -> tuple[Array, None]:
@@ -173,7 +173,7 @@ def exit_steps(
     8.0
     """
     owner = "sde.exit_steps"
-    checks.positive(owner, step_size=step_size)
+    checks.require_positive_scalars(owner, step_size=step_size)
     x0 = jnp.asarray(start, float)
     if not is_traced(x0) and not jnp.all((x0 >= interval[0]) & (x0 <= interval[1])):
         raise ValueError(f"{owner}: start must lie inside the interval {interval}, got {start}.")

@@ -23,7 +23,7 @@ from bilevel.core import Data, Problem
 from bilevel.linear import CG
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.per_example import ExampleLoss, FlatProblem
-from bilevel.utils import PyTree, renamed
+from bilevel.utils import PyTree, resolve_renamed
 
 
 class Influence(NamedTuple):
@@ -117,4 +117,4 @@ _RENAMED: dict[str, tuple[str, object]] = {
 
 def __getattr__(name: str) -> object:
     """Return what an old name stands for, with a warning."""
-    return renamed(__name__, _RENAMED, name)
+    return resolve_renamed(__name__, _RENAMED, name)

@@ -23,7 +23,7 @@ from bilevel.noise.moments.affine import Affine
 from bilevel.noise.moments.linearised import Linearised, linearise
 from bilevel.noise.moments.rules import Rule
 from bilevel.noise.quadratic.averaging import weighted_powers
-from bilevel.utils import PyTree, renamed, require_positive_int
+from bilevel.utils import PyTree, require_positive_int, resolve_renamed
 
 NEWTON_STEPS = 30
 
@@ -141,4 +141,4 @@ _RENAMED: dict[str, tuple[str, object]] = {
 
 def __getattr__(name: str) -> object:
     """Return what an old name stands for, with a warning."""
-    return renamed(__name__, _RENAMED, name)
+    return resolve_renamed(__name__, _RENAMED, name)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.noise.moments.rows import require_shape
-from bilevel.noise.moments.rules import Rule, outer
+from bilevel.noise.moments.rules import Rule, outer_product
 from bilevel.utils import RenamedMethod, is_traced, register_node
 
 
@@ -73,7 +73,7 @@ class Affine:
     def start(self, z: Array, slots: int = 1) -> Moments:
         """Return the moments at a known point ``z [d]``; the other slots are 0."""
         mean = jnp.zeros((slots, *jnp.shape(z)), jnp.result_type(z, float)).at[0].set(z)
-        return Moments(mean, outer(mean, mean))
+        return Moments(mean, outer_product(mean, mean))
 
     def step(self, moments: Moments, rule: Rule) -> Moments:
         """Return the moments after one step."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.noise.moments.affine import Moments
-from bilevel.noise.moments.least_squares import LeastSquares, advance
+from bilevel.noise.moments.least_squares import LeastSquares, advance_moments
 from bilevel.noise.moments.rules import Rule
 from bilevel.utils import RenamedMethod, register_node
 
@@ -77,7 +77,7 @@ class Compressed:
         H, P = self.curvature, moments.second[0, :, 0]
         still = jnp.tensordot(self.linear, moments.mean[0], 2) + self.constant
         noise = self._symmetric(self.quadratic @ self._upper(P) + still) - H @ P @ H
-        return advance(self, moments, rule, noise)
+        return advance_moments(self, moments, rule, noise)
 
     def fluctuation(self, P: Array) -> Array:
         """Return ``K(P) - H P H``, ``[n, n]``, of a symmetric ``P``."""

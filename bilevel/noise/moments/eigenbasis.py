@@ -85,7 +85,7 @@ class Diagonal:
         ------
         ValueError : a step size beyond the mean-square limit.
         """
-        checks.positive("Diagonal.stationary", step_size=step_size)
+        checks.require_positive_scalars("Diagonal.stationary", step_size=step_size)
         h, p = self.curvature, self.factor
         own = 2 - (1 + p * self.gaussian) * step_size * h
         checks.below_limit("Diagonal.stationary", 2 - jnp.min(own), 2.0, "step size x curvature")

@@ -60,12 +60,12 @@ class Response(NamedTuple):
     @classmethod
     def from_process(cls, owner: str, process: Multiplicative, rule: Rule) -> "Response":
         """Return the response of a process, validated to have a stable mean."""
-        h, vectors = jnp.linalg.eigh(hessian(owner, process))
+        h, vectors = jnp.linalg.eigh(require_curvature(owner, process))
         reads = jnp.zeros(rule.slots, h.dtype).at[0].set(1)
         maps = rule.transition - h[:, None, None] * jnp.outer(rule.gain, reads)
         if not is_traced(maps):
             roots = np.abs(np.linalg.eigvals(np.asarray(maps)))
-            what = f"{describe(rule)}: the factor per step by which the mean itself grows"
+            what = f"{describe_rule(rule)}: the factor per step by which the mean itself grows"
             checks.below_limit(owner, roots.max(), 1.0, what)
         return cls(vectors, maps)
 
@@ -84,8 +84,8 @@ class Response(NamedTuple):
         kappa = self.stationary_moment(unit)[0, :, 0]
         if not is_traced(kappa) and not bool((kappa > 0).all()):
             raise ValueError(
-                f"{owner}: the response to gradient noise is not positive, so {describe(rule)} is "
-                "none of rules.sgd. Pass the plain rule; an averaging slot has no stationary law."
+                f"{owner}: the response to gradient noise is not positive, so "
+                f"{describe_rule(rule)} is none of rules.sgd. Pass the plain rule; an averaging slot has no stationary law."
             )
         return kappa
 
@@ -133,25 +133,23 @@ def strength(process: Multiplicative, rule: Rule, steps: int = 60) -> Eigenvalue
     return _largest(process, response, kappa, steps)
 
 
-def stable(owner: str, process: Multiplicative, rule: Rule) -> tuple[Response, Array]:
+def require_stable(owner: str, process: Multiplicative, rule: Rule) -> tuple[Response, Array]:
     """Return the response and its kappa, after validating that second moments stay bounded."""
     response = Response.from_process(owner, process, rule)
     kappa = response.kappa(owner, rule)
     found = _largest(process, response, kappa, 60)
-    what = (
-        f"{describe(rule)} is beyond the mean-square limit: the factor by which noise feeds itself"
-    )
+    what = f"{describe_rule(rule)} is beyond the mean-square limit: the factor by which noise feeds itself"
     checks.below_limit(owner, found.value, 1.0, what)
     return response, kappa
 
 
-def hessian(owner: str, process: Multiplicative) -> Array:
+def require_curvature(owner: str, process: Multiplicative) -> Array:
     """Return the mean Hessian, validated to be positive definite."""
     cure = "Add a ridge penalty, or drop dependent features."
     return checks.positive_definite(owner, "the Hessian of the inner loss", process.curvature, cure)
 
 
-def describe(rule: Rule) -> str:
+def describe_rule(rule: Rule) -> str:
     """Return the rule as the subject of a sentence."""
     if is_traced(rule.gain):
         return "this rule"

@@ -26,7 +26,7 @@ from bilevel.noise.batches import batch_factor
 from bilevel.noise.moments.affine import Moments
 from bilevel.noise.moments.feedback import Multiplicative
 from bilevel.noise.moments.rows import Rows, solve_normal
-from bilevel.noise.moments.rules import Rule, push, spread, transposed
+from bilevel.noise.moments.rules import Rule, push_mean, spread, transpose_block
 from bilevel.utils import RenamedMethod, register_node
 
 
@@ -96,7 +96,7 @@ class LeastSquares:
 
     def step(self, moments: Moments, rule: Rule) -> Moments:
         """Return the moments after one step; O(m n (n + p))."""
-        return advance(self, moments, rule, self.gradient_noise(moments))
+        return advance_moments(self, moments, rule, self.gradient_noise(moments))
 
     def gradient_noise(self, moments: Moments) -> Array:
         """Return the covariance of the gradient of one example, averaged over the iterates.
@@ -121,9 +121,9 @@ class LeastSquares:
 register_node(LeastSquares, ["rows", "residuals", "solution", "factor"], [])
 
 
-def advance(process: Multiplicative, moments: Moments, rule: Rule, noise: Array) -> Moments:
+def advance_moments(process: Multiplicative, moments: Moments, rule: Rule, noise: Array) -> Moments:
     """Return the moments one step on, for gradient noise of covariance ``noise``."""
     H = process.curvature
-    half = transposed(push(rule, H, moments.second))
-    after = transposed(push(rule, H, half)) + process.factor * spread(rule, noise)
-    return Moments(push(rule, H, moments.mean), after)
+    half = transpose_block(push_mean(rule, H, moments.second))
+    after = transpose_block(push_mean(rule, H, half)) + process.factor * spread(rule, noise)
+    return Moments(push_mean(rule, H, moments.mean), after)

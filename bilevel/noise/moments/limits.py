@@ -21,7 +21,7 @@ from bilevel.linear import CG
 from bilevel.noise.moments import feedback
 from bilevel.noise.moments.affine import Affine
 from bilevel.noise.moments.rules import Rule, spread
-from bilevel.utils import is_traced, renamed
+from bilevel.utils import is_traced, resolve_renamed
 
 
 class HasStationaryMoments(feedback.Multiplicative, Protocol):
@@ -53,7 +53,7 @@ def stationary(process: HasStationaryMoments, rule: Rule, max_steps: int = 500) 
     >>> round(float(end.squared_error()), 5)  # 0.2 0.16 / (2 2.5 - 0.2 8.5)
     0.0097
     """
-    response, kappa = feedback.stable("limits.stationary", process, rule)
+    response, kappa = feedback.require_stable("limits.stationary", process, rule)
     product, root = response.feedback(process, kappa), jnp.sqrt(kappa)
     solver = CG(4 * float(jnp.finfo(kappa.dtype).eps), max_steps)
 
@@ -109,4 +109,4 @@ _RENAMED: dict[str, tuple[str, object]] = {
 
 def __getattr__(name: str) -> object:
     """Return what an old name stands for, with a warning."""
-    return renamed(__name__, _RENAMED, name)
+    return resolve_renamed(__name__, _RENAMED, name)

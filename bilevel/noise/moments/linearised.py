@@ -27,7 +27,7 @@ from bilevel.noise.batches import batch_factor
 from bilevel.noise.moments.affine import Affine, Moments
 from bilevel.noise.moments.ridge import JointMoments
 from bilevel.noise.per_example import ExampleLoss, FlatProblem
-from bilevel.utils import PyTree, is_traced, renamed
+from bilevel.utils import PyTree, is_traced, resolve_renamed
 
 
 class Linearised(NamedTuple):
@@ -152,4 +152,4 @@ _RENAMED: dict[str, tuple[str, object]] = {
 
 def __getattr__(name: str) -> object:
     """Return what an old name stands for, with a warning."""
-    return renamed(__name__, _RENAMED, name)
+    return resolve_renamed(__name__, _RENAMED, name)

@@ -30,7 +30,7 @@ from jax.typing import ArrayLike
 
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.moments.rows import Rows, require_shape, solve_normal
-from bilevel.noise.moments.rules import Rule, outer, push, spread, transposed
+from bilevel.noise.moments.rules import Rule, outer_product, push_mean, spread, transpose_block
 from bilevel.utils import RenamedMethod, register_node
 
 
@@ -148,14 +148,14 @@ class Ridge:
         u, E = jnp.asarray(x) - self.solution, derivative - self.derivative
         mean_x = jnp.zeros((slots, len(u)), u.dtype).at[0].set(u)
         mean_d = jnp.zeros((len(E), slots, len(u)), u.dtype).at[:, 0].set(E)
-        xd, dd = jax.vmap(lambda E: (outer(mean_x, E), outer(E, E)))(mean_d)
-        return JointMoments(mean_x, mean_d, outer(mean_x, mean_x), xd, dd)
+        xd, dd = jax.vmap(lambda E: (outer_product(mean_x, E), outer_product(E, E)))(mean_d)
+        return JointMoments(mean_x, mean_d, outer_product(mean_x, mean_x), xd, dd)
 
     def restart(self, moments: JointMoments, derivative: float | Array = 0.0) -> JointMoments:
         """Return the same iterate, with a derivative that begins now: ``Forward(..., start=k)``."""
         mean_x, slots = moments.mean_x, moments.mean_x.shape[0]
         fresh = self.start(mean_x[0], derivative, slots)
-        xd, dd = jax.vmap(lambda E: (outer(mean_x, E), outer(E, E)))(fresh.mean_d)
+        xd, dd = jax.vmap(lambda E: (outer_product(mean_x, E), outer_product(E, E)))(fresh.mean_d)
         return JointMoments(mean_x, fresh.mean_d, moments.xx, xd, dd)
 
     def step(self, moments: JointMoments, rule: Rule) -> JointMoments:
@@ -169,23 +169,26 @@ class Ridge:
             return mean + self.factor * spread(rule, self._covariance(P, weights, r, s, u, v))
 
         def right(Y: Array, coupling: float | Array = 0.0) -> Array:
-            return transposed(push(rule, C, transposed(Y), coupling))
+            return transpose_block(push_mean(rule, C, transpose_block(Y), coupling))
 
         def each(s: Array, R: Array, E: Array, xd: Array, dd: Array) -> tuple[Array, ...]:
             lead = R[:, None, None]
-            mean = push(rule, C, E, R * mean_x[0])
-            left_xd, left_dx = push(rule, C, xd), push(rule, C, transposed(xd), lead * xx[0])
-            left_dd = push(rule, C, dd, lead * xd[0])
-            after_xd = right(left_xd, lead * transposed(left_xx)[0])
-            after_dd = right(left_dd, lead * transposed(left_dx)[0])
+            mean = push_mean(rule, C, E, R * mean_x[0])
+            left_xd, left_dx = (
+                push_mean(rule, C, xd),
+                push_mean(rule, C, transpose_block(xd), lead * xx[0]),
+            )
+            left_dd = push_mean(rule, C, dd, lead * xd[0])
+            after_xd = right(left_xd, lead * transpose_block(left_xx)[0])
+            after_dd = right(left_dd, lead * transpose_block(left_dx)[0])
             after_xd = with_noise(after_xd, xd, r, s, mean_x, E)
             return mean, after_xd, with_noise(after_dd, dd, s, s, E, E)
 
-        left_xx = push(rule, C, xx)
+        left_xx = push_mean(rule, C, xx)
         after_xx = with_noise(right(left_xx), xx, r, r, mean_x, mean_x)
         parts = (self.residuals_d, self.coupling, mean_d, xd, dd)
         after_d, after_xd, after_dd = jax.vmap(each)(*parts)
-        return JointMoments(push(rule, C, mean_x), after_d, after_xx, after_xd, after_dd)
+        return JointMoments(push_mean(rule, C, mean_x), after_d, after_xx, after_xd, after_dd)
 
     def fluctuation(self, P: Array) -> Array:
         """Return ``K(P) - H P H``, ``[n, n]``: see :mod:`bilevel.noise.feedback`."""

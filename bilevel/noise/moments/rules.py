@@ -117,7 +117,7 @@ def tail_weights(steps: int, window: int) -> Array:
     return jnp.where(jnp.arange(steps) < steps - window, 0.0, 1 / window)
 
 
-def push(rule: Rule, curvature: Array, Y: Array, coupling: float | Array = 0.0) -> Array:
+def push_mean(rule: Rule, curvature: Array, Y: Array, coupling: float | Array = 0.0) -> Array:
     """Return the mean step on ``Y [s, n, ...]``: ``T Y - L (curvature Y[0] + coupling)``."""
     gradient = jnp.tensordot(curvature, Y[0], 1) + coupling
     gain = rule.gain.reshape(-1, *[1] * gradient.ndim)
@@ -132,11 +132,11 @@ def spread(rule: Rule, covariance: Array) -> Array:
     return jnp.einsum("a,ij,b->aibj", rule.gain, covariance, rule.gain)
 
 
-def transposed(block: Array) -> Array:
+def transpose_block(block: Array) -> Array:
     """Return ``E[y x^T]`` from ``E[x y^T]``, both ``[..., s, n, s, n]``."""
     return jnp.moveaxis(block, (-4, -3), (-2, -1))
 
 
-def outer(x: Array, y: Array) -> Array:
+def outer_product(x: Array, y: Array) -> Array:
     """Return ``x y^T`` of two slotted vectors ``[s, n]``: ``[s, n, s, n]``."""
     return jnp.tensordot(x, y, 0)

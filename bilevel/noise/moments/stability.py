@@ -42,7 +42,7 @@ def step_limit(
     0.5882
     """
     mu = checks.momentum("stability.step_limit", momentum)
-    h, U = jnp.linalg.eigh(feedback.hessian("stability.step_limit", process))
+    h, U = jnp.linalg.eigh(feedback.require_curvature("stability.step_limit", process))
     hj, hl = h[:, None], h[None, :]
     root = jnp.sqrt((1 - mu) * (hj + hl))
     mean = (1 - mu) / (1 + mu) * hj * hl - mu / (1 - mu**2) * (hj - hl) ** 2
@@ -77,8 +77,8 @@ def contraction(
     >>> round(float(stability.contraction(process, 0.2).value), 4)  # 1 - 0.2 5 + 0.04 8.5
     0.34
     """
-    checks.positive("stability.contraction", step_size=step_size)
-    H = feedback.hessian("stability.contraction", process)
+    checks.require_positive_scalars("stability.contraction", step_size=step_size)
+    H = feedback.require_curvature("stability.contraction", process)
     M = jnp.eye(len(H), dtype=H.dtype) - step_size * H
 
     def product(P: Array) -> Array:

@@ -5,7 +5,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bilevel.noise import checks
-from bilevel.noise.quadratic.heavy_ball import eigenmodes, stationary_blocks, transfer
+from bilevel.noise.quadratic.heavy_ball import noise_in_eigenmodes, stationary_blocks, transfer_maps
 from bilevel.utils import require_positive_int
 
 
@@ -44,11 +44,11 @@ def covariance(
     """
     owner = "averaging.covariance"
     require_positive_int(owner, "window", window)
-    k, vectors, rotated, mu = eigenmodes(owner, hessian, noise, momentum)
-    checks.positive(owner, step_size=step_size)
+    k, vectors, rotated, mu = noise_in_eigenmodes(owner, hessian, noise, momentum)
+    checks.require_positive_scalars(owner, step_size=step_size)
     checks.below_limit(owner, step_size, 2 * (1 + mu) / k[-1], "the step size")
     blocks = stationary_blocks(k, rotated, step_size, mu)
-    weights = weighted_powers(transfer(k, step_size, mu), window)
+    weights = weighted_powers(transfer_maps(k, step_size, mu), window)
     later = jnp.einsum("iac,ijcb->ijab", weights, blocks)[..., 0, 0]
     # E[w_s w_t] counts lag 0 once, but both sums over later iterates hold it.
     total = later + later.T - window * blocks[..., 0, 0]
@@ -66,7 +66,7 @@ def limit(hessian: ArrayLike, noise: ArrayLike, window: int) -> Array:
     """
     owner = "averaging.limit"
     require_positive_int(owner, "window", window)
-    k, vectors, rotated, _ = eigenmodes(owner, hessian, noise, 0.0)
+    k, vectors, rotated, _ = noise_in_eigenmodes(owner, hessian, noise, 0.0)
     return vectors @ (rotated / (k[:, None] * k[None, :] * window)) @ vectors.T
 
 

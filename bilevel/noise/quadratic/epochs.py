@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bilevel.noise import checks
-from bilevel.noise.quadratic.heavy_ball import eigenmodes
+from bilevel.noise.quadratic.heavy_ball import noise_in_eigenmodes
 from bilevel.utils import require_positive_int
 
 
@@ -91,8 +91,8 @@ def _setting(
             f"{owner}: an epoch needs at least 2 batches, got {batches}: one batch is the full "
             "gradient, and has no noise."
         )
-    k, vectors, rotated, _ = eigenmodes(owner, hessian, noise, 0.0)
-    checks.positive(owner, step_size=step_size)
+    k, vectors, rotated, _ = noise_in_eigenmodes(owner, hessian, noise, 0.0)
+    checks.require_positive_scalars(owner, step_size=step_size)
     checks.below_limit(owner, step_size, 2 / k[-1], "the step size")
     return vectors, step_size * k, step_size**2 * rotated
 

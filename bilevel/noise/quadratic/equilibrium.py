@@ -68,7 +68,7 @@ def balance(
         )
     if blocks < 2 or g.shape[0] < 2 * blocks:
         raise ValueError(f"{owner}: {g.shape[0]} steps are too few for {blocks} blocks.")
-    checks.positive(owner, step_size=step_size)
+    checks.require_positive_scalars(owner, step_size=step_size)
     mu = checks.momentum(owner, momentum)
     velocity = (w[:-1] - w[1:]) / step_size
     work = 2 * jnp.sum(w[:-1] * g, -1)

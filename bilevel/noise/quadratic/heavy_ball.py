@@ -22,14 +22,14 @@ class Joint(NamedTuple):
     velocity: Array
 
 
-def transfer(curvatures: Array, step_size: float | Array, momentum: float | Array) -> Array:
+def transfer_maps(curvatures: Array, step_size: float | Array, momentum: float | Array) -> Array:
     """Return the maps ``A_i``, ``[d, 2, 2]``, of one step."""
     ones = jnp.ones_like(curvatures)
     top = jnp.stack([1 - step_size * curvatures, -step_size * momentum * ones], -1)
     return jnp.stack([top, jnp.stack([curvatures, momentum * ones], -1)], -2)
 
 
-def kick(step_size: float | Array, dtype: DTypeLike) -> Array:
+def noise_input(step_size: float | Array, dtype: DTypeLike) -> Array:
     """Return how noise enters, ``b b^T``, ``[2, 2]``."""
     b = jnp.stack([-jnp.asarray(step_size, dtype), jnp.ones((), dtype)])
     return jnp.outer(b, b)
@@ -42,9 +42,9 @@ def stationary_blocks(
 
     ``noise`` in the eigenbasis.
     """
-    maps, d = transfer(curvatures, step_size, momentum), curvatures.shape[0]
+    maps, d = transfer_maps(curvatures, step_size, momentum), curvatures.shape[0]
     lifted = jnp.einsum("iac,jbd->ijabcd", maps, maps).reshape(d, d, 4, 4)
-    source = noise[..., None] * kick(step_size, noise.dtype).reshape(4)
+    source = noise[..., None] * noise_input(step_size, noise.dtype).reshape(4)
     solved = jnp.linalg.solve(jnp.eye(4, dtype=noise.dtype) - lifted, source[..., None])
     return solved.reshape(d, d, 2, 2)
 
@@ -69,8 +69,8 @@ def joint_covariance(
     [0.3333, -0.3333, 1.3333]
     """
     owner = "heavy_ball.joint_covariance"
-    curvatures, vectors, rotated, mu = eigenmodes(owner, hessian, noise, momentum)
-    checks.positive(owner, step_size=step_size)
+    curvatures, vectors, rotated, mu = noise_in_eigenmodes(owner, hessian, noise, momentum)
+    checks.require_positive_scalars(owner, step_size=step_size)
     limit = 2 * (1 + mu) / curvatures[-1]
     checks.below_limit(owner, step_size, limit, "the step size")
     blocks = stationary_blocks(curvatures, rotated, step_size, mu)
@@ -78,11 +78,11 @@ def joint_covariance(
     return Joint(*(vectors @ blocks[..., a, b] @ vectors.T for a, b in entries))
 
 
-def eigenmodes(
+def noise_in_eigenmodes(
     owner: str, hessian: ArrayLike, noise: ArrayLike, momentum: float | Array
 ) -> tuple[Array, Array, Array, float | Array]:
     """Return ``(k, U, U^T C U, mu)`` of a positive definite Hessian and a covariance."""
-    k = checks.hessian(owner, hessian)
+    k = checks.require_hessian(owner, hessian)
     c = checks.semi_definite(owner, "noise", noise)
     checks.same_size(owner, hessian=k, noise=c)
     curvatures, vectors = jnp.linalg.eigh(k)

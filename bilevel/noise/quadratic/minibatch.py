@@ -57,8 +57,8 @@ def covariance(
     d = k.shape[0]
     if c1.shape != (d, d):
         raise ValueError(f"{owner}: noise must be {(d, d)} as the Hessians, got {c1.shape}.")
-    checks.hessian(owner, jnp.diag(k))
-    checks.positive(owner, step_size=step_size)
+    checks.require_hessian(owner, jnp.diag(k))
+    checks.require_positive_scalars(owner, step_size=step_size)
     limit = _limit(k, second, mu)
     checks.below_limit(owner, step_size, limit, "the step size")
     linear, quadratic = _divisor(k, mu)
@@ -113,7 +113,7 @@ def certificate(
     ValueError : curvatures that are not positive, ``p`` outside [0, 1].
     """
     owner = "minibatch.certificate"
-    checks.positive(
+    checks.require_positive_scalars(
         owner,
         largest_curvature=largest_curvature,
         largest_example_curvature=largest_example_curvature,

@@ -70,7 +70,7 @@ def scalar_rate(hessian: ArrayLike, noise: ArrayLike, observations: float | Arra
 
     def objective(log_step: Array) -> Array:
         step = jnp.exp(log_step)
-        s = step * rotated / steady_state.divisor(step * values, 0.0) * step
+        s = step * rotated / steady_state.covariance_divisor(step * values, 0.0) * step
         return _divergence(values, s, observations)
 
     slope = jax.grad(objective)
@@ -120,9 +120,9 @@ def _divergence(values: Array, s: Array, observations: float | Array) -> Array:
 def _inputs(
     owner: str, hessian: ArrayLike, noise: ArrayLike, observations: float | Array
 ) -> tuple[Array, Array]:
-    k, c = checks.hessian(owner, hessian), checks.semi_definite(owner, "noise", noise)
+    k, c = checks.require_hessian(owner, hessian), checks.semi_definite(owner, "noise", noise)
     checks.same_size(owner, hessian=k, noise=c)
-    checks.positive(owner, observations=observations)
+    checks.require_positive_scalars(owner, observations=observations)
     return k, c
 
 

@@ -36,10 +36,10 @@ def newton(
     Array([4., 1.], dtype=float32)
     """
     owner = "preconditioned.newton"
-    k, c = checks.hessian(owner, hessian), checks.semi_definite(owner, "noise", noise)
+    k, c = checks.require_hessian(owner, hessian), checks.semi_definite(owner, "noise", noise)
     checks.same_size(owner, hessian=k, noise=c)
     mu = checks.momentum(owner, momentum)
-    checks.positive(owner, step_size=step_size)
+    checks.require_positive_scalars(owner, step_size=step_size)
     checks.below_limit(owner, step_size, 2 * (1 + mu), "the step size")
     factor = step_size * (1 + mu) / ((1 - mu) * (2 * (1 + mu) - step_size))
     inner = jnp.linalg.solve(k, jnp.linalg.solve(k, c).T)
@@ -62,7 +62,7 @@ def newton_minibatch(
     ------
     ValueError : a step size beyond that limit, a singular or indefinite ``A [d, d]``.
     """
-    a = checks.hessian("preconditioned.newton_minibatch", inputs)
+    a = checks.require_hessian("preconditioned.newton_minibatch", inputs)
     white = jnp.eye(a.shape[0], dtype=a.dtype)
     s = gaussian_inputs.covariance(white, label_variance, step_size, batch_size, momentum)
     return s[0, 0] * jnp.linalg.inv(a)
@@ -113,9 +113,9 @@ def _natural(
     momentum: float | Array,
     ratio: int,
 ) -> Array:
-    k, mu = checks.hessian(owner, hessian), checks.momentum(owner, momentum)
+    k, mu = checks.require_hessian(owner, hessian), checks.momentum(owner, momentum)
     require_positive_int(owner, "batch_size", batch_size)
-    checks.positive(owner, step_size=step_size)
+    checks.require_positive_scalars(owner, step_size=step_size)
     factor = step_size / 2 * (1 / (ratio * (1 + mu)) + 1 / ((1 - mu) * batch_size))
     return factor * jnp.linalg.inv(k)
 
@@ -167,9 +167,9 @@ def adam(
     [0.0513, 1.0513]
     """
     owner = "preconditioned.adam"
-    k, c = checks.hessian(owner, hessian), checks.semi_definite(owner, "noise", noise)
+    k, c = checks.require_hessian(owner, hessian), checks.semi_definite(owner, "noise", noise)
     checks.same_size(owner, hessian=k, noise=c)
-    checks.positive(owner, step_size=step_size)
+    checks.require_positive_scalars(owner, step_size=step_size)
     mu = checks.momentum(owner, momentum)
     if not is_traced(c) and np.asarray(jnp.diag(c)).min() <= 0:
         raise ValueError(f"{owner}: every coordinate needs noise (a positive diagonal of C).")
@@ -185,7 +185,7 @@ def _adam_covariance(
     root = jnp.sqrt(scale) * jnp.exp(-logs / 4)  # the square root of the diagonal rate
     a, vectors = jnp.linalg.eigh(root[:, None] * k * root)
     basis = root[:, None] * vectors
-    return basis @ (basis.T @ c @ basis / steady_state.divisor(a, mu)) @ basis.T
+    return basis @ (basis.T @ c @ basis / steady_state.covariance_divisor(a, mu)) @ basis.T
 
 
 def _adam_fixed_point(

@@ -47,10 +47,10 @@ def covariance(
     Array([1.3333, 1.    ], dtype=float32)
     """
     basis, a, rotated, mu = _modes("steady_state.covariance", hessian, noise, rate, momentum)
-    return basis @ (rotated / divisor(a, mu)) @ basis.T
+    return basis @ (rotated / covariance_divisor(a, mu)) @ basis.T
 
 
-def divisor(a: Array, momentum: float | Array) -> Array:
+def covariance_divisor(a: Array, momentum: float | Array) -> Array:
     """Return the divisor ``[d, d]`` of the covariance equation.
 
     From the eigenvalues ``a`` of ``L K``.
@@ -90,8 +90,8 @@ def commuting_covariance(
     """
     owner = "steady_state.commuting_covariance"
     k, c, mu = _inputs(owner, hessian, noise, momentum)
-    checks.positive(owner, step_size=step_size)
-    checks.commute(owner, hessian=k, noise=c)
+    checks.require_positive_scalars(owner, step_size=step_size)
+    checks.require_commuting(owner, hessian=k, noise=c)
     checks.below_limit(owner, step_size, step_limit(k, mu), "the step size")
     bracket = 2 * k - step_size / (1 + mu) * k @ k
     solved = step_size / (1 - mu) * jnp.linalg.solve(bracket, c)
@@ -112,7 +112,7 @@ def step_limit(
     ValueError : an indefinite or singular Hessian or preconditioner, momentum outside [0, 1).
     """
     owner = "steady_state.step_limit"
-    k = checks.hessian(owner, hessian)
+    k = checks.require_hessian(owner, hessian)
     root = rate_root(owner, preconditioner, k)
     mu = checks.momentum(owner, momentum)
     return 2 * (1 + mu) / jnp.linalg.eigvalsh(root @ k @ root)[-1]
@@ -176,7 +176,7 @@ def floor_bracket(
     ValueError : an argument that is not positive, or a step size beyond the limit.
     """
     owner = "steady_state.floor_bracket"
-    checks.positive(
+    checks.require_positive_scalars(
         owner, noise_trace=noise_trace, largest_curvature=largest_curvature, step_size=step_size
     )
     mu = checks.momentum(owner, momentum)
@@ -189,7 +189,7 @@ def floor_bracket(
 def rate_root(owner: str, rate: float | Array, like: Array) -> Array:
     """Return the symmetric square root ``[d, d]`` of a rate that is a number or a matrix."""
     if jnp.ndim(rate) == 0:
-        checks.positive(owner, rate=rate)
+        checks.require_positive_scalars(owner, rate=rate)
         return jnp.sqrt(jnp.asarray(rate, like.dtype)) * jnp.eye(like.shape[0], dtype=like.dtype)
     rate = checks.positive_definite(owner, "rate", rate, "A preconditioner has to be.")
     checks.same_size(owner, hessian=like, rate=rate)
@@ -200,7 +200,7 @@ def rate_root(owner: str, rate: float | Array, like: Array) -> Array:
 def _inputs(
     owner: str, hessian: ArrayLike, noise: ArrayLike, momentum: float | Array
 ) -> tuple[Array, Array, float | Array]:
-    k = checks.hessian(owner, hessian)
+    k = checks.require_hessian(owner, hessian)
     c = checks.semi_definite(owner, "noise", noise)
     checks.same_size(owner, hessian=k, noise=c)
     return k, c, checks.momentum(owner, momentum)

@@ -13,8 +13,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bilevel.noise import checks
-from bilevel.noise.quadratic.heavy_ball import kick, transfer
-from bilevel.utils import renamed
+from bilevel.noise.quadratic.heavy_ball import noise_input, transfer_maps
+from bilevel.utils import resolve_renamed
 
 
 class MeanAndCovariance(NamedTuple):
@@ -73,10 +73,10 @@ def path(
         carry: tuple[Array, Array], at: tuple[Array, ...]
     ) -> tuple[tuple[Array, Array], MeanAndCovariance]:
         (mean, blocks), (lam, mu, c) = carry, at
-        maps = transfer(curvatures, lam, mu)
+        maps = transfer_maps(curvatures, lam, mu)
         mean = jnp.einsum("iab,ib->ia", maps, mean)
         blocks = jnp.einsum("iac,ijcd,jbd->ijab", maps, blocks, maps)
-        blocks = blocks + (vectors.T @ c @ vectors)[..., None, None] * kick(lam, k.dtype)
+        blocks = blocks + (vectors.T @ c @ vectors)[..., None, None] * noise_input(lam, k.dtype)
         return (mean, blocks), back(mean, blocks)
 
     def back(mean: Array, blocks: Array) -> MeanAndCovariance:
@@ -107,4 +107,4 @@ _RENAMED: dict[str, tuple[str, object]] = {
 
 def __getattr__(name: str) -> object:
     """Return what an old name stands for, with a warning."""
-    return renamed(__name__, _RENAMED, name)
+    return resolve_renamed(__name__, _RENAMED, name)

@@ -3,11 +3,11 @@
 from bilevel.sklearn.losses.arrays import Matrix
 from bilevel.sklearn.losses.criteria import (
     CriterionData,
+    compute_gcv,
+    compute_sure,
     gcv_loss,
-    generalised,
     leave_one_out,
     loo_loss,
-    sure,
     sure_loss,
 )
 from bilevel.sklearn.losses.fold_sums import FoldSums, compute_fold_sums, compute_group_sums
@@ -40,11 +40,12 @@ __all__ = [
     "Matrix",
     "WeightedRows",
     "compute_fold_sums",
+    "compute_gcv",
     "compute_group_sums",
     "compute_mean_square_sum",
+    "compute_sure",
     "elastic_net_loss",
     "gcv_loss",
-    "generalised",
     "init_fits",
     "kernel_loss",
     "lasso_loss",
@@ -60,6 +61,5 @@ __all__ = [
     "round_up",
     "set_folds",
     "solve_fold",
-    "sure",
     "sure_loss",
 ]

@@ -60,7 +60,7 @@ def leave_one_out(
     return weight @ left / jnp.sum(weight)
 
 
-def generalised(
+def compute_gcv(
     log_penalty: Array, X: Array, y: Array, weight: Array, intercept: float = 1.0
 ) -> Array:
     """Return generalised cross-validation, ``()``; arguments as for :func:`leave_one_out`.
@@ -77,7 +77,7 @@ def generalised(
     return n * (weight @ jnp.mean(residual**2, 1)) / (n - jnp.sum(leverage)) ** 2
 
 
-def sure(
+def compute_sure(
     log_penalty: Array,
     X: Array,
     y: Array,
@@ -119,14 +119,14 @@ def loo_loss(theta: Array, data: CriterionData, _: None) -> Evaluation:
 
 
 def gcv_loss(theta: Array, data: CriterionData, _: None) -> Evaluation:
-    """Return :func:`generalised` with its gradient."""
-    return _evaluate(generalised, theta, data)
+    """Return :func:`compute_gcv` with its gradient."""
+    return _evaluate(compute_gcv, theta, data)
 
 
 def sure_loss(theta: Array, data: CriterionData, _: None) -> Evaluation:
-    """Return :func:`sure` with its gradient."""
+    """Return :func:`compute_sure` with its gradient."""
 
-    return _evaluate(partial(sure, noise_variance=data.noise_variance), theta, data)
+    return _evaluate(partial(compute_sure, noise_variance=data.noise_variance), theta, data)
 
 
 def _evaluate(criterion: Callable[..., Array], theta: Array, data: CriterionData) -> Evaluation:

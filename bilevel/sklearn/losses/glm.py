@@ -79,7 +79,7 @@ def init_fits(rows: WeightedRows) -> FoldFits:
     return FoldFits(zeros, zeros, np.zeros(folds))
 
 
-class NewtonState(NamedTuple):
+class FoldNewtonState(NamedTuple):
     """State of the loop: the last good ``u``, a ``step`` from it, its ``length``, what is known."""
 
     u: Array
@@ -126,7 +126,7 @@ def solve_fold(
     # Jacobi: coordinates u = w / unit, in which CG sees a diagonal of about ones.
     unit = 1 / jnp.sqrt(jnp.append(squares, size)[:, None] / (4 * size) + strength)
 
-    def advance(at: NewtonState) -> NewtonState:
+    def advance(at: FoldNewtonState) -> FoldNewtonState:
         """Try a step; from a good point the next one, or the adjoint if it is the minimum."""
         u = at.u - at.length * at.step
         z = rows.product(unit * u)
@@ -148,7 +148,7 @@ def solve_fold(
         found = solve_system(product, right, done, at.adjoint)
         norm = jnp.linalg.norm(gradient)
         scale = jnp.where(at.scale > 0, at.scale, norm)
-        new = NewtonState(
+        new = FoldNewtonState(
             u=u,
             step=found.x,
             length=jnp.ones_like(value),
@@ -187,10 +187,10 @@ def _multiply_hessian(
     return unit * (rows.back(curved) + strength * unit * t)
 
 
-def _init_newton(u: Array, adjoint: Array, scale: Array) -> NewtonState:
+def _init_newton(u: Array, adjoint: Array, scale: Array) -> FoldNewtonState:
     """Return the state whose first trial is ``u`` itself, which is accepted."""
     none = jnp.zeros(())
-    return NewtonState(
+    return FoldNewtonState(
         u=u,
         step=jnp.zeros_like(u),
         length=none,
