@@ -78,6 +78,7 @@ class ScalesWork(Protocol):
         ...
 
 
+@runtime_checkable
 class Chosen(Protocol):
     """What an estimator has chosen."""
 

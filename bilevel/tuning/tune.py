@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Problem, require_arguments
+from bilevel.core import Data, Problem, as_pytree, require_arguments
 from bilevel.estimators.base import Estimator, data_of_call, solver_of
 from bilevel.estimators.rebuild import scale_work
 from bilevel.estimators.refusals import check_losses
@@ -101,7 +101,15 @@ def tune(
     require_arguments(problem, estimator, data, key if state is None else state.key)
     validation.require_positive_int("tune", "steps", steps)
     hyper, params = _variables(problem, hyper, params, state)
-    loop = Loop(problem, estimator, outer, data, options.hooks, options.divergence, warm_start)
+    loop = Loop(
+        problem,
+        estimator,
+        as_pytree("tune", outer),
+        data,
+        options.hooks,
+        options.divergence,
+        warm_start,
+    )
     current = _begin(loop, hyper, params, key) if state is None else _resume(loop, state)
     if traced := is_traced((loop, current)):
         _require_fixed_work(loop, current, traced)
