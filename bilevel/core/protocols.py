@@ -75,6 +75,7 @@ class ScalesWork(Protocol):
         ...
 
 
+@runtime_checkable
 class Chosen(Protocol):
     """What an estimator has chosen."""
 

@@ -29,7 +29,7 @@ class Schedule(Protocol):
         ...
 
 
-Setting: TypeAlias = Number | Schedule
+Setting: TypeAlias = Number | Schedule | Callable[..., FloatTree]
 
 
 @jax.tree_util.register_static
@@ -102,7 +102,7 @@ register_node(InverseTime)
 register_node(Decay)
 
 
-def as_setting(owner: str, name: str, value: Setting | Callable[..., FloatTree]) -> Setting:
+def as_setting(owner: str, name: str, value: Setting) -> Setting:
     """Return a checked setting: numbers stay leaves, functions become static schedules."""
     if isinstance(value, Schedule):
         return value

@@ -60,7 +60,7 @@ def transform(
     {'learning_rate': 0.1}
     >>> learned = bl.transform(optax.sgd, learning_rate=lambda count, hyper: jnp.exp(hyper))
     """
-    normalised = {
+    normalised: dict[str, Setting] = {
         k: as_schedule("transform", k, v) if callable(v) else v for k, v in settings.items()
     }
     return Transform(factory, normalised)

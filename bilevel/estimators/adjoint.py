@@ -37,7 +37,18 @@ from bilevel.core import Data, Loss, Problem, inner_loss
 from bilevel.linear import LinearSolver, Operator, OutputLoss, gaussian, stable_step
 from bilevel.solvers import DeclaresStability, Sampler, Solver
 from bilevel.solvers.proximal import proximal
-from bilevel.utils import Counter, DataTree, Hyper, Key, Number, Params, PyTree, axpy, zeros_like
+from bilevel.utils import (
+    Count,
+    Counter,
+    DataTree,
+    Hyper,
+    Key,
+    Number,
+    Params,
+    PyTree,
+    axpy,
+    zeros_like,
+)
 
 
 class System(NamedTuple):
@@ -115,7 +126,7 @@ def adjoint_system(
 
 def first_order_bias(
     system_at: Callable[[PyTree], System], params: Params, x: Params, linear: LinearSolver, key: Key
-) -> tuple[Hyper, Counter]:
+) -> tuple[Hyper, Count]:
     """Return ``(grad(params, x) - grad(w*, x*)`` to first order, products used).
 
     ``w*`` and ``x*`` are the solutions. One Newton step on both levels: ``d = params - w*`` from

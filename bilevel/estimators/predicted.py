@@ -11,7 +11,7 @@ Annals of Statistics 2020.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax.numpy as jnp
 from jax import Array
@@ -27,6 +27,7 @@ from bilevel.solvers import SGD, GradientDescent, Solver
 from bilevel.utils import (
     Hyper,
     Key,
+    Number,
     Params,
     PyTree,
     register_node,
@@ -152,7 +153,9 @@ def _dense(
 ) -> Theory:
     """Predict by :func:`bilevel.noise.hypergradients.prediction.stationary_error`."""
     implicit, window = _read(estimator)
-    rule = rules.sgd(solver.step_size, solver.momentum, solver.nesterov)
+    # Numbers, which `_require_constant` has made sure of.
+    step_size, momentum = cast(Number, solver.step_size), cast(Number | None, solver.momentum)
+    rule = rules.sgd(step_size, momentum, solver.nesterov)
     chain = {"batch_size": solver.batch_size, "window": max(window, 1), "implicit": implicit}
     found = prediction.stationary_error(problem, hyper, params, data, rule, **chain)
     holds = found.stable & found.solved

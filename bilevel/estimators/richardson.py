@@ -27,7 +27,7 @@ from bilevel.core import (
 )
 from bilevel.estimators.rebuild import innermost_estimator, map_innermost
 from bilevel.solvers import Solver
-from bilevel.utils import Hyper, Key, Params, dtype, register_node
+from bilevel.utils import Hyper, Key, Number, Params, dtype, register_node
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _require_step_size(estimator: Estimator) -> None:
     )
 
 
-def _with_step_size(estimator: Estimator, factor: Array | float) -> Estimator:
+def _with_step_size(estimator: Estimator, factor: Number) -> Estimator:
     """Return the estimator with the step size of its innermost solver multiplied."""
 
     def scale(inside: Any) -> Estimator:

@@ -20,7 +20,7 @@ from bilevel.utils import PyTree, norm, vdot
 POWER_STEPS = 20  # enough to come within a few per cent, which a step size does not feel
 
 
-def power_iteration(matvec: Matvec, start: PyTree, steps: int) -> PyTree:
+def power_iteration(matvec: Matvec, start: PyTree, steps: int | Array) -> PyTree:
     """Return the unit vector that ``steps`` products turn ``start`` into; 0 stays 0."""
 
     def normalise(v: PyTree) -> PyTree:

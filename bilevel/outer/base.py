@@ -99,7 +99,7 @@ def move_hyper(
 
 
 def flatten(
-    owner: str, grad: PyTree, hyper: PyTree, value: Array | None
+    owner: str, grad: PyTree, hyper: PyTree, value: float | Array | None
 ) -> tuple[Array, Array, Array, Callable[[Array], PyTree]]:
     """``hyper``, ``grad`` and ``value`` as flat arrays of one dtype, and the way back.
 

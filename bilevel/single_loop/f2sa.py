@@ -68,6 +68,11 @@ class F2SA(Monitored):
         normalise_fields(self, ("step_size", "free_step", "growth"), counts)
         self._minibatches()
 
+    def _steps(self) -> tuple[StepSize, StepSize]:
+        """Return those of w and y."""
+        free_step = self.step_size if self.free_step is None else self.free_step
+        return self.step_size, free_step
+
     @property
     def monitor(self) -> Monitor:
         """The penalised and the free params, measured every ``check_every`` calls."""
@@ -100,7 +105,7 @@ class F2SA(Monitored):
             memory = {"y": zeros_like(lower.params), "added": 0 * lower.reference, **watched}
         y = jax.tree.map(partial(jnp.where, count == 0), lower.params, memory["y"])
         gamma, batches = self.gamma + memory["added"], self._minibatches()
-        alpha, beta = (evaluate(s, count, hyper) for s in (self.step_size, self.free_step))
+        alpha, beta = (evaluate(s, count, hyper) for s in self._steps())
         keys, steps = jax.random.split(key, 4), self.inner_steps
 
         # All minibatches of the call are drawn at once; each has the key of its step.
@@ -152,7 +157,7 @@ class F2SA(Monitored):
     def stability_limits(self, hyper: PyTree, lower: InnerState) -> dict[str, Array]:
         """Return ``2 / (gamma step_size)`` for w, whose steps are on ``gamma g + f``; that of y."""
         memory = lower.memory
-        w, y = (evaluate(s, memory["count"], hyper) for s in (self.step_size, self.free_step))
+        w, y = (evaluate(s, memory["count"], hyper) for s in self._steps())
         gamma = self.gamma + memory["added"]
         return dict(zip(VARIABLES, (2 / (gamma * w), 2 / y), strict=True))
 

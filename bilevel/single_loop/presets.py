@@ -172,4 +172,5 @@ def preset(
 
 def _descent(start: float | Array, power: float | Array) -> optax.GradientTransformation:
     """Descend with a step that falls."""
-    return optax.sgd(Decay(start, power))
+    rate: Any = Decay(start, power)  # optax calls a schedule with the count alone
+    return optax.sgd(rate)

@@ -21,7 +21,7 @@ def largest_curvature(
     return largest_eigenvalue(hvp, params, key, steps)
 
 
-def stability_limit(solver: Solver, hyper: Hyper, state: PyTree) -> Scalar | None:
+def stability_limit(solver: Solver | None, hyper: Hyper, state: PyTree) -> Scalar | None:
     """Return the largest curvature that the solver's steps contract, ``()``, if it says so."""
     if not isinstance(solver, DeclaresStability):
         return None
@@ -30,7 +30,7 @@ def stability_limit(solver: Solver, hyper: Hyper, state: PyTree) -> Scalar | Non
 
 def exceeds_stability_limit(
     problem: Problem,
-    solver: Solver,
+    solver: Solver | None,
     hyper: Hyper,
     lower: InnerState,
     data: Data,
@@ -49,7 +49,7 @@ def exceeds_stability_limit(
 
 
 def constant_stability_limit(
-    problem: Problem, solver: Solver, hyper: Hyper, lower: InnerState, data: Data, key: Key
+    problem: Problem, solver: Solver | None, hyper: Hyper, lower: InnerState, data: Data, key: Key
 ) -> tuple[Array, Array] | None:
     """Return ``(curvature, limit)`` where they hold for the whole solve, else ``None``.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Estimator, Problem, require_arguments
+from bilevel.core import Data, Estimator, Problem, as_pytree, require_arguments
 from bilevel.estimators import check_losses, data_of_call, scale_work, solver_of
 from bilevel.outer import OuterRule
 from bilevel.solvers import constant_stability_limit
@@ -106,7 +106,15 @@ def tune(
     require_arguments(problem, estimator, data, key if state is None else state.key)
     require_positive_int("tune", "steps", steps)
     hyper, params = _variables(problem, hyper, params, state)
-    loop = Loop(problem, estimator, outer, data, options.hooks, options.divergence, warm_start)
+    loop = Loop(
+        problem,
+        estimator,
+        as_pytree("tune", outer),
+        data,
+        options.hooks,
+        options.divergence,
+        warm_start,
+    )
     current = _begin(loop, hyper, params, key) if state is None else _resume(loop, state)
     if traced := is_traced((loop, current)):
         _require_fixed_work(loop, current, traced)

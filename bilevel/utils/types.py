@@ -66,7 +66,7 @@ else:
 Scalar: TypeAlias = Float[Array, ""]
 Counter: TypeAlias = Int[Array, ""]
 Scalars: TypeAlias = Float[Array, "..."]
-Count: TypeAlias = int | Int[Array, "..."]
+Count: TypeAlias = int | float | Real[Array, "..."]
 Flag: TypeAlias = Bool[Array, ""]
 Number: TypeAlias = int | float | Real[Array, "..."]
 FloatTree: TypeAlias = PyTree[Float[Array, "..."]]

@@ -12,12 +12,12 @@ from tests.repository.rooms import is_facade, public_definitions
 # that needs no object, a term of linear algebra, or the noun that a topic of `bl.noise` computes.
 TERMS = frozenset({"cast", "check", "chunk", "describe", "draw", "evaluate", "factorise"})
 TERMS |= {"flatten", "linearise", "minimise", "normalise", "pack", "pad", "partition", "plan"}
-TERMS |= {"predict", "run", "sample", "solve", "split", "transform", "tune", "unpack", "update"}
+TERMS |= {"predict", "run", "sample", "solve", "transform", "tune", "unpack", "update"}
 TERMS |= {"axpy", "basis", "descend", "dtype", "extremes", "nbytes", "norm", "residual", "size"}
 TERMS |= {"tridiagonal", "vdot"}
 TERMS |= {"averaged", "balance", "certificate", "coefficients", "contraction", "cost"}
-TERMS |= {"covariance", "divergence", "drift", "floor", "gaussian", "hessian", "hypergradient"}
-TERMS |= {"limit", "moments", "path", "population", "restarts", "splits", "spread", "stationary"}
+TERMS |= {"covariance", "divergence", "drift", "floor", "gaussian", "hypergradient"}
+TERMS |= {"limit", "moments", "path", "population", "restarts", "spread", "stationary"}
 TERMS |= {"strength", "symmetric", "validity"}
 TERMS |= {"adam", "linear", "logistic", "mlp", "momentum", "newton", "preset", "proximal", "ridge"}
 TERMS |= {"sgd"}  # names of methods and models

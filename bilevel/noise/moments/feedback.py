@@ -85,7 +85,8 @@ class Response(NamedTuple):
         if not is_traced(kappa) and not bool((kappa > 0).all()):
             raise ValueError(
                 f"{owner}: the response to gradient noise is not positive, so "
-                f"{describe_rule(rule)} is none of rules.sgd. Pass the plain rule; an averaging slot has no stationary law."
+                f"{describe_rule(rule)} is none of rules.sgd. Pass the plain rule; an averaging "
+                "slot has no stationary law."
             )
         return kappa
 
@@ -138,7 +139,8 @@ def require_stable(owner: str, process: Multiplicative, rule: Rule) -> tuple[Res
     response = Response.from_process(owner, process, rule)
     kappa = response.kappa(owner, rule)
     found = _largest(process, response, kappa, 60)
-    what = f"{describe_rule(rule)} is beyond the mean-square limit: the factor by which noise feeds itself"
+    limit = "beyond the mean-square limit: the factor by which noise feeds itself"
+    what = f"{describe_rule(rule)} is {limit}"
     checks.below_limit(owner, found.value, 1.0, what)
     return response, kappa
 

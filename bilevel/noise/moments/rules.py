@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.utils import is_traced
@@ -34,7 +35,7 @@ class Rule(NamedTuple):
 
 
 def sgd(
-    step_size: float | Array, momentum: float | Array | None = None, nesterov: bool = False
+    step_size: ArrayLike, momentum: float | Array | None = None, nesterov: bool = False
 ) -> Rule:
     r"""Return the rule of :class:`bilevel.SGD`, one step per entry of ``step_size``.
 

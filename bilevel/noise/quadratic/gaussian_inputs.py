@@ -89,8 +89,9 @@ def hessian_noise_covariance(
     batch_size: int,
     momentum: float | Array = 0.0,
 ) -> Array:
-    """Stationary covariance ``[d, d]`` when ``C = scale K / B``: ``(scale lam / (B (1-mu)))
-    [2 - lam K / (1+mu)]^-1``.
+    """Return the stationary covariance ``[d, d]`` when ``C = scale K / B``.
+
+    It is ``(scale lam / (B (1-mu))) [2 - lam K / (1+mu)]^-1``.
 
     For a squared loss whose minimum has the value ``L0 > 0``, ``scale = 2 L0`` to leading order:
     the noise is proportional to the loss, and vanishes where the model interpolates.

@@ -122,7 +122,7 @@ def residual(
     covariance: ArrayLike,
     hessian: ArrayLike,
     noise: ArrayLike,
-    rate: float | Array,
+    rate: ArrayLike,
     momentum: float | Array = 0.0,
 ) -> Array:
     """Return by how much a covariance misses the equation of :func:`covariance`; ``()``.

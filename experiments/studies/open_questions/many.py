@@ -167,7 +167,7 @@ def _judge(at: problems.Setting, name: str, one: Any, sizes: Sizes, seed: int) -
         "cosine": float(np.mean(cosines)),
         "gradients": round(paid),
         "ms": float(1e3 * np.median(seconds)),
-        "scratch MiB": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+        "scratch MiB": getattr(compiled.memory_analysis(), "temp_size_in_bytes", np.nan) / 2**20,
     }
 
 

@@ -64,7 +64,7 @@ def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
     """All regimes, ridge against reference moments, and what sample means do at a large step."""
     key, of_ridge, of_rare = jax.random.split(jax.random.key(seed), 3)
     columns = make_regimes(sizes.rows, sizes.features, sizes.exact_steps, seed)
-    shown, table, limits, checks, findings = [], [], [], [], []
+    shown, table, limits, checks = [], [], [], []
     worst, tested = 0.0, 0
     for index, regime in enumerate(columns):
         exact = compute_curves(regime)
@@ -104,17 +104,7 @@ def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
         checks.append(base.near(f"decreasing step, slope of the {which}", found, -1.0, 0.01))
     ridge, check = hold_against_reference(sizes.ridge_runs, of_ridge, track)
     rare = follow_rare_runs(columns[2], sizes.rare_runs, of_rare, track)
-    findings += [
-        f"The mean of {sizes.runs} runs is within {worst:.2f} standard errors of the exact moment "
-        f"at all {tested} steps compared. They are correlated; even {tested} independent ones "
-        f"would exceed 4 with a probability of {tested * 6.3e-5:.1%} only.",
-        f"Decreasing step: slopes {slopes[0]:.4f} and {slopes[1]:.4f} over the last decade of "
-        "k + 8 kappa^2. The errors fall as 1/k, without the logarithms of the theorem.",
-        f"Where nothing but multiplicative noise is left and the step is large (0.9), the mean of "
-        f"{sizes.rare_runs} runs is {rare[-1]['mean / exact']:.2g} of the true second moment after "
-        f"{rare[-1]['step']} steps, and its own standard error says z = {rare[-1]['naive z']:.3g}: "
-        "rare runs carry the moment. Trust the recursion there, or medians.",
-    ]
+    findings = describe_findings(sizes, worst, tested, slopes, rare)
     tables = {
         "Monte Carlo against exact moments": table,
         "limits": limits,
@@ -129,6 +119,23 @@ def run(sizes: Sizes, seed: int, track: base.Track) -> base.Result:
     figure = draw(shown, sizes)
     title = "Derivatives of SGD: four regimes of least squares"
     return base.Result(title, figure, tables, findings, [*checks, check], numbers)
+
+
+def describe_findings(
+    sizes: Sizes, worst: float, tested: int, slopes: list[float], rare: list[dict[str, Any]]
+) -> list[str]:
+    """Return what the tables say, a sentence or two each."""
+    return [
+        f"The mean of {sizes.runs} runs is within {worst:.2f} standard errors of the exact moment "
+        f"at all {tested} steps compared. They are correlated; even {tested} independent ones "
+        f"would exceed 4 with a probability of {tested * 6.3e-5:.1%} only.",
+        f"Decreasing step: slopes {slopes[0]:.4f} and {slopes[1]:.4f} over the last decade of "
+        "k + 8 kappa^2. The errors fall as 1/k, without the logarithms of the theorem.",
+        f"Where nothing but multiplicative noise is left and the step is large (0.9), the mean of "
+        f"{sizes.rare_runs} runs is {rare[-1]['mean / exact']:.2g} of the true second moment after "
+        f"{rare[-1]['step']} steps, and its own standard error says z = {rare[-1]['naive z']:.3g}: "
+        "rare runs carry the moment. Trust the recursion there, or medians.",
+    ]
 
 
 def _find_curvature(regime: Regime) -> float:
