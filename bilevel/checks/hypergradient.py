@@ -18,8 +18,8 @@ from bilevel.solvers import GradientDescent, largest_curvature, minimise
 from bilevel.spaces import free_coordinates
 from bilevel.utils import (
     PyTree,
+    as_float64,
     axpy,
-    leaves_to_float64,
     norm,
     require_positive,
     require_positive_int,
@@ -86,11 +86,7 @@ def check(
     require_positive("check", "epsilon", epsilon)
     require_positive_int("check", "directions", directions)
     with jax.enable_x64(True):
-        hyper, params, data = (
-            leaves_to_float64(hyper),
-            leaves_to_float64(params),
-            leaves_to_float64(data),
-        )
+        hyper, params, data = as_float64(hyper), as_float64(params), as_float64(data)
         check_losses(problem, hyper, params, data)
         problem.require_inside(hyper)
         hyper = jax.tree.map(jnp.asarray, hyper)

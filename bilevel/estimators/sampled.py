@@ -39,7 +39,7 @@ from bilevel.utils import (
     zeros_like,
 )
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def draw_row(data: Data, key: Key) -> Data:

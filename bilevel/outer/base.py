@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from bilevel.core import Estimate
 from bilevel.utils import PyTree
 
-_E = TypeVar("E")
+_E = TypeVar("_E")
 Admit = Callable[[PyTree], PyTree]  # what a space admits
 
 

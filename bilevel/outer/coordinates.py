@@ -10,8 +10,8 @@ from bilevel.outer.base import Backtracks, OuterRule, SetsTolerance, TracksBest,
 from bilevel.spaces import Spaces
 from bilevel.utils import PyTree, norm, register_node
 
-_E = TypeVar("E")
-_P = TypeVar("P")
+_E = TypeVar("_E")
+_P = TypeVar("_P")
 
 
 class CoordinateState(NamedTuple):

@@ -8,7 +8,7 @@ from jax import Array
 
 from bilevel.utils import map_fields
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 _NAMES = ("tol", "tolerance")  # of solvers and linear solvers; of bl.Auto
 _PARTS = ("solver", "linear", "estimator")

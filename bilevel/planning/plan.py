@@ -17,7 +17,7 @@ from bilevel.planning.refusals import require_plan_tolerance, require_slope
 from bilevel.planning.report import Plan
 from bilevel.utils import (
     PyTree,
-    leaves_to_float64,
+    as_float64,
     require_positive,
     require_positive_int,
     require_smooth,
@@ -103,19 +103,12 @@ def plan(
     factors = {size: batch_factor(count, size, sampling) for size in batch_sizes}
     # In float64 whatever the precision: errors of 1e-3 are differences of larger numbers.
     with jax.enable_x64(True):
-        hyper64, params64, data64 = (
-            leaves_to_float64(hyper),
-            leaves_to_float64(params),
-            leaves_to_float64(data),
-        )
+        hyper64, params64, data64 = as_float64(hyper), as_float64(params), as_float64(data)
         check_losses(problem, hyper64, params64, data64)
         flat = FlatProblem.from_problem(owner, problem, hyper64, params64, data64)
         if route is None:
-            route = (
-                "dense"
-                if dense_route.fits_dense(len(flat.x), count, len(flat.theta))
-                else "influence"
-            )
+            dense = dense_route.fits_dense(len(flat.x), count, len(flat.theta))
+            route = "dense" if dense else "influence"
         if route == "dense":
             measured = dense_route.analyse_densely(flat, factors)
         else:

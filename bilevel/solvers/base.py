@@ -24,7 +24,7 @@ from bilevel.utils import (
 )
 
 Carry: TypeAlias = tuple[Params, PyTree]  # params and solver state
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @runtime_checkable

@@ -180,12 +180,8 @@ class LBFGS:
                 return trial, slopes, *begin(trial, slopes)
 
             def later() -> tuple[Scalar, Vector, Vector, Search]:
-                return (
-                    value,
-                    gradient,
-                    d,
-                    narrow_search(search, trial, slopes, d, value, d @ gradient),
-                )
+                narrowed = narrow_search(search, trial, slopes, d, value, d @ gradient)
+                return value, gradient, d, narrowed
 
             value, gradient, d, search = jax.lax.cond(stale, first, later)
             return value, d, gradient, w + search.t * d, search, jnp.array(False)

@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
 from bilevel.core import Data, Problem
-from bilevel.utils import PyTree, leaves_to_float64, require_smooth, size
+from bilevel.utils import PyTree, as_float64, require_smooth, size
 
 _MOST_PARAMS = 3000  # a dense Hessian of that size takes 72 MB and seconds
 _MOST_STEPS = 200
@@ -55,11 +55,7 @@ def dense_hypergradient(
     (0.125, 0.25)
     """
     with jax.enable_x64(True):
-        hyper, params, data = (
-            leaves_to_float64(hyper),
-            leaves_to_float64(params),
-            leaves_to_float64(data),
-        )
+        hyper, params, data = as_float64(hyper), as_float64(params), as_float64(data)
         w = _minimise(problem, hyper, params, data)
         value, grad = _adjoint(problem, w, params, hyper, data)
         return float(value), jax.tree.map(np.asarray, grad)
@@ -82,8 +78,8 @@ def dense_solution(problem: Problem, hyper: PyTree, params: PyTree, data: Data) 
     1.0
     """
     with jax.enable_x64(True):
-        params = leaves_to_float64(params)
-        w = _minimise(problem, leaves_to_float64(hyper), params, leaves_to_float64(data))
+        params = as_float64(params)
+        w = _minimise(problem, as_float64(hyper), params, as_float64(data))
         return jax.tree.map(np.asarray, ravel_pytree(params)[1](jnp.asarray(w)))
 
 
@@ -106,11 +102,7 @@ def dense_curvature(
     (1.0, 3.0)
     """
     with jax.enable_x64(True):
-        hyper, params, data = (
-            leaves_to_float64(hyper),
-            leaves_to_float64(params),
-            leaves_to_float64(data),
-        )
+        hyper, params, data = as_float64(hyper), as_float64(params), as_float64(data)
         w = _minimise(problem, hyper, params, data)
         values = np.linalg.eigvalsh(_expansion(problem, w, params, hyper, data)[2])
         return float(values[0]), float(values[-1])

@@ -13,7 +13,7 @@ from bilevel.tuning.hooks import Columns, Hook, Hooks, Record, name_of
 from bilevel.tuning.result import Result
 from bilevel.utils import PyTree, require_positive_int
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)

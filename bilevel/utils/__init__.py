@@ -6,6 +6,7 @@ from bilevel.utils.deprecation import RenamedMethod, resolve_renamed
 from bilevel.utils.nodes import map_fields, register_node
 from bilevel.utils.trees import (
     all_finite,
+    as_float64,
     axpy,
     basis,
     combine_basis,
@@ -15,7 +16,6 @@ from bilevel.utils.trees import (
     is_traced,
     largest_entry,
     leaf_address,
-    leaves_to_float64,
     nbytes,
     norm,
     partition,
@@ -78,6 +78,7 @@ __all__ = [
     "Scalars",
     "Shaped",
     "all_finite",
+    "as_float64",
     "axpy",
     "basis",
     "combine_basis",
@@ -91,7 +92,6 @@ __all__ = [
     "largest_entry",
     "leading_axes",
     "leaf_address",
-    "leaves_to_float64",
     "map_fields",
     "nbytes",
     "norm",

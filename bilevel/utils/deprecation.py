@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 _GOES = "the old name goes with the next release."
 

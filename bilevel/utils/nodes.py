@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 from jax.tree_util import GetAttrKey, register_pytree_with_keys
 
 Node = TypeVar("Node", bound=type)
-_T = TypeVar("T")
+_T = TypeVar("_T")
 Fields: TypeAlias = tuple[object, ...]
 
 

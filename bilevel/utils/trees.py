@@ -55,7 +55,7 @@ def strip_weak_types(tree: PyTree) -> PyTree:
     return jax.tree.map(convert, tree)
 
 
-def leaves_to_float64(tree: PyTree) -> PyTree:
+def as_float64(tree: PyTree) -> PyTree:
     """Return every floating-point leaf as a NumPy float64 array, the others as they are."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, float) if is_inexact(leaf) else leaf, tree)
 

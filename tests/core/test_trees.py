@@ -71,6 +71,6 @@ def test_finiteness_looks_at_every_floating_point_leaf() -> None:
 
 
 def test_double_leaves_integers_alone() -> None:
-    x = trees.leaves_to_float64({"a": jnp.ones(2), "n": jnp.arange(2), "p": 1.0})
+    x = trees.as_float64({"a": jnp.ones(2), "n": jnp.arange(2), "p": 1.0})
     assert x["a"].dtype == x["p"].dtype == np.float64
     assert x["n"].dtype == jnp.int32
