@@ -35,8 +35,7 @@ from jax import Array
 
 from bilevel.core import Data, Loss, Problem, inner_loss
 from bilevel.linear import LinearSolver, Operator, OutputLoss, gaussian, stable_step
-from bilevel.solvers import DeclaresStability, Sampler, Solver
-from bilevel.solvers.proximal import proximal
+from bilevel.solvers import DeclaresStability, Sampler, Solver, apply_prox
 from bilevel.utils import (
     Count,
     Counter,
@@ -99,7 +98,7 @@ def adjoint_system(
         return System(operator, b, value, smooth_grad, gradient, gradient, lambda q: q)
 
     composite, z = inner_loss(problem), axpy(-step, gradient, params)
-    moved, d = jax.linearize(lambda z: proximal(composite, z, hyper, step), z)
+    moved, d = jax.linearize(lambda z: apply_prox(composite, z, hyper, step), z)
     # A row of D that is 0 maps every vector to 0, any other row almost none.
     support = jax.tree.map(lambda x: (x != 0).astype(x.dtype), d(gaussian(z, key)))
     restricted = _damped(_restrict(hessian, d, step, support), damping)
@@ -109,7 +108,7 @@ def adjoint_system(
         left = axpy(-1, hessian.product(v), b)
         left = left if damping is None else axpy(-damping, x, left)
         u = axpy(1 / step, v, left)
-        _, pull = jax.vjp(lambda hyper: proximal(composite, z, hyper, step), hyper)
+        _, pull = jax.vjp(lambda hyper: apply_prox(composite, z, hyper, step), hyper)
         return jax.tree.map(jnp.add, smooth_grad(v), pull(u)[0])
 
     # Off the support a step says how far params are from their fixed point; on it the proximal

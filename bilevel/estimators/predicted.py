@@ -21,8 +21,7 @@ from bilevel.core import Counts, Data, Estimate, Estimator, InnerState, Problem,
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.reverse import Reverse
-from bilevel.noise.hypergradients import influence, prediction
-from bilevel.noise.moments import rules
+from bilevel.noise import influence, prediction, rules
 from bilevel.solvers import SGD, GradientDescent, Solver
 from bilevel.utils import (
     Hyper,

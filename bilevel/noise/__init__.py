@@ -18,6 +18,7 @@ from bilevel.noise.moments.compressed import Compressed
 from bilevel.noise.moments.eigenbasis import Diagonal
 from bilevel.noise.moments.least_squares import LeastSquares
 from bilevel.noise.moments.ridge import JointMoments, Ridge
+from bilevel.noise.per_example import ExampleLoss, FlatProblem
 from bilevel.noise.quadratic import (
     averaging,
     bounds,
@@ -36,6 +37,8 @@ __all__ = [
     "Affine",
     "Compressed",
     "Diagonal",
+    "ExampleLoss",
+    "FlatProblem",
     "JointMoments",
     "LeastSquares",
     "Moments",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bilevel.noise.per_example import FlatProblem
+from bilevel.noise import FlatProblem
 from bilevel.planning.analysis import Analysis
 from bilevel.planning.measure import measure_problem
 from bilevel.planning.predict import Run

@@ -16,8 +16,7 @@ from jax import Array
 
 from bilevel.core import Problem
 from bilevel.linear import CG, extremes, spectral_norm
-from bilevel.noise.hypergradients import influence
-from bilevel.noise.per_example import ExampleLoss, FlatProblem
+from bilevel.noise import ExampleLoss, FlatProblem, influence
 from bilevel.planning.analysis import Analysis, call_compiled
 from bilevel.planning.powers import Pair, Powers
 from bilevel.planning.refusals import (

@@ -10,13 +10,12 @@ import numpy as np
 from jax import Array
 
 from bilevel.core import Problem
-from bilevel.noise import checks
-from bilevel.noise.per_example import ExampleLoss, FlatProblem
+from bilevel.noise import ExampleLoss, FlatProblem
 from bilevel.planning.analysis import call_compiled
 from bilevel.planning.local import Examples, Local
 from bilevel.planning.refusals import require_near, require_solved
 from bilevel.solvers import minimise
-from bilevel.utils import PyTree
+from bilevel.utils import PyTree, require_definite
 
 _MOST_DESCENT = 10_000
 
@@ -76,7 +75,7 @@ def require_convex(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "penalty, drop dependent features, or measure the noise with bl.Replicated."
     )
     hessian = (hessian + hessian.T) / 2
-    checks.positive_definite("bl.plan", "the inner Hessian at the solution", hessian, cure)
+    require_definite("bl.plan", "the inner Hessian at the solution", hessian, cure)
     return np.linalg.eigh(hessian)
 
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from bilevel.core import Data, Problem, count_examples
 from bilevel.estimators import check_losses
-from bilevel.noise.batches import batch_factor
-from bilevel.noise.per_example import FlatProblem
+from bilevel.noise import FlatProblem, batch_factor
 from bilevel.planning import dense_route, influence_route
 from bilevel.planning.planner import Planner
 from bilevel.planning.refusals import require_plan_tolerance, require_slope

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,9 @@ from jax import Array
 from bilevel.core import Data, count_examples
 from bilevel.solvers import Lazy, Sampler, take_rows
 from bilevel.utils import PyTree
+
+# Examples per minibatch, of both levels or of each; ``None``: all of them.
+BatchSize: TypeAlias = int | tuple[int | None, int | None] | None
 
 
 class Drawn(NamedTuple):

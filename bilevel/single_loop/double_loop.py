@@ -19,7 +19,7 @@ from jax import Array
 
 from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state
 from bilevel.estimators import check_minimiser
-from bilevel.single_loop.batches import Drawn, Minibatches
+from bilevel.single_loop.batches import BatchSize, Drawn, Minibatches
 from bilevel.single_loop.inner_loops import (
     InnerLoop,
     descend_adjoint,
@@ -37,12 +37,7 @@ from bilevel.single_loop.oracles import (
 )
 from bilevel.single_loop.rates import Rate, Rates, stability_limits
 from bilevel.single_loop.rules import SGD, STORM, Momentum, Sample
-from bilevel.single_loop.stochastic import (
-    BatchSize,
-    monitor_adjoint,
-    named_steps,
-    normalise_settings,
-)
+from bilevel.single_loop.stochastic import monitor_adjoint, named_steps, normalise_settings
 from bilevel.utils import PyTree, register_node, require_plain, zeros_like
 
 

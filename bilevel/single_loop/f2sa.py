@@ -18,12 +18,11 @@ from bilevel.core import (
     init_inner_state,
 )
 from bilevel.estimators import full_gradient
-from bilevel.single_loop.batches import Minibatches
+from bilevel.single_loop.batches import BatchSize, Minibatches
 from bilevel.single_loop.first_order import check_call, normalise_fields
 from bilevel.single_loop.monitor import Monitor
 from bilevel.single_loop.monitored import Monitored, direction_sizes, init_watched
 from bilevel.single_loop.rates import StepSize
-from bilevel.single_loop.stochastic import BatchSize
 from bilevel.utils import PyTree, axpy, register_node, zeros_like
 
 VARIABLES = ("w (params)", "y (free params)")

@@ -7,6 +7,7 @@ import optax
 from jax import Array
 
 from bilevel.core import Decay, Transform, transform
+from bilevel.single_loop.batches import BatchSize
 from bilevel.single_loop.double_loop import DoubleLoop
 from bilevel.single_loop.f2sa import F2SA
 from bilevel.single_loop.first_order import BOME, PZOBO
@@ -14,7 +15,6 @@ from bilevel.single_loop.oracles import HIA, SHIA
 from bilevel.single_loop.rates import StepSize
 from bilevel.single_loop.rules import SGD, STORM, DirectionRule, Momentum
 from bilevel.single_loop.single_loop import SingleLoop
-from bilevel.single_loop.stochastic import BatchSize
 from bilevel.single_loop.variance import PAGE, SAGA, SARAH
 from bilevel.utils import Number
 

@@ -20,7 +20,7 @@ from jax import Array
 
 from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state
 from bilevel.estimators import check_minimiser
-from bilevel.single_loop.batches import Minibatches
+from bilevel.single_loop.batches import BatchSize, Minibatches
 from bilevel.single_loop.drawing import (
     KeyOf,
     apply_rules,
@@ -38,12 +38,7 @@ from bilevel.single_loop.oracles import (
 )
 from bilevel.single_loop.rates import Rate, Rates, move_along, stability_limits
 from bilevel.single_loop.rules import SGD, DirectionRule, Sample
-from bilevel.single_loop.stochastic import (
-    BatchSize,
-    monitor_adjoint,
-    named_steps,
-    normalise_settings,
-)
+from bilevel.single_loop.stochastic import monitor_adjoint, named_steps, normalise_settings
 from bilevel.single_loop.variance import SAGA, SVRG
 from bilevel.utils import (
     PyTree,

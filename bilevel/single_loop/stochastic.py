@@ -1,19 +1,17 @@
 """What the stochastic estimators with an adjoint share: settings, and what is measured."""
 
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from bilevel.core import Counts, Data, InnerState, Problem
-from bilevel.single_loop.batches import Minibatches
+from bilevel.single_loop.batches import BatchSize, Minibatches
 from bilevel.single_loop.monitor import Monitor
 from bilevel.single_loop.oracles import Series
 from bilevel.single_loop.rates import Rate, Rates, as_rate
 from bilevel.single_loop.rules import DirectionRule
 from bilevel.utils import PyTree, require_positive_int
-
-BatchSize: TypeAlias = int | tuple[int | None, int | None] | None
 
 
 class HasSettings(Protocol):

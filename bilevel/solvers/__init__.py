@@ -21,7 +21,7 @@ from bilevel.solvers.lbfgs import LBFGS, Pairs, descent_direction, remember_pair
 from bilevel.solvers.line_search import backtrack_step
 from bilevel.solvers.newton import Newton
 from bilevel.solvers.optax_solver import Optax
-from bilevel.solvers.proximal import FISTA, ProximalGradient
+from bilevel.solvers.proximal import FISTA, ProximalGradient, apply_prox
 from bilevel.solvers.saga import SAGA
 from bilevel.solvers.sampling import Lazy, Sampler, take_rows
 from bilevel.solvers.sgd import SGD
@@ -55,6 +55,7 @@ __all__ = [
     "Sampler",
     "Solver",
     "Stops",
+    "apply_prox",
     "backtrack_step",
     "constant_stability_limit",
     "descent_direction",

@@ -166,10 +166,10 @@ def forward_backward(
     loss: Loss, params: Params, hyper: Hyper, data: DataTree, size: Number
 ) -> Params:
     """Take a gradient step of ``size`` on the smooth part, then the proximal map."""
-    return proximal(loss, axpy(-size, jax.grad(loss)(params, hyper, data), params), hyper, size)
+    return apply_prox(loss, axpy(-size, jax.grad(loss)(params, hyper, data), params), hyper, size)
 
 
-def proximal(loss: Loss, params: Params, hyper: Hyper, size: Number) -> Params:
+def apply_prox(loss: Loss, params: Params, hyper: Hyper, size: Number) -> Params:
     """Apply the proximal map of ``loss``, if any, in the dtypes of ``params``."""
     if not isinstance(loss, Composite):
         return params

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Loss, Problem, Setting, as_setting, count_examples, evaluate
-from bilevel.solvers.proximal import proximal
+from bilevel.solvers.proximal import apply_prox
 from bilevel.solvers.sampling import Sampler, SamplerState, take_rows
 from bilevel.utils import (
     Bool,
@@ -103,7 +103,7 @@ class SAGA:
 
         size = evaluate(self.step_size, count, hyper)
         direction = jax.tree.map(direct, change, mean)
-        params = proximal(loss, axpy(-size, direction, params), hyper, size)
+        params = apply_prox(loss, axpy(-size, direction, params), hyper, size)
 
         # Written as a sum, which differentiates without a copy of the table; hence once per row,
         # although a batch that is drawn with replacement may hold a row twice.

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.core import Loss, Problem, Setting, as_setting, count_examples, evaluate
-from bilevel.solvers.proximal import proximal
+from bilevel.solvers.proximal import apply_prox
 from bilevel.solvers.sampling import Sampler, SamplerState
 from bilevel.utils import (
     Counter,
@@ -112,7 +112,7 @@ class SVRG:
         here, there = gradient(params, hyper, batch), gradient(snapshot, hyper, batch)
         direction = jax.tree.map(lambda g, s, f: g - s + f, here, there, full)
         size = evaluate(self.step_size, count, hyper)
-        params = proximal(loss, axpy(-size, direction, params), hyper, size)
+        params = apply_prox(loss, axpy(-size, direction, params), hyper, size)
         return params, (count + 1, (age + 1) % self._period(data), snapshot, full, sampler)
 
     def _period(self, data: DataTree) -> int:

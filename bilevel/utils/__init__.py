@@ -3,6 +3,15 @@
 from bilevel.utils.branch import cond_without_select
 from bilevel.utils.dependence import is_constant, unused_leaves
 from bilevel.utils.deprecation import RenamedMethod, resolve_renamed
+from bilevel.utils.matrices import (
+    require_below,
+    require_definite,
+    require_momentum,
+    require_positive_scalars,
+    require_same_size,
+    require_semi_definite,
+    require_symmetric,
+)
 from bilevel.utils.nodes import map_fields, register_node
 from bilevel.utils.trees import (
     all_finite,
@@ -98,12 +107,19 @@ __all__ = [
     "not_callable",
     "partition",
     "register_node",
+    "require_below",
+    "require_definite",
     "require_finite",
+    "require_momentum",
     "require_plain",
     "require_positive",
     "require_positive_int",
+    "require_positive_scalars",
     "require_same",
+    "require_same_size",
+    "require_semi_definite",
     "require_smooth",
+    "require_symmetric",
     "require_tolerance",
     "require_variables",
     "resolve_renamed",

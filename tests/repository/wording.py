@@ -18,8 +18,8 @@ TERMS |= {"tridiagonal", "vdot"}
 TERMS |= {"averaged", "balance", "certificate", "coefficients", "contraction", "cost"}
 TERMS |= {"covariance", "divergence", "drift", "floor", "gaussian", "hypergradient"}
 TERMS |= {"limit", "moments", "path", "population", "restarts", "spread", "stationary"}
-TERMS |= {"strength", "symmetric", "validity"}
-TERMS |= {"adam", "linear", "logistic", "mlp", "momentum", "newton", "preset", "proximal", "ridge"}
+TERMS |= {"strength", "validity"}
+TERMS |= {"adam", "linear", "logistic", "mlp", "newton", "preset", "ridge"}
 TERMS |= {"sgd"}  # names of methods and models
 # Names that two modules define: each with the reason why nobody takes one for the other.
 OF_TWO_MODULES = {

@@ -25,6 +25,7 @@ from jax.scipy.special import erfc, ndtr
 from jax.typing import ArrayLike
 
 from bilevel.noise import checks
+from bilevel.utils import require_below, require_positive_scalars
 
 _MOST_NODES = 6000  # a solve of that size takes seconds
 _PER_WIDTH = 3.0  # nodes per standard deviation of a step: spectral accuracy, with a margin
@@ -44,7 +45,7 @@ def effective_temperature(
     ValueError : ``lam k`` at or above 2, or an argument that is not positive.
     """
     owner = "escape.effective_temperature"
-    checks.require_positive_scalars(
+    require_positive_scalars(
         owner, curvature=curvature, noise_variance=noise_variance, step_size=step_size
     )
     checks.below_limit(owner, step_size * curvature, 2.0, "step_size * curvature")
@@ -98,12 +99,12 @@ def saddle_exit_steps(
     13.7
     """
     owner = "escape.saddle_exit_steps"
-    checks.require_positive_scalars(owner, curvature=curvature, noise_variance=noise_variance)
-    checks.require_positive_scalars(owner, step_size=step_size, radius=radius)
+    require_positive_scalars(owner, curvature=curvature, noise_variance=noise_variance)
+    require_positive_scalars(owner, step_size=step_size, radius=radius)
     growth = jnp.log1p(step_size * curvature)
     sd = step_size * jnp.sqrt(noise_variance / jnp.expm1(2 * growth))
     what = "3 sd / radius (a radius that noise alone covers at once)"
-    checks.require_below(owner, 3 * sd / radius, 1.0, what, "Use first_passage_steps.")
+    require_below(owner, 3 * sd / radius, 1.0, what, "Use first_passage_steps.")
     return (jnp.log(radius / sd) + _HALF_LN2_PLUS_GAMMA) / growth + 0.5
 
 
@@ -129,11 +130,11 @@ def independent_exit_steps(
     21.98
     """
     owner = "escape.independent_exit_steps"
-    checks.require_positive_scalars(owner, radius=radius)
+    require_positive_scalars(owner, radius=radius)
     temperature = effective_temperature(curvature, noise_variance, step_size)
     distance = jnp.abs(step_size * curvature - 1)
     what = "|step_size * curvature - 1| (the correlation of successive iterates)"
-    checks.require_below(owner, distance, 0.2, what, "Use first_passage_steps.")
+    require_below(owner, distance, 0.2, what, "Use first_passage_steps.")
     ratio = radius / jnp.sqrt(temperature / curvature)
     return 1 / erfc(ratio / jnp.sqrt(2.0))
 
@@ -185,7 +186,7 @@ def first_passage_steps(
         return spread(x) if callable(spread) else spread * jnp.ones_like(x)
 
     narrowest = float(jnp.min(width(jnp.linspace(a, b, 257))))
-    checks.require_positive_scalars(owner, spread=narrowest)
+    require_positive_scalars(owner, spread=narrowest)
     nodes = _nodes(owner, (b - a) / narrowest, nodes)
     points, weights = np.polynomial.legendre.leggauss(nodes)
     y = jnp.asarray((a + b) / 2 + (b - a) / 2 * points, x0.dtype)

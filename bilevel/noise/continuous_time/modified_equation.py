@@ -28,8 +28,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bilevel.linear import Matvec, function_product
-from bilevel.noise import checks
-from bilevel.utils import is_traced
+from bilevel.utils import (
+    is_traced,
+    require_positive_scalars,
+    require_same_size,
+    require_semi_definite,
+    require_symmetric,
+)
 
 
 class Model(NamedTuple):
@@ -130,7 +135,7 @@ def drift(
     >>> me.drift(me.HA_SME, lambda v: h * v, jnp.ones(2), 0.5).round(4)
     Array([-1.0536, -1.3863], dtype=float32)
     """
-    checks.require_positive_scalars("modified_equation.drift", step_size=step_size)
+    require_positive_scalars("modified_equation.drift", step_size=step_size)
     return function_product(lambda h: -model.pull(step_size * h), hvp, gradient, steps)
 
 
@@ -153,9 +158,12 @@ def validity(
     [True, False]
     """
     owner = "modified_equation.validity"
-    h, c = checks.symmetric(owner, "hessian", hessian), checks.semi_definite(owner, "noise", noise)
-    checks.same_size(owner, hessian=h, noise=c)
-    checks.require_positive_scalars(owner, step_size=step_size)
+    h, c = (
+        require_symmetric(owner, "hessian", hessian),
+        require_semi_definite(owner, "noise", noise),
+    )
+    require_same_size(owner, hessian=h, noise=c)
+    require_positive_scalars(owner, step_size=step_size)
     size = h.shape[0]
     pulled, diffusion = coefficients(model, h, jnp.ones(size, h.dtype), c, step_size)
     finite = jnp.all(jnp.isfinite(pulled)) & jnp.all(jnp.isfinite(diffusion))

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from bilevel.noise import checks
 from bilevel.noise.continuous_time.modified_equation import Coefficients, Model, require_valid
 from bilevel.noise.quadratic.transient import MeanAndCovariance
-from bilevel.utils import is_traced, require_positive_int
+from bilevel.utils import is_traced, require_positive_int, require_positive_scalars
 
 
 class Linear(NamedTuple):
@@ -118,7 +118,7 @@ def sample(
     """
     require_positive_int("sde.sample", "steps", steps)
     require_positive_int("sde.sample", "substeps", substeps)
-    checks.require_positive_scalars("sde.sample", step_size=step_size)
+    require_positive_scalars("sde.sample", step_size=step_size)
     dt = step_size / substeps
 
     def small_step(x: Array, key: Array) -> tuple[Array, None]:
@@ -173,7 +173,7 @@ def exit_steps(
     8.0
     """
     owner = "sde.exit_steps"
-    checks.require_positive_scalars(owner, step_size=step_size)
+    require_positive_scalars(owner, step_size=step_size)
     x0 = jnp.asarray(start, float)
     if not is_traced(x0) and not jnp.all((x0 >= interval[0]) & (x0 <= interval[1])):
         raise ValueError(f"{owner}: start must lie inside the interval {interval}, got {start}.")

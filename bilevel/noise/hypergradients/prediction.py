@@ -19,9 +19,7 @@ from jax import Array
 from bilevel.core import Data, Problem
 from bilevel.noise.hypergradients import bias
 from bilevel.noise.hypergradients.error import HypergradientError
-from bilevel.noise.moments.affine import Affine
-from bilevel.noise.moments.linearised import Linearised, linearise
-from bilevel.noise.moments.rules import Rule
+from bilevel.noise.moments import Affine, Linearised, Rule, linearise
 from bilevel.noise.quadratic.averaging import weighted_powers
 from bilevel.utils import PyTree, require_positive_int, resolve_renamed
 

@@ -18,7 +18,7 @@ from jax import Array
 from bilevel.noise import checks
 from bilevel.noise.moments.least_squares import LeastSquares
 from bilevel.noise.moments.rules import Rule
-from bilevel.utils import RenamedMethod, register_node
+from bilevel.utils import RenamedMethod, register_node, require_positive_scalars
 
 
 class DiagonalMoments(NamedTuple):
@@ -85,7 +85,7 @@ class Diagonal:
         ------
         ValueError : a step size beyond the mean-square limit.
         """
-        checks.require_positive_scalars("Diagonal.stationary", step_size=step_size)
+        require_positive_scalars("Diagonal.stationary", step_size=step_size)
         h, p = self.curvature, self.factor
         own = 2 - (1 + p * self.gaussian) * step_size * h
         checks.below_limit("Diagonal.stationary", 2 - jnp.min(own), 2.0, "step size x curvature")

@@ -27,7 +27,7 @@ from jax import Array
 from bilevel.linear import Eigenvalue, largest_on_matrices
 from bilevel.noise import checks
 from bilevel.noise.moments.rules import Rule
-from bilevel.utils import is_traced
+from bilevel.utils import is_traced, require_definite
 
 
 class Multiplicative(Protocol):
@@ -148,7 +148,7 @@ def require_stable(owner: str, process: Multiplicative, rule: Rule) -> tuple[Res
 def require_curvature(owner: str, process: Multiplicative) -> Array:
     """Return the mean Hessian, validated to be positive definite."""
     cure = "Add a ridge penalty, or drop dependent features."
-    return checks.positive_definite(owner, "the Hessian of the inner loss", process.curvature, cure)
+    return require_definite(owner, "the Hessian of the inner loss", process.curvature, cure)
 
 
 def describe_rule(rule: Rule) -> str:

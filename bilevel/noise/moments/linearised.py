@@ -22,12 +22,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Problem
-from bilevel.noise import checks
 from bilevel.noise.batches import batch_factor
 from bilevel.noise.moments.affine import Affine, Moments
 from bilevel.noise.moments.ridge import JointMoments
 from bilevel.noise.per_example import ExampleLoss, FlatProblem
-from bilevel.utils import PyTree, is_traced, resolve_renamed
+from bilevel.utils import PyTree, is_traced, require_definite, resolve_renamed
 
 
 class Linearised(NamedTuple):
@@ -95,7 +94,7 @@ def linearise(
     flat = FlatProblem.from_problem("linearised.linearise", problem, hyper, params, data)
     x = _newton(flat, newton_steps)
     H = jax.jacfwd(flat.gradient)(x, flat.theta)
-    checks.positive_definite("linearised.linearise", "the Hessian of the inner loss", (H + H.T) / 2)
+    require_definite("linearised.linearise", "the Hessian of the inner loss", (H + H.T) / 2)
     mixed = jax.jacfwd(flat.gradient, argnums=1)(x, flat.theta)
     derivative = -jnp.linalg.solve(H, mixed).T
     z = jnp.concatenate([x, derivative.ravel()])

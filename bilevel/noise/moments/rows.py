@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.noise import checks
+from bilevel.utils import require_definite
 
 
 class Rows(NamedTuple):
@@ -51,7 +51,7 @@ def solve_normal(owner: str, rows: Rows, curvature: Array, targets: ArrayLike) -
     shape = (m, *jnp.shape(targets)[1:])
     require_shape(f"{owner}: targets", targets, shape, f"A has {m} rows and {n} features")
     cure = "Add a ridge penalty, or drop dependent features."
-    checks.positive_definite(owner, "the Hessian of the inner loss", curvature, cure)
+    require_definite(owner, "the Hessian of the inner loss", curvature, cure)
     return jnp.linalg.solve(curvature, rows.A.T @ jnp.asarray(targets) / m)
 
 

@@ -15,8 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.noise import checks
-from bilevel.utils import is_traced
+from bilevel.utils import is_traced, require_momentum
 
 
 class Rule(NamedTuple):
@@ -61,7 +60,7 @@ def sgd(
     """
     if not is_traced(step_size) and not (np.asarray(step_size) > 0).all():
         raise ValueError(f"rules.sgd: every step size must be positive, got {step_size}.")
-    checks.momentum("rules.sgd", 0.0 if momentum is None else momentum)
+    require_momentum("rules.sgd", 0.0 if momentum is None else momentum)
     eta = jnp.asarray(step_size, jnp.result_type(step_size, float))
     if momentum is None:
         return Rule(jnp.ones((*eta.shape, 1, 1), eta.dtype), eta[..., None])

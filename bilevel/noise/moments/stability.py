@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.linear import Eigenvalue, largest_on_matrices
-from bilevel.noise import checks
 from bilevel.noise.moments import feedback
+from bilevel.utils import require_momentum, require_positive_scalars
 
 
 def step_limit(
@@ -41,7 +41,7 @@ def step_limit(
     >>> round(float(stability.step_limit(process).value), 4)  # 2 2.5 / 8.5
     0.5882
     """
-    mu = checks.momentum("stability.step_limit", momentum)
+    mu = require_momentum("stability.step_limit", momentum)
     h, U = jnp.linalg.eigh(feedback.require_curvature("stability.step_limit", process))
     hj, hl = h[:, None], h[None, :]
     root = jnp.sqrt((1 - mu) * (hj + hl))
@@ -77,7 +77,7 @@ def contraction(
     >>> round(float(stability.contraction(process, 0.2).value), 4)  # 1 - 0.2 5 + 0.04 8.5
     0.34
     """
-    checks.require_positive_scalars("stability.contraction", step_size=step_size)
+    require_positive_scalars("stability.contraction", step_size=step_size)
     H = feedback.require_curvature("stability.contraction", process)
     M = jnp.eye(len(H), dtype=H.dtype) - step_size * H
 

@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic.heavy_ball import noise_in_eigenmodes, stationary_blocks, transfer_maps
-from bilevel.utils import require_positive_int
+from bilevel.utils import require_positive_int, require_positive_scalars
 
 
 def covariance(
@@ -45,7 +45,7 @@ def covariance(
     owner = "averaging.covariance"
     require_positive_int(owner, "window", window)
     k, vectors, rotated, mu = noise_in_eigenmodes(owner, hessian, noise, momentum)
-    checks.require_positive_scalars(owner, step_size=step_size)
+    require_positive_scalars(owner, step_size=step_size)
     checks.below_limit(owner, step_size, 2 * (1 + mu) / k[-1], "the step size")
     blocks = stationary_blocks(k, rotated, step_size, mu)
     weights = weighted_powers(transfer_maps(k, step_size, mu), window)

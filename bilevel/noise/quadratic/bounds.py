@@ -20,13 +20,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.noise import checks
-from bilevel.utils import is_traced
+from bilevel.utils import is_traced, require_positive_scalars
 
 
 def step_cap(strong_convexity: float | Array, smoothness: float | Array) -> Array:
     """Return the largest step size of the theorem, ``mu / (4 L^2)``; ``()``."""
-    checks.require_positive_scalars(
+    require_positive_scalars(
         "bounds.step_cap", strong_convexity=strong_convexity, smoothness=smoothness
     )
     return jnp.asarray(strong_convexity / (4 * smoothness**2))
@@ -53,9 +52,7 @@ def floor(
     >>> round(float(noise.bounds.floor(0.01, 0.5, 2.0)), 4)
     0.16
     """
-    checks.require_positive_scalars(
-        "bounds.floor", step_size=step_size, strong_convexity=strong_convexity
-    )
+    require_positive_scalars("bounds.floor", step_size=step_size, strong_convexity=strong_convexity)
     spread = 4 * noise * step_size / strong_convexity
     return jnp.asarray(spread * (1 + 3 * hessian_lipschitz * (1 + size) / strong_convexity) ** 2)
 

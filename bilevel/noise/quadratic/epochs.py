@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic.heavy_ball import noise_in_eigenmodes
-from bilevel.utils import require_positive_int
+from bilevel.utils import require_positive_int, require_positive_scalars
 
 
 def covariance(
@@ -92,7 +92,7 @@ def _setting(
             "gradient, and has no noise."
         )
     k, vectors, rotated, _ = noise_in_eigenmodes(owner, hessian, noise, 0.0)
-    checks.require_positive_scalars(owner, step_size=step_size)
+    require_positive_scalars(owner, step_size=step_size)
     checks.below_limit(owner, step_size, 2 / k[-1], "the step size")
     return vectors, step_size * k, step_size**2 * rotated
 

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.noise import checks
-from bilevel.utils import require_positive_int
+from bilevel.utils import require_momentum, require_positive_int, require_positive_scalars
 
 
 class Balance(NamedTuple):
@@ -68,8 +67,8 @@ def balance(
         )
     if blocks < 2 or g.shape[0] < 2 * blocks:
         raise ValueError(f"{owner}: {g.shape[0]} steps are too few for {blocks} blocks.")
-    checks.require_positive_scalars(owner, step_size=step_size)
-    mu = checks.momentum(owner, momentum)
+    require_positive_scalars(owner, step_size=step_size)
+    mu = require_momentum(owner, momentum)
     velocity = (w[:-1] - w[1:]) / step_size
     work = 2 * jnp.sum(w[:-1] * g, -1)
     heat = (1 + mu) * step_size * jnp.sum(velocity**2, -1)

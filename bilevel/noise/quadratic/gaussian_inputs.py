@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bilevel.noise import checks
-from bilevel.utils import require_positive_int
+from bilevel.utils import require_momentum, require_positive_int, require_positive_scalars
 
 _BISECTIONS = 200  # enough for any float64 to converge
 
@@ -52,7 +52,7 @@ def covariance(
     """
     owner = "gaussian_inputs.covariance"
     a, vectors, mu = _modes(owner, inputs, batch_size, momentum)
-    checks.require_positive_scalars(owner, step_size=step_size, label_variance=label_variance)
+    require_positive_scalars(owner, step_size=step_size, label_variance=label_variance)
     limit = _limit(a, batch_size, mu)
     checks.below_limit(owner, step_size, limit, "the step size")
     g = _g(a, step_size, batch_size, mu)
@@ -102,7 +102,7 @@ def hessian_noise_covariance(
     """
     owner = "gaussian_inputs.hessian_noise_covariance"
     k, vectors, mu = _modes(owner, hessian, batch_size, momentum)
-    checks.require_positive_scalars(owner, step_size=step_size, scale=scale)
+    require_positive_scalars(owner, step_size=step_size, scale=scale)
     checks.below_limit(owner, step_size, 2 * (1 + mu) / k[-1], "the step size")
     factor = scale * step_size / (batch_size * (1 - mu))
     return (vectors * (factor / (2 - step_size * k / (1 + mu)))) @ vectors.T
@@ -113,9 +113,7 @@ def tail_index(curvature: float | Array, step_size: float | Array, batch_size: i
 
     Moments of order ``beta`` and above are infinite: 2 is the limit of :func:`step_limit`.
     """
-    checks.require_positive_scalars(
-        "gaussian_inputs.tail_index", curvature=curvature, step_size=step_size
-    )
+    require_positive_scalars("gaussian_inputs.tail_index", curvature=curvature, step_size=step_size)
     return jnp.asarray(2 * batch_size / (step_size * curvature) - batch_size)
 
 
@@ -124,7 +122,7 @@ def _modes(
 ) -> tuple[Array, Array, float | Array]:
     require_positive_int(owner, "batch_size", batch_size)
     values, vectors = jnp.linalg.eigh(checks.require_hessian(owner, matrix))
-    return values, vectors, checks.momentum(owner, momentum)
+    return values, vectors, require_momentum(owner, momentum)
 
 
 def _g(a: Array, step_size: float | Array, batch_size: int, mu: float | Array) -> Array:

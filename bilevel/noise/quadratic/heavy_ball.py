@@ -12,6 +12,12 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bilevel.noise import checks
+from bilevel.utils import (
+    require_momentum,
+    require_positive_scalars,
+    require_same_size,
+    require_semi_definite,
+)
 
 
 class Joint(NamedTuple):
@@ -70,7 +76,7 @@ def joint_covariance(
     """
     owner = "heavy_ball.joint_covariance"
     curvatures, vectors, rotated, mu = noise_in_eigenmodes(owner, hessian, noise, momentum)
-    checks.require_positive_scalars(owner, step_size=step_size)
+    require_positive_scalars(owner, step_size=step_size)
     limit = 2 * (1 + mu) / curvatures[-1]
     checks.below_limit(owner, step_size, limit, "the step size")
     blocks = stationary_blocks(curvatures, rotated, step_size, mu)
@@ -83,7 +89,7 @@ def noise_in_eigenmodes(
 ) -> tuple[Array, Array, Array, float | Array]:
     """Return ``(k, U, U^T C U, mu)`` of a positive definite Hessian and a covariance."""
     k = checks.require_hessian(owner, hessian)
-    c = checks.semi_definite(owner, "noise", noise)
-    checks.same_size(owner, hessian=k, noise=c)
+    c = require_semi_definite(owner, "noise", noise)
+    require_same_size(owner, hessian=k, noise=c)
     curvatures, vectors = jnp.linalg.eigh(k)
-    return curvatures, vectors, vectors.T @ c @ vectors, checks.momentum(owner, momentum)
+    return curvatures, vectors, vectors.T @ c @ vectors, require_momentum(owner, momentum)

@@ -17,7 +17,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bilevel.noise import checks
-from bilevel.utils import is_traced
+from bilevel.utils import (
+    is_traced,
+    require_momentum,
+    require_positive_scalars,
+    require_semi_definite,
+)
 
 
 def covariance(
@@ -53,12 +58,12 @@ def covariance(
     """
     owner = "minibatch.covariance"
     basis, k, second, mu = _spectrum(owner, hessians, p, momentum)
-    c1 = checks.semi_definite(owner, "noise", noise)
+    c1 = require_semi_definite(owner, "noise", noise)
     d = k.shape[0]
     if c1.shape != (d, d):
         raise ValueError(f"{owner}: noise must be {(d, d)} as the Hessians, got {c1.shape}.")
     checks.require_hessian(owner, jnp.diag(k))
-    checks.require_positive_scalars(owner, step_size=step_size)
+    require_positive_scalars(owner, step_size=step_size)
     limit = _limit(k, second, mu)
     checks.below_limit(owner, step_size, limit, "the step size")
     linear, quadratic = _divisor(k, mu)
@@ -113,7 +118,7 @@ def certificate(
     ValueError : curvatures that are not positive, ``p`` outside [0, 1].
     """
     owner = "minibatch.certificate"
-    checks.require_positive_scalars(
+    require_positive_scalars(
         owner,
         largest_curvature=largest_curvature,
         largest_example_curvature=largest_example_curvature,
@@ -138,12 +143,12 @@ def _spectrum(
     Flat directions cut off.
     """
     _require_fraction(owner, p)
-    mu = checks.momentum(owner, momentum)
+    mu = require_momentum(owner, momentum)
     h = jnp.asarray(hessians)
     if h.ndim != 3 or h.shape[1] != h.shape[2]:
         raise ValueError(f"{owner}: hessians must be [n, d, d], one per example, got {h.shape}.")
     cure = "Along falling directions no step size is stable: add a penalty."
-    k, basis = jnp.linalg.eigh(checks.semi_definite(owner, "the mean Hessian", h.mean(0), cure))
+    k, basis = jnp.linalg.eigh(require_semi_definite(owner, "the mean Hessian", h.mean(0), cure))
     d = k.shape[0]
     k = jnp.where(k > 10 * d * jnp.finfo(k.dtype).eps * k[-1], k, 0.0)
     spread = jnp.einsum("ai,nab,bj->nij", basis, h - h.mean(0), basis)

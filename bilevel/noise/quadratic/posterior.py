@@ -12,6 +12,12 @@ from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic import steady_state
+from bilevel.utils import (
+    require_definite,
+    require_positive_scalars,
+    require_same_size,
+    require_semi_definite,
+)
 
 _GRID, _BISECTIONS = 256, 100
 
@@ -120,9 +126,9 @@ def _divergence(values: Array, s: Array, observations: float | Array) -> Array:
 def _inputs(
     owner: str, hessian: ArrayLike, noise: ArrayLike, observations: float | Array
 ) -> tuple[Array, Array]:
-    k, c = checks.require_hessian(owner, hessian), checks.semi_definite(owner, "noise", noise)
-    checks.same_size(owner, hessian=k, noise=c)
-    checks.require_positive_scalars(owner, observations=observations)
+    k, c = checks.require_hessian(owner, hessian), require_semi_definite(owner, "noise", noise)
+    require_same_size(owner, hessian=k, noise=c)
+    require_positive_scalars(owner, observations=observations)
     return k, c
 
 
@@ -131,4 +137,4 @@ def _require_full_rank(owner: str, c: Array) -> None:
         "Along a direction without noise SGD does not sample at all: restrict the problem to the "
         "directions that have noise, or add noise."
     )
-    checks.positive_definite(owner, "noise", c, cure)
+    require_definite(owner, "noise", c, cure)

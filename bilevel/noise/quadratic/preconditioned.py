@@ -12,7 +12,15 @@ from jax.typing import ArrayLike
 
 from bilevel.noise import checks
 from bilevel.noise.quadratic import gaussian_inputs, steady_state
-from bilevel.utils import PyTree, is_traced, require_positive_int
+from bilevel.utils import (
+    PyTree,
+    is_traced,
+    require_momentum,
+    require_positive_int,
+    require_positive_scalars,
+    require_same_size,
+    require_semi_definite,
+)
 
 _SWEEPS = 2000
 
@@ -36,10 +44,10 @@ def newton(
     Array([4., 1.], dtype=float32)
     """
     owner = "preconditioned.newton"
-    k, c = checks.require_hessian(owner, hessian), checks.semi_definite(owner, "noise", noise)
-    checks.same_size(owner, hessian=k, noise=c)
-    mu = checks.momentum(owner, momentum)
-    checks.require_positive_scalars(owner, step_size=step_size)
+    k, c = checks.require_hessian(owner, hessian), require_semi_definite(owner, "noise", noise)
+    require_same_size(owner, hessian=k, noise=c)
+    mu = require_momentum(owner, momentum)
+    require_positive_scalars(owner, step_size=step_size)
     checks.below_limit(owner, step_size, 2 * (1 + mu), "the step size")
     factor = step_size * (1 + mu) / ((1 - mu) * (2 * (1 + mu) - step_size))
     inner = jnp.linalg.solve(k, jnp.linalg.solve(k, c).T)
@@ -113,9 +121,9 @@ def _natural(
     momentum: float | Array,
     ratio: int,
 ) -> Array:
-    k, mu = checks.require_hessian(owner, hessian), checks.momentum(owner, momentum)
+    k, mu = checks.require_hessian(owner, hessian), require_momentum(owner, momentum)
     require_positive_int(owner, "batch_size", batch_size)
-    checks.require_positive_scalars(owner, step_size=step_size)
+    require_positive_scalars(owner, step_size=step_size)
     factor = step_size / 2 * (1 / (ratio * (1 + mu)) + 1 / ((1 - mu) * batch_size))
     return factor * jnp.linalg.inv(k)
 
@@ -167,10 +175,10 @@ def adam(
     [0.0513, 1.0513]
     """
     owner = "preconditioned.adam"
-    k, c = checks.require_hessian(owner, hessian), checks.semi_definite(owner, "noise", noise)
-    checks.same_size(owner, hessian=k, noise=c)
-    checks.require_positive_scalars(owner, step_size=step_size)
-    mu = checks.momentum(owner, momentum)
+    k, c = checks.require_hessian(owner, hessian), require_semi_definite(owner, "noise", noise)
+    require_same_size(owner, hessian=k, noise=c)
+    require_positive_scalars(owner, step_size=step_size)
+    mu = require_momentum(owner, momentum)
     if not is_traced(c) and np.asarray(jnp.diag(c)).min() <= 0:
         raise ValueError(f"{owner}: every coordinate needs noise (a positive diagonal of C).")
     logs, gap = _adam_fixed_point(k, c, step_size * (1 - mu), mu)

@@ -14,6 +14,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bilevel.noise import checks
+from bilevel.utils import (
+    require_definite,
+    require_momentum,
+    require_positive_scalars,
+    require_same_size,
+    require_semi_definite,
+)
 
 
 def covariance(
@@ -90,7 +97,7 @@ def commuting_covariance(
     """
     owner = "steady_state.commuting_covariance"
     k, c, mu = _inputs(owner, hessian, noise, momentum)
-    checks.require_positive_scalars(owner, step_size=step_size)
+    require_positive_scalars(owner, step_size=step_size)
     checks.require_commuting(owner, hessian=k, noise=c)
     checks.below_limit(owner, step_size, step_limit(k, mu), "the step size")
     bracket = 2 * k - step_size / (1 + mu) * k @ k
@@ -114,7 +121,7 @@ def step_limit(
     owner = "steady_state.step_limit"
     k = checks.require_hessian(owner, hessian)
     root = rate_root(owner, preconditioner, k)
-    mu = checks.momentum(owner, momentum)
+    mu = require_momentum(owner, momentum)
     return 2 * (1 + mu) / jnp.linalg.eigvalsh(root @ k @ root)[-1]
 
 
@@ -176,10 +183,10 @@ def floor_bracket(
     ValueError : an argument that is not positive, or a step size beyond the limit.
     """
     owner = "steady_state.floor_bracket"
-    checks.require_positive_scalars(
+    require_positive_scalars(
         owner, noise_trace=noise_trace, largest_curvature=largest_curvature, step_size=step_size
     )
-    mu = checks.momentum(owner, momentum)
+    mu = require_momentum(owner, momentum)
     limit = 2 * (1 + mu) / largest_curvature
     checks.below_limit(owner, step_size, limit, "the step size")
     low = jnp.asarray(step_size * noise_trace / (4 * (1 - mu)))
@@ -189,10 +196,10 @@ def floor_bracket(
 def rate_root(owner: str, rate: float | Array, like: Array) -> Array:
     """Return the symmetric square root ``[d, d]`` of a rate that is a number or a matrix."""
     if jnp.ndim(rate) == 0:
-        checks.require_positive_scalars(owner, rate=rate)
+        require_positive_scalars(owner, rate=rate)
         return jnp.sqrt(jnp.asarray(rate, like.dtype)) * jnp.eye(like.shape[0], dtype=like.dtype)
-    rate = checks.positive_definite(owner, "rate", rate, "A preconditioner has to be.")
-    checks.same_size(owner, hessian=like, rate=rate)
+    rate = require_definite(owner, "rate", rate, "A preconditioner has to be.")
+    require_same_size(owner, hessian=like, rate=rate)
     values, vectors = jnp.linalg.eigh(rate)
     return (vectors * jnp.sqrt(values)) @ vectors.T
 
@@ -201,9 +208,9 @@ def _inputs(
     owner: str, hessian: ArrayLike, noise: ArrayLike, momentum: float | Array
 ) -> tuple[Array, Array, float | Array]:
     k = checks.require_hessian(owner, hessian)
-    c = checks.semi_definite(owner, "noise", noise)
-    checks.same_size(owner, hessian=k, noise=c)
-    return k, c, checks.momentum(owner, momentum)
+    c = require_semi_definite(owner, "noise", noise)
+    require_same_size(owner, hessian=k, noise=c)
+    return k, c, require_momentum(owner, momentum)
 
 
 def _modes(

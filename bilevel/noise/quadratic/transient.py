@@ -12,9 +12,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.noise import checks
 from bilevel.noise.quadratic.heavy_ball import noise_input, transfer_maps
-from bilevel.utils import resolve_renamed
+from bilevel.utils import (
+    require_momentum,
+    require_same_size,
+    require_semi_definite,
+    require_symmetric,
+    resolve_renamed,
+)
 
 
 class MeanAndCovariance(NamedTuple):
@@ -55,13 +60,13 @@ def path(
     Array([0.    , 0.25  , 0.3125, 0.3333], dtype=float32)
     """
     owner = "transient.path"
-    k = checks.symmetric(owner, "hessian", hessian)
+    k = require_symmetric(owner, "hessian", hessian)
     steps = jnp.asarray(step_sizes, k.dtype)
     if steps.ndim != 1:
         raise ValueError(f"{owner}: step_sizes must be [T], one per step, got {steps.shape}.")
     total = steps.shape[0]
     noises = _noises(owner, noise, total, k)
-    mus = jnp.broadcast_to(jnp.asarray(checks.momentum(owner, momentum), k.dtype), steps.shape)
+    mus = jnp.broadcast_to(jnp.asarray(require_momentum(owner, momentum), k.dtype), steps.shape)
     curvatures, vectors = jnp.linalg.eigh(k)
     mean, cov = (0 * k[0], 0 * k) if start is None else start
     # In the eigenbasis iterate and velocity of one coordinate form a pair, and pairs of coordinates
@@ -89,8 +94,8 @@ def path(
 
 def _noises(owner: str, noise: ArrayLike, total: int, like: Array) -> Array:
     if jnp.ndim(noise) != 3:
-        c = checks.semi_definite(owner, "noise", noise)
-        checks.same_size(owner, hessian=like, noise=c)
+        c = require_semi_definite(owner, "noise", noise)
+        require_same_size(owner, hessian=like, noise=c)
         return jnp.broadcast_to(c.astype(like.dtype), (total, *like.shape))
     if jnp.shape(noise) != (total, *like.shape):
         raise ValueError(
