@@ -5,7 +5,14 @@ from typing import Any as _Any
 from bilevel.outer.adagrad_norm import AdaGradNorm
 from bilevel.outer.auto import Auto
 from bilevel.outer.base import Backtracks, OuterRule, SetsTolerance, TracksBest
-from bilevel.outer.coordinates import find_capability
+from bilevel.outer.coordinates import (
+    AnyRule,
+    find_capability,
+    history_columns,
+    in_coordinates,
+    to_coordinates,
+    update_hyper,
+)
 from bilevel.outer.dog import DoG
 from bilevel.outer.lbfgs import LBFGS
 from bilevel.outer.line_search import LineSearch
@@ -15,6 +22,7 @@ from bilevel.utils import resolve_renamed as _renamed
 __all__ = [
     "LBFGS",
     "AdaGradNorm",
+    "AnyRule",
     "Auto",
     "Backtracks",
     "DoG",
@@ -24,6 +32,10 @@ __all__ = [
     "SetsTolerance",
     "TracksBest",
     "find_capability",
+    "history_columns",
+    "in_coordinates",
+    "to_coordinates",
+    "update_hyper",
 ]
 
 _RENAMED = {

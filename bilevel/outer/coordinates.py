@@ -74,7 +74,9 @@ def in_coordinates(spaces: Spaces | None, tx: OuterRule) -> AnyRule:
     return tx if spaces is None else Coordinates(tx, spaces)
 
 
-def update(tx: AnyRule, estimate: Estimate, state: PyTree, hyper: PyTree) -> tuple[PyTree, PyTree]:
+def update_hyper(
+    tx: AnyRule, estimate: Estimate, state: PyTree, hyper: PyTree
+) -> tuple[PyTree, PyTree]:
     """Return ``(hyper, state)`` after the update that an estimate asks for."""
     if isinstance(tx, Coordinates):
         return tx.apply(estimate, state)

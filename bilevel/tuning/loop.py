@@ -18,7 +18,17 @@ from bilevel.core import (
     as_pytree,
 )
 from bilevel.estimators import data_of_call, init_filled, solver_of
-from bilevel.outer import Backtracks, SetsTolerance, TracksBest, coordinates
+from bilevel.outer import (
+    AnyRule,
+    Backtracks,
+    SetsTolerance,
+    TracksBest,
+    find_capability,
+    history_columns,
+    in_coordinates,
+    to_coordinates,
+    update_hyper,
+)
 from bilevel.tuning import hooks as hooking
 from bilevel.tuning.divergence import (
     Divergence,
@@ -80,7 +90,7 @@ class Loop:
 
     problem: Problem
     estimator: Estimator
-    outer: coordinates.AnyRule
+    outer: AnyRule
     data: Data
     hooks: Hooks = ()
     divergence: Divergence = Divergence()
@@ -90,7 +100,7 @@ class Loop:
         """Make the outer rule a pytree that moves coordinates where there is a space."""
         # Neither in coordinates already nor a placeholder: JAX rebuilds nodes around anything.
         if hasattr(self.outer, "update"):
-            rule = coordinates.in_coordinates(self.problem.space, as_pytree("tune", self.outer))
+            rule = in_coordinates(self.problem.space, as_pytree("tune", self.outer))
             object.__setattr__(self, "outer", rule)
 
     def init(self, hyper: PyTree, params: PyTree, key: Array) -> State:
@@ -128,11 +138,11 @@ class Loop:
         """
         problem, estimator, data = self.problem, self.estimator, self.data
         first = state.step == 0
-        updated = coordinates.update(self.outer, state.estimate, state.outer, state.hyper)
+        updated = update_hyper(self.outer, state.estimate, state.outer, state.hyper)
         hyper, outer = jax.tree.map(
             lambda old, new: jnp.where(first, old, new), (state.hyper, state.outer), updated
         )
-        if (rule := coordinates.find_capability(self.outer, SetsTolerance)) is not None:
+        if (rule := find_capability(self.outer, SetsTolerance)) is not None:
             estimator = rule.set_tolerance(estimator, outer)
         lower = state.lower
         if not self.warm_start:
@@ -162,23 +172,23 @@ class Loop:
         floor = jnp.maximum(residual, 0.9 * state.floor)
         new = replace(state, floor=floor)
         stop = Stop(bad, estimate.value, residual, reported_residual(before.estimate), lost)
-        if (rule := coordinates.find_capability(self.outer, Backtracks)) is None:
+        if (rule := find_capability(self.outer, Backtracks)) is None:
             return new, stop, estimate
         return take_back(rule, before, new, stop)
 
     def seen(self, state: State, made: Estimate) -> Step:
         """Return a step as hooks see it."""
-        free = kept = coordinates.to_coordinates(self.outer, made, state.outer)
+        free = kept = to_coordinates(self.outer, made, state.outer)
         if made is not state.estimate:
-            kept = coordinates.to_coordinates(self.outer, state.estimate, state.outer)
+            kept = to_coordinates(self.outer, state.estimate, state.outer)
         return Step(state, made, kept, free)
 
     def row(self, step: Step) -> Columns:
         """Return what the history says of a step."""
         state, values = step.state, estimate_columns(step.made)
-        if (rule := coordinates.find_capability(self.outer, TracksBest)) is not None:
+        if (rule := find_capability(self.outer, TracksBest)) is not None:
             values["best"] = rule.best(state.outer, state.hyper, state.estimate.value)[1]
-        values |= coordinates.history_columns(self.outer, step.free)
+        values |= history_columns(self.outer, step.free)
         return values | hooking.add_columns(self.hooks, step)
 
     def blank(self, state: State) -> tuple[Columns, Stop]:
@@ -215,11 +225,11 @@ class Loop:
 
     def proposed(self, state: State) -> PyTree:
         """Return the hyperparameters that the last estimate asks to evaluate next."""
-        return coordinates.update(self.outer, state.estimate, state.outer, state.hyper)[0]
+        return update_hyper(self.outer, state.estimate, state.outer, state.hyper)[0]
 
     def final(self, state: State, diverged: Array) -> PyTree:
         """Return the best point if the rule tracks one, else the hyperparameters one update on."""
-        if (rule := coordinates.find_capability(self.outer, TracksBest)) is not None:
+        if (rule := find_capability(self.outer, TracksBest)) is not None:
             best, _ = rule.best(state.outer, state.hyper, state.estimate.value)
             return jax.tree.map(lambda x, y: jnp.where(state.step > 0, x, y), best, state.hyper)
         keep = diverged | (state.step == 0)

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 import bilevel as bl
-from bilevel.outer.coordinates import in_coordinates, unwrap_rule, update
+from bilevel.outer.coordinates import in_coordinates, unwrap_rule, update_hyper
 from bilevel.spaces import Box, Log
 from bilevel.spaces.base import Spaces
 
@@ -35,7 +35,7 @@ def play(rule: Any, space: Any, value: Any, start: Any, steps: int) -> Any:
         best = (
             tx.best(state, hyper, seen.value)[1] if hasattr(unwrap_rule(tx), "best") else seen.value
         )
-        return update(tx, seen, state, hyper), (hyper, best)
+        return update_hyper(tx, seen, state, hyper), (hyper, best)
 
     return jax.lax.scan(advance, (start, tx.init(start)), None, steps)[1]
 

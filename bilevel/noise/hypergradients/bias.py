@@ -19,8 +19,7 @@ from jax import Array
 
 from bilevel.core import Data, Problem
 from bilevel.noise.hypergradients.error import HypergradientError
-from bilevel.noise.moments import Linearised
-from bilevel.noise.moments.linearised import joint_gradient
+from bilevel.noise.moments import Linearised, joint_gradient
 from bilevel.noise.per_example import FlatProblem
 from bilevel.utils import PyTree
 

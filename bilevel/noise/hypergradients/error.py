@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.noise.moments.ridge import JointMoments
-from bilevel.noise.moments.rows import require_shape
+from bilevel.noise.moments import JointMoments, require_shape
 
 
 class HypergradientError(NamedTuple):
