@@ -35,6 +35,7 @@ from bilevel.estimators import (
     Sampled,
 )
 from bilevel.estimators.call import hypergradient
+from bilevel.estimators.warn import EvidenceWarning
 from bilevel.linear import (
     CG,
     GMRES,
@@ -107,6 +108,7 @@ __all__ = [
     "EarlyStopping",
     "Estimate",
     "Evidence",
+    "EvidenceWarning",
     "Evolution",
     "External",
     "FixedPoint",
