@@ -14,6 +14,7 @@ from bilevel.core import Data, Problem, as_pytree, require_arguments
 from bilevel.estimators.base import Estimator, data_of_call, solver_of
 from bilevel.estimators.rebuild import scale_work
 from bilevel.estimators.refusals import check_losses
+from bilevel.estimators.warn import EvidenceWarning, describe_error
 from bilevel.outer.base import OuterRule
 from bilevel.solvers.stability import constant_stability_limit
 from bilevel.tuning.adaptive import Adaptive, level_of, require_adaptive
@@ -40,6 +41,8 @@ def tune(
     key: Array | None = None,
     state: State | None = None,
     warm_start: bool = True,
+    evidence: str | None = None,
+    max_error: float = 0.5,
     hooks: Sequence[AnyHook] = (),
     **old: Unpack[Keywords],
 ) -> Result:
@@ -61,6 +64,8 @@ def tune(
     key : a JAX random key; with ``state`` its own key is used.
     state : ``result.state`` of an earlier run, to go on from it bit for bit.
     warm_start : start each inner solve where the last one ended (``False``: at ``params``).
+    evidence : ``"full"``, ``"auto"`` or ``"off"``, see :class:`bilevel.Problem`.
+    max_error : warn where the last hypergradient's relative error is above this.
     hooks : what the run does beside its steps, in the compiled loop:
         :class:`bilevel.Record` adds columns to ``history``; :class:`bilevel.EarlyStopping` judges
         every step on a second validation set, returns the best and stops when it is past;
@@ -75,6 +80,9 @@ def tune(
     DivergenceWarning : the inner solver diverged; ``result.message`` has the same text. Also
         before the first step, if the step size is above the stability limit there and this is
         known to hold for the whole inner solve: a constant inner Hessian, no schedule, no prox.
+
+    EvidenceWarning : the last hypergradient is known to be wrong by more than ``max_error``;
+        ``result.message`` has the same text, and ``history["relative_error"]`` every step's number.
 
     Raises
     ------
@@ -96,6 +104,8 @@ def tune(
     Array(0.333, dtype=float32)
     """
     options = sort_hooks("tune", hooks, old)
+    if evidence is not None:
+        problem = replace(problem, evidence=evidence)
     if state is None and key is None:
         raise ValueError("tune needs key=jax.random.key(seed), or the state of an earlier run.")
     require_arguments(problem, estimator, data, key if state is None else state.key)
@@ -130,6 +140,8 @@ def tune(
             rows = [joined(rows)]
             result = _result(loop, current, stop, jax.tree.map(jnp.asarray, rows[0]))
             result = _explained(loop, result, stop) if over else result
+            if (over or not left) and not bool(stop.diverged):
+                result = _warned(result, problem, max_error)
             if callback is not None:
                 callback(result)
             if over or not left:
@@ -210,6 +222,16 @@ def _result(loop: Loop, state: State, stop: Stop, history: Columns) -> Result:
     else:
         hyper, params = _final(loop, state, stop.diverged), state.lower.params
     return Result(hyper, params, history, state.estimate, state, stop.diverged, stopped)
+
+
+def _warned(result: Result, problem: Problem, max_error: float) -> Result:
+    """Return the result with a message, and warn, if its last hypergradient is known to be bad."""
+    error = float(result.estimate.relative_error)
+    if problem.evidence == "off" or not error > max_error:
+        return result
+    text = describe_error(result.estimate)
+    warnings.warn(text, EvidenceWarning, stacklevel=3)
+    return replace(result, message=text if result.message is None else f"{result.message} {text}")
 
 
 def _explained(loop: Loop, result: Result, stop: Stop) -> Result:
