@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
+from bilevel.core.error import relative_error, student_quantile
 from bilevel.utils import Count, FloatTree, Params, PyTree, Scalars, dtype, register_node
 
 
@@ -39,6 +41,12 @@ class Evidence:
     standard_error : like ``hyper``; standard error of ``grad`` over the solver's randomness.
     bias : like ``hyper``; estimated systematic error of ``grad``.
     counts : :class:`Counts` of oracle calls.
+    derivative_residual : ``()``; what an unrolled derivative leaves of the linear equation that
+        the derivative of the minimiser satisfies: ``|H D + C| / |C|`` in forward mode, in reverse
+        mode the adjoint at the first step over that at the last. 0 is converged, 1 no progress.
+    residual_error : ``()``; relative error of ``grad`` that the residuals stand for, to first
+        order, by a few products with the inner Hessian at the returned params.
+    freedom : ``()``; degrees of freedom of ``standard_error``; ``None`` for a predicted one.
     """
 
     inner_residual: FloatTree = None
@@ -46,6 +54,9 @@ class Evidence:
     standard_error: FloatTree = None
     bias: FloatTree = None
     counts: Counts = Counts()
+    derivative_residual: FloatTree = None
+    residual_error: FloatTree = None
+    freedom: PyTree = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,48 @@ class Estimate:
     value: Scalars
     grad: FloatTree
     evidence: Evidence
+
+    @property
+    def relative_error(self) -> Scalars:
+        """What is known of ``|grad - exact| / |exact|``, ``()``; see :func:`relative_error`."""
+        return relative_error(self.grad, self.evidence)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What ``relative_error`` does not contain, because the estimator did not measure it."""
+        evidence, missing = self.evidence, []
+        if evidence.bias is None and evidence.residual_error is None:
+            missing.append("systematic error")
+        if evidence.standard_error is None:
+            missing.append("noise of the inner solver")
+        return tuple(missing)
+
+    def interval(self, level: float = 0.95) -> PyTree:
+        """``(low, high)`` around each entry of ``grad``, less its bias: a tree of pairs like it.
+
+        Student's t with ``evidence.freedom`` degrees of freedom, the normal where it is ``None``.
+
+        Raises
+        ------
+        ValueError : no standard error was measured or predicted; a level that is none.
+
+        Examples
+        --------
+        >>> import jax.numpy as jnp, bilevel as bl
+        >>> evidence = bl.Evidence(standard_error=jnp.array(0.5), freedom=jnp.array(4))
+        >>> low, high = bl.Estimate(jnp.array(0.0), jnp.array(2.0), evidence).interval()
+        >>> low.round(3), high.round(3)
+        (Array(0.612, dtype=float32), Array(3.388, dtype=float32))
+        """
+        error, bias = self.evidence.standard_error, self.evidence.bias
+        if error is None:
+            raise ValueError(
+                "estimate.interval: the estimator measured no standard error. Wrap it: "
+                "Replicated(estimator, n) measures one, Predicted(estimator) predicts it for SGD."
+            )
+        width = student_quantile(level, self.evidence.freedom)
+        centre = self.grad if bias is None else jax.tree.map(jnp.subtract, self.grad, bias)
+        return jax.tree.map(lambda g, e: (g - width * e, g + width * e), centre, error)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ Loss: TypeAlias = Callable[[Params, Hyper, DataTree], Scalar]
 Prox: TypeAlias = Callable[[Params, Hyper, Number], Params]
 
 
+EVIDENCE = ("full", "auto", "off")
+
+
 @dataclass(frozen=True)
 class Problem:
     r"""A bilevel problem ``min_hyper outer(w*(hyper), hyper)``, ``w* = argmin_w inner(w, hyper)``.
@@ -45,6 +48,9 @@ class Problem:
     space : where ``hyper`` lives: a space of :mod:`bilevel.spaces`, or a tree of them that is a
         prefix of ``hyper``. Losses, estimators and results are in natural units; ``tune`` moves
         coordinates in which there is no constraint.
+    evidence : how much estimators measure of their own error. ``"auto"``: what costs an eighth of
+        the estimate, on a sample of the rows if need be; ``"full"``: on all rows, whatever it
+        costs; ``"off"``: only what is free. The two verbs have the same keyword.
 
     Examples
     --------
@@ -64,11 +70,14 @@ class Problem:
     prox: Prox | None = None
     quadratic: bool = False
     space: PyTree = None
+    evidence: str = "auto"
 
     def __post_init__(self) -> None:
         """Validate the arguments, and make a tree of spaces hashable."""
         if self.space is not None:
             object.__setattr__(self, "space", Spaces.of(self.space))
+        if self.evidence not in EVIDENCE:
+            raise ValueError(f"evidence must be one of {EVIDENCE}, got {self.evidence!r}.")
         for name in ("inner", "outer"):
             if not callable(getattr(self, name)):
                 raise TypeError(not_callable(f"Problem.{name}", getattr(self, name)))

@@ -20,6 +20,7 @@ from bilevel.estimators.reverse import Reverse
 from bilevel.estimators.richardson import Richardson
 from bilevel.estimators.sampled import Sampled
 from bilevel.estimators.uoro import UORO
+from bilevel.estimators.warn import EvidenceWarning, describe_error
 
 __all__ = [
     "PES",
@@ -27,6 +28,7 @@ __all__ = [
     "Auto",
     "ClosedForm",
     "Estimator",
+    "EvidenceWarning",
     "Evolution",
     "Forward",
     "Implicit",
@@ -41,6 +43,7 @@ __all__ = [
     "check_minimiser",
     "compiled_step",
     "data_of_call",
+    "describe_error",
     "full_gradient",
     "hypergradient",
     "init_filled",

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Loss, Problem, inner_loss
-from bilevel.linear import LinearSolver, Operator, OutputLoss, gaussian, stable_step
+from bilevel.linear import LinearSolver, Operator, OutputLoss, gaussian, solve_scaled, stable_step
 from bilevel.solvers import DeclaresStability, Sampler, Solver, apply_prox
 from bilevel.utils import (
     Count,
@@ -134,7 +134,8 @@ def first_order_bias(
     """
     key_inner, key_adjoint = jax.random.split(key)
     system = system_at(params)
-    inner = linear.solve(system.operator, system.defect, zeros_like(params), key_inner)
+    zero = zeros_like(params)
+    inner = solve_scaled(linear, system.operator, system.defect, zero, key_inner)
     d = system.displacement(inner.x)
 
     def left(params: Params) -> PyTree:
@@ -142,7 +143,7 @@ def first_order_bias(
         return axpy(-1, there.operator.product(x), there.rhs)
 
     now, change = jax.jvp(left, (params,), (d,))
-    e = linear.solve(system.operator, axpy(-1, now, change), zeros_like(params), key_adjoint)
+    e = solve_scaled(linear, system.operator, axpy(-1, now, change), zero, key_adjoint)
     bias = jax.jvp(lambda params, x: system_at(params).grad(x), (params, x), (d, e.x))[1]
     return bias, inner.matvecs + e.matvecs
 

@@ -11,7 +11,7 @@ The measurements are in ``docs/speed.md``.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +30,23 @@ from bilevel.utils import (
     Key,
     Number,
     Params,
+    PyTree,
+    axpy,
     dtype,
+    norm,
     register_node,
     require_positive_int,
     require_tolerance,
     size,
 )
 
+# The residual to reach, the estimate and the inner state so far.
+Progress: TypeAlias = tuple[Array, Estimate, InnerState]
+
 _SMALL, _DENSE = 64, 3000  # params up to which a factorisation costs nothing, or is worth a try
 _NEWTON = 50  # most steps: convergence is quadratic, so far fewer are taken
 _SAFETY = 10  # how much smaller than the tolerance both residuals are to be
+_FURTHER = 100  # by how much both residuals fall when the bias is still too large
 _FORCING = 0.1  # to which Newton's systems are solved
 
 
@@ -62,9 +69,10 @@ class Auto:
 
     Parameters
     ----------
-    tolerance : relative error of the hypergradient that is good enough. Both residuals are driven
-        below a tenth of it, which suffices where the problem is not ill-conditioned: look at
-        ``evidence``, and with ``Implicit(bias=True)`` at the bias.
+    tolerance : relative error of the hypergradient that is good enough. On a smooth problem that is
+        not declared quadratic, the residuals go down a hundredfold at a time until the first-order
+        bias of the hypergradient is below it (``evidence.bias``, at the price of two more adjoint
+        systems); where rounding or the number of steps ends that first, the bias says so.
     solver, steps : the inner solver, and its number of steps, where none can be chosen: to
         differentiate its steps (learning rates, start points), or for ``Problem.prox``.
 
@@ -109,9 +117,9 @@ class Auto:
             why = "the problem has a non-smooth part"
             return Choice(Implicit(self._given(why), self.steps, linear), None, f"Implicit: {why}")
         if not problem.quadratic or d > _DENSE:
-            smooth = Implicit(Newton(CG(tol=_FORCING), tol=tol), _NEWTON, linear)
             kind = "quadratic, of too many params to factorise" if problem.quadratic else "smooth"
-            return Choice(smooth, None, f"Implicit after Newton-CG: the inner loss is {kind}")
+            why = f"Implicit after Newton-CG: the inner loss is {kind}"
+            return Choice(self._smooth(tol), None, why)
         if d <= _SMALL:
             why = f"the inner loss is quadratic with {d} params"
             return Choice(ClosedForm(), None, f"ClosedForm: {why}")
@@ -132,6 +140,8 @@ class Auto:
         choice = self.choose(problem, hyper, lower.params, data)
         lower = self._init_chosen(choice.estimator, problem, hyper, lower, data, key)
         estimate, after = choice.estimator.step(problem, hyper, lower, data, key)
+        if isinstance(choice.estimator, Implicit) and choice.estimator.bias:
+            return self._improve(problem, hyper, estimate, after, data, key)
         if choice.fallback is None:
             return estimate, after
         fallback, evidence = choice.fallback, estimate.evidence
@@ -146,8 +156,41 @@ class Auto:
 
         return jax.lax.cond(good, lambda: (estimate, after), again)
 
-    def _residual(self, params: Params) -> Array:
-        """Return what both residuals are to reach: the tolerance with a margin, above rounding."""
+    def _smooth(self, tol: Number) -> Implicit:
+        """Newton-CG and the adjoint, both to the residual ``tol``, and the bias this leaves."""
+        return Implicit(Newton(CG(tol=_FORCING), tol=tol), _NEWTON, CG(tol=tol), bias=True)
+
+    def _improve(
+        self,
+        problem: Problem,
+        hyper: PyTree,
+        estimate: Estimate,
+        lower: InnerState,
+        data: Data,
+        key: Array,
+    ) -> tuple[Estimate, InnerState]:
+        """Solve both systems further until the bias is within the tolerance, or rounding is met."""
+        least = 20 * jnp.finfo(dtype(lower.params)).eps
+
+        def unfinished(carry: Progress) -> Array:
+            tol, estimate, _ = carry
+            exact = norm(axpy(-1, estimate.evidence.bias, estimate.grad))
+            return (norm(estimate.evidence.bias) > self.tolerance * exact) & (tol > least)
+
+        def advance(carry: Progress) -> Progress:
+            tol, before, lower = carry
+            tol = jnp.maximum(tol / _FURTHER, least)
+            found, lower = self._smooth(tol).step(problem, hyper, lower, data, key)
+            counts = jax.tree.map(jnp.add, before.evidence.counts, found.evidence.counts)
+            evidence = replace(found.evidence, counts=Counts(*counts))
+            return tol, replace(found, evidence=evidence), lower
+
+        begin = self._residual(lower.params), estimate, lower
+        _, estimate, lower = jax.lax.while_loop(unfinished, advance, begin)
+        return estimate, lower
+
+    def _residual(self, params: PyTree) -> Array:
+        """What both residuals are to reach: the tolerance with a margin, above rounding."""
         kind = dtype(params)
         return jnp.maximum(jnp.asarray(self.tolerance / _SAFETY, kind), 20 * jnp.finfo(kind).eps)
 

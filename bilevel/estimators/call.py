@@ -1,6 +1,7 @@
 """One value and hypergradient, with its evidence: the first of the two functions."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -9,7 +10,16 @@ from jax.stages import Compiled
 from bilevel.core import Data, Estimate, Estimator, InnerState, Problem, require_arguments
 from bilevel.estimators.base import data_of_call, init_filled
 from bilevel.estimators.refusals import check_losses
-from bilevel.utils import FloatTreeLike, Hyper, Key, Params, require_variables, strip_weak_types
+from bilevel.estimators.warn import warn_of_error
+from bilevel.utils import (
+    FloatTreeLike,
+    Hyper,
+    Key,
+    Params,
+    is_traced,
+    require_variables,
+    strip_weak_types,
+)
 
 
 def hypergradient(
@@ -21,6 +31,8 @@ def hypergradient(
     key: Key,
     *,
     state: InnerState | None = None,
+    evidence: str | None = None,
+    max_error: float = 0.5,
 ) -> tuple[Estimate, InnerState]:
     """Return value and hypergradient of ``outer(w*(hyper), hyper)``, and the inner state.
 
@@ -35,6 +47,13 @@ def hypergradient(
     data : :class:`bilevel.Data`.
     key : a JAX random key; the same key draws the same minibatches.
     state : the :class:`bilevel.InnerState` of an earlier call, to go on from there (warm start).
+    evidence : ``"full"``, ``"auto"`` or ``"off"``, see :class:`bilevel.Problem`.
+    max_error : warn above this relative error; outside ``jit`` and ``vmap``, and with a ``state``
+        only if the result is there already: a loop that does not look never waits.
+
+    Warns
+    -----
+    EvidenceWarning : ``estimate.relative_error`` is above ``max_error``; says why, and what helps.
 
     Returns
     -------
@@ -64,10 +83,16 @@ def hypergradient(
     require_variables("hyper", hyper)
     problem.require_inside(hyper)
     hyper = strip_weak_types(hyper)
-    if state is None:
+    if evidence is not None:
+        problem = replace(problem, evidence=evidence)
+    begun = state
+    if begun is None:
         require_variables("params", params)
-        state = _init_state(problem, estimator, hyper, strip_weak_types(params), data, key)
-    return _step(problem, estimator, hyper, strip_weak_types(state), data, key)
+        begun = _init_state(problem, estimator, hyper, strip_weak_types(params), data, key)
+    estimate, after = _step(problem, estimator, hyper, strip_weak_types(begun), data, key)
+    if not is_traced((estimate, hyper)) and problem.evidence != "off":
+        warn_of_error(estimate, max_error, wait=state is None)
+    return estimate, after
 
 
 def compiled_step(

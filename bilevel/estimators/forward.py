@@ -30,6 +30,7 @@ from bilevel.estimators import directions as dirs
 from bilevel.estimators.rebuild import no_window
 from bilevel.estimators.recursion import contract_tangents, run_chain
 from bilevel.estimators.refusals import check_unrolled
+from bilevel.estimators.remainder import Budget, Remainder, tangent_remainder
 from bilevel.estimators.residuals import measure_progress
 from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
@@ -121,6 +122,9 @@ class Forward:
         check_unrolled("Forward", problem, self.solver, hyper, lower, data, key)
         before, _ = start_solver(problem, self.solver, hyper, lower, data)
         twin = self._twin(problem, hyper, lower, data, key) if self.cross else None
+        passes = self.steps * (1 + 2 * dirs.count_tangents(self.directions, hyper))
+        budget = Budget.of(problem, self.solver, data, lower.params, passes)
+        sample = budget.draw(data, key)
         drawn = None
         if self.directions is not None or self.chunk is None:
             drawn = dirs.draw(self.directions, hyper, jax.random.fold_in(key, self.steps + 1))
@@ -133,19 +137,31 @@ class Forward:
             outer = jax.grad(problem.outer, argnums=(0, 1))
             in_params, in_hyper = outer(where, hyper, data.outer)
             direct = jax.vmap(lambda u: vdot(u, in_hyper))(drawn)
-            return contract_tangents(tangents, in_params) + direct, params, state, tangents
+            through = contract_tangents(tangents, in_params)
+            remainder = self._remainder(
+                problem, hyper, params, sample, budget, tangents, drawn, through, direct
+            )
+            return through + direct, params, state, tangents, remainder
 
         tangents = lower.memory.tangents if self._carries() else None
         if self.chunk is None:
-            along, params, state, tangents = slopes(tangents, drawn)
+            along, params, state, tangents, remainder = slopes(tangents, drawn)
         else:
-            along, params, state = self._chunked(slopes, drawn, hyper, lower, self.chunk)
+            along, params, state, remainder = self._chunked(slopes, drawn, hyper, lower, self.chunk)
         grad, error = dirs.assemble_gradient(self.directions, drawn, along, hyper)
 
         residual, reference = measure_progress(
-            problem, hyper, before, params, data, lower.reference
+            problem, hyper, before, params, sample, lower.reference
         )
-        evidence = Evidence(residual, standard_error=error, counts=self._counts(hyper))
+        freedom = None if error is None else jnp.asarray(len(along) - 1, jnp.int32)
+        evidence = Evidence(
+            residual,
+            standard_error=error,
+            counts=self._counts(hyper, budget),
+            derivative_residual=remainder.residual,
+            residual_error=remainder.error,
+            freedom=freedom,
+        )
         value = problem.outer(params, hyper, data.outer)
         memory = ForwardMemory(tangents if self._carries() else (), twin)
         return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)
@@ -163,11 +179,50 @@ class Forward:
         """Return whether tangents go on from call to call."""
         return self.directions is None and self.chunk is None
 
-    def _counts(self, hyper: Hyper) -> Counts:
+    def _remainder(
+        self,
+        problem: Problem,
+        hyper: PyTree,
+        params: PyTree,
+        data: Data,
+        budget: Budget,
+        tangents: list,
+        drawn: PyTree,
+        through: Array,
+        direct: Array,
+    ) -> Remainder:
+        """Along the hypergradient itself, as far as the directions span it."""
+        weights = through + direct
+        weights = weights / jnp.maximum(jnp.linalg.norm(weights), jnp.finfo(weights.dtype).tiny)
+
+        def mix(rows: Array) -> Array:
+            return jnp.tensordot(weights.astype(rows.dtype), rows, 1)
+
+        leaves, tree = jax.tree.flatten(params)
+        tangent = jax.tree.unflatten(tree, [mix(rows) for rows in tangents[: len(leaves)]])
+        direction = jax.tree.map(mix, drawn)
+        slope = jnp.vdot(weights, through + direct)
+        return tangent_remainder(
+            problem,
+            hyper,
+            params,
+            data,
+            tangent,
+            direction,
+            slope,
+            products=budget.products,
+            whole=not self.start,
+        )
+
+    def _counts(self, hyper: PyTree, budget: Budget) -> Counts:
         tangents = dirs.count_tangents(self.directions, hyper)
         chunks = 1 if self.chunk is None else -(-tangents // self.chunk)
         gradients = self.steps * (chunks + self.cross) + 1
-        return Counts.of(gradients=gradients, jvps=(self.steps - self.start) * tangents)
+        return Counts.of(
+            gradients=gradients,
+            jvps=(self.steps - self.start) * tangents,
+            hvps=2 * budget.products * chunks,
+        )
 
     def _chunked(
         self,
@@ -182,12 +237,12 @@ class Forward:
 
         def one(_: Carry, first: Array) -> tuple[Carry, Array]:
             some = dirs.chunk(self.directions, drawn, hyper, first, rows)
-            found = slopes(None, some)
-            return (found[1], found[2]), found[0]
+            along, params, state, _, remainder = slopes(None, some)
+            return (params, state), (along, remainder)
 
-        initial = lower.params, lower.solver_state
-        (params, state), along = jax.lax.scan(one, initial, jnp.arange(0, m, rows))
-        return along.reshape(-1)[:m], params, state
+        begun = lower.params, lower.solver_state
+        (params, state), (along, each) = jax.lax.scan(one, begun, jnp.arange(0, m, rows))
+        return along.reshape(-1)[:m], params, state, jax.tree.map(jnp.max, each)
 
     def _twin(
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key

@@ -28,8 +28,9 @@ from bilevel.core import (
 from bilevel.estimators.adjoint import System, adjoint_system, first_order_bias, proximal_step
 from bilevel.estimators.rebuild import no_window
 from bilevel.estimators.refusals import check_minimiser
+from bilevel.estimators.remainder import Budget, system_remainder
 from bilevel.estimators.residuals import full_gradient, inner_residual
-from bilevel.linear import CG, LinearSolver
+from bilevel.linear import CG, LinearSolver, solve_scaled
 from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
     Hyper,
@@ -112,7 +113,8 @@ class Implicit:
         settings = {"damping": self.damping, "step": step, "key": key_system}
         system_at = partial(adjoint_system, problem, hyper, data=data, **settings)
         system: System = system_at(params)
-        adjoint = self.linear.solve(system.operator, system.rhs, system.within(lower.memory), key)
+        begin = system.within(lower.memory)
+        adjoint = solve_scaled(self.linear, system.operator, system.rhs, begin, key)
 
         # A proximal system costs one product and one gradient more: those of the mapping itself.
         smooth = problem.prox is None
@@ -123,9 +125,18 @@ class Implicit:
         end = system.gradient if smooth else full_gradient(problem, hyper, params, data)
         residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
         counts = Counts.of(gradients=self.steps + (1 if smooth else 2), hvps=matvecs)
-        evidence = Evidence(residual, adjoint.residual, bias=bias, counts=counts)
+        error = None
+        if bias is None:
+            passes = 10 * self.steps + 100  # about: a step of Newton's or L-BFGS is several
+            products = Budget.of(problem, self.solver, data, params, passes).products
+            error = system_remainder(problem, hyper, params, data, system, adjoint.x, products)
+        evidence = Evidence(
+            residual, adjoint.residual, bias=bias, counts=counts, residual_error=error
+        )
         estimate = Estimate(system.value, system.grad(adjoint.x), evidence)
-        return estimate, InnerState(params, state, adjoint.x, reference)
+        # A poor adjoint is a poor start for the next solve: worse than 0 above 1.
+        carried = jax.tree.map(lambda x: jnp.where(adjoint.residual < 1, x, 0), adjoint.x)
+        return estimate, InnerState(params, state, carried, reference)
 
     def scaled(self, times: int) -> "Implicit":
         """Return the estimator with so many times its steps and the window averaged over."""

@@ -29,7 +29,7 @@ def mixed_mode(loss: Loss) -> Loss:
         return jax.grad(loss)(params, hyper, batch)
 
     def gradient_forward(*at: PyTree) -> tuple[Params, Saved]:
-        return gradient(*at), at
+        return gradient(*at), _fenced(*at)
 
     def gradient_backward(saved: Saved, cotangent: Params) -> tuple[Params, Hyper, None]:
         params, hyper, batch = saved
@@ -46,7 +46,7 @@ def mixed_mode(loss: Loss) -> Loss:
         return loss(params, hyper, batch)
 
     def value_forward(*at: PyTree) -> tuple[Scalar, Saved]:
-        return loss(*at), at
+        return loss(*at), _fenced(*at)
 
     def value_backward(saved: Saved, cotangent: Scalar) -> tuple[Params, Hyper, None]:
         params, hyper, batch = saved
@@ -56,3 +56,12 @@ def mixed_mode(loss: Loss) -> Loss:
 
     value.defvjp(value_forward, value_backward)
     return value
+
+
+def _fenced(*saved: PyTree) -> tuple[PyTree, ...]:
+    """What a backward pass keeps, as values of its own.
+
+    A custom rule inside ``scan`` that keeps its own inputs loses their batch axis when the scan is
+    differentiated in reverse twice (JAX 0.10): the second derivative is then wrong, or fails.
+    """
+    return jax.lax.optimization_barrier(saved)

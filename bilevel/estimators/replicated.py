@@ -94,6 +94,10 @@ class Replicated:
             standard_error=error,
             bias=jax.tree.map(lambda x: jnp.mean(x, 0), got.bias),
             counts=Counts(*(jnp.sum(x, dtype=jnp.int32) for x in got.counts)),
+            derivative_residual=jax.tree.map(jnp.max, got.derivative_residual),
+            # What all copies have in common is the systematic part: the mean has less of the rest.
+            residual_error=jax.tree.map(jnp.min, got.residual_error),
+            freedom=jnp.asarray(self.n - 1, jnp.int32),
         )
         lower = InnerState(first.params, first.solver_state, copies, first.reference)
         return Estimate(value, grad, evidence), lower

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import jax
+from jax import Array
 
 from bilevel.core import (
     Counts,
@@ -27,6 +28,7 @@ from bilevel.core import (
 )
 from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.estimators.refusals import check_unrolled
+from bilevel.estimators.remainder import Budget, adjoint_remainder
 from bilevel.estimators.residuals import measure_progress
 from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
@@ -34,8 +36,9 @@ from bilevel.utils import (
     Key,
     Params,
     PyTree,
-    Scalar,
+    axpy,
     nbytes,
+    partition,
     register_node,
     require_positive_int,
 )
@@ -106,20 +109,52 @@ class Reverse:
 
         loss, checkpoints = self._plan(problem, hyper, carry, data, key, tracked)
 
-        def objective(hyper: Hyper) -> tuple[Scalar, Carry]:
-            initial = carry if skipped else start_solver(problem, self.solver, hyper, lower, data)
-            params, state = self._tracked(
-                loss, hyper, initial, data, key, skipped, tracked, checkpoints
-            )
-            return problem.outer(params, hyper, data.outer), (params, state)
+        moving, fixed, merge = partition(carry)
 
-        (value, (params, state)), grad = jax.value_and_grad(objective, has_aux=True)(hyper)
+        def last_params(hyper: PyTree, moving: list[Array]) -> tuple[Params, PyTree]:
+            begun = merge(moving, fixed)
+            return self._tracked(loss, hyper, begun, data, key, skipped, tracked, checkpoints)
+
+        params, pull, state = jax.vjp(last_params, hyper, moving, has_aux=True)
+        outer = jax.value_and_grad(problem.outer, argnums=(0, 1))
+        value, (cotangent, direct) = outer(params, hyper, data.outer)
+        through, oldest = pull(cotangent)
+        grad = axpy(1, through, direct)
+        if problem.start is not None and not skipped:
+
+            def begin(hyper: PyTree) -> list:
+                return partition(start_solver(problem, self.solver, hyper, lower, data))[0]
+
+            grad = axpy(1, jax.vjp(begin, hyper)[1](oldest)[0], grad)
+
+        budget = Budget.of(problem, self.solver, data, params, passes=4 * tracked + skipped)
+        sample = budget.draw(data, key)
         residual, reference = measure_progress(
-            problem, hyper, before, params, data, lower.reference
+            problem, hyper, before, params, sample, lower.reference
+        )
+        leaves = oldest[: len(jax.tree.leaves(cotangent))]  # the params come first
+        left = jax.tree.unflatten(jax.tree.structure(cotangent), leaves)
+        remainder = adjoint_remainder(
+            problem,
+            hyper,
+            params,
+            sample,
+            left,
+            cotangent,
+            grad,
+            products=budget.products,
+            whole=not skipped,
         )
         recomputed = tracked if checkpoints else 0
-        counts = Counts.of(gradients=self.steps + recomputed + 1, vjps=tracked)
-        evidence = Evidence(inner_residual=residual, counts=counts)
+        counts = Counts.of(
+            gradients=self.steps + recomputed + 1, vjps=tracked, hvps=2 * budget.products
+        )
+        evidence = Evidence(
+            residual,
+            counts=counts,
+            derivative_residual=remainder.residual,
+            residual_error=remainder.error,
+        )
         return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
 
     def _plan(

@@ -1,6 +1,13 @@
 """Matrix-free linear solvers on pytrees for adjoint systems ``H v = b``: one method, one file."""
 
-from bilevel.linear.base import LinearSolver, Matvec, Operator, Solution, relative_residual
+from bilevel.linear.base import (
+    LinearSolver,
+    Matvec,
+    Operator,
+    Solution,
+    relative_residual,
+    solve_scaled,
+)
 from bilevel.linear.bicgstab import BiCGSTAB
 from bilevel.linear.cg import CG
 from bilevel.linear.dense import Dense
@@ -49,6 +56,7 @@ __all__ = [
     "largest_without_compiling",
     "power_iteration",
     "relative_residual",
+    "solve_scaled",
     "spectral_norm",
     "stable_step",
 ]

@@ -17,10 +17,16 @@ HistoryRows = tuple[list[Array], list[Array]]  # of the arrays of a row, of its 
 
 
 def estimate_columns(estimate: Estimate) -> dict[str, Array]:
-    """Return what the history says of an estimate: value, norm, residuals and counts."""
+    """Return what the history says of an estimate: value, norm, residuals, error and counts.
+
+    An error is said where more than residuals is known of it: they have columns of their own.
+    """
     evidence = estimate.evidence
     columns = {"value": estimate.value, "grad_norm": norm(estimate.grad)}
-    for name in ("inner_residual", "linear_residual"):
+    known = (evidence.bias, evidence.residual_error, evidence.standard_error)
+    if any(entry is not None for entry in known):
+        columns["relative_error"] = estimate.relative_error
+    for name in ("inner_residual", "linear_residual", "derivative_residual"):
         if (entry := getattr(evidence, name)) is not None:
             columns[name] = entry
     return columns | {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Estimator, Problem, as_pytree, require_arguments
-from bilevel.estimators import check_losses, data_of_call, scale_work, solver_of
+from bilevel.estimators import (
+    EvidenceWarning,
+    check_losses,
+    data_of_call,
+    describe_error,
+    scale_work,
+    solver_of,
+)
 from bilevel.outer import OuterRule
 from bilevel.solvers import constant_stability_limit
 from bilevel.tuning.adaptive import Adaptive, level_of, require_adaptive
@@ -45,6 +52,8 @@ def tune(
     key: Array | None = None,
     state: State | None = None,
     warm_start: bool = True,
+    evidence: str | None = None,
+    max_error: float = 0.5,
     hooks: Sequence[AnyHook] = (),
     **old: Unpack[Keywords],
 ) -> Result:
@@ -66,6 +75,8 @@ def tune(
     key : a JAX random key; with ``state`` its own key is used.
     state : ``result.state`` of an earlier run, to go on from it bit for bit.
     warm_start : start each inner solve where the last one ended (``False``: at ``params``).
+    evidence : ``"full"``, ``"auto"`` or ``"off"``, see :class:`bilevel.Problem`.
+    max_error : warn where the last hypergradient's relative error is above this.
     hooks : what the run does beside its steps, in the compiled loop:
         :class:`bilevel.Record` adds columns to ``history``; :class:`bilevel.EarlyStopping` judges
         every step on a second validation set, returns the best and stops when it is past;
@@ -80,6 +91,9 @@ def tune(
     DivergenceWarning : the inner solver diverged; ``result.message`` has the same text. Also
         before the first step, if the step size is above the stability limit there and this is
         known to hold for the whole inner solve: a constant inner Hessian, no schedule, no prox.
+
+    EvidenceWarning : the last hypergradient is known to be wrong by more than ``max_error``;
+        ``result.message`` has the same text, and ``history["relative_error"]`` every step's number.
 
     Raises
     ------
@@ -101,6 +115,8 @@ def tune(
     Array(0.333, dtype=float32)
     """
     options = sort_hooks("tune", hooks, old)
+    if evidence is not None:
+        problem = replace(problem, evidence=evidence)
     if state is None and key is None:
         raise ValueError("tune needs key=jax.random.key(seed), or the state of an earlier run.")
     require_arguments(problem, estimator, data, key if state is None else state.key)
@@ -135,6 +151,8 @@ def tune(
             rows = [join_rows(rows)]
             result = _result(loop, current, stop, jax.tree.map(jnp.asarray, rows[0]))
             result = _explained(loop, result, stop) if over else result
+            if (over or not left) and not bool(stop.diverged):
+                result = _warned(result, problem, max_error)
             if callback is not None:
                 callback(result)
             if over or not left:
@@ -215,6 +233,16 @@ def _result(loop: Loop, state: State, stop: Stop, history: Columns) -> Result:
     else:
         hyper, params = _final(loop, state, stop.diverged), state.lower.params
     return Result(hyper, params, history, state.estimate, state, stop.diverged, stopped)
+
+
+def _warned(result: Result, problem: Problem, max_error: float) -> Result:
+    """Return the result with a message, and warn, if its last hypergradient is known to be bad."""
+    error = float(result.estimate.relative_error)
+    if problem.evidence == "off" or not error > max_error:
+        return result
+    text = describe_error(result.estimate)
+    warnings.warn(text, EvidenceWarning, stacklevel=3)
+    return replace(result, message=text if result.message is None else f"{result.message} {text}")
 
 
 def _explained(loop: Loop, result: Result, stop: Stop) -> Result:

@@ -149,7 +149,8 @@ class Job:
                 # The very first step alone: the check against a closed form belongs to the start.
                 count = min(every, steps - run.done) if run.done else 1
                 with run.watch, warnings.catch_warnings():
-                    warnings.simplefilter("ignore", bl.DivergenceWarning)  # the summary says it
+                    for kind in (bl.DivergenceWarning, bl.EvidenceWarning):  # the summary says it
+                        warnings.simplefilter("ignore", kind)
                     result = self.tune(
                         data, steps=count, key=self.key, state=run.state, every=every
                     )
@@ -168,8 +169,9 @@ class Job:
             name: np.concatenate([run.history[name], new]) if name in run.history else new
             for name, new in rows.items()
         }
-        run.state, run.hyper, run.message = result.state, result.hyper, result.message
-        run.stopped = bool(result.stopped)
+        run.state, run.hyper, run.stopped = result.state, result.hyper, bool(result.stopped)
+        # A message about the evidence of one block does not end the run.
+        run.message = result.message if bool(result.diverged) or run.stopped else None
         if run.done and (first or run.done >= self.settings["steps"]):
             run.checks += against_exact(self.task, result)
 

@@ -1,0 +1,77 @@
+r"""One number from all evidence, and the quantiles of an interval."""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import betainc, ndtri
+
+from bilevel.utils import PyTree, norm
+
+if TYPE_CHECKING:
+    from bilevel.core.estimate import Evidence
+
+_HALVINGS = 60  # of an interval that holds a quantile: below the rounding of float64
+
+
+def relative_error(grad: PyTree, evidence: "Evidence") -> Array:
+    r"""What is known of ``|grad - exact| / |exact|``, ``()``.
+
+        sqrt(systematic^2 + noise^2),   systematic^2 = (|bias| / |grad - bias|)^2 + residual_error^2
+        noise = |standard_error| / |grad - bias|
+
+    An estimator that knows neither bias nor what its residuals stand for is taken at the largest of
+    its residuals. Infinite where the estimate is known to be worthless (a number that is not
+    finite), NaN where nothing at all is known; ``estimate.unknown`` names what is missing.
+    """
+    parts, exact = [], norm(grad)
+    if evidence.bias is not None:
+        exact = norm(jax.tree.map(jnp.subtract, grad, evidence.bias))
+        parts.append(_ratio(norm(evidence.bias), exact))
+    if evidence.residual_error is not None:
+        parts.append(evidence.residual_error)
+    if not parts:
+        names = ("inner_residual", "linear_residual", "derivative_residual")
+        residuals = [getattr(evidence, name) for name in names]
+        parts += (
+            [jnp.max(jnp.stack(some))] if (some := [r for r in residuals if r is not None]) else []
+        )
+    if evidence.standard_error is not None:
+        parts.append(_ratio(norm(evidence.standard_error), exact))
+    if not parts:
+        return jnp.full_like(exact, jnp.nan)
+    total = norm([jnp.asarray(part, exact.dtype) for part in parts])
+    return jnp.where(jnp.isfinite(total) & jnp.isfinite(exact), total, jnp.inf)
+
+
+def _ratio(error: Array, exact: Array) -> Array:
+    """``error / exact``, 0 where there is no error."""
+    return jnp.where(error == 0, 0, error / exact)
+
+
+def student_quantile(level: float, freedom: Array | None) -> Array:
+    """The two-sided quantile t, ``P(|T| <= t) = level``; of the normal where ``freedom`` is None.
+
+    By bisection on ``P(|T| > t) = I_x(freedom / 2, 1 / 2)``, ``x = freedom / (freedom + t^2)``.
+
+    Raises
+    ------
+    ValueError : a level outside (0, 1).
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), for example 0.95, got {level}.")
+    if freedom is None:
+        return ndtri(jnp.asarray(0.5 + level / 2))
+    freedom = jnp.asarray(freedom, jnp.result_type(float))
+
+    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        beyond = betainc(freedom / 2, 0.5, middle) > 1 - level  # then t is larger, x smaller
+        return jnp.where(beyond, low, middle), jnp.where(beyond, middle, high)
+
+    zero = jnp.zeros_like(freedom)
+    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (zero, zero + 1))
+    x = (low + high) / 2
+    return jnp.sqrt(freedom * (1 - x) / x)
