@@ -15,7 +15,7 @@ from bilevel.estimators.predicted import Predicted
 from bilevel.estimators.rebuild import innermost_estimator, map_innermost, scale_work
 from bilevel.estimators.refusals import check_losses, check_minimiser
 from bilevel.estimators.replicated import Replicated
-from bilevel.estimators.residuals import full_gradient, inner_residual, measure_progress
+from bilevel.estimators.residuals import find_progress, full_gradient, inner_residual
 from bilevel.estimators.reverse import Reverse
 from bilevel.estimators.richardson import Richardson
 from bilevel.estimators.sampled import Sampled
@@ -44,13 +44,13 @@ __all__ = [
     "compiled_step",
     "data_of_call",
     "describe_error",
+    "find_progress",
     "full_gradient",
     "hypergradient",
     "init_filled",
     "inner_residual",
     "innermost_estimator",
     "map_innermost",
-    "measure_progress",
     "scale_work",
     "solver_of",
 ]

@@ -17,7 +17,7 @@ from jax.scipy.linalg import cho_solve
 
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
 from bilevel.estimators.refusals import check_minimiser
-from bilevel.estimators.residuals import measure_progress
+from bilevel.estimators.residuals import find_progress
 from bilevel.linear import relative_residual
 from bilevel.utils import Hyper, Key, Params, register_node
 
@@ -85,7 +85,7 @@ class ClosedForm:
         adjoint = adjoint + cho_solve(factor, b - hessian @ adjoint)
         cross = jax.jvp(lambda w: slopes(w)[1], (w,), (adjoint,))[1]
 
-        residual, reference = measure_progress(
+        residual, reference = find_progress(
             problem, hyper, lower.params, params, data, lower.reference
         )
         left = relative_residual(lambda v: hessian @ v, b, adjoint)

@@ -26,7 +26,7 @@ from bilevel.core import (
 )
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.refusals import check_read
-from bilevel.estimators.residuals import measure_progress
+from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.spaces import free_coordinates, in_natural_units, move_coordinates
 from bilevel.utils import (
@@ -117,9 +117,7 @@ class Evolution:
         )
 
         value, (params, state) = play(hyper, key)
-        residual, reference = measure_progress(
-            problem, hyper, before, params, data, lower.reference
-        )
+        residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
         counts = Counts.of(gradients=(2 * self.pairs + 1) * self.steps + 1)
         evidence = Evidence(residual, standard_error=error, counts=counts)
         return Estimate(value, grad, evidence), InnerState(params, state, None, reference)

@@ -10,7 +10,7 @@ NeurIPS 2024. Written for any solver: ``D`` is pushed through ``solver.step``, m
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +28,10 @@ from bilevel.core import (
 )
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.rebuild import no_window
-from bilevel.estimators.recursion import contract_tangents, run_chain
+from bilevel.estimators.recursion import ForwardMemory, Tangents, contract_tangents, run_chain
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.remainder import Budget, Remainder, tangent_remainder
-from bilevel.estimators.residuals import measure_progress
+from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
     FloatTree,
@@ -44,15 +44,7 @@ from bilevel.utils import (
     vdot,
 )
 
-Tangents: TypeAlias = list[Array] | None
 Slopes: TypeAlias = tuple[Array, Params, PyTree, Tangents]
-
-
-class ForwardMemory(NamedTuple):
-    """``tangents`` of all moving leaves, ``[p, *leaf]``; ``twin``, the independent chain."""
-
-    tangents: Tangents | tuple[()]
-    twin: Carry | None
 
 
 @dataclass(frozen=True)
@@ -150,9 +142,7 @@ class Forward:
             along, params, state, remainder = self._chunked(slopes, drawn, hyper, lower, self.chunk)
         grad, error = dirs.assemble_gradient(self.directions, drawn, along, hyper)
 
-        residual, reference = measure_progress(
-            problem, hyper, before, params, sample, lower.reference
-        )
+        residual, reference = find_progress(problem, hyper, before, params, sample, lower.reference)
         freedom = None if error is None else jnp.asarray(len(along) - 1, jnp.int32)
         evidence = Evidence(
             residual,

@@ -25,7 +25,7 @@ from bilevel.core import (
     inner_loss,
 )
 from bilevel.estimators.refusals import check_unrolled
-from bilevel.estimators.residuals import measure_progress
+from bilevel.estimators.residuals import find_progress
 from bilevel.estimators.reverse import Reverse
 from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
@@ -127,9 +127,7 @@ class OneStep:
         oldest, far_terms = pull_far(middle)
 
         bias = _tail(near_terms, far_terms, norm(oldest), norm(middle))
-        residual, reference = measure_progress(
-            problem, hyper, before, params, data, lower.reference
-        )
+        residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
         counts = Counts.of(gradients=self.steps + 1, vjps=self.last + near + far)
         evidence = Evidence(residual, bias=bias, counts=counts)
         return Estimate(value, grad, evidence), InnerState(params, state, None, reference)

@@ -15,7 +15,7 @@ from jax import Array
 
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
 from bilevel.estimators.refusals import check_minimiser
-from bilevel.estimators.residuals import measure_progress
+from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
     DataTree,
@@ -118,9 +118,7 @@ class Penalty:
         )
         bias = jax.tree.map(jnp.subtract, rough, grad)
         before, _ = start_solver(problem, self.solver, hyper, lower, data)
-        residual, reference = measure_progress(
-            problem, hyper, before, params, data, lower.reference
-        )
+        residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
         evidence = Evidence(residual, bias=bias, counts=Counts.of(gradients=3 * self.steps + 1))
         memory = jax.tree.map(lambda x: x[1:], chains)
         value = problem.outer(params, hyper, data.outer)

@@ -18,7 +18,7 @@ from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, 
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.evolution import require_es, run_episode
 from bilevel.estimators.refusals import check_read
-from bilevel.estimators.residuals import measure_progress
+from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Carry, Solver, start_solver
 from bilevel.spaces import free_coordinates, in_natural_units, move_coordinates
 from bilevel.utils import (
@@ -134,9 +134,7 @@ class PES:
         )
 
         value, (params, state) = play(hyper, (lower.params, lower.solver_state), key)
-        residual, reference = measure_progress(
-            problem, hyper, before, params, data, lower.reference
-        )
+        residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
         counts = Counts.of(gradients=(2 * self.pairs + 1) * self.steps + 1)
         evidence = Evidence(residual, standard_error=error, counts=counts)
         memory = PESMemory(particles, drift, age + 1)

@@ -8,7 +8,7 @@ Iutzeler, Pauwels, Vaiter, NeurIPS 2024; the iterate and its derivative share ke
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,14 @@ from bilevel.utils import Float, Hyper, Key, Params, PyTree, partition
 
 # Floating-point leaves of params and solver state, the other leaves, tangents of the former.
 ChainCarry: TypeAlias = tuple[list[Array], list[Array], list[Array]]
+Tangents: TypeAlias = list[Array] | None
+
+
+class ForwardMemory(NamedTuple):
+    """``tangents`` of all moving leaves, ``[p, *leaf]``; ``twin``, the independent chain."""
+
+    tangents: Tangents | tuple[()]
+    twin: Carry | None
 
 
 def run_chain(

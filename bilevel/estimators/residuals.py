@@ -23,7 +23,7 @@ def inner_residual(
     return _relative(norm(end).astype(reference.dtype), reference), reference
 
 
-def measure_progress(
+def find_progress(
     problem: Problem, hyper: Hyper, before: PyTree, after: PyTree, data: Data, reference: Scalar
 ) -> tuple[Scalar, Scalar]:
     """Return :func:`inner_residual` at the params ``after``, by one program for both gradients.

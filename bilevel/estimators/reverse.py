@@ -29,7 +29,7 @@ from bilevel.core import (
 from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.remainder import Budget, adjoint_remainder
-from bilevel.estimators.residuals import measure_progress
+from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
     Hyper,
@@ -129,9 +129,7 @@ class Reverse:
 
         budget = Budget.of(problem, self.solver, data, params, passes=4 * tracked + skipped)
         sample = budget.draw(data, key)
-        residual, reference = measure_progress(
-            problem, hyper, before, params, sample, lower.reference
-        )
+        residual, reference = find_progress(problem, hyper, before, params, sample, lower.reference)
         leaves = oldest[: len(jax.tree.leaves(cotangent))]  # the params come first
         left = jax.tree.unflatten(jax.tree.structure(cotangent), leaves)
         remainder = adjoint_remainder(

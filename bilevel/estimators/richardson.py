@@ -15,16 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import (
-    Counts,
-    Data,
-    Estimate,
-    Estimator,
-    Evidence,
-    InnerState,
-    Problem,
-    Schedule,
-)
+from bilevel.core import Counts, Data, Estimate, Estimator, Evidence, InnerState, Problem, Schedule
 from bilevel.estimators.rebuild import innermost_estimator, map_innermost
 from bilevel.solvers import Solver
 from bilevel.utils import Hyper, Key, Number, Params, dtype, register_node

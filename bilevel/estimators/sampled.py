@@ -26,7 +26,7 @@ from bilevel.core import (
     count_examples,
     init_inner_state,
 )
-from bilevel.estimators.residuals import measure_progress
+from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import take_rows
 from bilevel.utils import (
     Hyper,
@@ -147,7 +147,7 @@ class Sampled:
         end = jax.tree.map(lambda x: x[0], ends)
         initial = params if problem.start is None else problem.start(hyper, params)
         task, unknown = self.first_task(data, key), zeros_like(lower.reference)
-        residual, _ = measure_progress(problem, hyper, initial, end, task, unknown)
+        residual, _ = find_progress(problem, hyper, initial, end, task, unknown)
         counts = Counts(*(jnp.sum(x, dtype=jnp.int32) for x in every.evidence.counts))
         evidence = Evidence(
             residual,

@@ -28,7 +28,7 @@ from bilevel.core import (
 )
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.refusals import check_unrolled
-from bilevel.estimators.residuals import measure_progress
+from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Solver, start_solver
 from bilevel.utils import (
     FloatTree,
@@ -126,9 +126,7 @@ class UORO:
         leaves = jax.tree.leaves(in_params)
         grad = axpy(vdot(factors.state[: len(leaves)], leaves), factors.hyper, in_hyper)
 
-        residual, reference = measure_progress(
-            problem, hyper, before, params, data, lower.reference
-        )
+        residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
         counts = Counts.of(gradients=self.steps + 1, jvps=self.steps, vjps=self.steps)
         estimate = Estimate(value, grad, Evidence(inner_residual=residual, counts=counts))
         return estimate, InnerState(params, state, factors, reference)

@@ -39,12 +39,12 @@ from bilevel.core import (
     inner_loss,
 )
 from bilevel.estimators import (
+    find_progress,
     full_gradient,
     init_filled,
     inner_residual,
     innermost_estimator,
     map_innermost,
-    measure_progress,
 )
 from bilevel.linear import LinearSolver, Solution
 from bilevel.outer import Backtracks, OuterRule, SetsTolerance, TracksBest
@@ -94,6 +94,7 @@ __all__ = [
     "TracksBest",
     "as_pytree",
     "backtrack_step",
+    "find_progress",
     "full_gradient",
     "init_filled",
     "init_inner_state",
@@ -103,7 +104,6 @@ __all__ = [
     "is_inexact",
     "map_fields",
     "map_innermost",
-    "measure_progress",
     "register_node",
     "strip_weak_types",
     "zeros_like",

@@ -20,12 +20,7 @@ from jax import Array
 from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state
 from bilevel.estimators import check_minimiser
 from bilevel.single_loop.batches import BatchSize, Drawn, Minibatches
-from bilevel.single_loop.inner_loops import (
-    InnerLoop,
-    descend_adjoint,
-    descend_params,
-    sum_series,
-)
+from bilevel.single_loop.inner_loops import InnerLoop, descend_adjoint, descend_params, sum_series
 from bilevel.single_loop.monitor import Monitor
 from bilevel.single_loop.monitored import Monitored, direction_sizes, init_watched
 from bilevel.single_loop.oracles import (

@@ -6,13 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 import optax
 from jax import Array
 
-from bilevel.core import (
-    StaticTransform,
-    Transform,
-    as_pytree,
-    as_setting,
-    evaluate,
-)
+from bilevel.core import StaticTransform, Transform, as_pytree, as_setting, evaluate
 from bilevel.utils import PyTree, axpy
 
 StepSize: TypeAlias = float | Array | Callable[..., Any]  # a number, or a schedule of the count

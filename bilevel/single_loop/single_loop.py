@@ -31,11 +31,7 @@ from bilevel.single_loop.drawing import (
 )
 from bilevel.single_loop.monitor import Monitor
 from bilevel.single_loop.monitored import Monitored, direction_sizes, init_watched
-from bilevel.single_loop.oracles import (
-    DirectionParts,
-    Series,
-    Variables,
-)
+from bilevel.single_loop.oracles import DirectionParts, Series, Variables
 from bilevel.single_loop.rates import Rate, Rates, move_along, stability_limits
 from bilevel.single_loop.rules import SGD, DirectionRule, Sample
 from bilevel.single_loop.stochastic import monitor_adjoint, named_steps, normalise_settings

@@ -11,17 +11,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.core import Loss, Problem
-from bilevel.utils import (
-    DataTree,
-    Float,
-    Hyper,
-    Key,
-    Params,
-    PyTree,
-    axpy,
-    basis,
-    register_node,
-)
+from bilevel.utils import DataTree, Float, Hyper, Key, Params, PyTree, axpy, basis, register_node
 
 
 @dataclass(frozen=True)

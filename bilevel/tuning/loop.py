@@ -54,7 +54,6 @@ from bilevel.utils import PyTree, register_node, zeros_like
 
 Block = tuple[State, Stop, Columns]
 
-
 # Last good state, state, why it stopped, rows of the history and how many are written.
 BlockCarry = tuple[State, State, Stop, HistoryRows, Array]
 
@@ -78,8 +77,7 @@ class Loop:
     >>> problem = bl.Problem(
     ...     inner=lambda w, h, x: jnp.mean((w - x) ** 2) / 2 + jnp.exp(h) * w**2 / 2,
     ...     outer=lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
-    ...     quadratic=True,
-    ... )
+    ...     quadratic=True)
     >>> data = bl.Data(inner=jnp.array([2.0]), outer=jnp.array([1.5]))
     >>> loop = bl.Loop(problem, bl.ClosedForm(), optax.adam(0.1), data)
     >>> state = loop.init(jnp.array(0.0), jnp.array(0.0), jax.random.key(0))
