@@ -1,21 +1,37 @@
 r"""One number from all evidence, and the quantiles of an interval."""
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import betainc, ndtri
 
-from bilevel.utils import PyTree, norm
-
-if TYPE_CHECKING:
-    from bilevel.core.estimate import Evidence
+from bilevel.utils import FloatTree, PyTree, norm
 
 _HALVINGS = 60  # of an interval that holds a quantile: below the rounding of float64
 
 
-def relative_error(grad: PyTree, evidence: "Evidence") -> Array:
+class KnownErrors(Protocol):
+    """What of the evidence is looked at here, beside the residuals."""
+
+    @property
+    def bias(self) -> FloatTree:
+        """``Evidence.bias``."""
+        ...
+
+    @property
+    def residual_error(self) -> FloatTree:
+        """``Evidence.residual_error``."""
+        ...
+
+    @property
+    def standard_error(self) -> FloatTree:
+        """``Evidence.standard_error``."""
+        ...
+
+
+def relative_error(grad: PyTree, evidence: KnownErrors) -> Array:
     r"""What is known of ``|grad - exact| / |exact|``, ``()``.
 
         sqrt(systematic^2 + noise^2),   systematic^2 = (|bias| / |grad - bias|)^2 + residual_error^2

@@ -6,6 +6,7 @@ import pytest
 
 from bilevel import noise
 from bilevel.noise import Affine, Compressed, Diagonal, LeastSquares, Ridge, rules
+from bilevel.utils import resolve_renamed
 
 MODULES = [
     (noise.linearised, "around", "linearise"),
@@ -40,3 +41,10 @@ def test_an_old_method_acts_on_its_instance():
 def test_other_names_are_still_errors():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = noise.linearised.nothing
+
+
+def test_a_name_that_never_was_is_no_attribute():
+    with pytest.raises(AttributeError, match="module 'm' has no attribute 'never'"):
+        resolve_renamed("m", {"old": ("new", 1)}, "never")
+    with pytest.warns(DeprecationWarning, match="m.old is now m.new"):
+        assert resolve_renamed("m", {"old": ("new", 1)}, "old") == 1

@@ -69,7 +69,7 @@ def compute_gcv(
     --------
     >>> import jax.numpy as jnp
     >>> X, y = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([[0.0], [1.0], [2.0]])
-    >>> generalised(jnp.array([-20.0]), X, y, jnp.ones(3)).round(4)
+    >>> compute_gcv(jnp.array([-20.0]), X, y, jnp.ones(3)).round(4)
     Array(0., dtype=float32)
     """
     residual, leverage, counts, _ = _fit(log_penalty, X, y, weight, intercept)
@@ -94,7 +94,7 @@ def compute_sure(
     --------
     >>> import jax.numpy as jnp
     >>> X, y = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([[0.0], [1.0], [2.0]])
-    >>> round(float(sure(jnp.array([-20.0]), X, y, jnp.ones(3), noise_variance=0.3)), 4)
+    >>> round(float(compute_sure(jnp.array([-20.0]), X, y, jnp.ones(3), noise_variance=0.3)), 4)
     0.1
     """
     residual, leverage, counts, _ = _fit(log_penalty, X, y, weight, intercept)
