@@ -8,6 +8,8 @@ except ImportError as error:
         'pip install "bilevel[sklearn]".'
     ) from error
 
+from typing import Any as _Any
+
 from bilevel.sklearn.cleaner import DataCleaner
 from bilevel.sklearn.kernel import HypergradKernelRidge
 from bilevel.sklearn.lasso import HypergradElasticNet, HypergradLasso
@@ -15,6 +17,7 @@ from bilevel.sklearn.logistic import HypergradLogisticRegression
 from bilevel.sklearn.losses import compute_gcv, compute_sure, leave_one_out
 from bilevel.sklearn.ridge import HypergradRidge
 from bilevel.sklearn.search_cv import BilevelSearchCV
+from bilevel.utils import resolve_renamed as _renamed
 
 __all__ = [
     "BilevelSearchCV",
@@ -28,3 +31,13 @@ __all__ = [
     "compute_sure",
     "leave_one_out",
 ]
+
+_RENAMED = {
+    "generalised": ("compute_gcv", compute_gcv),
+    "sure": ("compute_sure", compute_sure),
+}
+
+
+def __getattr__(name: str) -> _Any:
+    """Names of the release before, with a warning."""
+    return _renamed(__name__, _RENAMED, name)
