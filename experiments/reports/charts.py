@@ -67,7 +67,7 @@ def _draw_scores(title: str, found: list[Row]) -> Chart:
         go.Scatter(
             name=escape(row.label),
             mode="markers",
-            text=[escape(f"seed {run.get('seed', '-')}, {run['status']}") for run in runs],
+            text=[escape(_seed(run)) for run in runs],
         )
         for row, runs in zip(found, completed, strict=True)
     ]
@@ -87,6 +87,11 @@ def _draw_scores(title: str, found: list[Row]) -> Chart:
     }
     y[_VALUE] = [[run["value"] for run in runs] for runs in completed]
     return Chart(title, "One point per finished run.", _figure(traces, x, y))
+
+
+def _seed(run: dict[str, Any]) -> str:
+    bad = "" if run["status"] == "completed" else f", {run['status']}"
+    return f"seed {run.get('seed', '-')}{bad}"
 
 
 def _draw_curves(title: str, spreads: dict[str, dict[str, np.ndarray]]) -> Chart:

@@ -65,7 +65,9 @@ def conclude(
 ) -> dict[str, Any]:
     """Metrics, baselines, files, and the summary."""
     measured = results.measured(job, run)
-    bad = results.bad_evidence(run.state.estimate, job.settings) if run.done else None
+    bad = None
+    if run.done:
+        bad = results.bad_evidence(run.state.estimate, run.history, job.settings)
     status, message = results.status(measured, run.message, bad)
     result = facts | measured | {"status": status, "message": message, "process": about()}
     files = [folder / RESULT]

@@ -115,9 +115,11 @@ def over_seeds(row: Row) -> Table:
 
 
 def known_error(result: dict[str, Any]) -> str:
-    """`12 %; not measured: noise of the inner solver`."""
+    """`90 %, of the largest hypergradient 2 %; not measured: noise of the inner solver`."""
     error, unknown = result.get("relative_error"), ", ".join(result.get("unknown", ()))
     known = "" if error is None or math.isnan(error) else percent(error)
+    if known and (share := result.get("error_of_largest")) is not None:
+        known += f", of the largest hypergradient {percent(share)}"
     return "; ".join(part for part in (known, unknown and f"not measured: {unknown}") if part)
 
 
