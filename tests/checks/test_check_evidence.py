@@ -168,3 +168,10 @@ def test_another_minimum_is_named() -> None:
     assert same.verdict == "agrees"
     assert other.verdict.startswith("another minimum: its params end 2 of the norm away")
     assert report.minimum.norm == pytest.approx(1, abs=0.02)
+
+
+def test_growth_has_a_cure_of_its_own_in_the_warning() -> None:
+    """More inner steps, the cure of a derivative that has not converged, would make it worse."""
+    estimator = bl.Reverse(bl.GradientDescent(2.2), 30)
+    with pytest.warns(bl.EvidenceWarning, match=r"derivatives grow along.*truncate.*PES"):
+        bl.hypergradient(bowl(1.0), estimator, 1.0, jnp.zeros(1), ONE, KEY)
