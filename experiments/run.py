@@ -1,6 +1,7 @@
 """The command `python -m experiments.run`: one run, or with `-m` one of each combination.
 
 Exit status: 0 done, 1 bad input, 2 diverged, 3 another process is at work in the folder,
+4 unreliable (the last hypergradient is known to be wrong by more than `max_error`),
 130 interrupted (`resume=FOLDER` goes on).
 JAX is imported by the run itself, so that `--cfg job`, `--help` and completion stay fast.
 """
@@ -23,7 +24,7 @@ from experiments.common.files import write_json
 from experiments.runs import workers
 from experiments.storage.lock import BusyError, held
 from experiments.storage.resume import RESULT, command, finished, origin, repeat, saved_settings
-from experiments.sweeps import seed_jobs
+from experiments.sweeps import ending, seed_jobs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -32,15 +33,16 @@ if TYPE_CHECKING:
 # Here too, for the worker processes of launchers: they start with the function `task`.
 hydra_compat.register_resolvers()
 
-OK, BAD_INPUT, DIVERGED, BUSY, INTERRUPTED = 0, 1, 2, 3, 130
+OK, BAD_INPUT, DIVERGED, BUSY, UNRELIABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+ENDED_BADLY = {"diverged": DIVERGED, "unreliable": UNRELIABLE}
 
 
 class RunError(Exception):
     """The run ended without a result; the text says why."""
 
 
-class DivergedError(RunError):
-    """The run ended with its last good state."""
+class EndedBadlyError(RunError):
+    """The run ended with a result, of this status: `diverged` or `unreliable`."""
 
 
 def main() -> int:
@@ -54,11 +56,15 @@ def main() -> int:
             if other.asked(arguments):
                 print(other.answer(arguments))
                 return OK
-        hydra_compat.launch(task)
+        try:
+            hydra_compat.launch(task)
+        finally:
+            if text := ending.unreliable():
+                print(text)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except DivergedError:
-        return DIVERGED  # the summary has said it
+    except EndedBadlyError as error:
+        return ENDED_BADLY[error.args[0]]  # the summary has said it
     except BusyError as error:
         print(f"left alone: {error}", file=sys.stderr)
         return BUSY
@@ -80,7 +86,7 @@ def task(config: "DictConfig") -> float | None:
 
     Raises
     ------
-    RunError, DivergedError : the run did not end well; `result.json` says so too.
+    RunError, EndedBadlyError : the run did not end well; `result.json` says so too.
     BusyError : another process makes this run.
     """
     from rich.console import Console
@@ -95,8 +101,8 @@ def task(config: "DictConfig") -> float | None:
     with held(launch.folder), _recorded(launch.folder, facts, console, again):
         do = _many if many else _one
         result = do(config, launch, facts, console)
-    if result["status"] == "diverged":
-        raise DivergedError(result["message"])
+    if result["status"] in ENDED_BADLY:
+        raise EndedBadlyError(result["status"], result["message"])
     return result["value"]
 
 
@@ -162,13 +168,10 @@ def _many(
     (folder / RESULT).unlink(missing_ok=True)  # of an earlier start that failed
     report([str(folder), "--no-page"])
     show_many(console, rows(results))
-    gone = [result["message"] for result in results if result["status"] == "diverged"]
-    if gone:
-        message = f"{len(gone)} of {len(results)} runs diverged. {gone[0]}"
-        console.print(message, highlight=False, markup=False)
-        return {"status": "diverged", "message": message}
-    value = sum(result["value"] for result in results) / len(results)
-    return {"status": "completed", "value": value}
+    outcome = ending.of_many(results)
+    if outcome["message"]:
+        console.print(outcome["message"], highlight=False, markup=False)
+    return outcome
 
 
 def _first(config: "DictConfig", launch: Launch) -> bool:
@@ -200,6 +203,8 @@ def _follow(config: "DictConfig", launch: Launch, facts: dict[str, Any]) -> floa
 def _already(result: dict[str, Any]) -> str:
     if result["status"] == "diverged":
         return f"diverged already, after {result['steps']} outer steps: {result['message']}"
+    if result["status"] == "unreliable":
+        return f"finished already, unreliable: {result['message']}"
     if result.get("stopped"):
         return f"finished already: {result['message']}"
     return f"finished already: {result['steps']} outer steps. A larger steps= goes on."

@@ -8,6 +8,9 @@ written as Hydra writes sweeps: `task.start=tag(log,interval(1e-4,10))`, `solver
 With `--refine K` it is a hybrid: a trial takes `--scout` outer steps only, and the K best of them
 then go on to all of `steps=`.
 
+A trial that ends `unreliable`, its hypergradient known to be wrong, counts as failed: it is never
+the best, and Optuna learns nothing from its value.
+
 The n-th draw follows from `--seed`, n and the trials before it. So a search that was killed and is
 started again goes on as if it had not stopped: from Optuna's journal, trials.journal, and the
 checkpoint of its last run.
@@ -97,9 +100,15 @@ def _search(given: argparse.Namespace, changes: list[str]) -> int:
 
 
 def _value(folder: Path) -> float | None:
-    """The final outer value of a run; none where it did not complete."""
+    """The final outer value of a run; none where it did not complete, or is unreliable."""
     result = read_result(folder / RESULT) if (folder / RESULT).is_file() else {}
     return result["value"] if result.get("status") == "completed" else None
+
+
+def _unreliable(folder: Path) -> int:
+    """How many runs of a search have all their steps and a hypergradient known to be wrong."""
+    results = [read_result(path) for path in folder.glob(f"*/{RESULT}")]
+    return sum(result["status"] == "unreliable" for result in results)
 
 
 def _run(arguments: list[str]) -> int:
@@ -183,13 +192,18 @@ class Search:
         """Say which was best; returns the exit status."""
         completed = self.best()
         if not completed:
-            print("error: no trial completed", file=sys.stderr)
+            found = _unreliable(self.folder)
+            why = f": {found} ended unreliable, with a wrong hypergradient" if found else ""
+            print(f"error: no trial completed{why}", file=sys.stderr)
             return run.BAD_INPUT
         values = {trial.number: trial.value for trial in completed}
         gone_on = {int(n): value for n, value in self.refined.items() if value is not None}
         number, value = min((gone_on or values).items(), key=lambda item: item[1])
         best = next(trial for trial in completed if trial.number == number)
-        print(f"\nbest of {len(self.drawn)} trials ({len(completed)} completed): {value}")
+        count = f"{len(completed)} completed"
+        if found := _unreliable(self.folder):
+            count += f", {found} unreliable"
+        print(f"\nbest of {len(self.drawn)} trials ({count}): {value}")
         print(f"python -m experiments.run {' '.join([*self.fixed, *changes_of(best.params)])}")
         print(f"python -m experiments.report {self.folder}   for all of them")
         return run.OK

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from bilevel.core import ChoosesEstimator, Data, Estimate, Estimator, Problem
+from bilevel.core import ChoosesEstimator, Data, Estimate, Estimator, InnerState, Problem
 from bilevel.estimators import compiled_step, hypergradient, innermost_estimator
 from bilevel.utils import PyTree, map_fields
 
@@ -85,15 +85,15 @@ def measure_cost(
     params: PyTree,
     data: Data,
     key: Array,
-) -> tuple[Estimate, Cost]:
-    """One hypergradient from a cold start, and what it did cost."""
+) -> tuple[Estimate, InnerState, Cost]:
+    """Return one hypergradient from a cold start, where it ended, and what it did cost."""
     begun = time.perf_counter()
     compiled, call = compiled_step(problem, estimator, hyper, params, data, key)
     spent = time.perf_counter() - begun
     jax.block_until_ready(call())
     begun = time.perf_counter()
-    estimate, _ = jax.block_until_ready(call())
-    return estimate, Cost(*_bytes(compiled), time.perf_counter() - begun, spent, False)
+    estimate, after = jax.block_until_ready(call())
+    return estimate, after, Cost(*_bytes(compiled), time.perf_counter() - begun, spent, False)
 
 
 def _bytes(compiled: Any) -> tuple[int, int]:

@@ -42,6 +42,12 @@ def _cause(estimate: Estimate) -> str:
             f"{noise:.2g}, size {float(norm(estimate.grad)):.2g}). Use more steps to average over, "
             "a smaller step size, or more replicas."
         )
+    if _float(evidence.derivative_residual) > 1:
+        return (
+            "derivatives grow along the inner steps (derivative residual "
+            f"{_float(evidence.derivative_residual):.2g}). Differentiate the last steps only "
+            "(truncate), take a smaller step size, or use PES."
+        )
     if evidence.derivative_residual is not None:
         return (
             "the derivative of the iterates has not converged "

@@ -15,6 +15,7 @@ NODES = ("task", "solver", "estimator", "outer")
 REFERENCE = re.compile(r"\$\{(\w+)\}")
 LEAST = {"steps": 1, "every": 1, "seed": 0, "starts": 1, "start_steps": 1, "early_stopping": 1}
 CHOICES = {"precision": (None, "float32", "float64"), "progress": ("auto", "plain", "off")}
+CHOICES |= {"evidence": ("auto", "full", "off")}
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 KINDS |= {dict: "named settings", list: "a list"}
 
@@ -40,6 +41,8 @@ def check(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
         wrong.append(f"mesh.data: expected an integer of at least 1 or null, got {devices!r}")
     if hosts not in (None, False) and devices is None:
         wrong.append("mesh.hosts: all of their devices take part; say how many, mesh.data=N")
+    if _is_a(value := settings["max_error"], float) and not value > 0:
+        wrong.append(f"max_error: expected a number above 0, got {value}")
     for name, least in LEAST.items():
         if _is_a(value := settings[name], int) and value < least:
             wrong.append(f"{name}: expected an integer of at least {least}, got {value}")

@@ -15,6 +15,7 @@ from plotly.colors import hex_to_rgb, qualitative
 
 from experiments.reports import sweep_data as data
 from experiments.reports.table import Row
+from experiments.storage.resume import FINISHED
 
 _COLOURS = qualitative.D3
 _COSTS = (data.STEP, data.CALLS, data.SECONDS)
@@ -60,13 +61,13 @@ def make_charts(found: list[Row]) -> list[Chart]:
 
 
 def _draw_scores(title: str, found: list[Row]) -> Chart:
-    """Draw every completed run as a point: its test metrics against what it cost."""
-    completed = [[run for run in row.runs if run["status"] == "completed"] for row in found]
+    """Draw every finished run as a point: its test metrics against what it cost."""
+    completed = [[run for run in row.runs if run["status"] in FINISHED] for row in found]
     traces = [
         go.Scatter(
             name=escape(row.label),
             mode="markers",
-            text=[escape(f"seed {run.get('seed', '-')}") for run in runs],
+            text=[escape(_seed(run)) for run in runs],
         )
         for row, runs in zip(found, completed, strict=True)
     ]
@@ -85,7 +86,12 @@ def _draw_scores(title: str, found: list[Row]) -> Chart:
         for name in completed[0][0]["test_metrics"]
     }
     y[_VALUE] = [[run["value"] for run in runs] for runs in completed]
-    return Chart(title, "One point per completed run.", _figure(traces, x, y))
+    return Chart(title, "One point per finished run.", _figure(traces, x, y))
+
+
+def _seed(run: dict[str, Any]) -> str:
+    bad = "" if run["status"] == "completed" else f", {run['status']}"
+    return f"seed {run.get('seed', '-')}{bad}"
 
 
 def _draw_curves(title: str, spreads: dict[str, dict[str, np.ndarray]]) -> Chart:

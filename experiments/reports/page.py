@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.reports.charts import Chart, make_charts
-from experiments.reports.table import RULE, Row, shown, spread_of
+from experiments.reports.table import RULE, Row, shown, spread_of, winners
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,7 @@ _CONFIG = {"displaylogo": False, "responsive": True}
 def make_page(
     title: str, table: "pd.DataFrame", found: list[Row], again: float | None = None
 ) -> str:
-    """Return the page: winners, table, charts, and what did not complete.
+    """Return the page: winners, table, charts, and what did not complete or is unreliable.
 
     The template escapes whatever it is given; only what plotly has made goes in as it is.
 
@@ -68,7 +68,7 @@ def _html(chart: Chart, number: int) -> str:
 
 def _winners(found: list[Row]) -> list[dict[str, Any]]:
     """Return for each task the best row, and how to make one of its runs again."""
-    best = {row.task: row for row in reversed(found) if not row.scores.empty}
+    best = winners(found)
     return [
         {
             "row": row,

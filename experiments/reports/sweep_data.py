@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.reports.table import COUNTS, Row, interval
+from experiments.storage.resume import FINISHED
 
 History = dict[str, np.ndarray]
 POINTS = 200  # of a curve that are drawn
@@ -19,15 +20,17 @@ CURVES = {
     "grad_norm": "norm of the hypergradient",
     "standard_error": "its standard error",
     "bias": "its bias",
+    "relative_error": "its known relative error",
     "inner_residual": "inner residual",
     "linear_residual": "linear residual",
+    "derivative_residual": "derivative residual",
     "signal_to_noise": "signal to noise",
     "work": "inner work",
 }
 
 
 def by_task(found: list[Row]) -> dict[str, list[Row]]:
-    """The rows with a completed run that are drawn."""
+    """The rows with a finished run that are drawn."""
     some = [row for row in found if not row.scores.empty]
     return {task: [row for row in some if row.task == task][:ROWS] for task in names(some)}
 
@@ -38,8 +41,8 @@ def names(found: Iterable[Row]) -> list[str]:
 
 
 def histories(row: Row) -> list[History]:
-    """Of its completed runs, with oracle calls and seconds so far; those that left none are out."""
-    ended = [run for run in row.runs if run["status"] == "completed" and "folder" in run]
+    """Of its finished runs, with oracle calls and seconds so far; those that left none are out."""
+    ended = [run for run in row.runs if run["status"] in FINISHED and "folder" in run]
     return [_with_costs(rows, run) for run in ended if (rows := read(run["folder"]))]
 
 

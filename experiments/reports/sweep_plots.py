@@ -12,7 +12,7 @@ _UNSAFE = re.compile(r"[^\w.-]+")  # in the name of a file
 
 
 def pictures(found: list[Row]) -> dict[str, bytes]:
-    """File name -> PNG: for each task scores, curves, trajectories of the best row, and slices."""
+    """File name -> PNG: for each task scores, curves, trajectories of the first row, and slices."""
     images = {}
     for task, some in data.by_task(found).items():
         images[f"{task}-scores"] = scores(some)
@@ -48,7 +48,8 @@ def curves(found: list[Row], spreads: list[dict[str, Any]]) -> bytes:
 
     figure = _figure(10, 7.5)
     panels = figure.subplots(2, 2)
-    evidence = next((e for e in ("standard_error", "inner_residual") if e in spreads[0]), None)
+    known = ("relative_error", "standard_error", "inner_residual")
+    evidence = next((name for name in known if name in spreads[0]), None)
     shown = [(data.STEP, "value"), (data.CALLS, "value"), (data.SECONDS, "value")]
     for axes, (x, y) in zip(panels.flat, [*shown, (data.STEP, evidence)], strict=True):
         axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
@@ -73,7 +74,7 @@ def trajectories(row: Row, spread: dict[str, Any]) -> bytes:
     lines = [name for name in spread if name.startswith(data.HYPER)]
     for name in lines:
         axes.plot(spread[data.STEP][0], spread[name][0], label=name.removeprefix(data.HYPER))
-    axes.set(xlabel=data.STEP, ylabel="hyperparameter", title=f"best row: {_short(row.label)}")
+    axes.set(xlabel=data.STEP, ylabel="hyperparameter", title=f"first row: {_short(row.label)}")
     axes.grid(alpha=0.3)
     if 0 < len(lines) <= 24:
         figure.legend(loc="outside right center", fontsize=8)

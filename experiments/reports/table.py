@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.storage.resume import FINISHED
+
 SEEDS = ("seed", "task.seed", "task.table.seed")
 COUNTS = ("gradients", "hvps", "jvps", "vjps")  # oracle calls, in results and histories
 COLUMNS = ("task", "run", "completed", "of", "metric", "mean", "95 %", "value", "calls", "seconds")
@@ -14,9 +16,10 @@ LOST = {"failed", "diverged"}
 _NUMBERS = ("seed", "value", "calls", "seconds", "MiB")
 RULE = (
     "Winner: of the rows without a run that failed or diverged (of all, if there is none), the one "
-    "with the least mean of the first test metric. As good: the paired 95 % interval of the "
-    "difference over common seeds reaches 0, not corrected for the number of rows. It is chosen "
-    "on test data, so its number is too good by the luck of the draw: repeat it on other seeds."
+    "with the least mean of the first test metric; never one with an unreliable run, whose last "
+    "hypergradient is known to be wrong by more than max_error. As good: the paired 95 % interval "
+    "of the difference over common seeds reaches 0, not corrected for the number of rows. It is "
+    "chosen on test data, so its number is too good by the luck of the draw: repeat it on others."
 )
 
 
@@ -28,7 +31,8 @@ class Row:
     ----------
     task, label : which; the label holds what the command line changed.
     metric : name of the headline test metric; less of it is better.
-    scores : that metric by seed, of the runs that were completed.
+    scores : that metric by seed, of the runs that have finished, unreliable ones too.
+    completed : how many of the seeds were completed and are not unreliable.
     value, calls, seconds : means of the outer value, of all oracle calls, of the wall-clock time.
     peak : the largest memory of a process that made one of them so far, in MiB.
     other : how many runs have another status, by status.
@@ -39,6 +43,7 @@ class Row:
     label: str
     metric: str
     scores: pd.Series
+    completed: int
     value: float
     calls: float
     seconds: float
@@ -48,13 +53,18 @@ class Row:
 
     @property
     def mean(self) -> float:
-        """Return the mean of the scores; NaN where no run was completed."""
+        """Return the mean of the scores; NaN where no run has finished."""
         return float(self.scores.mean())
 
     @property
     def lost(self) -> bool:
         """Whether a run failed or diverged: the mean over the rest is no fair one."""
         return bool(LOST & self.other.keys())
+
+    @property
+    def unreliable(self) -> bool:
+        """Whether a run's last hypergradient is known to be wrong: it can be no winner."""
+        return "unreliable" in self.other
 
 
 def rows(results: list[dict[str, Any]]) -> list[Row]:
@@ -63,18 +73,22 @@ def rows(results: list[dict[str, Any]]) -> list[Row]:
     frame = pd.DataFrame([_facts(result, shared) for result in results])
     groups: Any = frame.groupby(["task", "label"], sort=False)
     found = [_row(str(task), str(label), group) for (task, label), group in groups]
-    return sorted(found, key=lambda row: (row.task, row.scores.empty, row.lost, row.mean))
+
+    def order(row: Row) -> tuple[Any, ...]:
+        return row.task, row.scores.empty, row.unreliable, row.lost, row.mean
+
+    return sorted(found, key=order)
 
 
 def _facts(result: dict[str, Any], shared: set[str]) -> dict[str, Any]:
-    """Return what the table needs of a run; numbers are there of a completed one only."""
+    """Return what the table needs of a run; numbers are there of a finished one only."""
     facts = {
         "task": result.get("task", result["choices"]["task"]),
         "label": " ".join(c for c in _changes(result) if c not in shared) or "-",
         "status": result["status"],
         "result": result,
     }
-    if result["status"] != "completed":
+    if result["status"] not in FINISHED:
         return facts | dict.fromkeys(_NUMBERS, math.nan)
     return facts | {
         "seed": result["seed"],
@@ -87,19 +101,21 @@ def _facts(result: dict[str, Any], shared: set[str]) -> dict[str, Any]:
 
 def _row(task: str, label: str, group: pd.DataFrame) -> Row:
     """Return the row of runs that differ in the seed only."""
+    finished: Any = group[group["status"].isin(FINISHED)]
     completed: Any = group[group["status"] == "completed"]
-    ended = [result["test_metrics"] for result in completed["result"]]
+    ended = [result["test_metrics"] for result in finished["result"]]
     metric = next(iter(ended[0])) if ended else "-"
-    scores: Any = pd.Series([each[metric] for each in ended], list(completed["seed"]), dtype=float)
+    scores: Any = pd.Series([each[metric] for each in ended], list(finished["seed"]), dtype=float)
     scores = scores[~scores.index.duplicated(keep="last")]  # made again: the later one counts
-    means = completed[["value", "calls", "seconds"]].astype(float).mean()
+    means = finished[["value", "calls", "seconds"]].astype(float).mean()
     other = group.loc[group["status"] != "completed", "status"].value_counts()
-    peak = float(completed["MiB"].astype(float).max())
+    peak = float(finished["MiB"].astype(float).max())
     return Row(
         task=task,
         label=label,
         metric=metric,
         scores=scores,
+        completed=completed["seed"].nunique(),
         value=float(means["value"]),
         calls=float(means["calls"]),
         seconds=float(means["seconds"]),
@@ -112,10 +128,10 @@ def _row(task: str, label: str, group: pd.DataFrame) -> Row:
 def make_table(found: list[Row]) -> pd.DataFrame:
     """Return one line per row; the last column says who won."""
     lines = []
-    best: dict[str, Row] = {}
+    best = winners(found)
     for row in found:
-        winner = best.setdefault(row.task, row)
-        count = [len(row.scores), len(row.scores) + sum(row.other.values())]
+        winner = best.get(row.task)
+        count = [row.completed, row.completed + sum(row.other.values())]
         score = [row.metric, row.mean, interval(row.scores)]
         cost = [row.value, row.calls, row.seconds, row.peak]
         paired = difference(row, winner)
@@ -123,20 +139,28 @@ def make_table(found: list[Row]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=[*COLUMNS, "verdict"])
 
 
-def verdict(row: Row, winner: Row) -> str:
+def winners(found: list[Row]) -> dict[str, Row]:
+    """Return the best row of each task that has one: finished, and no run of it unreliable."""
+    good = [row for row in found if not row.scores.empty and not row.unreliable]
+    return {row.task: row for row in reversed(good)}
+
+
+def verdict(row: Row, winner: Row | None) -> str:
     """`best`; `as good` where the paired difference over common seeds may be 0; or what failed."""
     failed = ", ".join(f"{count} {status}" for status, count in sorted(row.other.items()))
     if row.scores.empty:
         return failed
     said = "best" if row is winner else ""
     mean, half = difference(row, winner)
-    if row is not winner and not row.lost and mean <= half:
+    if row is not winner and not row.lost and not row.unreliable and mean <= half:
         said = "as good (95 %)"
     return ", ".join(part for part in (said, failed) if part)
 
 
-def difference(row: Row, winner: Row) -> tuple[float, float]:
+def difference(row: Row, winner: Row | None) -> tuple[float, float]:
     """Mean of score minus the winner's over common seeds, and half the width of its interval."""
+    if winner is None:
+        return math.nan, math.nan
     differences = (row.scores - winner.scores).dropna()
     return float(differences.mean()), interval(differences)
 

@@ -1,7 +1,7 @@
 """One run: the task is tuned in blocks of outer steps, each followed by a checkpoint."""
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class Job:
         # Rows that are to be spread are made in the host's memory: no device need hold them all.
         with jax.default_device(mesh and jax.local_devices(backend="cpu")[0]):
             task, estimator, outer = (instantiate(node, name) for name, node in nodes.items())
+        task = replace(task, problem=replace(task.problem, evidence=settings["evidence"]))
         return cls(meshes.spread(task, mesh) if mesh else task, estimator, outer, settings)
 
     @property

@@ -10,6 +10,7 @@ from experiments.common.files import write_whole
 from experiments.runs.trajectory import COLUMN, QUANTILES
 
 _LABELLED = 12  # lines that are named one by one
+EVIDENCE = ("inner_residual", "linear_residual", "derivative_residual", "relative_error")
 
 
 def curves(path: Path, history: dict[str, np.ndarray], labels: list[str], title: str) -> None:
@@ -30,11 +31,11 @@ def curves(path: Path, history: dict[str, np.ndarray], labels: list[str], title:
     if "standard_error" in history:
         grad.plot(steps, history["standard_error"], label="its standard error")
         grad.legend()
-    for name in ("inner_residual", "linear_residual"):
+    for name in EVIDENCE:
         if name in history:
             residual.plot(steps, history[name], label=name.replace("_", " "))
             _log(residual, history[name])
-    residual.set(title="evidence: how far the systems are solved", ylabel="relative residual")
+    residual.set(title="evidence: how far it is solved, how wrong it is", ylabel="relative")
     if residual.lines:  # a method that measures none has nothing to name
         residual.legend()
     _hyper(path_of_hyper, steps, history[COLUMN], labels)

@@ -13,6 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from bilevel.core import Estimate
+from bilevel.estimators.warn import describe_error
+from bilevel.utils import norm
 from experiments.cli.hydra_compat import CONF
 from experiments.common.files import write_whole
 from experiments.reports.table import COUNTS
@@ -30,13 +33,19 @@ def measured(job: Any, run: Any) -> dict[str, Any]:
     params = state.lower.params if best is None else best.params
     rows = len(history.get("value", ()))
     values = history.get("best", history.get("value"))  # a rule may end with an earlier point
+    estimate = state.estimate if rows else None
     facts: dict[str, Any] = {
         "value_start": float(history["value"][0]) if rows else None,
         "value": float(values[-1]) if rows else None,
         "steps": run.done,
         "stopped": run.stopped,
         "starts": run.starts,
-        "evidence": _evidence(state.estimate.evidence) if rows else {},
+        "evidence": _evidence(estimate.evidence) if estimate else {},
+        "relative_error": float(estimate.relative_error) if estimate else None,
+        "error_of_largest": _error_of_largest(estimate, history, job.settings)
+        if estimate
+        else None,
+        "unknown": list(estimate.unknown) if estimate else [],
         "counts": {n: int(history[n].sum(dtype=np.int64)) for n in COUNTS if n in history},
         "checks": run.checks,
         "seconds": run.watch.running,
@@ -54,17 +63,68 @@ def measured(job: Any, run: Any) -> dict[str, Any]:
     return facts
 
 
-def status(facts: dict[str, Any], message: str | None) -> tuple[str, str | None]:
+def status(
+    facts: dict[str, Any], message: str | None, bad: str | None = None
+) -> tuple[str, str | None]:
     """`("completed", None)`, or `("diverged", why)`: also where any number is not finite.
 
-    A run that early stopping has ended is complete, with its message.
+    A run that early stopping has ended is complete, with its message. What is `bad` about the last
+    hypergradient makes a run that has not diverged `unreliable`.
     """
     if message is not None and not facts["stopped"]:
         return "diverged", message
     numbers = {"value": facts["value"]} | facts["test_metrics"] | facts["hyper_summary"]
-    if bad := [name for name, number in numbers.items() if not math.isfinite(number)]:
-        return "diverged", f"not finite at the end of the run: {', '.join(bad)}."
+    if lost := [name for name, number in numbers.items() if not math.isfinite(number)]:
+        return "diverged", f"not finite at the end of the run: {', '.join(lost)}."
+    if bad is not None:
+        return "unreliable", bad if message is None else f"{message} {bad}"
     return "completed", message
+
+
+def bad_evidence(
+    estimate: Estimate, history: dict[str, np.ndarray], settings: dict[str, Any]
+) -> str | None:
+    """Number, cause and cure where the known error is above `max_error`; `None` where it is not.
+
+    A descent that ends where the outer loss is flat has little hypergradient left, and its error
+    is a large share of that. So an error is let pass that is below `max_error` of the largest
+    hypergradient that the run knew to within `max_error`: from there it has come down to its error.
+    """
+    most = settings["max_error"]
+    if settings["evidence"] == "off" or not float(estimate.relative_error) > most:
+        return None
+    share = _error_of_largest(estimate, history, settings)
+    return None if share is not None and share <= most else describe_error(estimate)
+
+
+def _error_of_largest(
+    estimate: Estimate, history: dict[str, np.ndarray], settings: dict[str, Any]
+) -> float | None:
+    """The last error as a share of the largest known hypergradient; `None` where none is known."""
+    largest = largest_known(history, settings["max_error"])
+    return absolute_error(estimate) / largest if largest > 0 else None
+
+
+def absolute_error(estimate: Estimate) -> float:
+    """What is known of `|grad - exact|`, from `|grad|` and the parts of its relative error."""
+    evidence, size = estimate.evidence, float(norm(estimate.grad))
+    noise = 0.0 if evidence.standard_error is None else float(norm(evidence.standard_error))
+    if evidence.bias is not None:
+        return math.hypot(float(norm(evidence.bias)), noise)
+    share = evidence.residual_error
+    share = float(estimate.relative_error if share is None and noise == 0 else share or 0.0)
+    # Errors are as good as orthogonal to what they add to: |grad|^2 = |exact|^2 (1 + share^2).
+    wrong = size * (share / math.hypot(1, share) if math.isfinite(share) else 1)
+    return math.hypot(wrong, noise)
+
+
+def largest_known(history: dict[str, np.ndarray], most: float) -> float:
+    """The norm of the largest hypergradient whose relative error is at most `most`; 0 for none."""
+    if "relative_error" not in history:
+        return 0.0
+    error, size = (np.asarray(history[name], float) for name in ("relative_error", "grad_norm"))
+    good = np.isfinite(size) & (error <= most)
+    return float(np.max(size[good] / np.hypot(1, error[good]), initial=0.0))
 
 
 def versions() -> dict[str, Any]:
@@ -100,7 +160,8 @@ def write_history(folder: Path, history: dict[str, np.ndarray], labels: list[str
 def _evidence(evidence: Any) -> dict[str, Any]:
     """Residuals as they are; errors per hyperparameter as one norm over all of them."""
     facts = {}
-    for name in ("inner_residual", "linear_residual", "standard_error", "bias"):
+    names = ("inner_residual", "linear_residual", "derivative_residual", "residual_error")
+    for name in (*names, "standard_error", "bias"):
         if (entry := getattr(evidence, name)) is not None:
             facts[name] = float(np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(entry))))
     return facts

@@ -65,7 +65,10 @@ def conclude(
 ) -> dict[str, Any]:
     """Metrics, baselines, files, and the summary."""
     measured = results.measured(job, run)
-    status, message = results.status(measured, run.message)
+    bad = None
+    if run.done:
+        bad = results.bad_evidence(run.state.estimate, run.history, job.settings)
+    status, message = results.status(measured, run.message, bad)
     result = facts | measured | {"status": status, "message": message, "process": about()}
     files = [folder / RESULT]
     if run.done:

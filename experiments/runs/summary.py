@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.reports.table import Row, interval
+from experiments.storage.resume import FINISHED
+from experiments.sweeps.ending import percent
 
 OURS = "bilevel, this run"
 MANY = "bilevel, these runs"
@@ -27,6 +29,7 @@ def show(console: Console, result: dict[str, Any], files: list[Path]) -> None:
         f"{number(result['value_start'])} -> {number(result['value'])} in {result['steps']} steps",
     )
     _line(console, "evidence", numbers(result["evidence"]))
+    _line(console, "known error", known_error(result))
     for check in result["checks"]:
         _line(
             console,
@@ -76,7 +79,7 @@ def over_seeds(row: Row) -> Table:
     The last column is the headline's difference from ours, seed by seed: its interval is the one
     that says who is better, as all methods see the same rows.
     """
-    completed = [run for run in row.runs if run["status"] == "completed"]
+    completed = [run for run in row.runs if run["status"] in FINISHED]
     methods = {MANY: [run["test_metrics"] for run in completed]}
     for name in completed[0]["baselines"]:
         scores = [run["baselines"].get(name) for run in completed]
@@ -109,6 +112,15 @@ def over_seeds(row: Row) -> Table:
         style = "bold" if name == MANY else None
         table.add_row(escape(name), *texts, paired, style=style)
     return table
+
+
+def known_error(result: dict[str, Any]) -> str:
+    """`90 %, of the largest hypergradient 2 %; not measured: noise of the inner solver`."""
+    error, unknown = result.get("relative_error"), ", ".join(result.get("unknown", ()))
+    known = "" if error is None or math.isnan(error) else percent(error)
+    if known and (share := result.get("error_of_largest")) is not None:
+        known += f", of the largest hypergradient {percent(share)}"
+    return "; ".join(part for part in (known, unknown and f"not measured: {unknown}") if part)
 
 
 def _rank(x: float | None) -> float:

@@ -11,9 +11,10 @@ from experiments.common.errors import BadInputError, DamagedError
 from experiments.common.files import set_aside
 
 # What may differ from the saved settings when a run goes on; the rest decides its numbers.
-FREE = frozenset({"steps", "resume", "progress", "plot", "baselines", "compile_cache"})
+FREE = frozenset({"steps", "resume", "progress", "plot", "baselines", "compile_cache", "max_error"})
 RESULT = "result.json"
-ENDED_AS = ("completed", "diverged")
+FINISHED = ("completed", "unreliable")  # with all their steps, and numbers to compare
+ENDED_AS = (*FINISHED, "diverged")
 ENDED = {"settings": dict, "task": str, "seed": int, "steps": int, "test_metrics": dict}
 ENDED |= {"counts": dict, "seconds": float, "compile_seconds": float}
 
@@ -113,13 +114,16 @@ def refuse_other(saved: dict[str, Any], settings: dict[str, Any], folder: Path) 
 def finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The result in `folder` if it is of this run and has all its steps; reads no checkpoint.
 
-    A run that diverged or stopped early has no further steps.
+    A run that diverged or stopped early has no further steps. With another `max_error` it is judged
+    again.
     """
     result = _read(folder / RESULT)
-    asked = result.get("settings", {}).get("steps")
-    completed = asked if result.get("stopped") else result.get("steps")
-    reached = {"completed": completed, "diverged": asked}.get(result.get("status", ""))
-    if reached is None or reached < settings["steps"]:
+    saved, status = result.get("settings", {}), result.get("status")
+    most = settings["max_error"]
+    if status not in ENDED_AS or saved.get("max_error", most) != most:
+        return None
+    asked = status == "diverged" or result.get("stopped")
+    if (saved["steps"] if asked else result["steps"]) < settings["steps"]:
         return None
     refuse_other(result["settings"], settings, folder)
     return result

@@ -146,7 +146,8 @@ def _take(
 def _why(job: Job, state: Any) -> str:
     """The refused step once more, alone: it is explained there."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", bl.DivergenceWarning)
+        for kind in (bl.DivergenceWarning, bl.EvidenceWarning):  # the summary says it
+            warnings.simplefilter("ignore", kind)
         every = job.settings["every"]
         result = job.tune(job.task.data, steps=1, key=job.key, state=state, every=every)
     return result.message or UNSAID

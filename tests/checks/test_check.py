@@ -86,9 +86,16 @@ def test_the_verdict_names_the_cause(judged: bl.CheckReport, name: str) -> None:
 
 def test_the_table_has_a_line_for_each(judged: bl.CheckReport) -> None:
     lines = str(judged).splitlines()
-    assert len(lines) == 2 + len(VERDICTS)
+    first = 3
     assert lines[0].startswith("value 0.633556; central differences along all 4 coordinates")
-    for line, row in zip(lines[2:], judged.rows, strict=True):
+    assert lines[1].startswith("start |w| = 0 (loss 2.05052, |gradient| ")
+    assert "minimum |w| = 1.309 (loss 0.630647, |gradient| " in lines[1]
+    assert lines[1].endswith(", 1 of its norm away")
+    unrolled = ["few steps", "exploded"]
+    assert lines[first + len(VERDICTS)] == "will it differentiate?"
+    assert [line.split(":")[0] for line in lines[first + len(VERDICTS) + 1 :]] == unrolled
+    rows = lines[first : first + len(VERDICTS)]
+    for line, row in zip(rows, judged.rows, strict=True):
         assert line.startswith(row.name)
         assert row.verdict in line
 

@@ -46,7 +46,7 @@ def command(
         "task=tiny",
         "steps=5",
         "every=2",
-        "estimator.steps=20",
+        "estimator.steps=200",
         "solver.batch_size=5",
         "plot=false",
         "compile_cache=null",

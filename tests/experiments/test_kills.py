@@ -31,7 +31,7 @@ sys.exit(main())
 QUICK = [
     "task=tiny",
     "solver.batch_size=5",
-    "estimator.steps=20",
+    "estimator.steps=200",
     "plot=false",
     "progress=off",
     "every=1",

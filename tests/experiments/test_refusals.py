@@ -71,6 +71,8 @@ TREE: dict[str, Any] = {
     "every": 2,
     "precision": None,
     "progress": "auto",
+    "evidence": "auto",
+    "max_error": 0.5,
     "compile_cache": None,
     "limit": 1.0,
     "starts": 1,

@@ -66,7 +66,7 @@ def test_killed_run_goes_on_bit_for_bit(command: Command, leaves: Path, tmp_path
         "solver.batch_size=5",
         "plot=false",
         "compile_cache=null",
-        "estimator.steps=20",
+        "estimator.steps=200",
     ]
     code = (
         "import sys\n"

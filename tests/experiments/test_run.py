@@ -36,8 +36,8 @@ def test_run_leaves_its_files_and_numbers(command: Command, tmp_path: Path) -> N
     assert result["value"] < result["value_start"]
     assert result["seconds"] > 0 <= result["compile_seconds"]
     # Forward: K gradients per estimate and one for the residual at its end; one more at the start.
-    assert result["counts"]["jvps"] == 5 * 20 * 3
-    assert 5 * 20 <= result["counts"]["gradients"] <= 5 * 22
+    assert result["counts"]["jvps"] == 5 * 200 * 3
+    assert 5 * 200 <= result["counts"]["gradients"] <= 5 * 202
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / ".hydra" / "config.yaml").is_file()
     table = pyarrow.parquet.read_table(folder / "history.parquet")

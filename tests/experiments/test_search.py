@@ -20,7 +20,7 @@ QUICK = [
     "steps=3",
     "every=2",
     "estimator=reverse",
-    "estimator.steps=20",
+    "estimator.steps=200",
     "solver.batch_size=5",
     "plot=false",
     "compile_cache=null",
@@ -138,3 +138,17 @@ def test_other_words_are_refused(change: str) -> None:
 def test_nothing_to_search_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert search.main(["--folder", str(tmp_path), "steps=3"]) == 1
     assert "There is nothing to search" in capsys.readouterr().err
+
+
+@pytest.mark.extended
+def test_an_unreliable_trial_has_failed(
+    leaves: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Two tiny steps: every hypergradient is known to be wrong, and no value is to be believed."""
+    wrong = ["estimator.steps=2", "solver.step_size=0.001"]
+    quick = [q for q in QUICK if not q.startswith("estimator.steps")]
+    line = ["--trials", "2", "--folder", str(tmp_path / "a"), "--config-dir", str(leaves)]
+    assert search.main([*line, *quick, *wrong, SPACE[0]]) == 1
+    assert "no trial completed: 2 ended unreliable" in capsys.readouterr().err
+    states = {trial.state for trial in opened(tmp_path / "a").get_trials(deepcopy=False)}
+    assert states == {optuna.trial.TrialState.FAIL}
