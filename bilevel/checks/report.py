@@ -18,6 +18,7 @@ _UNCONVERGED = (
     "the derivative of the iterates has not converged: take more steps, a larger step size or an "
     "implicit estimator"
 )
+_GROWN = "derivatives grow along the inner steps: truncate, take a smaller step size, or use PES"
 _ALARM, _GOOD = 0.5, 0.05  # evidence that says more than this of an error below that is wrong
 _SILENT = 10  # times the error that the evidence knows of
 _ELSEWHERE = 0.1  # of the minimum's norm: with solved inner problems that is another minimum
@@ -141,7 +142,7 @@ def judge_estimator(
     if adjoint > tol**2:
         causes.append("the adjoint system is not solved: lower its tol or raise max_steps")
     if derivative > tol**2:
-        causes.append(_UNCONVERGED)
+        causes.append(_UNCONVERGED if derivative <= 1 else _GROWN)
     if not np.isfinite(error):
         verdict = "diverged: use a smaller step size"
     elif error <= tol:
@@ -174,7 +175,7 @@ def _disagreement(error: float, estimate: Estimate, known: float, tol: float) ->
     """
     if known > _ALARM and error < _GOOD:
         return f"; false alarm: its own evidence says {known:.1e}"
-    if error <= tol or known * _SILENT >= error:
+    if error <= tol or known > _ALARM or known * _SILENT >= error:
         return ""
     missing = f", it did not measure the {' and the '.join(estimate.unknown)}"
     if math.isnan(known):

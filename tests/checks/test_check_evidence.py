@@ -118,6 +118,7 @@ def test_only_reverse_mode_has_adjoints_of_every_step() -> None:
         (0.4, 0.01, "silence: its own evidence says 1.0e-02, it did not measure the noise"),
         (0.4, 0.3, None),
         (0.4, 0.9, None),
+        (99.0, 0.9, None),  # far too small a number, and an alarm all the same
         (0.4, None, "silence: its own evidence says nothing, it did not measure the systematic"),
     ],
 )
