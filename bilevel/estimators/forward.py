@@ -44,7 +44,7 @@ from bilevel.utils import (
     vdot,
 )
 
-Slopes: TypeAlias = tuple[Array, Params, PyTree, Tangents]
+Slopes: TypeAlias = tuple[Array, Params, PyTree, Tangents, Remainder]
 
 
 @dataclass(frozen=True)
@@ -221,18 +221,19 @@ class Forward:
         hyper: Hyper,
         lower: InnerState,
         rows: int,
-    ) -> tuple[Array, Params, PyTree]:
+    ) -> tuple[Array, Params, PyTree, Remainder]:
         """Return all slopes, a chunk of directions at a time; the iterates are the same in each."""
         m = dirs.count_tangents(self.directions, hyper)
 
-        def one(_: Carry, first: Array) -> tuple[Carry, Array]:
+        def one(_: Carry, first: Array) -> tuple[Carry, tuple[Array, Remainder]]:
             some = dirs.chunk(self.directions, drawn, hyper, first, rows)
             along, params, state, _, remainder = slopes(None, some)
             return (params, state), (along, remainder)
 
         begun = lower.params, lower.solver_state
         (params, state), (along, each) = jax.lax.scan(one, begun, jnp.arange(0, m, rows))
-        return along.reshape(-1)[:m], params, state, jax.tree.map(jnp.max, each)
+        worst = Remainder(*jax.tree.map(jnp.max, tuple(each)))
+        return along.reshape(-1)[:m], params, state, worst
 
     def _twin(
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key

@@ -3,8 +3,6 @@
 import math
 import warnings
 
-import jax
-
 from bilevel.core import Estimate
 from bilevel.utils import PyTree, norm
 
@@ -16,7 +14,7 @@ class EvidenceWarning(UserWarning):
 def warn_of_error(estimate: Estimate, max_error: float, *, wait: bool) -> None:
     """Warn if the relative error is above ``max_error``; without ``wait`` only if it is there."""
     error = estimate.relative_error
-    if not wait and not (isinstance(error, jax.Array) and error.is_ready()):
+    if not wait and not getattr(error, "is_ready", lambda: False)():
         return
     if float(error) > max_error:
         warnings.warn(describe_error(estimate), EvidenceWarning, stacklevel=3)
