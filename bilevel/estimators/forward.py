@@ -227,7 +227,8 @@ class Forward:
 
         def one(_: Carry, first: Array) -> tuple[Carry, tuple[Array, Remainder]]:
             some = dirs.chunk(self.directions, drawn, hyper, first, rows)
-            along, params, state, _, remainder = slopes(None, some)
+            along, params, state, tangents, remainder = slopes(None, some)
+            del tangents
             return (params, state), (along, remainder)
 
         begun = lower.params, lower.solver_state
