@@ -15,7 +15,7 @@ SHORT = ["steps=2", "compile_cache=null", "plot=false"]
 def test_main_job(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     outcome = command(
-        "experiment=main", "estimator.steps=40", f"hydra.run.dir={folder}", quick=SHORT
+        "experiment=main", "estimator.steps=1000", f"hydra.run.dir={folder}", quick=SHORT
     )
     assert outcome.status == 0, outcome.err
     result = json.loads((folder / "result.json").read_text())

@@ -159,6 +159,6 @@ def test_a_hybrid_search_goes_on_with_the_best(
 def test_patience_is_a_number() -> None:
     settings = dict.fromkeys(["precision", "compile_cache", "early_stopping"])
     settings |= {"progress": "off", "steps": 1, "every": 1, "seed": 0, "starts": 1}
-    settings["mesh"] = {"data": None, "hosts": None}
+    settings |= {"mesh": {"data": None, "hosts": None}, "evidence": "auto", "max_error": 0.5}
     with pytest.raises(BadInputError, match="early_stopping: expected an integer or null, got 'a'"):
         check(settings | {"start_steps": 1, "early_stopping": "a"}, {})
