@@ -31,6 +31,7 @@ class KnownErrors(Protocol):
         ...
 
 
+@jax.jit
 def relative_error(grad: PyTree, evidence: KnownErrors) -> Array:
     r"""What is known of ``|grad - exact| / |exact|``, ``()``.
 

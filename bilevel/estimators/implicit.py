@@ -26,9 +26,10 @@ from bilevel.core import (
     inner_loss,
 )
 from bilevel.estimators.adjoint import System, adjoint_system, first_order_bias, proximal_step
+from bilevel.estimators.budget import Budget
 from bilevel.estimators.rebuild import no_window
 from bilevel.estimators.refusals import check_minimiser
-from bilevel.estimators.remainder import Budget, system_remainder
+from bilevel.estimators.remainder import system_remainder
 from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver, solve_scaled
 from bilevel.solvers import Carry, Solver, run_steps, start_solver
@@ -128,8 +129,8 @@ class Implicit:
         error = None
         if bias is None:
             passes = 10 * self.steps + 100  # about: a step of Newton's or L-BFGS is several
-            products = Budget.of(problem, self.solver, data, params, passes).products
-            error = system_remainder(problem, hyper, params, data, system, adjoint.x, products)
+            budget = Budget.of(problem, self.solver, data, params, passes)
+            error = system_remainder(problem, hyper, params, data, system, adjoint.x, budget)
         evidence = Evidence(
             residual, adjoint.residual, bias=bias, counts=counts, residual_error=error
         )

@@ -26,9 +26,10 @@ from bilevel.core import (
     init_inner_state,
     inner_loss,
 )
+from bilevel.estimators.budget import Budget
 from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.estimators.refusals import check_unrolled
-from bilevel.estimators.remainder import Budget, adjoint_remainder
+from bilevel.estimators.remainder import adjoint_remainder
 from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
@@ -129,7 +130,9 @@ class Reverse:
 
         budget = Budget.of(problem, self.solver, data, params, passes=4 * tracked + skipped)
         sample = budget.draw(data, key)
-        residual, reference = find_progress(problem, hyper, before, params, sample, lower.reference)
+        residual, reference = find_progress(
+            problem, hyper, before, params, sample, lower.reference, budget.sampled
+        )
         leaves = oldest[: len(jax.tree.leaves(cotangent))]  # the params come first
         left = jax.tree.unflatten(jax.tree.structure(cotangent), leaves)
         remainder = adjoint_remainder(
@@ -140,12 +143,12 @@ class Reverse:
             left,
             cotangent,
             grad,
-            products=budget.products,
+            budget=budget,
             whole=not skipped,
         )
         recomputed = tracked if checkpoints else 0
         counts = Counts.of(
-            gradients=self.steps + recomputed + 1, vjps=tracked, hvps=2 * budget.products
+            gradients=self.steps + recomputed + 1, vjps=tracked, hvps=budget.hvps(params)
         )
         evidence = Evidence(
             residual,
