@@ -31,7 +31,6 @@ class KnownErrors(Protocol):
         ...
 
 
-@jax.jit
 def relative_error(grad: PyTree, evidence: KnownErrors) -> Array:
     r"""What is known of ``|grad - exact| / |exact|``, ``()``.
 

@@ -20,11 +20,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Problem
+from bilevel.core import Counts, Data, Evidence, Problem
 from bilevel.estimators.adjoint import System
 from bilevel.estimators.budget import Budget
 from bilevel.estimators.reference import find_reference
 from bilevel.estimators.refusals import unused_by_minimiser
+from bilevel.estimators.residuals import find_progress
+from bilevel.solvers import Solver
 from bilevel.utils import PyTree, axpy, norm, vdot, zeros_like
 
 
@@ -69,6 +71,45 @@ def adjoint_remainder(
         change, _ = _displacement(problem, hyper, params, data, product, gradient, budget.products)
         wrong = axpy(1, change, wrong)
     return Remainder(residual, relative_size(norm(wrong), norm(axpy(-1, wrong, grad))))
+
+
+def adjoint_evidence(
+    problem: Problem,
+    hyper: PyTree,
+    before: PyTree,
+    params: PyTree,
+    data: Data,
+    key: Array,
+    reference: Array,
+    adjoint: list[Array],
+    right: PyTree,
+    grad: PyTree,
+    *,
+    solver: Solver,
+    passes: int,
+    whole: bool,
+) -> tuple[Evidence, Array]:
+    """Return residuals of an unrolled adjoint, their error and products, and the reference.
+
+    The params come first among the leaves of the ``adjoint``, carried back from ``right``.
+    """
+    budget = Budget.of(problem, solver, data, params, passes)
+    sample = budget.draw(data, key)
+    residual, reference = find_progress(
+        problem, hyper, before, params, sample, reference, budget.sampled
+    )
+    leaves, tree = jax.tree.flatten(params)
+    left = jax.tree.unflatten(tree, adjoint[: len(leaves)])
+    remainder = adjoint_remainder(
+        problem, hyper, params, sample, left, right, grad, budget=budget, whole=whole
+    )
+    evidence = Evidence(
+        residual,
+        counts=Counts.of(hvps=budget.hvps(params)),
+        derivative_residual=remainder.residual,
+        residual_error=remainder.error,
+    )
+    return evidence, reference
 
 
 def system_remainder(
