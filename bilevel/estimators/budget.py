@@ -7,7 +7,6 @@ import jax
 from jax import Array
 
 from bilevel.core import Data, Problem, count_examples
-from bilevel.solvers import Solver
 from bilevel.utils import PyTree, size
 
 _PRODUCTS, _FEWEST = 12, 3  # with the Hessian, of the few steps of conjugate gradients
@@ -35,7 +34,7 @@ class Budget(NamedTuple):
 
     @classmethod
     def of(
-        cls, problem: Problem, solver: Solver | None, data: Data, params: PyTree, passes: int
+        cls, problem: Problem, solver: object, data: Data, params: PyTree, passes: int
     ) -> "Budget":
         """For an estimate that costs ``passes`` gradients on the batches of ``solver``."""
         n, d = count_examples(data.inner), size(params)

@@ -26,10 +26,9 @@ from bilevel.core import (
     inner_loss,
 )
 from bilevel.estimators.adjoint import System, adjoint_system, first_order_bias, proximal_step
-from bilevel.estimators.budget import Budget
 from bilevel.estimators.rebuild import no_window
 from bilevel.estimators.refusals import check_minimiser
-from bilevel.estimators.remainder import system_remainder
+from bilevel.estimators.remainder import Budget, system_remainder
 from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver, solve_scaled
 from bilevel.solvers import Carry, Solver, run_steps, start_solver

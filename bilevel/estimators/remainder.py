@@ -26,7 +26,6 @@ from bilevel.estimators.budget import Budget
 from bilevel.estimators.reference import find_reference
 from bilevel.estimators.refusals import unused_by_minimiser
 from bilevel.estimators.residuals import find_progress
-from bilevel.solvers import Solver
 from bilevel.utils import PyTree, axpy, norm, vdot, zeros_like
 
 
@@ -85,7 +84,7 @@ def adjoint_evidence(
     right: PyTree,
     grad: PyTree,
     *,
-    solver: Solver,
+    solver: object,
     passes: int,
     whole: bool,
 ) -> tuple[Evidence, Array]:
