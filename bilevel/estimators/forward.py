@@ -30,7 +30,7 @@ from bilevel.estimators import directions as dirs
 from bilevel.estimators.rebuild import no_window
 from bilevel.estimators.recursion import ForwardMemory, Tangents, contract_tangents, run_chain
 from bilevel.estimators.refusals import check_unrolled
-from bilevel.estimators.remainder import Budget, tangent_remainder
+from bilevel.estimators.remainder import Budget, Remainder, tangent_remainder
 from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
