@@ -130,8 +130,18 @@ class Forward:
             in_params, in_hyper = outer(where, hyper, data.outer)
             direct = jax.vmap(lambda u: vdot(u, in_hyper))(drawn)
             through = contract_tangents(tangents, in_params)
-            remainder = self._remainder(
-                problem, hyper, params, sample, budget, tangents, drawn, through, direct
+            leaves, tree = jax.tree.flatten(params)
+            of_params = jax.tree.unflatten(tree, tangents[: len(leaves)])
+            remainder = tangent_remainder(
+                problem,
+                hyper,
+                params,
+                sample,
+                of_params,
+                drawn,
+                through + direct,
+                budget=budget,
+                whole=not self.start,
             )
             return through + direct, params, state, tangents, remainder
 
@@ -142,12 +152,14 @@ class Forward:
             along, params, state, remainder = self._chunked(slopes, drawn, hyper, lower, self.chunk)
         grad, error = dirs.assemble_gradient(self.directions, drawn, along, hyper)
 
-        residual, reference = find_progress(problem, hyper, before, params, sample, lower.reference)
+        residual, reference = find_progress(
+            problem, hyper, before, params, sample, lower.reference, budget.sampled
+        )
         freedom = None if error is None else jnp.asarray(len(along) - 1, jnp.int32)
         evidence = Evidence(
             residual,
             standard_error=error,
-            counts=self._counts(hyper, budget),
+            counts=self._counts(hyper, params, budget),
             derivative_residual=remainder.residual,
             residual_error=remainder.error,
             freedom=freedom,
@@ -169,49 +181,14 @@ class Forward:
         """Return whether tangents go on from call to call."""
         return self.directions is None and self.chunk is None
 
-    def _remainder(
-        self,
-        problem: Problem,
-        hyper: PyTree,
-        params: PyTree,
-        data: Data,
-        budget: Budget,
-        tangents: list,
-        drawn: PyTree,
-        through: Array,
-        direct: Array,
-    ) -> Remainder:
-        """Along the hypergradient itself, as far as the directions span it."""
-        weights = through + direct
-        weights = weights / jnp.maximum(jnp.linalg.norm(weights), jnp.finfo(weights.dtype).tiny)
-
-        def mix(rows: Array) -> Array:
-            return jnp.tensordot(weights.astype(rows.dtype), rows, 1)
-
-        leaves, tree = jax.tree.flatten(params)
-        tangent = jax.tree.unflatten(tree, [mix(rows) for rows in tangents[: len(leaves)]])
-        direction = jax.tree.map(mix, drawn)
-        slope = jnp.vdot(weights, through + direct)
-        return tangent_remainder(
-            problem,
-            hyper,
-            params,
-            data,
-            tangent,
-            direction,
-            slope,
-            products=budget.products,
-            whole=not self.start,
-        )
-
-    def _counts(self, hyper: PyTree, budget: Budget) -> Counts:
+    def _counts(self, hyper: PyTree, params: PyTree, budget: Budget) -> Counts:
         tangents = dirs.count_tangents(self.directions, hyper)
         chunks = 1 if self.chunk is None else -(-tangents // self.chunk)
         gradients = self.steps * (chunks + self.cross) + 1
         return Counts.of(
             gradients=gradients,
             jvps=(self.steps - self.start) * tangents,
-            hvps=2 * budget.products * chunks,
+            hvps=budget.hvps(params) * chunks,
         )
 
     def _chunked(

@@ -128,8 +128,8 @@ class Implicit:
         error = None
         if bias is None:
             passes = 10 * self.steps + 100  # about: a step of Newton's or L-BFGS is several
-            products = Budget.of(problem, self.solver, data, params, passes).products
-            error = system_remainder(problem, hyper, params, data, system, adjoint.x, products)
+            budget = Budget.of(problem, self.solver, data, params, passes)
+            error = system_remainder(problem, hyper, params, data, system, adjoint.x, budget)
         evidence = Evidence(
             residual, adjoint.residual, bias=bias, counts=counts, residual_error=error
         )

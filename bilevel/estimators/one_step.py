@@ -18,14 +18,13 @@ from bilevel.core import (
     Counts,
     Data,
     Estimate,
-    Evidence,
     InnerState,
     Problem,
     init_inner_state,
     inner_loss,
 )
 from bilevel.estimators.refusals import check_unrolled
-from bilevel.estimators.residuals import find_progress
+from bilevel.estimators.remainder import adjoint_evidence
 from bilevel.estimators.reverse import Reverse
 from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
@@ -127,9 +126,24 @@ class OneStep:
         oldest, far_terms = pull_far(middle)
 
         bias = _tail(near_terms, far_terms, norm(oldest), norm(middle))
-        residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
-        counts = Counts.of(gradients=self.steps + 1, vjps=self.last + near + far)
-        evidence = Evidence(residual, bias=bias, counts=counts)
+        evidence, reference = adjoint_evidence(
+            problem,
+            hyper,
+            before,
+            params,
+            data,
+            key,
+            lower.reference,
+            cotangent,
+            jax.grad(problem.outer)(params, hyper, data.outer),
+            grad,
+            solver=self.solver,
+            passes=self.steps + 3 * (self.last + near + far),
+            whole=False,
+        )
+        vjps = self.last + near + far
+        counts = Counts.of(gradients=self.steps + 1, vjps=vjps, hvps=evidence.counts.hvps)
+        evidence = replace(evidence, bias=bias, counts=counts)
         return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
 
 

@@ -8,68 +8,25 @@ gradient, an unrolled derivative satisfies the equation of the minimiser's up to
 
 and the iterate is off by d, ``H d = grad inner``, which changes b by ``(Hessian of outer) d``. The
 remainder is what is left after all steps, so its slowest directions dominate it, and a few steps of
-conjugate gradients tell how large it is once divided by H. First order: exact on quadratics.
+conjugate gradients tell how large it is once divided by H. First order: exact on quadratics. Where
+there are few params the exact hypergradient itself takes its place, see :mod:`reference`.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Problem, count_examples
+from bilevel.core import Counts, Data, Evidence, Problem
 from bilevel.estimators.adjoint import System
+from bilevel.estimators.budget import Budget
+from bilevel.estimators.reference import find_reference
 from bilevel.estimators.refusals import unused_by_minimiser
-from bilevel.utils import PyTree, axpy, norm, size, vdot, zeros_like
-
-_PRODUCTS, _FEWEST = 12, 3  # with the Hessian, of the few steps of conjugate gradients
-_SHARE = 0.12  # of the gradients of the estimate itself that its evidence may cost
-_TINY = 10_000  # rows times params up to which the evidence is whole: it costs microseconds
-_STREAM = 2**31 - 1  # of the random sample: no step of a solver has this number
-_ROWS = 64  # a Hessian of fewer rows says nothing of that of all
-
-
-class Budget(NamedTuple):
-    """How many ``products`` with the Hessian a remainder may take, over how many ``rows``.
-
-    Evidence may cost an eighth of the estimate whatever the number of rows, so its products are
-    fewer, and then its rows, a random sample, where the inner steps see few. With no products the
-    residuals are reported and what they stand for is not.
-    """
-
-    products: int
-    rows: int
-
-    @classmethod
-    def of(cls, problem: Problem, solver: Any, data: Data, params: PyTree, passes: int) -> "Budget":
-        """For an estimate that costs ``passes`` gradients on the batches of ``solver``."""
-        n = count_examples(data.inner)
-        batch = getattr(solver, "batch_size", None) or n
-        gradients = _SHARE * passes * batch  # of single rows; a product costs about five halves
-        if problem.evidence == "full":
-            return cls(2 * _PRODUCTS, n)
-        if problem.evidence == "off":
-            return cls(0, min(n, _ROWS))
-        products = int((gradients / n - 3) / 5)
-        if n * size(params) <= _TINY or products >= _PRODUCTS:
-            return cls(_PRODUCTS, n)
-        if products >= _FEWEST:
-            return cls(products, n)
-        rows = int(gradients / (3 + 5 * _FEWEST))
-        if rows >= _ROWS:
-            return cls(_FEWEST, min(rows, n))
-        few = min(n, max(int(gradients / 3), _ROWS))
-        return cls(0, n if n * size(params) <= 100 * _TINY else few)
-
-    def draw(self, data: Data, key: Array) -> Data:
-        """The data, or with a random sample of its inner rows, the same for the same key."""
-        n = count_examples(data.inner)
-        if self.rows == n:
-            return data
-        chosen = jax.random.randint(jax.random.fold_in(key, _STREAM), (self.rows,), 0, n)
-        return replace(data, inner=jax.tree.map(lambda x: x[chosen], data.inner))
+from bilevel.estimators.residuals import find_progress
+from bilevel.utils import PyTree, axpy, norm, vdot, zeros_like
 
 
 class Remainder(NamedTuple):
@@ -87,7 +44,7 @@ def adjoint_remainder(
     left: PyTree,
     right: PyTree,
     grad: PyTree,
-    products: int,
+    budget: Budget,
     whole: bool,
 ) -> Remainder:
     """Of an adjoint that leaves ``left`` of ``H u = right``; ``right`` is the outer gradient."""
@@ -95,7 +52,10 @@ def adjoint_remainder(
     residual = relative_size(norm(left), norm(right))
     if steps_are_objective(problem, hyper, params, data):
         return Remainder(residual, jnp.zeros_like(residual) if whole else residual)
-    if not products or problem.prox is not None:
+    if budget.exact:
+        exact = find_reference(problem, hyper, params, data)
+        return Remainder(residual, exact.error(grad))
+    if not budget.products or problem.prox is not None:
         return Remainder(residual, None)
 
     def in_hyper(params: PyTree) -> PyTree:
@@ -104,12 +64,51 @@ def adjoint_remainder(
     gradient, product = jax.linearize(
         lambda w: jax.grad(problem.inner)(w, hyper, data.inner), params
     )
-    e = solve_roughly(product, left, products)
+    e = solve_roughly(product, left, budget.products)
     wrong = jax.jvp(in_hyper, (params,), (e,))[1]
-    exact = axpy(-1, wrong, grad)
-    derivative = relative_size(norm(wrong), norm(exact))
-    inner = _displacement_error(problem, hyper, params, data, product, gradient, right, products)
-    return Remainder(residual, jnp.hypot(derivative, inner))
+    if not budget.sampled:
+        change, _ = _displacement(problem, hyper, params, data, product, gradient, budget.products)
+        wrong = axpy(1, change, wrong)
+    return Remainder(residual, relative_size(norm(wrong), norm(axpy(-1, wrong, grad))))
+
+
+def adjoint_evidence(
+    problem: Problem,
+    hyper: PyTree,
+    before: PyTree,
+    params: PyTree,
+    data: Data,
+    key: Array,
+    reference: Array,
+    adjoint: list[Array],
+    right: PyTree,
+    grad: PyTree,
+    *,
+    solver: object,
+    passes: int,
+    whole: bool,
+) -> tuple[Evidence, Array]:
+    """Return residuals of an unrolled adjoint, their error and products, and the reference.
+
+    The params come first among the leaves of the ``adjoint``, carried back from ``right``.
+    """
+    budget = Budget.of(problem, solver, data, params, passes)
+    sample = budget.draw(data, key)
+    residual, reference = find_progress(
+        problem, hyper, before, params, sample, reference, budget.sampled
+    )
+    leaves, tree = jax.tree.flatten(params)
+    left = jax.tree.unflatten(tree, adjoint[: len(leaves)])
+    remainder = adjoint_remainder(
+        problem, hyper, params, sample, left, right, grad, budget=budget, whole=whole
+    )
+    evidence = Evidence(
+        residual,
+        counts=Counts.of(hvps=budget.hvps(params)),
+        derivative_residual=remainder.residual,
+        residual_error=remainder.error,
+    )
+    return evidence, reference
 
 
 def system_remainder(
@@ -119,10 +118,12 @@ def system_remainder(
     data: Data,
     system: System,
     x: PyTree,
-    products: int,
+    budget: Budget,
 ) -> Array | None:
     """Relative error of ``system.grad(x)``: of ``x``, of the damping, and of the params."""
-    if not products:
+    if budget.exact:
+        return find_reference(problem, hyper, params, data).error(system.grad(x))
+    if not (products := budget.products):
         return None
     x = jax.lax.stop_gradient(x)
     left = axpy(-1, system.operator.product(x), system.rhs)
@@ -140,16 +141,26 @@ def tangent_remainder(
     hyper: PyTree,
     params: PyTree,
     data: Data,
-    tangent: PyTree,
-    direction: PyTree,
-    slope: Array,
-    products: int,
+    tangents: PyTree,
+    directions: PyTree,
+    slopes: Array,
+    budget: Budget,
     whole: bool,
 ) -> Remainder:
-    """Of a tangent ``D u`` along ``direction`` u, along which the outer loss has the slope."""
-    hyper, params, tangent, direction, slope = jax.lax.stop_gradient(
-        (hyper, params, tangent, direction, slope)
+    """Of ``tangents`` ``[m, *leaf]`` along ``directions``, along which the outer loss has slopes.
+
+    Looks along the hypergradient itself, as far as the directions span it.
+    """
+    hyper, params, tangents, directions, slopes = jax.lax.stop_gradient(
+        (hyper, params, tangents, directions, slopes)
     )
+    weights = slopes / jnp.maximum(jnp.linalg.norm(slopes), jnp.finfo(slopes.dtype).tiny)
+
+    def mix(rows: Array) -> Array:
+        return jnp.tensordot(weights.astype(rows.dtype), rows, 1)
+
+    tangent, direction = jax.tree.map(mix, (tangents, directions))
+    slope = jnp.vdot(weights, slopes)
 
     def inner(params: PyTree, hyper: PyTree) -> PyTree:
         return jax.grad(problem.inner)(params, hyper, data.inner)
@@ -159,13 +170,19 @@ def tangent_remainder(
     residual = relative_size(norm(left), norm(right))
     if steps_are_objective(problem, hyper, params, data):
         return Remainder(residual, jnp.zeros_like(residual) if whole else residual)
-    if not products or problem.prox is not None:
+    if budget.exact:
+        exact = find_reference(problem, hyper, params, data)
+        return Remainder(residual, exact.error_along(directions, slopes))
+    if not budget.products or problem.prox is not None:
         return Remainder(residual, None)
     gradient, product = jax.linearize(lambda w: inner(w, hyper), params)
     b = jax.grad(problem.outer)(params, hyper, data.outer)
-    wrong = vdot(b, solve_roughly(product, left, products))
+    wrong = vdot(b, solve_roughly(product, left, budget.products))
     derivative = relative_size(jnp.abs(wrong), jnp.abs(slope - wrong))
-    displaced = _displacement_error(problem, hyper, params, data, product, gradient, b, products)
+    if budget.sampled:
+        return Remainder(residual, derivative)
+    change, now = _displacement(problem, hyper, params, data, product, gradient, budget.products)
+    displaced = relative_size(norm(change), norm(axpy(-1, change, now)))
     return Remainder(residual, jnp.hypot(derivative, displaced))
 
 
@@ -178,20 +195,42 @@ def steps_are_objective(problem: Problem, hyper: PyTree, params: PyTree, data: D
     return problem.start is not None or bool(unused_by_minimiser(problem, hyper, params, data))
 
 
-def _displacement_error(
+def _displacement(
     problem: Problem,
     hyper: PyTree,
     params: PyTree,
     data: Data,
     product: Callable[[PyTree], PyTree],
     gradient: PyTree,
-    b: PyTree,
     products: int,
-) -> Array:
-    """By how much the outer gradient would change at the minimiser, relative to it."""
-    d = solve_roughly(product, gradient, products)
-    outer = lambda w: jax.grad(problem.outer)(w, hyper, data.outer)  # noqa: E731
-    return relative_size(norm(jax.jvp(outer, (params,), (d,))[1]), norm(b))
+) -> tuple[PyTree, PyTree]:
+    """Return the hypergradient less that at the minimiser, and itself, to first order.
+
+    Along ``d = H^{-1} gradient``, with all that depends on the params: the outer gradient, the
+    Hessian and the mixed derivatives. Not from a sample of the rows, whose own minimiser lies
+    elsewhere.
+    """
+    solve = partial(solve_roughly, product, steps=products)
+    outer = jax.grad(problem.outer, argnums=(0, 1))
+    x = solve(outer(params, hyper, data.outer)[0])
+
+    def along(params: PyTree, hyper: PyTree) -> Array:
+        return vdot(jax.grad(problem.inner)(params, hyper, data.inner), x)
+
+    def hypergradient(params: PyTree) -> PyTree:
+        through = jax.grad(along, argnums=1)(params, hyper)
+        return axpy(-1, through, outer(params, hyper, data.outer)[1])
+
+    def left(params: PyTree) -> PyTree:
+        image = jax.grad(along)(params, hyper)
+        return axpy(-1, image, outer(params, hyper, data.outer)[0])
+
+    d = solve(gradient)
+    e = solve(jax.jvp(left, (params,), (d,))[1])
+    now, moved = jax.jvp(hypergradient, (params,), (d,))
+    mixed = jax.grad(problem.inner, argnums=1)
+    through = jax.jvp(lambda params: mixed(params, hyper, data.inner), (params,), (e,))[1]
+    return axpy(-1, through, moved), now
 
 
 def solve_roughly(product: Callable[[PyTree], PyTree], b: PyTree, steps: int) -> PyTree:

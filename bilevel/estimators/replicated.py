@@ -17,6 +17,7 @@ from bilevel.utils import (
     Hyper,
     Key,
     Params,
+    norm,
     register_node,
     require_positive,
     require_positive_int,
@@ -85,9 +86,8 @@ class Replicated:
         every, copies = jax.vmap(one)(lower.memory, jax.random.split(key, self.n))
         first: InnerState = jax.tree.map(lambda x: x[0], copies)
         value, grad = jax.tree.map(lambda x: jnp.mean(x, 0), (every.value, every.grad))
-        error = jax.tree.map(lambda x: jnp.std(x, 0, ddof=1) / self.n**0.5, every.grad)
-
         got = every.evidence
+        error = jax.tree.map(lambda x: jnp.std(x, 0, ddof=1) / self.n**0.5, every.grad)
         evidence = Evidence(
             inner_residual=jax.tree.map(lambda x: x[0], got.inner_residual),
             linear_residual=jax.tree.map(jnp.max, got.linear_residual),
@@ -95,12 +95,22 @@ class Replicated:
             bias=jax.tree.map(lambda x: jnp.mean(x, 0), got.bias),
             counts=Counts(*(jnp.sum(x, dtype=jnp.int32) for x in got.counts)),
             derivative_residual=jax.tree.map(jnp.max, got.derivative_residual),
-            # What all copies have in common is the systematic part: the mean has less of the rest.
-            residual_error=jax.tree.map(jnp.min, got.residual_error),
+            residual_error=self._common(got.residual_error, grad, error),
             freedom=jnp.asarray(self.n - 1, jnp.int32),
         )
         lower = InnerState(first.params, first.solver_state, copies, first.reference)
         return Estimate(value, grad, evidence), lower
+
+    def _common(self, errors: Array | None, grad: Hyper, error: Hyper) -> Array | None:
+        """Return what the copies have in common, ``()``: their errors less the noise of one.
+
+        ``E |g_i - exact|^2 = |bias|^2 + n |standard_error|^2``, relative to the gradient.
+        """
+        if errors is None:
+            return None
+        noise = jnp.where(norm(error) == 0, 0, norm(error) / norm(grad))
+        squared = jnp.mean(errors**2, 0) - self.n * noise**2
+        return jnp.sqrt(jnp.maximum(squared, 0))
 
     def needed(self, estimate: Estimate, tolerance: float = 0.1) -> Array:
         r"""How many copies would bring the noise of ``grad`` below ``tolerance`` times its size.

@@ -10,7 +10,7 @@ al., AISTATS 2019.
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 from jax import Array
@@ -19,7 +19,6 @@ from bilevel.core import (
     Counts,
     Data,
     Estimate,
-    Evidence,
     InnerState,
     Loss,
     Problem,
@@ -28,8 +27,7 @@ from bilevel.core import (
 )
 from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.estimators.refusals import check_unrolled
-from bilevel.estimators.remainder import Budget, adjoint_remainder
-from bilevel.estimators.residuals import find_progress
+from bilevel.estimators.remainder import adjoint_evidence
 from bilevel.solvers import Carry, Solver, run_steps, start_solver
 from bilevel.utils import (
     Hyper,
@@ -127,32 +125,24 @@ class Reverse:
 
             grad = axpy(1, jax.vjp(begin, hyper)[1](oldest)[0], grad)
 
-        budget = Budget.of(problem, self.solver, data, params, passes=4 * tracked + skipped)
-        sample = budget.draw(data, key)
-        residual, reference = find_progress(problem, hyper, before, params, sample, lower.reference)
-        leaves = oldest[: len(jax.tree.leaves(cotangent))]  # the params come first
-        left = jax.tree.unflatten(jax.tree.structure(cotangent), leaves)
-        remainder = adjoint_remainder(
+        evidence, reference = adjoint_evidence(
             problem,
             hyper,
+            before,
             params,
-            sample,
-            left,
+            data,
+            key,
+            lower.reference,
+            oldest,
             cotangent,
             grad,
-            products=budget.products,
+            solver=self.solver,
+            passes=4 * tracked + skipped,
             whole=not skipped,
         )
-        recomputed = tracked if checkpoints else 0
-        counts = Counts.of(
-            gradients=self.steps + recomputed + 1, vjps=tracked, hvps=2 * budget.products
-        )
-        evidence = Evidence(
-            residual,
-            counts=counts,
-            derivative_residual=remainder.residual,
-            residual_error=remainder.error,
-        )
+        gradients = self.steps + (tracked if checkpoints else 0) + 1
+        counts = Counts.of(gradients=gradients, vjps=tracked, hvps=evidence.counts.hvps)
+        evidence = replace(evidence, counts=counts)
         return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
 
     def _plan(

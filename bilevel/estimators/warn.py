@@ -3,6 +3,8 @@
 import math
 import warnings
 
+from jax import Array
+
 from bilevel.core import Estimate
 from bilevel.utils import PyTree, norm
 
@@ -11,9 +13,8 @@ class EvidenceWarning(UserWarning):
     """A hypergradient whose known relative error is too large to be used."""
 
 
-def warn_of_error(estimate: Estimate, max_error: float, *, wait: bool) -> None:
+def warn_of_error(estimate: Estimate, error: Array, max_error: float, *, wait: bool) -> None:
     """Warn if the relative error is above ``max_error``; without ``wait`` only if it is there."""
-    error = estimate.relative_error
     if not wait and not getattr(error, "is_ready", lambda: False)():
         return
     if float(error) > max_error:
