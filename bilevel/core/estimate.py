@@ -1,6 +1,6 @@
 """What an estimator returns: a value, a hypergradient, and the evidence for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -47,6 +47,8 @@ class Evidence:
     residual_error : ``()``; relative error of ``grad`` that the residuals stand for, to first
         order, by a few products with the inner Hessian at the returned params.
     freedom : ``()``; degrees of freedom of ``standard_error``; ``None`` for a predicted one.
+    directions_only : ``standard_error`` is the spread over random directions of one run, and has
+        none of the noise of the inner solver in it; static.
     """
 
     inner_residual: FloatTree = None
@@ -57,6 +59,7 @@ class Evidence:
     derivative_residual: FloatTree = None
     residual_error: FloatTree = None
     freedom: PyTree = None
+    directions_only: bool = field(default=False, metadata={"static": True})
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Estimate:
         evidence, missing = self.evidence, []
         if evidence.bias is None and evidence.residual_error is None:
             missing.append("systematic error")
-        if evidence.standard_error is None:
+        if evidence.standard_error is None or evidence.directions_only:
             missing.append("noise of the inner solver")
         return tuple(missing)
 

@@ -8,12 +8,13 @@ from bilevel.estimators.closed_form import ClosedForm
 from bilevel.estimators.evolution import Evolution
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
+from bilevel.estimators.nonfinite import find_nonfinite
 from bilevel.estimators.one_step import OneStep
 from bilevel.estimators.penalty import Penalty
 from bilevel.estimators.pes import PES
 from bilevel.estimators.predicted import Predicted
 from bilevel.estimators.rebuild import innermost_estimator, map_innermost, scale_work
-from bilevel.estimators.refusals import check_losses, check_minimiser
+from bilevel.estimators.refusals import check_losses, check_minimiser, explain_modes
 from bilevel.estimators.replicated import Replicated
 from bilevel.estimators.residuals import find_progress, full_gradient, inner_residual
 from bilevel.estimators.reverse import Reverse
@@ -44,6 +45,8 @@ __all__ = [
     "compiled_step",
     "data_of_call",
     "describe_error",
+    "explain_modes",
+    "find_nonfinite",
     "find_progress",
     "full_gradient",
     "hypergradient",

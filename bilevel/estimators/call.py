@@ -10,7 +10,8 @@ from jax.stages import Compiled
 
 from bilevel.core import Data, Estimate, Estimator, InnerState, Problem, require_arguments
 from bilevel.estimators.base import data_of_call, init_filled
-from bilevel.estimators.refusals import check_losses
+from bilevel.estimators.nonfinite import find_nonfinite
+from bilevel.estimators.refusals import check_losses, explain_modes
 from bilevel.estimators.warn import warn_of_error
 from bilevel.utils import (
     FloatTreeLike,
@@ -89,10 +90,14 @@ def hypergradient(
     begun = state
     if begun is None:
         require_variables("params", params)
-        begun = _init_state(problem, estimator, hyper, strip_weak_types(params), data, key)
-    estimate, after = _step(problem, estimator, hyper, strip_weak_types(begun), data, key)
+        with explain_modes(estimator):
+            begun = _init_state(problem, estimator, hyper, strip_weak_types(params), data, key)
+    with explain_modes(estimator):
+        estimate, after = _step(problem, estimator, hyper, strip_weak_types(begun), data, key)
     if not is_traced((estimate, hyper)) and problem.evidence != "off":
-        warn_of_error(estimate, _relative_error(estimate), max_error, wait=state is None)
+        error, begun = _relative_error(estimate), strip_weak_types(begun)
+        find = partial(find_nonfinite, problem, estimator, hyper, begun, data, key)
+        warn_of_error(estimate, error, max_error, wait=state is None, find=find)
     return estimate, after
 
 

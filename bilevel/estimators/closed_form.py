@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import cho_solve
 
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import find_progress
-from bilevel.linear import relative_residual
+from bilevel.linear import factorise, relative_residual
 from bilevel.utils import Hyper, Key, Params, register_node
 
 
@@ -29,9 +28,14 @@ class ClosedForm:
     Takes no solver and no key: one dense Hessian, one Cholesky factorisation, each solution refined
     once. Memory O(size(params)^2).
 
+    Where the Hessian is singular, and the inner loss has minimisers all the same, the nearest one
+    is taken (in coordinates of curvature 1; params that the inner loss does not use stay as they
+    are), and the answer holds if the outer loss does not tell them apart.
+
     Evidence: ``linear_residual`` of the adjoint system; it is infinite, and value and gradient are
-    NaN, where the Hessian is singular or indefinite to working precision, so that no minimiser is
-    defined. ``inner_residual`` far from 0 says that the inner loss is not quadratic after all.
+    NaN, where the Hessian is indefinite, or singular to working precision in a direction that a
+    loss depends on, so that no minimiser is defined. ``inner_residual`` far from 0 says that the
+    inner loss is not quadratic after all.
 
     Raises
     ------
@@ -73,16 +77,22 @@ class ClosedForm:
         # One factorisation serves both levels; one step of refinement each removes its rounding.
         gradient, hvp = jax.linearize(inner_grad, flat)
         hessian = jax.vmap(hvp)(jnp.eye(flat.size, dtype=flat.dtype))
-        factor = _factorise(hessian)
+        factor = factorise(hessian)
 
-        w = flat - cho_solve(factor, gradient)
-        w = w - cho_solve(factor, inner_grad(w))
+        w = flat - factor.solve(gradient)
+        after = inner_grad(w)
+        size = jnp.linalg.norm(factor.scale * gradient) + jnp.linalg.norm(flat / factor.scale)
+        unbounded = factor.misses(gradient + hessian @ (w - flat), size)
+        w = jnp.where(unbounded, jnp.nan, w - factor.solve(after))
         params = unravel(w)
         outer = jax.value_and_grad(problem.outer, argnums=(0, 1))
         value, (b, direct) = outer(params, hyper, data.outer)
         b = ravel_pytree(b)[0]
-        adjoint = cho_solve(factor, b)
-        adjoint = adjoint + cho_solve(factor, b - hessian @ adjoint)
+        adjoint = factor.solve(b)
+        adjoint = adjoint + factor.solve(b - hessian @ adjoint)
+        size = jnp.linalg.norm(factor.scale * b)
+        touched = factor.misses(b - hessian @ adjoint, size)
+        value, adjoint = (jnp.where(touched, jnp.nan, x) for x in (value, adjoint))
         cross = jax.jvp(lambda w: slopes(w)[1], (w,), (adjoint,))[1]
 
         residual, reference = find_progress(
@@ -115,15 +125,3 @@ def _check(problem: Problem, hyper: Hyper, params: Params, data: Data) -> None:
             "problem.prox stands for. Use Implicit with a proximal solver."
         )
     check_minimiser("ClosedForm", problem, hyper, params, data)
-
-
-def _factorise(hessian: Array) -> tuple[Array, bool]:
-    """Return the Cholesky factor ``(L, lower=True)``, all NaN if a pivot is rounding (or negative).
-
-    The last pivots of a singular matrix that was summed in rounded arithmetic are a few units of
-    rounding, of either sign: where they are positive the factorisation alone would not notice.
-    """
-    factor = jnp.linalg.cholesky(hessian)
-    smallest = jnp.min(jnp.diagonal(factor)) ** 2
-    rounding = 4 * jnp.finfo(hessian.dtype).eps * jnp.max(jnp.diagonal(hessian))
-    return jnp.where(smallest > rounding, factor, jnp.nan), True

@@ -56,13 +56,14 @@ def draw(directions: Directions, hyper: Hyper, key: Key) -> PyTree:
 
 
 def assemble_gradient(
-    directions: Directions, drawn: PyTree, slopes: Array, hyper: Hyper
+    directions: Directions, drawn: PyTree, slopes: Array, hyper: Hyper, *, one_run: bool = False
 ) -> tuple[PyTree, PyTree | None]:
     """Return ``(grad, standard error or None)`` from directional derivatives ``slopes``, ``[m]``.
 
     All directions: the gradient itself. Random signs ``u``: the mean of ``slope u``, unbiased since
     ``E[u u^T] = I`` (forward gradient, Baydin et al., 2022). The user's own: ``sum slope u``, the
-    projection of the gradient if they are orthonormal.
+    projection of the gradient if they are orthonormal. Slopes of ``one_run`` along the signs of a
+    single number are the same but for these, and their spread of 0 is no standard error.
     """
     if directions is None:
         return combine_basis(slopes, hyper), None
@@ -74,7 +75,7 @@ def assemble_gradient(
     if not isinstance(directions, Random):
         return jax.tree.map(lambda x: jnp.sum(x, 0), samples), None
     grad = jax.tree.map(lambda x: jnp.mean(x, 0), samples)
-    if directions.n == 1:
+    if directions.n == 1 or (one_run and size(hyper) == 1):
         return grad, None
     return grad, jax.tree.map(lambda x: jnp.std(x, 0, ddof=1) / directions.n**0.5, samples)
 

@@ -27,9 +27,10 @@ from bilevel.core import (
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.refusals import check_read
 from bilevel.estimators.residuals import find_progress
-from bilevel.solvers import Carry, Solver, run_steps, start_solver
+from bilevel.solvers import Carry, Solver, run_counted, start_solver
 from bilevel.spaces import free_coordinates, in_natural_units, move_coordinates
 from bilevel.utils import (
+    Counter,
     Hyper,
     Key,
     Number,
@@ -96,29 +97,30 @@ class Evolution:
         before, _ = start_solver(problem, self.solver, hyper, lower, data)
         free = free_coordinates(problem.space, hyper)
 
-        def play(hyper: Hyper, key: Key) -> tuple[Scalar, Carry]:
+        def play(hyper: Hyper, key: Key) -> tuple[Scalar, Carry, Counter]:
             return run_episode(problem, self.solver, self.steps, hyper, lower, data, key)
 
-        def slope(direction: PyTree, key: Key) -> Array:
-            def one(sign: Array) -> Array:
+        def slope(direction: PyTree, key: Key) -> tuple[Array, Counter]:
+            def one(sign: Array) -> tuple[Scalar, Counter]:
                 at = move_coordinates(problem.space, free, sign * self.sigma, direction, hyper)
-                return play(at, key)[0]
+                value, _, taken = play(at, key)
+                return value, taken
 
-            up, down = jax.vmap(one)(jnp.array([1, -1]))
-            return (up - down) / (2 * self.sigma)
+            (up, down), taken = jax.vmap(one)(jnp.array([1, -1]))
+            return (up - down) / (2 * self.sigma), taken
 
         # Step k uses fold_in(key, k), k < steps: what follows must not repeat those keys.
         drawn_by, pairs_by = (jax.random.fold_in(key, self.steps + i) for i in (0, 1))
         signs = dirs.Random(self.pairs)
         drawn = dirs.draw(signs, free, drawn_by)
-        slopes = jax.vmap(slope)(drawn, jax.random.split(pairs_by, self.pairs))
+        slopes, each = jax.vmap(slope)(drawn, jax.random.split(pairs_by, self.pairs))
         grad, error = in_natural_units(
             problem.space, free, *dirs.assemble_gradient(signs, drawn, slopes, free)
         )
 
-        value, (params, state) = play(hyper, key)
+        value, (params, state), taken = play(hyper, key)
         residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
-        counts = Counts.of(gradients=(2 * self.pairs + 1) * self.steps + 1)
+        counts = Counts.of(gradients=jnp.sum(each) + taken + 1)
         evidence = Evidence(residual, standard_error=error, counts=counts)
         return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
 
@@ -143,8 +145,9 @@ def run_episode(
     lower: InnerState,
     data: Data,
     key: Key,
-) -> tuple[Scalar, Carry]:
-    """Return the outer value after ``steps`` from ``lower`` at ``hyper``, and the chain's end."""
+) -> tuple[Scalar, Carry, Counter]:
+    """Return the outer value after ``steps`` at ``hyper``, the chain's end, and the steps taken."""
     carry = start_solver(problem, solver, hyper, lower, data)
-    carry = run_steps(inner_loss(problem), solver, hyper, carry, data, key, steps=steps)
-    return problem.outer(carry[0], hyper, data.outer), carry
+    loss = inner_loss(problem)
+    carry, taken = run_counted(loss, solver, hyper, carry, data, key, steps=steps)
+    return problem.outer(carry[0], hyper, data.outer), carry, jnp.asarray(taken, jnp.int32)

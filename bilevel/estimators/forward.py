@@ -63,8 +63,9 @@ class Forward:
     cross : take the outer gradient at the iterate of an independent chain, which removes the
         O(step size) bias from the correlation of ``x`` and ``D``, at twice the plain steps.
     directions : ``None`` for all of hyper space; an integer m for m random sign vectors per call
-        (forward gradient: unbiased, with a standard error for m > 1); or a tree like ``hyper`` with
-        leaves ``[m, *leaf]``, whose span (if orthonormal) the gradient is projected on.
+        (forward gradient: unbiased; for m > 1 and several hyperparameters with a standard error,
+        over the directions alone: :class:`Replicated` has the solver's noise in it too); or a tree
+        like ``hyper`` with leaves ``[m, *leaf]``, on whose span, if orthonormal, it is projected.
     chunk : push this many tangents at a time, running the loop once per chunk: memory O(chunk
         params). With ``chunk`` or ``directions`` every call starts its derivative from 0.
 
@@ -150,7 +151,7 @@ class Forward:
             along, params, state, tangents, remainder = slopes(tangents, drawn)
         else:
             along, params, state, remainder = self._chunked(slopes, drawn, hyper, lower, self.chunk)
-        grad, error = dirs.assemble_gradient(self.directions, drawn, along, hyper)
+        grad, error = dirs.assemble_gradient(self.directions, drawn, along, hyper, one_run=True)
 
         residual, reference = find_progress(
             problem, hyper, before, params, sample, lower.reference, budget.sampled
@@ -163,6 +164,7 @@ class Forward:
             derivative_residual=remainder.residual,
             residual_error=remainder.error,
             freedom=freedom,
+            directions_only=error is not None,
         )
         value = problem.outer(params, hyper, data.outer)
         memory = ForwardMemory(tangents if self._carries() else (), twin)

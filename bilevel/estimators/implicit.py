@@ -10,6 +10,7 @@ a proximal part is in ``adjoint.py``.
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,9 @@ from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.remainder import Budget, system_remainder
 from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver, solve_scaled
-from bilevel.solvers import Carry, Solver, run_steps, start_solver
+from bilevel.solvers import Carry, Solver, run_counted, start_solver
 from bilevel.utils import (
+    Counter,
     Hyper,
     Key,
     Number,
@@ -43,6 +45,8 @@ from bilevel.utils import (
     require_positive_int,
     zeros_like,
 )
+
+Window: TypeAlias = tuple[Carry, Params]  # the chain, and the mean of its params
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Implicit:
         """Solve the inner problem, then the adjoint system at its solution."""
         check_minimiser("Implicit", problem, hyper, lower.params, data)
         before, _ = carry = start_solver(problem, self.solver, hyper, lower, data)
-        params, state = self._minimise(problem, hyper, carry, data, key)
+        (params, state), taken = self._minimise(problem, hyper, carry, data, key)
 
         key, key_system, key_bias = jax.random.split(jax.random.fold_in(key, self.steps), 3)
         step, used = proximal_step(problem, self.solver, hyper, params, state, data, key_system)
@@ -124,7 +128,7 @@ class Implicit:
             matvecs = matvecs + more
         end = system.gradient if smooth else full_gradient(problem, hyper, params, data)
         residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
-        counts = Counts.of(gradients=self.steps + (1 if smooth else 2), hvps=matvecs)
+        counts = Counts.of(gradients=taken + (1 if smooth else 2), hvps=matvecs)
         error = None
         if bias is None:
             passes = 10 * self.steps + 100  # about: a step of Newton's or L-BFGS is several
@@ -146,21 +150,23 @@ class Implicit:
 
     def _minimise(
         self, problem: Problem, hyper: Hyper, carry: Carry, data: Data, key: Key
-    ) -> Carry:
-        """Return ``(params, solver state)`` after all steps, the params averaged if asked."""
-        steps = partial(run_steps, inner_loss(problem), self.solver, hyper, data=data, key=key)
+    ) -> tuple[Carry, Counter | int]:
+        """Return ``(params, solver state)``, the params averaged if asked, and the steps taken."""
+        steps = partial(run_counted, inner_loss(problem), self.solver, hyper, data=data, key=key)
         first = self.steps - self.average
-        carry = steps(carry, steps=first)
+        carry, taken = steps(carry, steps=first)
 
-        def advance(loop: tuple[Carry, Params], k: Array) -> tuple[tuple[Carry, Params], None]:
+        def advance(loop: Window, k: Array) -> tuple[Window, Counter]:
             carry, mean = loop
-            carry = steps(carry, steps=1, first=first + k)
-            return (carry, axpy(1 / (k + 1), axpy(-1, mean, carry[0]), mean)), None
+            carry, one = steps(carry, steps=1, first=first + k)
+            mean = axpy(1 / (k + 1), axpy(-1, mean, carry[0]), mean)
+            return (carry, mean), jnp.asarray(one, jnp.int32)
 
         if not self.average:
-            return carry
-        (carry, mean), _ = jax.lax.scan(advance, (carry, carry[0]), jnp.arange(self.average))
-        return mean, carry[1]
+            return carry, taken
+        begun, window = (carry, carry[0]), jnp.arange(self.average)
+        (carry, mean), each = jax.lax.scan(advance, begun, window)
+        return (mean, carry[1]), taken + jnp.sum(each)
 
 
 register_node(

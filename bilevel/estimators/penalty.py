@@ -16,8 +16,9 @@ from jax import Array
 from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import find_progress
-from bilevel.solvers import Carry, Solver, run_steps, start_solver
+from bilevel.solvers import Carry, Solver, run_counted, start_solver
 from bilevel.utils import (
+    Counter,
     DataTree,
     Hyper,
     Key,
@@ -87,20 +88,20 @@ class Penalty:
             )
         check_minimiser("Penalty", problem, hyper, lower.params, data)
 
-        def move(weight: Array, params: Params, state: PyTree) -> Carry:
+        def move(weight: Array, params: Params, state: PyTree) -> tuple[Carry, Counter | int]:
             def loss(params: Params, hyper: Hyper, batch: DataTree) -> Scalar:
                 penalty = weight * problem.outer(params, hyper, data.outer) / self.gamma
                 return problem.inner(params, hyper, batch) + penalty
 
             carry = start_solver(problem, self.solver, hyper, InnerState(params, state), data)
-            return run_steps(loss, self.solver, hyper, carry, data, key, steps=self.steps)
+            return run_counted(loss, self.solver, hyper, carry, data, key, steps=self.steps)
 
         def put_first(x: Array, rest: Array) -> Array:
             return jnp.concatenate([x[None], rest])
 
         # Chain 0 minimises the inner loss, 1 and 2 the penalised ones, side by side.
         chains = jax.tree.map(put_first, (lower.params, lower.solver_state), lower.memory)
-        chains = jax.vmap(move)(jnp.asarray(_WEIGHTS), *chains)
+        chains, taken = jax.vmap(move)(jnp.asarray(_WEIGHTS), *chains)
         (params, state), *penalised = [jax.tree.map(lambda x, i=i: x[i], chains) for i in range(3)]
 
         free = jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
@@ -119,7 +120,8 @@ class Penalty:
         bias = jax.tree.map(jnp.subtract, rough, grad)
         before, _ = start_solver(problem, self.solver, hyper, lower, data)
         residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
-        evidence = Evidence(residual, bias=bias, counts=Counts.of(gradients=3 * self.steps + 1))
+        counts = Counts.of(gradients=jnp.sum(taken) + 1)
+        evidence = Evidence(residual, bias=bias, counts=counts)
         memory = jax.tree.map(lambda x: x[1:], chains)
         value = problem.outer(params, hyper, data.outer)
         return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)

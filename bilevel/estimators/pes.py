@@ -109,33 +109,33 @@ class PES:
         free = free_coordinates(problem.space, hyper)
         particles, drift, age = self._remembered(problem, free, lower)
 
-        def play(hyper: Hyper, carry: Carry, key: Key) -> tuple[Scalar, Carry]:
+        def play(hyper: Hyper, carry: Carry, key: Key) -> tuple[Scalar, Carry, Counter]:
             at = InnerState(*carry)
             return run_episode(problem, self.solver, self.steps, hyper, at, data, key)
 
-        def pair(carry: Carry, direction: PyTree, key: Key) -> tuple[Scalar, Carry]:
-            def one(sign: Array, carry: Carry) -> tuple[Scalar, Carry]:
+        def pair(carry: Carry, direction: PyTree, key: Key) -> tuple[Scalar, Carry, Counter]:
+            def one(sign: Array, carry: Carry) -> tuple[Scalar, Carry, Counter]:
                 at = move_coordinates(problem.space, free, sign * self.sigma, direction, hyper)
                 return play(at, carry, key)
 
-            values, carry = jax.vmap(one)(jnp.array([1, -1]), carry)
-            return (values[0] - values[1]) / (2 * self.sigma**2), carry
+            values, carry, taken = jax.vmap(one)(jnp.array([1, -1]), carry)
+            return (values[0] - values[1]) / (2 * self.sigma**2), carry, taken
 
         # Step k uses fold_in(key, k), k < steps: what follows must not repeat those keys.
         drawn_by, pairs_by = (jax.random.fold_in(key, self.steps + i) for i in (0, 1))
         signs = dirs.Random(self.pairs)
         drawn = dirs.draw(signs, free, drawn_by)
         drift = axpy(self.sigma, drawn, drift)
-        weights, particles = jax.vmap(pair)(
+        weights, particles, each = jax.vmap(pair)(
             particles, drawn, jax.random.split(pairs_by, self.pairs)
         )
         grad, error = in_natural_units(
             problem.space, free, *dirs.assemble_gradient(signs, drift, weights, free)
         )
 
-        value, (params, state) = play(hyper, (lower.params, lower.solver_state), key)
+        value, (params, state), taken = play(hyper, (lower.params, lower.solver_state), key)
         residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
-        counts = Counts.of(gradients=(2 * self.pairs + 1) * self.steps + 1)
+        counts = Counts.of(gradients=jnp.sum(each) + taken + 1)
         evidence = Evidence(residual, standard_error=error, counts=counts)
         memory = PESMemory(particles, drift, age + 1)
         return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)

@@ -66,6 +66,9 @@ class Predicted:
     conjugate gradients and one pass over the inner examples for each hyperparameter. They hold for
     windows well above ``1 / (step size x curvature)``, and say nothing of the bias (``None``).
 
+    Dense predictions are infinite above half of the mean-square limit of the step size, where a few
+    large excursions make most of a standard deviation and single runs do not show it.
+
     The prediction's products and passes are added to ``counts``. A solver without minibatches has
     no noise: both fields are 0. Neither knows about a start that was not forgotten: that shows in
     ``inner_residual``.
@@ -157,7 +160,7 @@ def _dense(
     rule = rules.sgd(step_size, momentum, solver.nesterov)
     chain = {"batch_size": solver.batch_size, "window": max(window, 1), "implicit": implicit}
     found = prediction.stationary_error(problem, hyper, params, data, rule, **chain)
-    holds = found.stable & found.solved
+    holds = found.stable & found.solved & found.trusted
 
     def tree(values: Array) -> PyTree:
         return _like(hyper, jnp.where(holds, values, jnp.inf))

@@ -1,6 +1,7 @@
 """Checks of problems while an estimator is traced, each with what would cure it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,36 @@ from bilevel.core import Data, InnerState, Problem, inner_loss
 from bilevel.estimators.residuals import full_gradient
 from bilevel.solvers import NotUnrollable, Solver, start_solver
 from bilevel.utils import Hyper, Key, Params, PyTree, describe, leaf_address, unused_leaves
+
+_ONE_MODE = ("custom_vjp", "custom_lin")  # what JAX's own messages name
+_NO_REVERSE = "Reverse-mode differentiation does not work"
+
+
+@contextmanager
+def explain_modes(estimator: object) -> Iterator[None]:
+    """Say of an error of JAX's, that a function has no derivative of this mode, what would do."""
+    name = type(estimator).__name__
+    try:
+        yield
+    except (TypeError, NotImplementedError) as error:
+        if not any(word in str(error) for word in _ONE_MODE):
+            raise
+        raise TypeError(
+            f"{name} is differentiated in forward mode here, and something in it has a derivative "
+            "for reverse mode alone (jax.custom_vjp). If a loss calls such a function, write it "
+            "with jax.custom_jvp, which serves both modes, or take Reverse, or Implicit without "
+            "bias. If this is a derivative of the estimate itself: Reverse has none in forward "
+            "mode, so take jax.jacrev twice in place of jax.jacfwd and jax.hessian, or Forward."
+        ) from error
+    except ValueError as error:
+        if _NO_REVERSE not in str(error):
+            raise
+        raise ValueError(
+            f"{name} is differentiated in reverse mode here, and something in it is a loop of no "
+            "fixed length (a linear solver, a line search, or a loop of a loss's own), which has "
+            "no derivative in that mode. Take jax.jacfwd, or Reverse with a solver of plain steps; "
+            "in a loss, write the loop with jax.lax.scan."
+        ) from error
 
 
 def check_losses(problem: Problem, hyper: Hyper, params: Params, data: Data) -> None:

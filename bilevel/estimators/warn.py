@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 
 from jax import Array
 
@@ -13,26 +14,70 @@ class EvidenceWarning(UserWarning):
     """A hypergradient whose known relative error is too large to be used."""
 
 
-def warn_of_error(estimate: Estimate, error: Array, max_error: float, *, wait: bool) -> None:
-    """Warn if the relative error is above ``max_error``; without ``wait`` only if it is there."""
+def warn_of_error(
+    estimate: Estimate,
+    error: Array,
+    max_error: float,
+    *,
+    wait: bool,
+    find: Callable[[], str | None],
+) -> None:
+    """Warn if the relative error is above ``max_error``; without ``wait`` only if it is there.
+
+    ``find`` says what was not finite first, and is asked only where something is not.
+    """
     if not wait and not getattr(error, "is_ready", lambda: False)():
         return
-    if float(error) > max_error:
-        warnings.warn(describe_error(estimate), EvidenceWarning, stacklevel=3)
+    if float(error) > max_error or not math.isfinite(float(estimate.value)):
+        warnings.warn(describe_error(estimate, find), EvidenceWarning, stacklevel=3)
 
 
-def describe_error(estimate: Estimate) -> str:
+def describe_error(estimate: Estimate, find: Callable[[], str | None] | None = None) -> str:
     """Return a sentence each for the number, the cause and the cure."""
     error = float(estimate.relative_error)
-    size = "worthless" if math.isinf(error) else f"known to be wrong by about {100 * error:.0f} %"
-    return f"This hypergradient is {size}: {_cause(estimate)}"
+    useless = not math.isfinite(error) or not math.isfinite(float(estimate.value))
+    size = "worthless" if useless else f"known to be wrong by about {100 * error:.0f} %"
+    return f"This hypergradient is {size}: {_cause(estimate, find)}"
 
 
-def _cause(estimate: Estimate) -> str:
+def _describe_nonfinite(estimate: Estimate, find: Callable[[], str | None] | None) -> str | None:
+    """Return where the first number that is not finite arose, or what remains if no part has it."""
+    evidence = estimate.evidence
+    numbers = {"it": estimate.grad, "its value": estimate.value} | {
+        f"its {name.replace('_', ' ')}": getattr(evidence, name)
+        for name in ("inner_residual", "linear_residual", "derivative_residual")
+    }
+    bad = [name for name, number in numbers.items() if not math.isfinite(_size(number))]
+    if not bad:
+        return None
+    if find is not None and (found := find()):
+        return f"{bad[0]} is not finite: {found}"
+    if "its linear residual" in bad:
+        return (
+            f"{bad[0]} is not finite: the inner Hessian is indefinite, or singular in a direction "
+            "that the outer loss depends on, so that no derivative of a minimiser is defined. "
+            "Solve the inner problem further, add a penalty, or drop params that only the outer "
+            "loss uses."
+        )
+    if "its inner residual" in bad:
+        return (
+            f"{bad[0]} is not finite: the inner iterates grew until they overflowed. Use a smaller "
+            "step size, or a larger batch."
+        )
+    if "it" not in bad:
+        return None
+    return (
+        "it is not finite, though every loss, gradient and step is: the product of the derivatives "
+        "of all steps overflows, because each stretches. Use fewer steps, Reverse(truncate=), a "
+        "smaller step size, or PES."
+    )
+
+
+def _cause(estimate: Estimate, find: Callable[[], str | None] | None) -> str:
     """The largest part of the error, and what would make it smaller."""
     evidence = estimate.evidence
-    if not math.isfinite(float(norm(estimate.grad))):
-        return "it is not finite. Look for the first loss or derivative that is not."
+    if (text := _describe_nonfinite(estimate, find)) is not None:
+        return text
     noise = _size(evidence.standard_error)
     wrong = max(_size(evidence.bias), _float(evidence.residual_error) * float(norm(estimate.grad)))
     if noise > wrong and noise > 0:

@@ -29,6 +29,7 @@ from bilevel.linear.minres import MINRES
 from bilevel.linear.neumann import Neumann
 from bilevel.linear.nystrom import Nystrom
 from bilevel.linear.sgd_linear import SGDLinear
+from bilevel.linear.singular import factorise
 from bilevel.linear.step_size import stable_step
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "SGDLinear",
     "Solution",
     "extremes",
+    "factorise",
     "function_product",
     "gaussian",
     "largest_eigenvalue",

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import cho_solve
 
 from bilevel.linear.base import Matvec, Solution, as_operator, relative_residual
 from bilevel.linear.eigenvalues import largest_eigenvalue
+from bilevel.linear.singular import factorise
 from bilevel.utils import PyTree, basis, is_traced, register_node, require_positive_int, size
 
 _POWER_STEPS = 50
@@ -24,8 +24,11 @@ class Dense:
     condition number: the largest over the smallest eigenvalue, each by 50 power iterations on
     the matrix or its factors (a lower bound, mostly within a few per cent).
 
-    Where the operator is indefinite, or singular to working precision, the solution is NaN and its
-    residual infinite, which :func:`bilevel.tune` stops on. Outside compiled code it is an error.
+    A null space in which ``b`` has no part (parameters that the inner loss does not use, equal
+    columns) costs nothing: the solution has no part in it either, and the condition number is that
+    of the rest. Where the operator is indefinite, or singular to working precision and ``b`` does
+    touch its null space, the solution is NaN and its residual infinite, which
+    :func:`bilevel.tune` stops on. Outside compiled code it is an error.
 
     Parameters
     ----------
@@ -61,13 +64,17 @@ class Dense:
                 "much memory are meant."
             )
         matrix = _matrix(hessian, b)
-        factor = (jnp.linalg.cholesky(matrix), True)
+        factor = factorise(matrix)
         right, unravel = ravel_pytree(b)
         largest = largest_eigenvalue(lambda v: matrix @ v, right, key, _POWER_STEPS)
-        inverse = largest_eigenvalue(lambda v: cho_solve(factor, v), right, key, _POWER_STEPS)
+        inverse = largest_eigenvalue(factor.solve, right, key, _POWER_STEPS)
         # Two power iterations, O(n^2) each, in place of an eigendecomposition.
         condition = largest * inverse
-        regular = condition < _WORST / jnp.finfo(matrix.dtype).eps
+        x = factor.solve(right)
+        # One step of iterative refinement wins back the digits that the factorisation lost.
+        x = x + factor.solve(right - matrix @ x)
+        touched = factor.misses(right - matrix @ x, jnp.linalg.norm(factor.scale * right))
+        regular = (condition < _WORST / jnp.finfo(matrix.dtype).eps) & ~touched
         if not is_traced(regular) and not regular:
             raise ValueError(
                 "Dense: the matrix is indefinite, or singular to working precision (condition "
@@ -75,9 +82,6 @@ class Dense:
                 "positive definite: solve the inner problem further, add a penalty or damping, or "
                 "take MINRES."
             )
-        x = cho_solve(factor, right)
-        # One step of iterative refinement wins back the digits that the factorisation lost.
-        x = x + cho_solve(factor, right - matrix @ x)
         x = unravel(jnp.where(regular, x, jnp.nan).astype(right.dtype))
         residual = jnp.where(regular, relative_residual(hessian, b, x), jnp.inf)
         return Solution(x, residual, jnp.asarray(n + 1, jnp.int32), condition)

@@ -9,6 +9,7 @@ from jax import Array
 
 from bilevel.core import Data, InnerState, Loss, Problem, inner_loss
 from bilevel.utils import (
+    Counter,
     DataTree,
     Flag,
     FloatTree,
@@ -174,23 +175,42 @@ def run_steps(
     A solver that stops ends the loop. With ``average`` the floating-point leaves returned are
     means over the last ``average`` steps.
     """
+    return run_counted(
+        loss, solver, hyper, carry, data, key, steps=steps, first=first, average=average
+    )[0]
+
+
+def run_counted(
+    loss: Loss,
+    solver: Solver,
+    hyper: Hyper,
+    carry: Carry,
+    data: Data,
+    key: Key,
+    *,
+    steps: int,
+    first: int | Array = 0,
+    average: int = 0,
+) -> tuple[Carry, Counter | int]:
+    """Return what :func:`run` does, and how many steps were taken before the solver stopped."""
 
     def advance(k: Array, carry: Carry) -> Carry:
         params, state = carry
         return solver.step(loss, params, hyper, data.inner, jax.random.fold_in(key, k), state)
 
-    plain = steps - average
+    plain, taken = steps - average, steps
     if not isinstance(solver, Stops) or solver.stopped(carry[1]) is None:
         carry, _ = repeat_step(advance, carry, first=first, length=plain)
     else:
-        carry = _run_until_stopped(advance, solver, carry, first, plain)
+        end, carry = _run_until_stopped(advance, solver, carry, first, plain)
+        taken = end - first + average
     if not average:
-        return carry
+        return carry, taken
     carry, mean = repeat_step(
         advance, carry, first=first + plain, length=average, averaged=lambda c: partition(c)[0]
     )
     _, fixed, merge = partition(carry)
-    return merge(mean, fixed)
+    return merge(mean, fixed), taken
 
 
 def _run_until_stopped(
@@ -199,8 +219,8 @@ def _run_until_stopped(
     carry: Carry,
     first: int | Array,
     n: int,
-) -> Carry:
-    """Run at most ``n`` steps; not differentiable in reverse."""
+) -> tuple[Counter, Carry]:
+    """Run at most ``n`` steps, to the count that is returned; not differentiable in reverse."""
 
     def unfinished(loop: tuple[Array, Carry]) -> Array:
         k, (_, state) = loop
@@ -210,7 +230,7 @@ def _run_until_stopped(
         k, carry = loop
         return k + 1, advance(k, carry)
 
-    return jax.lax.while_loop(unfinished, body, (jnp.asarray(first, jnp.int32), carry))[1]
+    return jax.lax.while_loop(unfinished, body, (jnp.asarray(first, jnp.int32), carry))
 
 
 def _running_mean(mean: FloatTree, new: FloatTree, count: Array) -> FloatTree:

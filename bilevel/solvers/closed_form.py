@@ -6,12 +6,12 @@ w* = w - H^{-1} grad g(w),   exact from any w when g is quadratic in w
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.core import Loss, Problem
-from bilevel.utils import DataTree, Float, Hyper, Key, Params, PyTree, axpy, basis, register_node
+from bilevel.linear import factorise
+from bilevel.utils import DataTree, Float, Hyper, Key, Params, basis, register_node
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Direct:
     The first step is exact up to rounding (condition number x machine precision); a second one
     refines it. Costs d Hessian products and d^3 / 3 operations, memory d^2, d being the number of
     entries of ``params``. Its step may be differentiated, by the same factor. A Hessian that is
-    not positive definite gives NaN.
+    indefinite gives NaN; along a null space nothing moves.
 
     Raises
     ------
@@ -60,22 +60,25 @@ class Direct:
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: tuple[()]
     ) -> tuple[Params, tuple[()]]:
         """Return the minimiser; the key is not used."""
-        factor = factorise(loss, *jax.lax.stop_gradient((params, hyper, data)))
-        _, unravel = ravel_pytree(params)
+        factor = factorise(_full_hessian(loss, *jax.lax.stop_gradient((params, hyper, data))))
+        flat, unravel = ravel_pytree(params)
 
-        def solve(_: object, b: PyTree) -> PyTree:
-            return unravel(jax.scipy.linalg.cho_solve((factor, True), ravel_pytree(b)[0]))
+        def slopes(flat: Array) -> Array:
+            return ravel_pytree(jax.grad(loss)(unravel(flat), hyper, data))[0]
 
-        gradient, hvp = jax.linearize(lambda w: jax.grad(loss)(w, hyper, data), params)
+        def solve(_: object, b: Array) -> Array:
+            return factor.solve(b)
+
+        # As one vector: JAX cannot transpose a solve of which a leaf is 0 whatever it is given.
+        gradient, hvp = jax.linearize(slopes, flat)
         direction = jax.lax.custom_linear_solve(hvp, gradient, solve, symmetric=True)
-        return axpy(-1, direction, params), state
+        return unravel(flat - direction), state
 
 
 register_node(Direct)
 
 
-def factorise(loss: Loss, params: Params, hyper: Hyper, data: DataTree) -> Float[Array, "d d"]:
-    """Return the lower Cholesky factor of the full Hessian in ``params``, ``[d, d]``."""
+def _full_hessian(loss: Loss, params: Params, hyper: Hyper, data: DataTree) -> Float[Array, "d d"]:
+    """Return the full Hessian in ``params``, ``[d, d]``."""
     _, hvp = jax.linearize(lambda w: jax.grad(loss)(w, hyper, data), params)
-    hessian = jax.vmap(lambda v: ravel_pytree(hvp(v))[0])(basis(params))
-    return jnp.linalg.cholesky(hessian)
+    return jax.vmap(lambda v: ravel_pytree(hvp(v))[0])(basis(params))

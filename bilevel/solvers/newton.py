@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.core import Loss
-from bilevel.linear import CG, LinearSolver
-from bilevel.solvers.line_search import backtrack_step
+from bilevel.linear import CG, LinearSolver, solve_scaled
+from bilevel.solvers.line_search import backtrack_step, full_where_rounding
 from bilevel.utils import (
     DataTree,
     Flag,
@@ -111,18 +111,21 @@ class Newton:
 
         def slopes(params: Params) -> tuple[Params, Scalar]:
             value, gradient = jax.value_and_grad(loss)(params, hyper, data)
-            return gradient, value
+            # JAX cannot transpose a solve with a right side of which a leaf depends on nothing, as
+            # the gradient of params that the loss does not use.
+            return jax.tree.map(lambda g, w: g + 0 * w, gradient, params), value
 
         linearised: tuple = jax.linearize(slopes, params, has_aux=True)
         gradient, hvp, value = linearised
 
         def solve(matvec: HessianProduct, b: Params) -> Params:
-            return self.linear.solve(matvec, b, zeros_like(b), key).x
+            return solve_scaled(self.linear, matvec, b, zeros_like(b), key).x
 
         def move() -> Params:
             direction = newton_direction(solve, hvp, gradient)
             at = jax.lax.stop_gradient((params, hyper, data, direction, gradient, value))
-            return axpy(-backtrack_step(loss, *at), direction, params)
+            length = full_where_rounding(backtrack_step(loss, *at), loss, *at[:4], value=at[-1])
+            return axpy(-length, direction, params)
 
         return norm(gradient), move
 

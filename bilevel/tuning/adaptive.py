@@ -149,7 +149,7 @@ def require_adaptive(estimator: Estimator, standard_error: PyTree) -> None:
         raise ValueError(
             f"Adaptive compares the hypergradient with its standard error, and {estimator!r} "
             "reports none. Wrap it: Replicated(estimator, n) measures it, Predicted(estimator) "
-            "predicts it for SGD; random directions (Forward(..., directions=)) and Evolution "
-            "report their own."
+            "predicts it for SGD; Evolution reports its own, and so do random directions "
+            "(Forward(..., directions=m), m > 1) of several hyperparameters."
         )
     scale_work(estimator, 2)

@@ -4,7 +4,7 @@ import jax
 from jax import Array
 
 from bilevel.core import Data, DrawsTasks, Estimator, MonitoredEstimator, Problem
-from bilevel.estimators import data_of_call, solver_of
+from bilevel.estimators import data_of_call, find_nonfinite, solver_of
 from bilevel.solvers import largest_curvature, stability_limit
 from bilevel.tuning.state import State, Stop
 from bilevel.utils import PyTree
@@ -35,6 +35,12 @@ def divergence_message(
     problem: Problem, estimator: Estimator, state: State, hyper: PyTree, stop: Stop, data: Data
 ) -> str:
     """One paragraph: which step, which quantity, the likely cause and the cure."""
+    key = jax.random.fold_in(state.key, state.step)
+    if found := find_nonfinite(problem, estimator, hyper, state.lower, data, key):
+        return (
+            f"tune stopped at outer step {int(state.step)}, at the hyperparameters proposed there: "
+            f"{found} The last good state, before that step, is returned."
+        )
     if isinstance(estimator, MonitoredEstimator):
         return variable_message(problem, estimator, state, hyper, stop, data)
     text = (
@@ -42,7 +48,7 @@ def divergence_message(
         f"hyperparameters proposed there (inner residual {float(stop.residual):.3g} after "
         f"{float(stop.previous):.3g} one step before, outer value {float(stop.value):.4g}). "
     )
-    data = data_of_call(estimator, data, jax.random.fold_in(state.key, state.step))
+    data = data_of_call(estimator, data, key)
     solver = solver_of(estimator, problem, hyper, state.lower.params, data)
     curvature = float(largest_curvature(problem, hyper, state.lower.params, data, state.key))
     limit = stability_limit(solver, hyper, state.lower.solver_state)

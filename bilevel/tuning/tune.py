@@ -16,6 +16,8 @@ from bilevel.estimators import (
     check_losses,
     data_of_call,
     describe_error,
+    explain_modes,
+    find_nonfinite,
     scale_work,
     solver_of,
 )
@@ -152,7 +154,7 @@ def tune(
             result = _result(loop, current, stop, jax.tree.map(jnp.asarray, rows[0]))
             result = _explained(loop, result, stop) if over else result
             if (over or not left) and not bool(stop.diverged):
-                result = _warned(result, problem, max_error)
+                result = _warned(loop, result, max_error)
             if callback is not None:
                 callback(result)
             if over or not left:
@@ -180,7 +182,8 @@ _final, _proposed = jax.jit(Loop.final), jax.jit(Loop.proposed)
 
 def _begin(loop: Loop, hyper: PyTree, params: PyTree, key: Array | None) -> State:
     """Return the state before the first step; warn if the step size is known to be too large."""
-    state, known = _init(loop, hyper, params, key)
+    with explain_modes(loop.estimator):
+        state, known = _init(loop, hyper, params, key)
     if known is not None and not is_traced(known) and (text := step_size_warning(*known)):
         warnings.warn(text, DivergenceWarning, stacklevel=3)
     return state
@@ -235,12 +238,15 @@ def _result(loop: Loop, state: State, stop: Stop, history: Columns) -> Result:
     return Result(hyper, params, history, state.estimate, state, stop.diverged, stopped)
 
 
-def _warned(result: Result, problem: Problem, max_error: float) -> Result:
+def _warned(loop: Loop, result: Result, max_error: float) -> Result:
     """Return the result with a message, and warn, if its last hypergradient is known to be bad."""
     error = float(result.estimate.relative_error)
-    if problem.evidence == "off" or not error > max_error:
+    if loop.problem.evidence == "off" or not error > max_error:
         return result
-    text = describe_error(result.estimate)
+    state = result.state
+    key = jax.random.fold_in(state.key, state.step - 1)
+    at = loop.problem, loop.estimator, state.hyper, state.lower, loop.data, key
+    text = describe_error(result.estimate, partial(find_nonfinite, *at))
     warnings.warn(text, EvidenceWarning, stacklevel=3)
     return replace(result, message=text if result.message is None else f"{result.message} {text}")
 

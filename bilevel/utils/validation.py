@@ -65,6 +65,13 @@ def require_variables(name: str, tree: PyTree) -> None:
                 f"{leaf_address(name, path)} has dtype {jnp.result_type(leaf)}, which has no "
                 "derivative. Use floating-point numbers, for example 1.0 instead of 1."
             )
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise ValueError(
+                f"{leaf_address(name, path)} is complex ({jnp.result_type(leaf)}): what is minimised "
+                "must be real numbers, and JAX's gradient of a complex one points uphill for half of "
+                "its parts. Pass the two parts, for example {'re': z.real, 'im': z.imag}, and "
+                "build z = re + 1j * im inside the losses. Complex data are fine."
+            )
         require_finite(name, path, leaf)
 
 

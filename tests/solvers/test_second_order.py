@@ -187,3 +187,59 @@ def test_stops_at_its_tolerance(make: Any) -> None:
     begun = size(case.params)
     assert 1e-5 * begun < ends[0] <= 1e-2 * begun
     assert ends[1] <= 1e-5 * begun
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("constant", [0.0, 1.0])
+def test_one_step_of_newton_is_exact_under_interpolation(constant: float, dtype: Any) -> None:
+    """The loss is 0 at its minimum, and beside it all rounding, which no step size may follow.
+
+    ``inner = (h w^2 - 2)^2 / 2``, so ``w* = sqrt(2 / h)`` and ``dw*/dh = -sqrt(2) h^-1.5 / 2``;
+    the constant changes nothing.
+    """
+    problem = bl.Problem(
+        lambda w, h, x: jnp.mean((h * w**2 - x) ** 2) / 2 + constant, lambda w, h, x: w
+    )
+    data = bl.Data(inner=np.full(3, 2.0, dtype), outer=np.zeros(1, dtype))
+    hypers = jnp.linspace(0.5, 8, 16, dtype=dtype)
+    exact = -np.sqrt(2) * np.asarray(hypers) ** -1.5 / 2
+    for steps in (6, 10, 30):
+        for estimator in (
+            bl.OneStep(bl.Newton(), steps),
+            bl.Reverse(bl.Newton(), steps, truncate=1),
+        ):
+
+            def grad(h: Any, estimator: Any = estimator) -> Any:
+                start, key = jnp.ones((), dtype), jax.random.key(0)
+                return bl.hypergradient(problem, estimator, h, start, data, key)[0].grad
+
+            found = jax.vmap(grad)(hypers)
+            np.testing.assert_allclose(found, exact, rtol=1e-4 if dtype == np.float64 else 5e-3)
+
+
+STOPPING: dict[str, Any] = {
+    "Implicit": lambda solver, steps: bl.Implicit(solver, steps),
+    "Implicit, window": lambda solver, steps: bl.Implicit(solver, steps, average=10),
+    "Penalty": lambda solver, steps: bl.Penalty(solver, steps, gamma=10.0),
+    "Evolution": lambda solver, steps: bl.Evolution(solver, steps, pairs=2),
+    "PES": lambda solver, steps: bl.PES(solver, steps, pairs=2),
+}
+
+
+@pytest.mark.parametrize("name", STOPPING)
+def test_counts_end_where_the_solver_stopped(name: str) -> None:
+    """A quadratic takes Newton one step, and a second one to see that it is there."""
+    data = bl.Data(inner=np.array([1.0, 3.0]), outer=np.zeros(1))
+    problem = bl.Problem(
+        lambda w, h, x: jnp.mean((w - x) ** 2) / 2 + h * w**2 / 2,
+        lambda w, h, x: (w - 1) ** 2 / 2,
+    )
+    chains = {"Implicit": 1, "Implicit, window": 1, "Penalty": 3}.get(name, 5)
+
+    def gradients(solver: Any, steps: int) -> int:
+        estimator = STOPPING[name](solver, steps)
+        arguments = problem, estimator, 1.0, 0.0, data, jax.random.key(0)
+        return int(bl.hypergradient(*arguments)[0].evidence.counts.gradients)
+
+    assert gradients(bl.Newton(tol=1e-6), 100) == 2 * chains + 1
+    assert gradients(bl.Newton(), 20) == 20 * chains + 1
