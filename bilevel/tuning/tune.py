@@ -26,6 +26,7 @@ from bilevel.solvers import constant_stability_limit
 from bilevel.tuning.adaptive import Adaptive, level_of, require_adaptive
 from bilevel.tuning.diagnosis import DivergenceWarning, divergence_message, step_size_warning
 from bilevel.tuning.early_stopping import EarlyStopping
+from bilevel.tuning.evidence import is_unreliable
 from bilevel.tuning.history import join_rows
 from bilevel.tuning.hooks import Columns, is_done, resume_memory
 from bilevel.tuning.loop import Block, Loop
@@ -78,7 +79,9 @@ def tune(
     state : ``result.state`` of an earlier run, to go on from it bit for bit.
     warm_start : start each inner solve where the last one ended (``False``: at ``params``).
     evidence : ``"full"``, ``"auto"`` or ``"off"``, see :class:`bilevel.Problem`.
-    max_error : warn where the last hypergradient's relative error is above this.
+    max_error : warn where the last hypergradient's relative error is above this, and the error
+        itself above this share of the largest hypergradient of the run: near an optimum it is
+        mostly error, and harmless.
     hooks : what the run does beside its steps, in the compiled loop:
         :class:`bilevel.Record` adds columns to ``history``; :class:`bilevel.EarlyStopping` judges
         every step on a second validation set, returns the best and stops when it is past;
@@ -240,8 +243,8 @@ def _result(loop: Loop, state: State, stop: Stop, history: Columns) -> Result:
 
 def _warned(loop: Loop, result: Result, max_error: float) -> Result:
     """Return the result with a message, and warn, if its last hypergradient is known to be bad."""
-    error = float(result.estimate.relative_error)
-    if loop.problem.evidence == "off" or not error > max_error:
+    off = loop.problem.evidence == "off"
+    if off or not is_unreliable(result.estimate, result.history, max_error):
         return result
     state = result.state
     key = jax.random.fold_in(state.key, state.step - 1)

@@ -15,7 +15,7 @@ import numpy as np
 
 from bilevel.core import Estimate
 from bilevel.estimators.warn import describe_error
-from bilevel.utils import norm
+from bilevel.tuning.evidence import absolute_error, find_largest_known, is_unreliable
 from experiments.cli.hydra_compat import CONF
 from experiments.common.files import write_whole
 from experiments.reports.table import COUNTS
@@ -86,45 +86,20 @@ def bad_evidence(
 ) -> str | None:
     """Number, cause and cure where the known error is above `max_error`; `None` where it is not.
 
-    A descent that ends where the outer loss is flat has little hypergradient left, and its error
-    is a large share of that. So an error is let pass that is below `max_error` of the largest
-    hypergradient that the run knew to within `max_error`: from there it has come down to its error.
+    By the rule of `tune`: an error that is small beside the largest hypergradient is let pass.
     """
-    most = settings["max_error"]
-    if settings["evidence"] == "off" or not float(estimate.relative_error) > most:
+    off = settings["evidence"] == "off"
+    if off or not is_unreliable(estimate, history, settings["max_error"]):
         return None
-    share = _error_of_largest(estimate, history, settings)
-    return None if share is not None and share <= most else describe_error(estimate)
+    return describe_error(estimate)
 
 
 def _error_of_largest(
     estimate: Estimate, history: dict[str, np.ndarray], settings: dict[str, Any]
 ) -> float | None:
     """The last error as a share of the largest known hypergradient; `None` where none is known."""
-    largest = largest_known(history, settings["max_error"])
+    largest = find_largest_known(history, settings["max_error"])
     return absolute_error(estimate) / largest if largest > 0 else None
-
-
-def absolute_error(estimate: Estimate) -> float:
-    """What is known of `|grad - exact|`, from `|grad|` and the parts of its relative error."""
-    evidence, size = estimate.evidence, float(norm(estimate.grad))
-    noise = 0.0 if evidence.standard_error is None else float(norm(evidence.standard_error))
-    if evidence.bias is not None:
-        return math.hypot(float(norm(evidence.bias)), noise)
-    share = evidence.residual_error
-    share = float(estimate.relative_error if share is None and noise == 0 else share or 0.0)
-    # Errors are as good as orthogonal to what they add to: |grad|^2 = |exact|^2 (1 + share^2).
-    wrong = size * (share / math.hypot(1, share) if math.isfinite(share) else 1)
-    return math.hypot(wrong, noise)
-
-
-def largest_known(history: dict[str, np.ndarray], most: float) -> float:
-    """The norm of the largest hypergradient whose relative error is at most `most`; 0 for none."""
-    if "relative_error" not in history:
-        return 0.0
-    error, size = (np.asarray(history[name], float) for name in ("relative_error", "grad_norm"))
-    good = np.isfinite(size) & (error <= most)
-    return float(np.max(size[good] / np.hypot(1, error[good]), initial=0.0))
 
 
 def versions() -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import bilevel as bl
+from bilevel.tuning.evidence import absolute_error
 from experiments import report
 from experiments.reports import table
 from experiments.runs import plots, results
@@ -116,7 +117,7 @@ def test_a_descent_that_has_come_down_to_its_error_is_reliable() -> None:
 def test_absolute_error(evidence: dict[str, float], expected: float) -> None:
     made = bl.Evidence(**{name: jnp.asarray(x) for name, x in evidence.items()})
     estimate = bl.Estimate(jnp.array(0.0), jnp.array(10.0), made)
-    assert results.absolute_error(estimate) == pytest.approx(expected, rel=1e-6)
+    assert absolute_error(estimate) == pytest.approx(expected, rel=1e-6)
 
 
 def test_unreliable_rows_are_marked_counted_and_never_best() -> None:

@@ -1,0 +1,44 @@
+"""Whether the last hypergradient of a run is bad, or only small: at an optimum it is mostly error.
+
+An error is harmless that is small beside the largest hypergradient of the run that is known to be
+good: the descent from there was right, and what is left of the gradient is within its error.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from bilevel.core import Estimate
+from bilevel.utils import norm
+
+
+def is_unreliable(estimate: Estimate, history: Mapping[str, ArrayLike], max_error: float) -> bool:
+    """Return whether the relative error is above ``max_error``, and not small beside the largest."""
+    if not float(estimate.relative_error) > max_error:
+        return False
+    largest = find_largest_known(history, max_error)
+    return not (largest > 0 and absolute_error(estimate) <= max_error * largest)
+
+
+def absolute_error(estimate: Estimate) -> float:
+    """Return what is known of ``|grad - exact|``, from ``|grad|`` and the parts of its relative error."""
+    evidence, size = estimate.evidence, float(norm(estimate.grad))
+    noise = 0.0 if evidence.standard_error is None else float(norm(evidence.standard_error))
+    if evidence.bias is not None:
+        return math.hypot(float(norm(evidence.bias)), noise)
+    share = evidence.residual_error
+    share = float(estimate.relative_error if share is None and noise == 0 else share or 0.0)
+    # Errors are as good as orthogonal to what they add to: |grad|^2 = |exact|^2 (1 + share^2).
+    wrong = size * (share / math.hypot(1, share) if math.isfinite(share) else 1)
+    return math.hypot(wrong, noise)
+
+
+def find_largest_known(history: Mapping[str, ArrayLike], most: float) -> float:
+    """Return the norm of the largest hypergradient whose relative error is at most ``most``; 0 for none."""
+    if "relative_error" not in history:
+        return 0.0
+    error, size = (np.asarray(history[name], float) for name in ("relative_error", "grad_norm"))
+    good = np.isfinite(size) & (error <= most)
+    return float(np.max(size[good] / np.hypot(1, error[good]), initial=0.0))
