@@ -99,8 +99,8 @@ class Estimate:
         >>> import jax.numpy as jnp, bilevel as bl
         >>> evidence = bl.Evidence(standard_error=jnp.array(0.5), freedom=jnp.array(4))
         >>> low, high = bl.Estimate(jnp.array(0.0), jnp.array(2.0), evidence).interval()
-        >>> low.round(3), high.round(3)
-        (Array(0.612, dtype=float32), Array(3.388, dtype=float32))
+        >>> f"{low:.3f} .. {high:.3f}"
+        '0.612 .. 3.388'
         """
         error, bias = self.evidence.standard_error, self.evidence.bias
         if error is None:

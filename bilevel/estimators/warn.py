@@ -11,7 +11,14 @@ from bilevel.utils import PyTree, norm
 
 
 class EvidenceWarning(UserWarning):
-    """A hypergradient whose known relative error is too large to be used."""
+    """A hypergradient whose known relative error is too large to be used.
+
+    Examples
+    --------
+    >>> import warnings, bilevel as bl
+    >>> warnings.simplefilter("error", bl.EvidenceWarning)  # stop instead of going on
+    >>> warnings.simplefilter("default", bl.EvidenceWarning)
+    """
 
 
 def warn_of_error(

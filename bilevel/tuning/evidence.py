@@ -15,7 +15,7 @@ from bilevel.utils import norm
 
 
 def is_unreliable(estimate: Estimate, history: Mapping[str, ArrayLike], max_error: float) -> bool:
-    """Return whether the relative error is above ``max_error``, and not small beside the largest."""
+    """Return whether the error is above ``max_error``, and not small beside the largest."""
     if not float(estimate.relative_error) > max_error:
         return False
     largest = find_largest_known(history, max_error)
@@ -23,7 +23,7 @@ def is_unreliable(estimate: Estimate, history: Mapping[str, ArrayLike], max_erro
 
 
 def absolute_error(estimate: Estimate) -> float:
-    """Return what is known of ``|grad - exact|``, from ``|grad|`` and the parts of its relative error."""
+    """Return what is known of ``|grad - exact|``, from ``|grad|`` and the parts of its error."""
     evidence, size = estimate.evidence, float(norm(estimate.grad))
     noise = 0.0 if evidence.standard_error is None else float(norm(evidence.standard_error))
     if evidence.bias is not None:
@@ -36,7 +36,7 @@ def absolute_error(estimate: Estimate) -> float:
 
 
 def find_largest_known(history: Mapping[str, ArrayLike], most: float) -> float:
-    """Return the norm of the largest hypergradient whose relative error is at most ``most``; 0 for none."""
+    """Return the largest norm of hypergradients with an error of at most ``most``; 0 for none."""
     if "relative_error" not in history:
         return 0.0
     error, size = (np.asarray(history[name], float) for name in ("relative_error", "grad_norm"))
