@@ -16,6 +16,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.core import Data, Problem
+from bilevel.estimators.refusals import lacks_forward_mode
 from bilevel.utils import Hyper, Params, PyTree, axpy, norm, vdot
 
 _NEWTON = 12  # steps; a smooth convex loss takes three or four
@@ -51,7 +52,7 @@ def find_reference(problem: Problem, hyper: Hyper, params: Params, data: Data) -
 
     w = _minimise(lambda w: slopes(w, hyper), flat)
     in_params, direct = jax.grad(problem.outer, argnums=(0, 1))(unravel(w), hyper, data.outer)
-    u = _solve(jax.jacfwd(slopes)(w, hyper), ravel_pytree(in_params)[0])
+    u = _solve(_jacobian(lambda w: slopes(w, hyper), w), ravel_pytree(in_params)[0])
     through = jax.vjp(lambda hyper: slopes(w, hyper), hyper)[1](u)[0]
     rounding = 100 * jnp.finfo(flat.dtype).eps * (norm(direct) + norm(through))
     return Reference(axpy(-1, through, direct), rounding)
@@ -67,7 +68,7 @@ def _minimise(slopes: Callable[[Array], Array], w: Array) -> Array:
 
     def advance(carry: PyTree) -> PyTree:
         k, w, gradient, length, _ = carry
-        step = length * _solve(jax.jacfwd(slopes)(w), gradient)
+        step = length * _solve(_jacobian(slopes, w), gradient)
         trial = w - step
         there = slopes(trial)
         better = jnp.linalg.norm(there) < jnp.linalg.norm(gradient)
@@ -77,6 +78,16 @@ def _minimise(slopes: Callable[[Array], Array], w: Array) -> Array:
 
     one = jnp.ones((), w.dtype)
     return jax.lax.while_loop(unfinished, advance, (0, w, slopes(w), one, jnp.inf * one))[1]
+
+
+def _jacobian(slopes: Callable[[Array], Array], w: Array) -> Array:
+    """By forward mode, or in reverse where a loss has a rule for that alone."""
+    try:
+        return jax.jacfwd(slopes)(w)
+    except (TypeError, NotImplementedError) as error:
+        if not lacks_forward_mode(error):
+            raise
+        return jax.jacrev(slopes)(w)
 
 
 def _solve(matrix: Array, b: Array) -> Array:

@@ -15,6 +15,11 @@ _ONE_MODE = ("custom_vjp", "custom_lin")  # what JAX's own messages name
 _NO_REVERSE = "Reverse-mode differentiation does not work"
 
 
+def lacks_forward_mode(error: Exception) -> bool:
+    """Return whether the error is JAX's of a function with a derivative for reverse mode alone."""
+    return any(word in str(error) for word in _ONE_MODE)
+
+
 @contextmanager
 def explain_modes(estimator: object) -> Iterator[None]:
     """Say of an error of JAX's, that a function has no derivative of this mode, what would do."""
@@ -22,7 +27,7 @@ def explain_modes(estimator: object) -> Iterator[None]:
     try:
         yield
     except (TypeError, NotImplementedError) as error:
-        if not any(word in str(error) for word in _ONE_MODE):
+        if not lacks_forward_mode(error):
             raise
         raise TypeError(
             f"{name} is differentiated in forward mode here, and something in it has a derivative "

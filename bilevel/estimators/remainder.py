@@ -24,9 +24,10 @@ from bilevel.core import Counts, Data, Evidence, Problem
 from bilevel.estimators.adjoint import System
 from bilevel.estimators.budget import Budget
 from bilevel.estimators.reference import find_reference
-from bilevel.estimators.refusals import unused_by_minimiser
+from bilevel.estimators.refusals import lacks_forward_mode, unused_by_minimiser
 from bilevel.estimators.residuals import find_progress
-from bilevel.utils import PyTree, axpy, norm, vdot, zeros_like
+from bilevel.estimators.rough import relative_size, solve_roughly
+from bilevel.utils import PyTree, axpy, norm, vdot
 
 
 class Remainder(NamedTuple):
@@ -58,6 +59,20 @@ def adjoint_remainder(
     if not budget.products or problem.prox is not None:
         return Remainder(residual, None)
 
+    try:
+        wrong = _adjoint_error(problem, hyper, params, data, left, budget)
+    except (TypeError, NotImplementedError) as error:
+        if not lacks_forward_mode(error):
+            raise
+        return Remainder(residual, None)  # a loss with a rule for reverse mode alone
+    return Remainder(residual, relative_size(norm(wrong), norm(axpy(-1, wrong, grad))))
+
+
+def _adjoint_error(
+    problem: Problem, hyper: PyTree, params: PyTree, data: Data, left: PyTree, budget: Budget
+) -> PyTree:
+    """Return what ``grad`` is off by, to first order."""
+
     def in_hyper(params: PyTree) -> PyTree:
         return jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
 
@@ -66,10 +81,10 @@ def adjoint_remainder(
     )
     e = solve_roughly(product, left, budget.products)
     wrong = jax.jvp(in_hyper, (params,), (e,))[1]
-    if not budget.sampled:
-        change, _ = _displacement(problem, hyper, params, data, product, gradient, budget.products)
-        wrong = axpy(1, change, wrong)
-    return Remainder(residual, relative_size(norm(wrong), norm(axpy(-1, wrong, grad))))
+    if budget.sampled:
+        return wrong
+    change, _ = _displacement(problem, hyper, params, data, product, gradient, budget.products)
+    return axpy(1, change, wrong)
 
 
 def adjoint_evidence(
@@ -231,29 +246,3 @@ def _displacement(
     mixed = jax.grad(problem.inner, argnums=1)
     through = jax.jvp(lambda params: mixed(params, hyper, data.inner), (params,), (e,))[1]
     return axpy(-1, through, moved), now
-
-
-def solve_roughly(product: Callable[[PyTree], PyTree], b: PyTree, steps: int) -> PyTree:
-    """``H^{-1} b`` by a few steps of conjugate gradients; what negative curvature leaves stays."""
-    length = norm(b)
-    scaled = jax.tree.map(lambda x: x / jnp.where(length > 0, length, 1), b)
-
-    def advance(carry: PyTree, _: None) -> tuple[PyTree, None]:
-        x, r, p, squared = carry
-        image = product(p)
-        curvature = vdot(p, image)
-        good = (curvature > 0) & (squared > 0)
-        alpha = jnp.where(good, squared / jnp.where(good, curvature, 1), 0)
-        x, r = axpy(alpha, p, x), axpy(-alpha, image, r)
-        following = jnp.where(good, vdot(r, r), 0)
-        p = axpy(following / jnp.where(squared > 0, squared, 1), p, r)
-        return (x, r, p, following), None
-
-    begin = zeros_like(scaled), scaled, scaled, vdot(scaled, scaled)
-    (x, _, _, _), _ = jax.lax.scan(advance, begin, length=steps)
-    return jax.tree.map(lambda x: length * x, x)
-
-
-def relative_size(error: Array, exact: Array) -> Array:
-    """``error / exact``, 0 where there is no error."""
-    return jnp.where(error == 0, 0, error / exact)

@@ -8,7 +8,6 @@ from bilevel.solvers.base import (
     Refreshes,
     Solver,
     Stops,
-    repeat_step,
     run_counted,
     run_steps,
     solve,
@@ -23,6 +22,7 @@ from bilevel.solvers.line_search import backtrack_step
 from bilevel.solvers.newton import Newton
 from bilevel.solvers.optax_solver import Optax
 from bilevel.solvers.proximal import FISTA, ProximalGradient, apply_prox
+from bilevel.solvers.repeat import repeat_step
 from bilevel.solvers.saga import SAGA
 from bilevel.solvers.sampling import Lazy, Sampler, take_rows
 from bilevel.solvers.sgd import SGD

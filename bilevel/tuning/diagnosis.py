@@ -1,11 +1,23 @@
 """Why an inner solver diverged, in words: measured curvature against the solver's own limit."""
 
+import warnings
+from dataclasses import replace
+from functools import partial
+
 import jax
 from jax import Array
 
 from bilevel.core import Data, DrawsTasks, Estimator, MonitoredEstimator, Problem
-from bilevel.estimators import data_of_call, find_nonfinite, solver_of
+from bilevel.estimators import (
+    EvidenceWarning,
+    data_of_call,
+    describe_error,
+    find_nonfinite,
+    solver_of,
+)
 from bilevel.solvers import largest_curvature, stability_limit
+from bilevel.tuning.evidence import is_unreliable
+from bilevel.tuning.result import Result
 from bilevel.tuning.state import State, Stop
 from bilevel.utils import PyTree
 
@@ -29,6 +41,20 @@ def step_size_warning(curvature: Array | float, limit: Array | float) -> str | N
         f"the step size at least {1.1 * curvature / limit:.2g} times smaller, or start from "
         "hyperparameters with less curvature."
     )
+
+
+def warn_of_result(
+    problem: Problem, estimator: Estimator, result: Result, data: Data, max_error: float
+) -> Result:
+    """Return the result with a message, and warn, if its last hypergradient is known to be bad."""
+    off, state = problem.evidence == "off", result.state
+    if off or not is_unreliable(result.estimate, result.history, max_error):
+        return result
+    key = jax.random.fold_in(state.key, state.step - 1)
+    at = problem, estimator, state.hyper, state.lower, data, key
+    text = describe_error(result.estimate, partial(find_nonfinite, *at))
+    warnings.warn(text, EvidenceWarning, stacklevel=3)
+    return replace(result, message=text if result.message is None else f"{result.message} {text}")
 
 
 def divergence_message(

@@ -12,21 +12,22 @@ from jax import Array
 
 from bilevel.core import Data, Estimator, Problem, as_pytree, require_arguments
 from bilevel.estimators import (
-    EvidenceWarning,
     check_losses,
     data_of_call,
-    describe_error,
     explain_modes,
-    find_nonfinite,
     scale_work,
     solver_of,
 )
 from bilevel.outer import OuterRule
 from bilevel.solvers import constant_stability_limit
 from bilevel.tuning.adaptive import Adaptive, level_of, require_adaptive
-from bilevel.tuning.diagnosis import DivergenceWarning, divergence_message, step_size_warning
+from bilevel.tuning.diagnosis import (
+    DivergenceWarning,
+    divergence_message,
+    step_size_warning,
+    warn_of_result,
+)
 from bilevel.tuning.early_stopping import EarlyStopping
-from bilevel.tuning.evidence import is_unreliable
 from bilevel.tuning.history import join_rows
 from bilevel.tuning.hooks import Columns, is_done, resume_memory
 from bilevel.tuning.loop import Block, Loop
@@ -157,7 +158,7 @@ def tune(
             result = _result(loop, current, stop, jax.tree.map(jnp.asarray, rows[0]))
             result = _explained(loop, result, stop) if over else result
             if (over or not left) and not bool(stop.diverged):
-                result = _warned(loop, result, max_error)
+                result = warn_of_result(problem, estimator, result, data, max_error)
             if callback is not None:
                 callback(result)
             if over or not left:
@@ -239,19 +240,6 @@ def _result(loop: Loop, state: State, stop: Stop, history: Columns) -> Result:
     else:
         hyper, params = _final(loop, state, stop.diverged), state.lower.params
     return Result(hyper, params, history, state.estimate, state, stop.diverged, stopped)
-
-
-def _warned(loop: Loop, result: Result, max_error: float) -> Result:
-    """Return the result with a message, and warn, if its last hypergradient is known to be bad."""
-    off = loop.problem.evidence == "off"
-    if off or not is_unreliable(result.estimate, result.history, max_error):
-        return result
-    state = result.state
-    key = jax.random.fold_in(state.key, state.step - 1)
-    at = loop.problem, loop.estimator, state.hyper, state.lower, loop.data, key
-    text = describe_error(result.estimate, partial(find_nonfinite, *at))
-    warnings.warn(text, EvidenceWarning, stacklevel=3)
-    return replace(result, message=text if result.message is None else f"{result.message} {text}")
 
 
 def _explained(loop: Loop, result: Result, stop: Stop) -> Result:

@@ -69,8 +69,8 @@ def require_variables(name: str, tree: PyTree) -> None:
             raise ValueError(
                 f"{leaf_address(name, path)} is complex ({jnp.result_type(leaf)}): what is "
                 "minimised must be real numbers, and JAX's gradient of a complex one points uphill "
-                "for half of its parts. Pass the two parts, for example {'re': z.real, 'im': z.imag}, and "
-                "build z = re + 1j * im inside the losses. Complex data are fine."
+                "for half of its parts. Pass the two parts, for example {'re': z.real, "
+                "'im': z.imag}, and build z = re + 1j * im inside the losses; data may be complex."
             )
         require_finite(name, path, leaf)
 

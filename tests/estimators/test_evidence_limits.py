@@ -1,0 +1,87 @@
+"""What the one number says of damping, of random directions, and near the stability limit."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel as bl
+
+KEY = jax.random.key(0)
+
+
+def minibatch_ridge() -> tuple[bl.Problem, bl.Data]:
+    """One penalty for one param, rows of different curvature: SGD is noise."""
+    x = np.linspace(0.5, 1.5, 8)
+    problem = bl.Problem(
+        lambda w, h, x: jnp.mean((x * w - 1) ** 2) / 2 + jnp.sum(jnp.exp(h)) * w**2 / 2,
+        lambda w, h, x: (w - 0.2) ** 2 / 2,
+    )
+    return problem, bl.Data(inner=x, outer=np.zeros(1))
+
+
+def test_the_spread_over_directions_of_one_run_is_not_its_noise(x64):
+    problem, data = minibatch_ridge()
+    estimator = bl.Forward(bl.SGD(0.2, batch_size=1), 30, directions=4)
+
+    def call(h: Any) -> bl.Estimate:
+        return bl.hypergradient(problem, estimator, h, jnp.array(0.0), data, KEY, max_error=9)[0]
+
+    one, two = call(np.zeros(1)), call(np.zeros(2))
+    assert one.evidence.standard_error is None
+    assert one.evidence.freedom is None
+    assert "noise of the inner solver" in one.unknown
+    assert two.evidence.standard_error.max() > 0
+    assert "noise of the inner solver" in two.unknown
+    with pytest.raises(ValueError, match="Adaptive compares"):
+        bl.tune(
+            problem,
+            estimator,
+            optax.sgd(0.1),
+            np.zeros(1),
+            jnp.array(0.0),
+            data,
+            steps=2,
+            key=KEY,
+            hooks=[bl.Adaptive()],
+        )
+
+
+@pytest.mark.parametrize("damping", [0.003, 0.03, 0.3])
+def test_the_bias_of_damping_is_in_the_one_number(damping, x64):
+    """Ridge, where ``H`` in the adjoint system becomes ``H + damping I``."""
+    rng = np.random.default_rng(2)
+    X, y = rng.standard_normal((30, 4)), rng.standard_normal(30)
+    V, t = rng.standard_normal((20, 4)), rng.standard_normal(20)
+    A, c = X.T @ X / 30 + 0.3 * np.eye(4), X.T @ y / 30
+    w = np.linalg.solve(A, c)
+    b = V.T @ (V @ w - t) / 20
+    exact = -w @ np.linalg.solve(A, b)
+    wrong = -w @ np.linalg.solve(A + damping * np.eye(4), b)
+
+    def loss(w: Any, h: Any, batch: Any) -> Any:
+        return jnp.mean((batch[0] @ w - batch[1]) ** 2) / 2
+
+    problem = bl.Problem(lambda w, h, b: loss(w, h, b) + h * jnp.sum(w**2) / 2, loss)
+    estimator = bl.Implicit(bl.Newton(), 3, bl.CG(tol=1e-10), damping=damping)
+    data = bl.Data(inner=(X, y), outer=(V, t))
+    estimate, _ = bl.hypergradient(problem, estimator, 0.3, np.zeros(4), data, KEY)
+    assert estimate.grad == pytest.approx(wrong, rel=1e-6)
+    assert estimate.relative_error == pytest.approx(abs(wrong / exact - 1), rel=0.2)
+
+
+@pytest.mark.parametrize(("share", "trusted"), [(0.4, True), (0.6, False), (0.9, False)])
+def test_near_the_mean_square_limit_theory_says_that_it_does_not_apply(share, trusted, x64):
+    """In one dimension the limit is ``2 mean(a) / mean(a^2)``, ``a`` the curvature of a row."""
+    problem, data = minibatch_ridge()
+    a = np.asarray(data.inner) ** 2 + 1
+    solver = bl.SGD(share * 2 * a.mean() / (a**2).mean(), batch_size=1)
+    estimator = bl.Predicted(bl.Implicit(solver, 50))
+    evidence = bl.hypergradient(
+        problem, estimator, 0.0, jnp.array(0.0), data, KEY, max_error=np.inf
+    )[0].evidence
+    assert np.isfinite(evidence.standard_error) == trusted
+    assert np.isfinite(evidence.bias) == trusted
