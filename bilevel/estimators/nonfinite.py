@@ -153,11 +153,8 @@ def _first_bad(
         good = all_finite((moved, derivative))
         return jnp.where(good, k + 1, k), carry, moved, good
 
-    @jax.jit
-    def search(begun: Carry) -> tuple:
-        return jax.lax.while_loop(unfinished, body, (jnp.int32(0), begun, begun, jnp.array(True)))
-
-    k, before, moved, good = search(begun)
+    first = jnp.int32(0), begun, begun, jnp.array(True)
+    k, before, moved, good = jax.lax.while_loop(unfinished, body, first)
     return int(k), moved if good else before, moved
 
 
