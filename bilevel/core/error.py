@@ -1,6 +1,6 @@
 r"""One number from all evidence, and the quantiles of an interval."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from bilevel.utils import FloatTree, PyTree, norm
 _HALVINGS = 60  # of an interval that holds a quantile: below the rounding of float64
 
 
+@runtime_checkable
 class KnownErrors(Protocol):
     """What of the evidence is looked at here, beside the residuals."""
 

@@ -151,7 +151,11 @@ class Auto:
         def again() -> tuple[Estimate, InnerState]:
             other, moved = fallback.step(problem, hyper, lower, data, key)
             counts = jax.tree.map(jnp.add, evidence.counts, other.evidence.counts)
-            other = replace(other, evidence=replace(other.evidence, counts=Counts(*counts)))
+            # A closed form is as wrong as its linear system is left unsolved.
+            known = evidence.residual_error
+            left = None if known is None else other.evidence.linear_residual.astype(known.dtype)
+            made = replace(other.evidence, counts=Counts(*counts), residual_error=left)
+            other = replace(other, evidence=made)
             return other, replace(after, params=moved.params, reference=moved.reference)
 
         return jax.lax.cond(good, lambda: (estimate, after), again)

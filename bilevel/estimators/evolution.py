@@ -9,6 +9,7 @@ the smallest variance of all such directions.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,8 @@ class Evolution:
     >>> import bilevel as bl
     >>> estimator = bl.Evolution(bl.SGD(step_size=0.1, batch_size=32), steps=1000, pairs=64)
     """
+
+    differentiates: ClassVar[str] = "values"  # what must have finite derivatives
 
     solver: Solver
     steps: int

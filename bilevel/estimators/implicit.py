@@ -10,7 +10,7 @@ a proximal part is in ``adjoint.py``.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,8 @@ class Implicit:
     >>> solver = bl.GradientDescent(step_size=0.5)
     >>> estimator = bl.Implicit(solver, steps=100, linear=bl.CG(tol=1e-8))
     """
+
+    differentiates: ClassVar[str] = "minimiser"  # what must have finite derivatives
 
     solver: Solver
     steps: int

@@ -8,10 +8,6 @@ from jax import Array
 
 from bilevel.core import ChoosesEstimator, Data, Estimator, InnerState, Problem, inner_loss
 from bilevel.estimators.base import data_of_call, solver_of
-from bilevel.estimators.evolution import Evolution
-from bilevel.estimators.implicit import Implicit
-from bilevel.estimators.penalty import Penalty
-from bilevel.estimators.pes import PES
 from bilevel.solvers import Carry, NotUnrollable, Solver, start_solver
 from bilevel.utils import Hyper, Key, Params, PyTree, all_finite, norm, partition
 
@@ -58,8 +54,8 @@ def _uses(
         estimator = estimator.choose(problem, hyper, params, data).estimator
     while (inside := getattr(estimator, "estimator", None)) is not None:
         estimator = inside
-    second = not isinstance(estimator, Evolution | PES | Penalty)
-    return second, second and not isinstance(estimator, Implicit)
+    kind = getattr(estimator, "differentiates", "steps")
+    return kind != "values", kind == "steps"
 
 
 def _of_inner_loss(

@@ -8,6 +8,7 @@ ICML 2023, equation 4; its error is O(1 / gamma) (Lemma 3.1).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,8 @@ class Penalty:
     >>> import bilevel as bl
     >>> estimator = bl.Penalty(bl.GradientDescent(step_size=0.5), steps=100, gamma=100.0)
     """
+
+    differentiates: ClassVar[str] = "values"  # what must have finite derivatives
 
     solver: Solver
     steps: int

@@ -8,7 +8,7 @@ Persistent Evolution Strategies", ICML 2021, equation 8 with antithetic pairs (a
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,8 @@ class PES:
     >>> import bilevel as bl
     >>> estimator = bl.PES(bl.SGD(step_size=0.1, batch_size=32), steps=20, pairs=64, reset=50)
     """
+
+    differentiates: ClassVar[str] = "values"  # what must have finite derivatives
 
     solver: Solver
     steps: int
