@@ -31,6 +31,7 @@ from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Carry, Solver, run_counted, start_solver
 from bilevel.spaces import free_coordinates, in_natural_units, move_coordinates
 from bilevel.utils import (
+    Count,
     Counter,
     Hyper,
     Key,
@@ -103,7 +104,7 @@ class Evolution:
         def play(hyper: Hyper, key: Key) -> tuple[Scalar, Carry, Counter]:
             return run_episode(problem, self.solver, self.steps, hyper, lower, data, key)
 
-        def slope(direction: PyTree, key: Key) -> tuple[Array, Counter]:
+        def slope(direction: PyTree, key: Key) -> tuple[Array, Count]:
             def one(sign: Array) -> tuple[Scalar, Counter]:
                 at = move_coordinates(problem.space, free, sign * self.sigma, direction, hyper)
                 value, _, taken = play(at, key)

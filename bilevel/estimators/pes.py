@@ -22,6 +22,7 @@ from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Carry, Solver, start_solver
 from bilevel.spaces import free_coordinates, in_natural_units, move_coordinates
 from bilevel.utils import (
+    Count,
     Counter,
     FloatTree,
     Hyper,
@@ -115,7 +116,7 @@ class PES:
             at = InnerState(*carry)
             return run_episode(problem, self.solver, self.steps, hyper, at, data, key)
 
-        def pair(carry: Carry, direction: PyTree, key: Key) -> tuple[Scalar, Carry, Counter]:
+        def pair(carry: Carry, direction: PyTree, key: Key) -> tuple[Scalar, Carry, Count]:
             def one(sign: Array, carry: Carry) -> tuple[Scalar, Carry, Counter]:
                 at = move_coordinates(problem.space, free, sign * self.sigma, direction, hyper)
                 return play(at, carry, key)

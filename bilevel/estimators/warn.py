@@ -87,6 +87,11 @@ def _cause(estimate: Estimate, find: Callable[[], str | None] | None) -> str:
         return text
     noise = _size(evidence.standard_error)
     wrong = max(_size(evidence.bias), _float(evidence.residual_error) * float(norm(estimate.grad)))
+    if math.isinf(noise):
+        return (
+            "no standard error is known. The theory of the noise holds well below the mean-square "
+            "limit of the step size: use a smaller step size or larger batches, or replicas."
+        )
     if noise > wrong and noise > 0:
         return (
             "the noise of the inner solver hides it (standard error "

@@ -73,10 +73,10 @@ def refused(fn, *arguments):
     except jaxtyping.TypeCheckError:
         return True
 
-from bilevel.solvers.sampling import take
+from bilevel.solvers.sampling import take_rows
 from bilevel.utils import axpy, descend
 assert refused(axpy, 1.0, jnp.arange(3), jnp.ones(3))  # integers are no direction
-assert refused(take, jnp.ones(3), jnp.ones(2))  # nor are floats row numbers
+assert refused(take_rows, jnp.ones(3), jnp.ones(2))  # nor are floats row numbers
 assert refused(descend, 1.0, {"w": jnp.ones(3)}, jnp.ones(3))  # trees of two structures
 """
 
