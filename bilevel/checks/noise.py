@@ -168,8 +168,9 @@ def _judge(
         return ["the runs diverge: use a smaller step size"]
     if not np.isfinite(predicted):
         return [
-            "no error bar: the step size is near or beyond the mean-square limit of the linear theory, or "
-            "no minimum was found near the params; use a smaller step size or larger batches"
+            "no error bar: the step size is near or beyond the mean-square limit of the linear "
+            "theory, or no minimum was found near the params; use a smaller step size or larger "
+            "batches"
         ]
     said = []
     if predicted - spread > tol * spread + 4 * doubt:

@@ -144,6 +144,7 @@ def test_history_counts_what_each_step_cost() -> None:
     assert set(result.history) == {
         "value",
         "grad_norm",
+        "relative_error",
         "inner_residual",
         "linear_residual",
         "gradients",
