@@ -13,7 +13,7 @@ import pytest
 
 import bilevel as bl
 from bilevel.checks.growth import Growth, diagnose_growth
-from bilevel.checks.report import Measured, judge
+from bilevel.checks.report import Measured, judge_estimator
 
 ONE = bl.Data(inner=jnp.ones(1), outer=jnp.ones(1))
 KEY = jax.random.key(0)
@@ -126,7 +126,9 @@ def test_alarm_and_silence(slope: float, known: float | None, words: str | None)
     bias = None if known is None else jnp.array(known)
     evidence = bl.Evidence(residual_error=bias)
     estimate = bl.Estimate(jnp.array(0.0), jnp.array(slope), evidence)
-    row = judge("a", Measured(np.array([slope]), estimate, 0.0), np.array([1.0]), 0.0, 1e-4)
+    row = judge_estimator(
+        "a", Measured(np.array([slope]), estimate, 0.0), np.array([1.0]), 0.0, 1e-4
+    )
     if words is None:
         assert "alarm" not in row.verdict
         assert "silence" not in row.verdict
