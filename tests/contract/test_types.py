@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.marks import quick_cases
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,7 +81,7 @@ assert refused(descend, 1.0, {"w": jnp.ones(3)}, jnp.ones(3))  # trees of two st
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@quick_cases(1, "dtype", ["float32", "float64"])
 def test_annotations_hold_at_run_time(dtype: str) -> None:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(

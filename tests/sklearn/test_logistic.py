@@ -80,6 +80,7 @@ def penalised(w, theta, batch):
 GENERIC = bl.Problem(penalised, lambda w, theta, batch: negative_log_likelihood(w, batch))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("classes", [2, 3])
 def test_every_fold_is_what_implicit_differentiation_of_newton_gives(classes):
     """Value, fit and hypergradient of the loop written out, against the generic estimator."""

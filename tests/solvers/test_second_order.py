@@ -189,6 +189,7 @@ def test_stops_at_its_tolerance(make: Any) -> None:
     assert ends[1] <= 1e-5 * begun
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("constant", [0.0, 1.0])
 def test_one_step_of_newton_is_exact_under_interpolation(constant: float, dtype: Any) -> None:
