@@ -47,6 +47,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record-durations", action="store_true", help=text)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what took long when it was last measured, before pytest chooses by marks."""
+    long = durations.long_ones(durations.read())
+    for item in items:
+        if item.nodeid in long:
+            item.add_marker(pytest.mark.extended)
+
+
 _taken: Counter[str] = Counter()
 
 

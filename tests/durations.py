@@ -1,10 +1,16 @@
-"""What each test took when durations were last recorded, in a file that is committed."""
+"""What each test took when durations were last recorded, in a file that is committed.
+
+``make test`` leaves out what took longer than ``LONGEST``: `tests/conftest.py` marks it `extended`.
+"""
 
 import json
 from pathlib import Path
 
 FILE = Path(__file__).with_name("durations.json")
 SHORT = 1.0  # seconds: below, a test counts in the total of its file only
+LONGEST = 1.5  # seconds: above, a test waits for `make test-all`
+# But the examples of docstrings: they are what a reader tries first, and stand for their names.
+ALWAYS = "tests/contract/test_public_api.py"
 
 Durations = dict[str, dict[str, float]]
 
@@ -12,6 +18,16 @@ Durations = dict[str, dict[str, float]]
 def read() -> Durations:
     """Return test file -> name of a test -> seconds; the name "" is the whole file."""
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+
+
+def long_ones(record: Durations) -> set[str]:
+    """Return the node ids of the tests that took too long for every change."""
+    return {
+        f"{file}::{name}"
+        for file, rows in record.items()
+        for name, seconds in rows.items()
+        if name and seconds > LONGEST and file != ALWAYS
+    }
 
 
 def merge(before: Durations, taken: dict[str, float], root: Path) -> Durations:

@@ -1,4 +1,9 @@
-"""Hypergradient estimators: one method, one file."""
+"""Hypergradient estimators, one method a file, and the parts that they share.
+
+``call.py`` is :func:`bilevel.hypergradient`, one estimate with its warnings; ``tune`` calls an
+estimator's ``step`` itself. Shared parts: adjoint, recursion, residuals, remainder and the rest of
+the evidence.
+"""
 
 from bilevel.core import Estimator
 from bilevel.estimators.auto import Auto

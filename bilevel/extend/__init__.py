@@ -1,4 +1,4 @@
-"""What a solver, an estimator or an outer rule of your own needs: protocols and building blocks.
+"""What a part of your own (solver, estimator, outer rule, hook) needs: protocols, building blocks.
 
 A part of your own implements the protocol of its noun, and any of the optional ones that say more
 about it. It is a frozen dataclass that :func:`register_node` makes a pytree: counts static, numbers

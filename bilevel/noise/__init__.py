@@ -1,7 +1,8 @@
 """The noise of SGD-like inner solvers at finite step sizes: pure functions, one module a topic.
 
-Hessians, covariances and step sizes come in, covariances, limits and times come out. A module is
-used by its name: ``noise.steady_state.covariance(hessian, noise, step_size)``.
+Hessians, covariances and step sizes come in, covariances, limits and times come out; what is in
+``hypergradients`` also takes a ``Problem``. A module is used by its name, as in
+``noise.steady_state.covariance(hessian, noise, step_size)``.
 """
 
 from bilevel.linear import eigenvalues as spectrum

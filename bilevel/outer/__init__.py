@@ -1,4 +1,8 @@
-"""Outer rules: how the hyperparameters move, beside any optax transformation."""
+"""Outer rules: how the hyperparameters move, beside any optax transformation.
+
+``base.py`` has the protocols of what a rule can do. With ``problem.space`` the rule is wrapped
+(``coordinates.py``): estimates stay in natural units, the rule moves free coordinates.
+"""
 
 from typing import Any as _Any
 

@@ -1,4 +1,9 @@
-"""Stochastic bilevel methods: one formula, and an estimator for the direction of each variable."""
+"""Stochastic bilevel methods: one formula, and an estimator for the direction of each variable.
+
+SOBA, SABA, AmIGO and their kin are rows of ``presets.py``. They are estimators whose moves are so
+cheap that they drive whole blocks of the outer loop themselves (``tuning.loop.DrivesBlocks``): so
+this room stands on ``tuning``.
+"""
 
 from bilevel.single_loop.double_loop import DoubleLoop
 from bilevel.single_loop.f2sa import F2SA

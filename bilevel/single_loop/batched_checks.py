@@ -19,7 +19,6 @@ from bilevel.tuning import (
     State,
     Stop,
     columns_of,
-    step_keys,
     unwritten_rows,
     write_row,
 )
@@ -55,7 +54,8 @@ def run_batched(
     included. So where the estimator diverged the block is made again: first with a look at every
     move, to find the first bad one, then up to the move before it.
     """
-    begun, keys = state, step_keys(state, length)
+    begun = state
+    keys = jax.vmap(partial(jax.random.fold_in, state.key))(state.step + jnp.arange(length))
     like, going = loop.blank(state)
     empty = unwritten_rows(like, length)
 

@@ -1,4 +1,8 @@
-"""Estimators for scikit-learn's users that tune their own penalties by hypergradient."""
+"""Estimators for scikit-learn's users that tune their own penalties by hypergradient.
+
+Penalised models have losses of their own (``losses/``), which SciPy descends (``search/``);
+``BilevelSearchCV`` (``search_cv.py``) runs ``tune`` on a user's problem.
+"""
 
 try:
     import sklearn as _sklearn  # noqa: F401

@@ -1,16 +1,18 @@
-"""The outer loop: one step, the compiled loop, what it records and what makes it stop."""
+"""The outer loop: ``tune`` (one call), ``Loop`` (the compiled steps), and hooks that watch it.
+
+A step moves ``hyper`` by the estimate of the step before (the first one does not move), then
+estimates there; its row of the history belongs to the ``hyper`` it was estimated at. What a run
+does beside its steps (record, stop early, double the inner work) is a hook in the compiled loop.
+"""
 
 from bilevel.tuning.adaptive import Adaptive
 from bilevel.tuning.diagnosis import DivergenceWarning
-from bilevel.tuning.divergence import Divergence
 from bilevel.tuning.early_stopping import EarlyStopping
 from bilevel.tuning.history import ROW, HistoryRows, columns_of, unwritten_rows, write_row
-from bilevel.tuning.hooks import Hook, Record, Step
+from bilevel.tuning.hooks import Blocks, Hook, Record, Step
 from bilevel.tuning.loop import Block, Loop
-from bilevel.tuning.options import Blocks
 from bilevel.tuning.restarts import Restarts
-from bilevel.tuning.result import Result
-from bilevel.tuning.state import State, Stop, step_keys
+from bilevel.tuning.state import Divergence, Result, State, Stop
 
 __all__ = [
     "ROW",
@@ -30,7 +32,6 @@ __all__ = [
     "Step",
     "Stop",
     "columns_of",
-    "step_keys",
     "unwritten_rows",
     "write_row",
 ]

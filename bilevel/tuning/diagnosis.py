@@ -16,9 +16,11 @@ from bilevel.estimators import (
     solver_of,
 )
 from bilevel.solvers import largest_curvature, stability_limit
+from bilevel.tuning.early_stopping import EarlyStopping
 from bilevel.tuning.evidence import is_unreliable
-from bilevel.tuning.result import Result
-from bilevel.tuning.state import State, Stop
+from bilevel.tuning.hooks import find_hook
+from bilevel.tuning.loop import Loop
+from bilevel.tuning.state import Result, State, Stop
 from bilevel.utils import PyTree
 
 
@@ -55,6 +57,20 @@ def warn_of_result(
     text = describe_error(result.estimate, partial(find_nonfinite, *at))
     warnings.warn(text, EvidenceWarning, stacklevel=3)
     return replace(result, message=text if result.message is None else f"{result.message} {text}")
+
+
+def explain_end(loop: Loop, result: Result, stop: Stop) -> Result:
+    """Return the result with the message that says why the run ended."""
+    state = result.state
+    if stop.diverged:
+        hyper = loop.proposed(state)
+        text = divergence_message(loop.problem, loop.estimator, state, hyper, stop, loop.data)
+        warnings.warn(text, DivergenceWarning, stacklevel=3)
+    elif (stopping := find_hook(loop.hooks, EarlyStopping)) is not None and result.stopped:
+        text = stopping.explain(state)
+    else:
+        text = f"a hook ended the run after {int(state.step)} outer steps."
+    return replace(result, message=text)
 
 
 def divergence_message(

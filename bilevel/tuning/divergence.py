@@ -1,6 +1,6 @@
 """When a run has diverged: rules that neither noise nor a large move of ``hyper`` sets off."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -18,30 +18,8 @@ from bilevel.core import (
 from bilevel.estimators import full_gradient
 from bilevel.outer import Backtracks
 from bilevel.solvers import Solver, exceeds_stability_limit
-from bilevel.tuning.state import State, Stop
-from bilevel.utils import PyTree, all_finite, cond_without_select, norm, register_node
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """When a run counts as diverged: it stops there, and returns the last good state.
-
-    Parameters
-    ----------
-    limit : the inner gradient has reached so many times its initial scale. A sudden growth and
-        numbers that are not finite are noticed at any limit.
-
-    Examples
-    --------
-    >>> import bilevel as bl
-    >>> bl.Divergence(limit=1e4)
-    Divergence(limit=10000.0)
-    """
-
-    limit: float | Array = 100.0
-
-
-register_node(Divergence)
+from bilevel.tuning.state import Divergence, State, Stop
+from bilevel.utils import PyTree, all_finite, cond_without_select, norm
 
 
 def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Array:

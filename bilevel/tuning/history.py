@@ -1,7 +1,8 @@
-"""The rows of a history while they are written: numbers of one dtype side by side.
+"""What an estimate adds to a row of the history, and rows while they are written.
 
 XLA writes each array of a loop by an operation of its own, which for a number costs as much as a
-dot product of a small step. So the numbers of a row are one vector per dtype.
+dot product of a small step. So the numbers of a row lie side by
+side in one vector per dtype.
 """
 
 import jax

@@ -4,17 +4,18 @@ A hook sees every step inside the compiled loop. What it remembers is part of th
 the name of its class, so that a run may be cut anywhere and goes on bit for bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Estimate
-from bilevel.tuning.state import State
-from bilevel.utils import PyTree, register_node
+from bilevel.tuning.state import Divergence, Result, State
+from bilevel.utils import PyTree, register_node, require_positive_int
 
+_T = TypeVar("_T")
 Columns = dict[str, Array]
 
 
@@ -89,7 +90,71 @@ class Record:
 
 register_node(Record, data_fields=[], meta_fields=["fn"])
 
+
+@dataclass(frozen=True)
+class Blocks:
+    """How many outer steps one compiled call makes, and what is called after each.
+
+    Parameters
+    ----------
+    every : outer steps per compiled call: one length, so that every run shares one program.
+    callback : called with the :class:`bilevel.Result` so far after every ``every`` steps (not under
+        ``jit`` or ``vmap``).
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> hook = bl.Blocks(every=10, callback=lambda result: print(result.history["value"][-1]))
+    """
+
+    every: int = 32
+    callback: Callable[[Result], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Validate the arguments."""
+        require_positive_int("Blocks", "every", self.every)
+
+
 Hooks = tuple[Hook, ...]
+AnyHook = Hook | Divergence | Blocks
+
+
+class Options(NamedTuple):
+    """The hooks of a call: those that look at steps, and the two that are about the loop itself."""
+
+    hooks: Hooks
+    divergence: Divergence
+    blocks: Blocks
+
+
+def sort_hooks(owner: str, given: Sequence[AnyHook]) -> Options:
+    """Return the hooks by kind.
+
+    Raises
+    ------
+    TypeError : something that is no hook.
+    ValueError : two hooks of one class, of which the state could remember one only.
+    """
+    for hook in given:
+        parts = ("init", "update", "columns", "done")
+        fits = all(callable(getattr(hook, part, None)) for part in parts)
+        if isinstance(hook, type) or not (fits or isinstance(hook, Divergence | Blocks)):
+            raise TypeError(
+                f"{owner}: hooks are objects with init, update, columns and done, such as "
+                f"bl.Record(fn) or bl.EarlyStopping(...), got {hook!r}."
+            )
+    names = [name_of(cast(Hook, hook)) for hook in given if not isinstance(hook, Record)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{owner}: more than one hook of the class {', '.join(twice)}.")
+    watching = tuple(hook for hook in given if not isinstance(hook, Divergence | Blocks))
+    return Options(
+        watching, find_hook(given, Divergence) or Divergence(), find_hook(given, Blocks) or Blocks()
+    )
+
+
+def find_hook(hooks: Iterable[AnyHook], kind: type[_T]) -> _T | None:
+    """Return the hook of this class, ``None`` if there is none."""
+    return next((hook for hook in hooks if isinstance(hook, kind)), None)
 
 
 def name_of(hook: Hook) -> str:

@@ -31,7 +31,6 @@ from bilevel.outer import (
 )
 from bilevel.tuning import hooks as hooking
 from bilevel.tuning.divergence import (
-    Divergence,
     diverged_variables,
     going_on,
     gradient_scale,
@@ -49,7 +48,7 @@ from bilevel.tuning.history import (
     write_row,
 )
 from bilevel.tuning.hooks import Columns, Hooks, Step
-from bilevel.tuning.state import State, Stop, step_keys
+from bilevel.tuning.state import Divergence, State, Stop
 from bilevel.utils import PyTree, register_node, zeros_like
 
 Block = tuple[State, Stop, Columns]
@@ -106,8 +105,7 @@ class Loop:
         problem, estimator, data = self.problem, self.estimator, self.data
         lower = init_filled(problem, estimator, hyper, params, data, key)
         shapes, _ = jax.eval_shape(lambda x: estimator.step(problem, hyper, x, data, key), lower)
-        estimate = zeros_like(shapes)
-        step, start = jnp.zeros((), jnp.int32), params
+        estimate, step, start = zeros_like(shapes), jnp.zeros((), jnp.int32), params
         scale = gradient_scale(problem, hyper, params, data_of_call(estimator, data, key))
         floor, memory = reported_residual(estimate), hooking.init_memory(self.hooks, hyper, params)
         outer = self.outer.init(hyper)
@@ -202,7 +200,9 @@ class Loop:
         """
         if isinstance(self.estimator, DrivesBlocks) and self.estimator.can_drive(self):
             return self.estimator.drive(self, state, count, length)
-        begun, keys, count = state, step_keys(state, length), jnp.asarray(count, ROW)
+        begun, count, numbers = state, jnp.asarray(count, ROW), state.step + jnp.arange(length)
+        # All keys at once: one by one they cost more than a small step.
+        keys = jax.vmap(partial(jax.random.fold_in, state.key))(numbers)
         like, going = self.blank(state)
 
         def unfinished(carry: BlockCarry) -> Array:

@@ -15,8 +15,9 @@ from bilevel.estimators import hypergradient
 from bilevel.outer import OuterRule
 from bilevel.tuning.diagnosis import DivergenceWarning
 from bilevel.tuning.early_stopping import EarlyStopping
-from bilevel.tuning.options import AnyHook, Keywords, find_hook, sort_hooks
-from bilevel.tuning.result import Result
+from bilevel.tuning.hooks import AnyHook, find_hook, sort_hooks
+from bilevel.tuning.keywords import Keywords, translate_keywords
+from bilevel.tuning.state import Result
 from bilevel.tuning.tune import tune
 from bilevel.utils import (
     PyTree,
@@ -120,7 +121,9 @@ def restarts(
     >>> found.runs.hyper.round(1), found.index.item()
     (Array([ 1.5, -0.5], dtype=float32), 1)
     """
-    options = sort_hooks("restarts", hooks, old)
+    if old:
+        hooks = [*hooks, *translate_keywords("restarts", old)]
+    options = sort_hooks("restarts", hooks)
     stopping = find_hook(options.hooks, EarlyStopping)
     require_variables("starts", starts)
     starts, n = strip_weak_types(starts), _number(starts)

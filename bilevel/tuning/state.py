@@ -1,10 +1,7 @@
-"""All that evolves in a run of the outer loop, and why a run stops."""
+"""All that evolves in a run of the outer loop, when and why it stops, and what it found."""
 
 from dataclasses import dataclass
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Estimate, InnerState
@@ -55,11 +52,62 @@ class Stop:
     diverged_variables: dict[str, Array]
 
 
-for _node in (State, Stop):
+@dataclass(frozen=True)
+class Divergence:
+    """When a run counts as diverged: it stops there, and returns the last good state.
+
+    Parameters
+    ----------
+    limit : the inner gradient has reached so many times its initial scale. A sudden growth and
+        numbers that are not finite are noticed at any limit.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> bl.Divergence(limit=1e4)
+    Divergence(limit=10000.0)
+    """
+
+    limit: float | Array = 100.0
+
+
+for _node in (Divergence, State, Stop):
     register_node(_node)
 
 
-def step_keys(state: State, length: int) -> Array:
-    """Return the keys of the next steps, all at once: one by one they cost more than a step."""
-    fold = partial(jax.random.fold_in, state.key)
-    return jax.vmap(fold)(state.step + jnp.arange(length))
+@dataclass(frozen=True)
+class Result:
+    """What a run of :func:`tune` found.
+
+    Parameters
+    ----------
+    hyper : after the last update (on divergence: the last that was evaluated and good; with early
+        stopping: the best), in natural units. The rules of :mod:`bilevel.outer` that keep a best
+        point end with that.
+    params : of the lower level, at the last evaluation (with early stopping: at the best).
+    history : arrays with a leading axis of outer steps: ``value``, ``grad_norm``,
+        ``inner_residual``, ``linear_residual``, oracle counts, and what ``record`` adds. Row t
+        belongs to the hyperparameters before update t; where the solver diverged and the rule
+        came back, ``value`` is NaN. ``best``: the value at ``hyper``, were this the last step.
+    estimate : the last one.
+    state : all that evolves; ``tune(..., state=state)`` goes on bit for bit.
+    diverged : ``()`` boolean.
+    stopped : ``()`` boolean, whether early stopping ended the run; ``None`` without it.
+    message : ``None``, or why the run stopped early.
+    """
+
+    hyper: PyTree
+    params: PyTree
+    history: dict[str, Array]
+    estimate: Estimate
+    state: State
+    diverged: Array
+    stopped: Array | None = None
+    message: str | None = None
+
+
+register_node(
+    Result,
+    data_fields=["hyper", "params", "history", "estimate", "state", "diverged", "stopped"],
+    meta_fields=["message"],
+)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Estimator, Problem, as_pytree, require_arguments
+from bilevel.core import Data, Estimator, Problem, require_arguments
 from bilevel.estimators import (
     check_losses,
     data_of_call,
@@ -23,17 +23,23 @@ from bilevel.solvers import constant_stability_limit
 from bilevel.tuning.adaptive import Adaptive, level_of, require_adaptive
 from bilevel.tuning.diagnosis import (
     DivergenceWarning,
-    divergence_message,
+    explain_end,
     step_size_warning,
     warn_of_result,
 )
 from bilevel.tuning.early_stopping import EarlyStopping
 from bilevel.tuning.history import join_rows
-from bilevel.tuning.hooks import Columns, is_done, resume_memory
+from bilevel.tuning.hooks import (
+    AnyHook,
+    Columns,
+    find_hook,
+    is_done,
+    resume_memory,
+    sort_hooks,
+)
+from bilevel.tuning.keywords import Keywords, translate_keywords
 from bilevel.tuning.loop import Block, Loop
-from bilevel.tuning.options import AnyHook, Keywords, find_hook, sort_hooks
-from bilevel.tuning.result import Result
-from bilevel.tuning.state import State, Stop
+from bilevel.tuning.state import Result, State, Stop
 from bilevel.utils import (
     PyTree,
     is_traced,
@@ -63,11 +69,12 @@ def tune(
 ) -> Result:
     """Descend ``h(hyper) = outer(w*(hyper), hyper)`` with any optax transformation.
 
-    Each step estimates value and hypergradient at ``hyper``, then updates ``hyper``, with
-    ``problem.space`` in its free coordinates (the chain rule is applied here). The whole run is
-    compiled. It watches the evidence: when the inner solver diverges (typically because
-    ``hyper`` raised the inner curvature past 2 / step size) it stops, warns with the cause, and
-    returns the last good state.
+    Each step moves ``hyper`` by the last estimate (the first step stays where it is) and estimates
+    value and hypergradient there; the last estimate's move is made at the end. With
+    ``problem.space`` free coordinates move (the chain rule is applied here). The whole run is
+    compiled. It watches the evidence: when the inner solver diverges (typically because ``hyper``
+    raised the inner curvature past 2 / step size) it stops, warns with the cause, and returns the
+    last good state.
 
     Parameters
     ----------
@@ -120,7 +127,9 @@ def tune(
     >>> jnp.exp(result.hyper).round(3)  # w* = 2 / (1 + e^h) = 1.5
     Array(0.333, dtype=float32)
     """
-    options = sort_hooks("tune", hooks, old)
+    if old:
+        hooks = [*hooks, *translate_keywords("tune", old)]
+    options = sort_hooks("tune", hooks)
     if evidence is not None:
         problem = replace(problem, evidence=evidence)
     if state is None and key is None:
@@ -128,27 +137,21 @@ def tune(
     require_arguments(problem, estimator, data, key if state is None else state.key)
     require_positive_int("tune", "steps", steps)
     hyper, params = _variables(problem, hyper, params, state)
-    loop = Loop(
-        problem,
-        estimator,
-        as_pytree("tune", outer),
-        data,
-        options.hooks,
-        options.divergence,
-        warm_start,
-    )
+    loop = Loop(problem, estimator, outer, data, options.hooks, options.divergence, warm_start)
     current = _begin(loop, hyper, params, key) if state is None else _resume(loop, state)
-    if traced := is_traced((loop, current)):
-        _require_fixed_work(loop, current, traced)
+    traced, adaptive = is_traced((loop, current)), find_hook(loop.hooks, Adaptive)
+    if adaptive is not None:
+        _require_adaptive_work(loop, current, traced)
+    if traced:
         current, stop, history = _run(loop, current, jnp.asarray(steps), length=steps)
         return _result(loop, current, stop, history)
-    _require_fixed_work(loop, current, traced)
     every, callback, rows, left = options.blocks.every, options.blocks.callback, [], steps
     while True:
         # To the next multiple of ``every``; a block also ends where the inner work is to grow.
         count, begun = min(left, every - (steps - left) % every), int(current.step)
-        here = replace(loop, estimator=scale_work(estimator, 2 ** level_of(current)))
-        current, stop, new = _run(here, current, jnp.asarray(count), length=every)
+        if adaptive is not None:
+            loop = replace(loop, estimator=scale_work(estimator, 2 ** level_of(current)))
+        current, stop, new = _run(loop, current, jnp.asarray(count), length=every)
         made = int(current.step) - begun
         rows.append(jax.tree.map(lambda column, n=made: column[:n], jax.device_get(new)))
         left -= made
@@ -156,7 +159,7 @@ def tune(
         if over or not left or (callback is not None and (steps - left) % every == 0):
             rows = [join_rows(rows)]
             result = _result(loop, current, stop, jax.tree.map(jnp.asarray, rows[0]))
-            result = _explained(loop, result, stop) if over else result
+            result = explain_end(loop, result, stop) if over else result
             if (over or not left) and not bool(stop.diverged):
                 result = warn_of_result(problem, estimator, result, data, max_error)
             if callback is not None:
@@ -181,7 +184,7 @@ def _init(
     return state, constant_stability_limit(problem, solver, hyper, state.lower, data, key)
 
 
-_final, _proposed = jax.jit(Loop.final), jax.jit(Loop.proposed)
+_final = jax.jit(Loop.final)
 
 
 def _begin(loop: Loop, hyper: PyTree, params: PyTree, key: Array | None) -> State:
@@ -197,6 +200,12 @@ def _resume(loop: Loop, state: State) -> State:
     """Return the state to go on from, with what hooks that were not there before remember."""
     if (stopping := find_hook(loop.hooks, EarlyStopping)) is not None:
         stopping.best_of(state)
+    adaptive = find_hook(loop.hooks, Adaptive) is not None
+    if not adaptive and not is_traced(state) and (level := level_of(state)):
+        raise ValueError(
+            f"tune: the state comes from an adaptive run, at {2**level} times the "
+            "estimator's work. Go on with Adaptive, or start anew from its hyper."
+        )
     return replace(state, memory=resume_memory(loop.hooks, state))
 
 
@@ -215,15 +224,8 @@ def _variables(
     return hyper, params
 
 
-def _require_fixed_work(loop: Loop, state: State, traced: bool) -> None:
-    """Raise unless the inner work stays as it is, or may grow and reduces the noise."""
-    if find_hook(loop.hooks, Adaptive) is None:
-        if not traced and (level := level_of(state)):
-            raise ValueError(
-                f"tune: the state comes from an adaptive run, at {2**level} times the "
-                "estimator's work. Go on with Adaptive, or start anew from its hyper."
-            )
-        return
+def _require_adaptive_work(loop: Loop, state: State, traced: bool) -> None:
+    """Raise unless the inner work may grow, and more of it reduces the noise."""
     if traced:
         raise ValueError(
             "tune: Adaptive chooses between compiled programs by what it sees, so it cannot "
@@ -240,17 +242,3 @@ def _result(loop: Loop, state: State, stop: Stop, history: Columns) -> Result:
     else:
         hyper, params = _final(loop, state, stop.diverged), state.lower.params
     return Result(hyper, params, history, state.estimate, state, stop.diverged, stopped)
-
-
-def _explained(loop: Loop, result: Result, stop: Stop) -> Result:
-    """Return the result with the message that says why the run ended."""
-    state = result.state
-    if stop.diverged:
-        hyper = _proposed(loop, state)
-        text = divergence_message(loop.problem, loop.estimator, state, hyper, stop, loop.data)
-        warnings.warn(text, DivergenceWarning, stacklevel=3)
-    elif (stopping := find_hook(loop.hooks, EarlyStopping)) is not None and result.stopped:
-        text = stopping.explain(state)
-    else:
-        text = f"a hook ended the run after {int(state.step)} outer steps."
-    return replace(result, message=text)

@@ -20,7 +20,7 @@ def register_node(
     ``jax.tree_util.register_dataclass``: there, tree structures of two classes that have the same
     static values compare equal, so that ``jit`` may run the program of one for the other, CG's for
     MINRES's (JAX 0.10). Once JAX tells them apart
-    ``tests/core/test_nodes.py`` fails, and this can go.
+    ``tests/utils/test_nodes.py`` fails, and this can go.
     """
     fields = [field for field in dataclasses.fields(node) if field.init]
     if data_fields is None:

@@ -3,7 +3,7 @@
 import ast
 import doctest
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import PurePosixPath
 from types import ModuleType
 
@@ -36,17 +36,19 @@ def _definitions(source: Source) -> dict[str, ast.stmt]:
     return found
 
 
-def run_by_default(source: Source) -> Iterator[ast.AST]:
+def run_by_default(source: Source, long: Collection[str] = ()) -> Iterator[ast.AST]:
     """Yield the code of a test file that `make test` runs.
 
-    These are its tests without a mark, and what they refer to in their file, at any distance.
+    These are its tests without a mark, and what they refer to in their file, at any distance. A
+    test among the ``long`` ones, ``file::name``, counts as marked.
     """
     known = _definitions(source)
     whole = known.get("pytestmark")
     if isinstance(whole, ast.Assign) and _marked(source, [whole.value]):
         return
     tests = [n for n in known.values() if isinstance(n, Definition) and n.name.startswith("test")]
-    open_names = [test.name for test in tests if not _marked(source, test.decorator_list)]
+    quick = [test for test in tests if f"{source.path}::{test.name}" not in long]
+    open_names = [test.name for test in quick if not _marked(source, test.decorator_list)]
     seen: set[str] = set()
     while open_names:
         name = open_names.pop()
@@ -79,7 +81,7 @@ def references(source: Source, nodes: Iterable[ast.AST]) -> set[str]:
     return {name for name in found if name.split(".")[0] == "bilevel"}
 
 
-def used_by_default(sources: Iterable[Source]) -> set[str]:
+def used_by_default(sources: Iterable[Source], long: Collection[str] = ()) -> set[str]:
     """Return the full dotted names that the tests of `make test` and the examples refer to."""
     found: set[str] = set()
     for source in sources:
@@ -87,7 +89,7 @@ def used_by_default(sources: Iterable[Source]) -> set[str]:
             for example in examples(source):
                 found |= references(example, [example.tree])
         elif is_test_file(source):
-            found |= references(source, run_by_default(source))
+            found |= references(source, run_by_default(source, long))
         elif source.path.startswith("tests/"):
             found |= references(source, source.tree.body)
     return found

@@ -117,6 +117,14 @@ def test_every_exported_noun_has_a_leaf(group: str, module: Any) -> None:
     assert names <= targets(group), f"write conf/{group}/NAME.yaml"
 
 
+def test_every_outer_rule_has_a_leaf() -> None:
+    rules = [getattr(bl.outer, name) for name in bl.outer.__all__]
+    made = [rule for rule in rules if inspect.isclass(rule) and hasattr(rule, "update")]
+    names = {rule.__name__ for rule in made if not getattr(rule, "_is_protocol", False)}
+    assert {"Auto", "DoG"} <= names
+    assert {f"bilevel.outer.{name}" for name in names} <= targets("outer")
+
+
 ESTIMATORS = [leaf.name for leaf in NOUNS if leaf.parts[0] == "estimator"]
 
 

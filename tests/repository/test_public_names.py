@@ -10,14 +10,17 @@ from tests.repository import public_names as names
 from tests.repository.architecture import Source, library
 from tests.repository.rooms import is_facade
 
-LONGEST = 5.0  # seconds without a mark
 # Values that a call returns, which no test makes: the call.
 RETURNED = {"bilevel.Cost": "bilevel.estimate_cost", "bilevel.Plan": "bilevel.plan"}
 
 
 @pytest.fixture(scope="module")
 def used(sources: Sequence[Source]) -> set[str]:
-    return names.used_by_default(sources)
+    record = durations.read()
+    long = durations.long_ones(record)
+    rows = {f"{file}::{name}" for file, names_ in record.items() for name in names_ if name}
+    quick = {node.partition("[")[0] for node in rows - long}
+    return names.used_by_default(sources, {node.partition("[")[0] for node in long} - quick)
 
 
 def test_every_name_of_the_package_stands_in_a_test_or_an_example(used: set[str]) -> None:
@@ -67,6 +70,10 @@ def test_only_what_runs_by_default_counts() -> None:
     assert (
         names.used_by_default([Source("tests/test_a.py", "import bilevel\nbilevel.SGD")]) == set()
     )
+    found = names.used_by_default(
+        [Source("tests/test_a.py", TEST_FILE)], {"tests/test_a.py::test_quick"}
+    )
+    assert not found & classes
     whole = TEST_FILE + "\npytestmark = [pytest.mark.usefixtures('x'), pytest.mark.extended]"
     assert names.used_by_default([Source("tests/test_a.py", whole)]) == set()
 
@@ -83,14 +90,13 @@ def test_a_name_that_nothing_uses_is_missing() -> None:
     assert "bilevel.SGD" in names.missing(["bilevel"], set())
 
 
-def test_what_took_long_bears_a_mark(request: pytest.FixtureRequest) -> None:
-    """Of the tests of this run, which `make test` and `make test-all` choose by their marks."""
-    recorded = durations.read()
-    for item in request.session.items:
-        file, _, name = item.nodeid.partition("::")
-        seconds = recorded.get(file, {}).get(name, 0.0)
-        marked = item.get_closest_marker("extended") or item.get_closest_marker("slow")
-        assert marked or seconds <= LONGEST, f"{item.nodeid} took {seconds} s: mark it extended"
+def test_what_took_long_waits_for_test_all(request: pytest.FixtureRequest) -> None:
+    """The marks of this run's tests are those of the record."""
+    long = durations.long_ones({"tests/a.py": {"": 9.0, "test_x[1]": 2.0, "test_y": 1.2}})
+    assert long == {"tests/a.py::test_x[1]"}
+    recorded = durations.long_ones(durations.read())
+    items = {item.nodeid: item for item in request.session.items}
+    assert all(items[node].get_closest_marker("extended") for node in recorded & items.keys())
 
 
 def test_durations_are_recorded_of_nearly_all_tests(sources: Sequence[Source]) -> None:
