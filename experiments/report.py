@@ -5,7 +5,9 @@ Runs that differ in nothing but the seed are one row: mean of the headline test 
 report.md, pictures (report-*.png), and report.html, one page with interactive charts that
 needs no network.
 
-Exit status: 0, or 1 where there is no result, a damaged one, or nothing to export with.
+A damaged result is named and left out. In a folder that cannot be written to, the table is printed.
+
+Exit status: 0, or 1 where there is no result that can be read, or nothing to export with.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from experiments.common.errors import BadInputError
 from experiments.common.files import write_whole
 from experiments.reports.export import export
 from experiments.reports.table import RULE, make_table, rows, shown
-from experiments.storage.resume import read_result
+from experiments.storage.result_file import RESULT, read_result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _once(folder: Path, *, page: bool, again: float | None, to: str | None) -> int:
     try:
-        results = read(folder)
+        results, damaged = read_all(folder)
         found = rows(results)
         exported = export(folder, results, to) if to else None
     except BadInputError as error:
@@ -52,8 +54,11 @@ def _once(folder: Path, *, page: bool, again: float | None, to: str | None) -> i
         return 1
     table = make_table(found)
     markdown = f"{_markdown(table.map(shown))}\n\n{RULE}\n"
+    print(markdown)
+    for sentence in damaged:
+        print(f"left out: {sentence}", file=sys.stderr)
     written = {
-        "report.csv": table.to_csv(index=False, na_rep="nan").encode(),
+        "report.csv": table.map(inert).to_csv(index=False, na_rep="nan").encode(),
         "report.md": markdown.encode(),
         "report.parquet": table.to_parquet(index=False),
     }
@@ -62,11 +67,14 @@ def _once(folder: Path, *, page: bool, again: float | None, to: str | None) -> i
         from experiments.reports.sweep_plots import pictures
 
         title = folder.resolve().name
-        written["report.html"] = make_page(title, table, found, again).encode()
+        written["report.html"] = make_page(title, table, found, again, damaged).encode()
         written |= pictures(found)
-    for name, content in written.items():
-        write_whole(folder / name, lambda file, content=content: file.write(content))
-    print(markdown)
+    try:
+        for name, content in written.items():
+            write_whole(folder / name, lambda file, content=content: file.write(content))
+    except OSError as error:
+        print(f"not written, the table above is all: {error}", file=sys.stderr)
+        return 0
     print(f"written: {', '.join(str(folder / name) for name in written)}")
     if exported:
         print(f"to look at the runs: {exported}")
@@ -74,21 +82,46 @@ def _once(folder: Path, *, page: bool, again: float | None, to: str | None) -> i
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Every result below `folder`, with the `folder` that it was found in.
+    """Every result below `folder` that can be read, with the `folder` that it was found in.
 
     Raises
     ------
-    BadInputError : there is none, or a damaged one.
+    BadInputError : there is none.
     """
-    paths = sorted(folder.rglob("result.json"))
+    return read_all(folder)[0]
+
+
+def read_all(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The results below `folder`, and a sentence for each that is damaged.
+
+    Raises
+    ------
+    BadInputError : there is none that can be read.
+    """
+    paths = sorted(folder.rglob(RESULT))
+    results, damaged = [], []
+    for path in paths:
+        try:
+            results.append(read_result(path) | {"folder": path.parent})
+        except BadInputError as error:
+            damaged.append(str(error))
     if not paths:
-        raise BadInputError(f"{folder}: there is no result.json in or below this folder.")
-    return [read_result(path) | {"folder": path.parent} for path in paths]
+        raise BadInputError(f"{folder}: there is no {RESULT} in or below this folder.")
+    if not results:
+        raise BadInputError(damaged[0])
+    return results, damaged
+
+
+def inert(cell: Any) -> Any:
+    """Text that a spreadsheet would take for a formula, behind an apostrophe."""
+    formula = isinstance(cell, str) and cell != "-" and cell.startswith(("=", "+", "-", "@", "\t"))
+    return f"'{cell}" if formula else cell
 
 
 def _markdown(table: "pd.DataFrame") -> str:
     """Return the cells, which are texts, as an aligned table."""
-    padded = [[name, *column] for name, column in table.items()]
+    plain = table.map(lambda text: " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;"))
+    padded = [[name, *column] for name, column in plain.items()]
     for column in padded:
         width = max(map(len, column))
         column[:] = [text.ljust(width) for text in column]

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 from experiments.cli import completion, hydra_compat, listing
 from experiments.cli.hydra_compat import Launch
 from experiments.cli.settings import check, defaults
+from experiments.cli.trust import needed, refuse_untrusted
 from experiments.common.errors import BadInputError
 from experiments.common.files import write_json
 from experiments.runs import workers
 from experiments.storage.lock import BusyError, held
-from experiments.storage.resume import RESULT, command, finished, origin, repeat, saved_settings
+from experiments.storage.result_file import RESULT
+from experiments.storage.resume import command, finished, origin, repeat, saved_settings
 from experiments.sweeps import ending, seed_jobs
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ def _recorded(
     try:
         yield
     except KeyboardInterrupt:
-        text = f"\ninterrupted; go on with: {again or command(folder)}"
+        text = f"\ninterrupted; go on with: {again or command(folder, needed(facts))}"
         console.print(text, highlight=False, soft_wrap=True)
         raise
     except BusyError:  # of one of many: nothing has failed
@@ -219,6 +221,7 @@ def prepare(config: "DictConfig", launch: Launch) -> dict[str, Any]:
     """
     settings = hydra_compat.plain(config)
     check(settings, defaults(launch.choices, launch.sources))
+    refuse_untrusted(settings, launch.overrides)
     if settings["resume"] is None:
         return settings
     if launch.sweep:
@@ -226,7 +229,10 @@ def prepare(config: "DictConfig", launch: Launch) -> dict[str, Any]:
             "resume= goes on with one run. To go on with a sweep, give its command again with "
             "hydra.sweep.dir=FOLDER: it does only what is missing."
         )
-    return saved_settings(settings, launch.overrides)
+    saved = saved_settings(settings, launch.overrides)
+    check(saved, defaults({}, launch.sources))
+    refuse_untrusted(saved, launch.overrides)
+    return saved
 
 
 def _failed(error: Exception, folder: Path, facts: dict[str, Any]) -> RunError:

@@ -30,7 +30,7 @@ from experiments.cli.hydra_compat import folder_name
 from experiments.common.errors import BadInputError
 from experiments.common.files import set_aside
 from experiments.storage.lock import BusyError, held
-from experiments.storage.resume import RESULT, read_result
+from experiments.storage.result_file import RESULT, read_result
 from experiments.sweeps.search_space import sweeps
 
 PLACE = "trials.journal"

@@ -1,4 +1,4 @@
-"""Hydra behind one door: its entry point, its configurations, and `instantiate`."""
+"""Hydra behind one door: its entry point and its configurations."""
 
 import hashlib
 import os
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import hydra.utils
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from experiments.cli import listing
 from experiments.cli.sweep_validation import checked_once
-from experiments.cli.targets import locate, refuse_unknown
+from experiments.cli.trust import leaves_guarded
 from experiments.common.errors import BadInputError, suggest
 from experiments.common.files import write_whole
 
@@ -72,10 +72,14 @@ def launch(task: Callable[[DictConfig], Any]) -> None:
     BadInputError : what the command line asks for does not exist.
     """
     register_resolvers()
+    if any(argument.startswith("--experimental-rerun") for argument in sys.argv):
+        raise BadInputError("--experimental-rerun reads a pickle, which is code: resume=FOLDER")
     entry = hydra.main(config_path=str(CONF), config_name="config", version_base=_VERSION)(task)
     try:
-        with _raising(), checked_once():
+        with _raising(), checked_once(), leaves_guarded(CONF):
             entry()
+    except YAMLError as error:
+        raise BadInputError(explain_yaml(error)) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # it raises all three
         raise BadInputError(explain(error)) from error
     except SystemExit as stop:
@@ -116,6 +120,13 @@ def explain(error: Exception) -> str:
                 return f"{full}: there is no such setting. It is {where}.{name}.{cause.key}."
         return f"{full}: there is no such setting. {suggest(str(cause.key), names)}"
     return "\n".join(str(part) for part in (error, cause) if part is not None)
+
+
+def explain_yaml(error: YAMLError) -> str:
+    """File, line and problem, without the parser's context."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f"{mark.name}, line {mark.line + 1}" if mark else "a leaf"
+    return f"{place}: this is no plain YAML: {problem or error}."
 
 
 @dataclass(frozen=True)
@@ -207,30 +218,3 @@ def plain(config: DictConfig) -> dict[str, Any]:
         raise BadInputError(f"{error.full_key}: {error.msg or error}") from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
-
-
-def instantiate(node: dict[str, Any], where: str) -> Any:
-    """The object that the node `where` describes.
-
-    Raises
-    ------
-    BadInputError : a target that is not allowed, does not exist, or has no such setting.
-    ValueError, TypeError, OSError : what the target itself raises.
-    """
-    refuse_unknown(node, where)
-    config = OmegaConf.create({**_bare(node), "_convert_": "all"}, flags={"allow_objects": True})
-    try:
-        return hydra.utils.instantiate(config)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError | TypeError | OSError):
-            raise error.__cause__ from None
-        raise BadInputError(f"{where}: {error}") from error
-
-
-def _bare(node: Any) -> Any:
-    """`_partial_` of nothing is the function itself: equal in every run, so JAX compiles once."""
-    if isinstance(node, dict):
-        if node.keys() == {"_target_", "_partial_"} and node["_partial_"]:
-            return locate(node["_target_"], "_target_")
-        return {name: _bare(child) for name, child in node.items()}
-    return [_bare(child) for child in node] if isinstance(node, list) else node

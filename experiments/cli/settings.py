@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli.hydra_compat import read_yaml
-from experiments.cli.targets import refuse_foreign
+from experiments.cli.trust import NODES
 from experiments.common.errors import BadInputError, suggest
 
-NODES = ("task", "solver", "estimator", "outer")
 REFERENCE = re.compile(r"\$\{(\w+)\}")
 LEAST = {"steps": 1, "every": 1, "seed": 0, "starts": 1, "start_steps": 1, "early_stopping": 1}
 CHOICES = {"precision": (None, "float32", "float64"), "progress": ("auto", "plain", "off")}
@@ -25,7 +24,7 @@ def check(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
 
     Raises
     ------
-    BadInputError : values of another kind, unknown settings, targets outside the allow-list.
+    BadInputError : values of another kind, or unknown settings.
     """
     wrong = _Comparison(settings, defaults).within(settings, defaults, "")
     for name, allowed in CHOICES.items():
@@ -48,14 +47,17 @@ def check(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
             wrong.append(f"{name}: expected an integer of at least {least}, got {value}")
     if wrong:
         raise BadInputError("\n".join(wrong))
-    for node in NODES:
-        refuse_foreign(settings[node], node)
 
 
 def defaults(choices: dict[str, str], sources: list[Path]) -> dict[str, Any]:
-    """What the chosen leaves hold before anything changed it, to compare kinds with."""
+    """What the chosen leaves hold before anything changed it, to compare kinds with.
+
+    Of a noun without a choice nothing is known but that it is a node.
+    """
     tree = _read("config", sources)
-    return tree | {node: _read(f"{node}/{choices[node]}", sources) for node in NODES}
+    return tree | {
+        node: _read(f"{node}/{choices[node]}", sources) if node in choices else {} for node in NODES
+    }
 
 
 def _read(name: str, sources: list[Path]) -> dict[str, Any]:

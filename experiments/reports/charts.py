@@ -1,12 +1,11 @@
 """What the page draws, with plotly: scores, curves, the paths of hyperparameters, slices.
 
-A menu chooses what an axis shows: every choice holds one column per trace. Text of runs goes
-through `escape`: plotly reads tags in names and titles.
+A menu chooses what an axis shows: every choice holds one column per trace. Texts are as the runs
+have them; the page escapes them all.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ from plotly.colors import hex_to_rgb, qualitative
 
 from experiments.reports import sweep_data as data
 from experiments.reports.table import Row
-from experiments.storage.resume import FINISHED
+from experiments.storage.result_file import FINISHED
 
-_COLOURS = qualitative.D3
+_COLOURS = qualitative.Dark24  # more than rows are drawn
 _COSTS = (data.STEP, data.CALLS, data.SECONDS)
 _PLACE, _COST, _MEMORY, _VALUE = "row of the table", "seconds", "MiB", "outer value"
 # Buttons for both axes, at the right end of the menus.
@@ -65,9 +64,9 @@ def _draw_scores(title: str, found: list[Row]) -> Chart:
     completed = [[run for run in row.runs if run["status"] in FINISHED] for row in found]
     traces = [
         go.Scatter(
-            name=escape(row.label),
+            name=row.label,
             mode="markers",
-            text=[escape(_seed(run)) for run in runs],
+            text=[_seed(run) for run in runs],
         )
         for row, runs in zip(found, completed, strict=True)
     ]
@@ -136,12 +135,12 @@ def _draw_slice(
         x, y, half, _ = zip(*sorted(p for p in points if p[3] == rest), strict=True)
         error = {"type": "data", "array": half}
         traces.append(
-            go.Scatter(name=escape(rest or metric), x=x, y=y, error_y=error, mode="lines+markers")
+            go.Scatter(name=rest or metric, x=x, y=y, error_y=error, mode="lines+markers")
         )
     figure = _figure(traces, {}, {})
     scale = "log" if data.wide([point[0] for point in points]) else "linear"
-    figure.update_xaxes(title_text=escape(name), type=scale)
-    figure.update_yaxes(title_text=escape(metric))
+    figure.update_xaxes(title_text=name, type=scale)
+    figure.update_yaxes(title_text=metric)
     return Chart(title, "Mean over seeds with its 95 % interval.", figure)
 
 
@@ -151,7 +150,7 @@ def _band(name: str, place: int) -> list[go.Scatter]:
     hidden = {"showlegend": False, "hoverinfo": "skip", "mode": "lines", "line": {"width": 0}}
     group, shade = str(place), f"rgba{(*hex_to_rgb(colour), 0.15)}"
     return [
-        go.Scatter(name=escape(name), legendgroup=group, mode="lines", line={"color": colour}),
+        go.Scatter(name=name, legendgroup=group, mode="lines", line={"color": colour}),
         go.Scatter(legendgroup=group, **hidden),
         go.Scatter(legendgroup=group, fill="tonexty", fillcolor=shade, **hidden),
     ]
@@ -192,7 +191,7 @@ def _figure(
         choices = []
         for name, rows in columns.items():
             title, kind = f"{axis}axis.title.text", f"{axis}axis.type"
-            layout = {title: escape(name), kind: "log" if name in logs else "linear"}
+            layout = {title: name, kind: "log" if name in logs else "linear"}
             choices.append((name, [{axis: rows}, layout]))
         drawn: Any = figure.select_traces()
         for trace, column in zip(drawn, choices[0][1][0][axis], strict=True):
@@ -206,8 +205,7 @@ def _figure(
 def _add_menu(figure: go.Figure, method: str, choices: list[tuple[str, list[Any]]]) -> None:
     """Add a menu to the right of those that the figure has."""
     buttons = [
-        {"label": escape(label), "method": method, "args": arguments}
-        for label, arguments in choices
+        {"label": label, "method": method, "args": arguments} for label, arguments in choices
     ]
     menus = figure.layout.updatemenus
     place = {"x": 0.24 * (len(menus) - 1), "xanchor": "left", "y": 1.18, "yanchor": "top"}

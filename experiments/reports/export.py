@@ -13,7 +13,8 @@ from typing import Any
 
 from experiments.common.errors import BadInputError, suggest
 from experiments.reports.sweep_data import read
-from experiments.storage.resume import ENDED_AS, flat
+from experiments.storage.result_file import ENDED_AS
+from experiments.storage.resume import flat
 
 Run = dict[str, Any]
 _BATCH = 1000  # metrics that MLflow takes at once

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.reports.table import COUNTS, Row, interval
-from experiments.storage.resume import FINISHED
+from experiments.storage.result_file import FINISHED
 
 History = dict[str, np.ndarray]
 POINTS = 200  # of a curve that are drawn
@@ -48,7 +48,7 @@ def histories(row: Row) -> list[History]:
 
 def _with_costs(history: History, run: dict[str, Any]) -> History:
     n = len(history["value"])
-    calls = sum(history[name] for name in COUNTS if name in history)
+    calls = sum((history[name] for name in COUNTS if name in history), np.zeros(n))
     seconds = (run["seconds"] + run["compile_seconds"]) * np.arange(1, n + 1) / n
     return history | {STEP: np.arange(n), CALLS: np.cumsum(calls), SECONDS: seconds}
 
@@ -89,13 +89,17 @@ def wide(numbers: list[float]) -> bool:
 
 
 def read(folder: Path) -> History:
-    """The history of a run; empty where it has none."""
+    """The history of a run; empty where it has none that can be read."""
     import pandas
 
-    if (path := folder / "history.parquet").is_file():
-        table = pandas.read_parquet(path)
-    elif (path := folder / "history.csv").is_file():
-        table = pandas.read_csv(path)
-    else:
+    try:
+        if (path := folder / "history.parquet").is_file():
+            table = pandas.read_parquet(path)
+        elif (path := folder / "history.csv").is_file():
+            table = pandas.read_csv(path)
+        else:
+            return {}
+        found = {str(name): np.asarray(table[name], float) for name in table}
+    except (ValueError, TypeError, OSError, KeyError):  # of another program, or half of a file
         return {}
-    return {str(name): np.asarray(table[name], float) for name in table}
+    return found if "value" in found and len(found["value"]) else {}

@@ -22,7 +22,7 @@ def pictures(found: list[Row]) -> dict[str, bytes]:
             images[f"{task}-trajectories"] = trajectories(some[0], spreads[0])
         for name, points in data.numeric(some).items():
             images[f"{task}-{name}"] = slices(name, points, some[0].metric)
-    return {f"report-{_UNSAFE.sub('_', name)}.png": png for name, png in images.items()}
+    return {f"report-{_UNSAFE.sub('_', name)[:150]}.png": png for name, png in images.items()}
 
 
 def scores(found: list[Row]) -> bytes:
@@ -37,7 +37,9 @@ def scores(found: list[Row]) -> bytes:
         axes.errorbar(row.mean, place, xerr=error, fmt="D", color="tab:blue", capsize=4)
     axes.set_yticks(range(len(found)), [_short(row.label) for row in found])
     axes.invert_yaxis()
-    axes.set_xlabel(f"{found[0].metric} (less is better), mean and 95 % interval over seeds")
+    axes.set_xlabel(
+        f"{_short(found[0].metric)} (less is better), mean and 95 % interval over seeds"
+    )
     axes.grid(alpha=0.3)
     return _png(figure)
 
@@ -73,7 +75,9 @@ def trajectories(row: Row, spread: dict[str, Any]) -> bytes:
     axes = figure.subplots()
     lines = [name for name in spread if name.startswith(data.HYPER)]
     for name in lines:
-        axes.plot(spread[data.STEP][0], spread[name][0], label=name.removeprefix(data.HYPER))
+        axes.plot(
+            spread[data.STEP][0], spread[name][0], label=_short(name.removeprefix(data.HYPER))
+        )
     axes.set(xlabel=data.STEP, ylabel="hyperparameter", title=f"first row: {_short(row.label)}")
     axes.grid(alpha=0.3)
     if 0 < len(lines) <= 24:
@@ -91,7 +95,7 @@ def slices(name: str, points: list[tuple[float, float, float, str]], metric: str
         axes.errorbar(x, y, yerr=error, marker="o", capsize=3, label=_short(rest) or None)
     if data.wide([point[0] for point in points]):
         axes.set_xscale("log")
-    axes.set(xlabel=name, ylabel=metric)
+    axes.set(xlabel=_short(name), ylabel=_short(metric))
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=8)
@@ -99,7 +103,9 @@ def slices(name: str, points: list[tuple[float, float, float, str]], metric: str
 
 
 def _short(label: str, longest: int = 60) -> str:
-    return label if len(label) <= longest else f"{label[: longest - 1]}…"
+    """Return the label cut to what fits; matplotlib takes what stands between dollars for maths."""
+    short = label if len(label) <= longest else f"{label[: longest - 1]}…"
+    return short.replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Any:

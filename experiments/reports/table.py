@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.storage.resume import FINISHED
+from experiments.storage.result_file import FINISHED
 
 SEEDS = ("seed", "task.seed", "task.table.seed")
 COUNTS = ("gradients", "hvps", "jvps", "vjps")  # oracle calls, in results and histories
@@ -68,11 +68,21 @@ class Row:
 
 
 def rows(results: list[dict[str, Any]]) -> list[Row]:
-    """Group the results by all but the seed; best first within each task."""
+    """Group the results by all that was asked for but the seed; best first within each task.
+
+    What was asked for is known of a run that failed before there was a task, too.
+    """
     shared = set.intersection(*(set(_changes(result)) for result in results))
-    frame = pd.DataFrame([_facts(result, shared) for result in results])
-    groups: Any = frame.groupby(["task", "label"], sort=False)
-    found = [_row(str(task), str(label), group) for (task, label), group in groups]
+    named = {_asked_task(result): result["task"] for result in results if "task" in result}
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(_asked(result), []).append(result)
+    found = []
+    for same in groups.values():
+        first = same[0]
+        task = named.get(_asked_task(first), first["choices"].get("task", "-"))
+        label = " ".join(c for c in _changes(first) if c not in shared) or "-"
+        found.append(_row(task, label, pd.DataFrame([_facts(result) for result in same])))
 
     def order(row: Row) -> tuple[Any, ...]:
         return row.task, row.scores.empty, row.unreliable, row.lost, row.mean
@@ -80,19 +90,25 @@ def rows(results: list[dict[str, Any]]) -> list[Row]:
     return sorted(found, key=order)
 
 
-def _facts(result: dict[str, Any], shared: set[str]) -> dict[str, Any]:
+def _asked(result: dict[str, Any]) -> Any:
+    """Return what names a row: the leaves, and what the command line changed but the seed."""
+    return frozenset(result["choices"].items()), frozenset(_changes(result))
+
+
+def _asked_task(result: dict[str, Any]) -> Any:
+    """Return what of it decides over the task."""
+    changes = {change for change in _changes(result) if _name(change).startswith("task")}
+    return result["choices"].get("task"), frozenset(changes)
+
+
+def _facts(result: dict[str, Any]) -> dict[str, Any]:
     """Return what the table needs of a run; numbers are there of a finished one only."""
-    facts = {
-        "task": result.get("task", result["choices"]["task"]),
-        "label": " ".join(c for c in _changes(result) if c not in shared) or "-",
-        "status": result["status"],
-        "result": result,
-    }
+    facts = {"status": result["status"], "result": result}
     if result["status"] not in FINISHED:
         return facts | dict.fromkeys(_NUMBERS, math.nan)
     return facts | {
         "seed": result["seed"],
-        "value": result["value"],
+        "value": result.get("value"),
         "calls": sum(result["counts"].values()),
         "seconds": result["seconds"] + result["compile_seconds"],
         "MiB": result.get("process", {}).get("peak_memory_mib"),
@@ -105,7 +121,9 @@ def _row(task: str, label: str, group: pd.DataFrame) -> Row:
     completed: Any = group[group["status"] == "completed"]
     ended = [result["test_metrics"] for result in finished["result"]]
     metric = next(iter(ended[0])) if ended else "-"
-    scores: Any = pd.Series([each[metric] for each in ended], list(finished["seed"]), dtype=float)
+    scores: Any = pd.Series(
+        [each.get(metric) for each in ended], list(finished["seed"]), dtype=float
+    )
     scores = scores[~scores.index.duplicated(keep="last")]  # made again: the later one counts
     means = finished[["value", "calls", "seconds"]].astype(float).mean()
     other = group.loc[group["status"] != "completed", "status"].value_counts()
@@ -180,9 +198,13 @@ def spread_of(row: Row) -> str:
 
 
 def _changes(result: dict[str, Any]) -> list[str]:
-    """What the command line changed, without the seed."""
-    given = result["overrides"]
-    return [change for change in given if change.split("=")[0].lstrip("+") not in SEEDS]
+    """What the command line changed, without the seed; of several for one name, the last."""
+    last = {_name(change): change for change in result["overrides"]}
+    return [change for name, change in last.items() if name not in SEEDS]
+
+
+def _name(change: str) -> str:
+    return change.split("=")[0].lstrip("+~")
 
 
 def shown(cell: Any) -> str:

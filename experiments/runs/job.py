@@ -10,8 +10,7 @@ import numpy as np
 from rich.console import Console
 
 import bilevel as bl
-from experiments.cli.hydra_compat import instantiate
-from experiments.cli.targets import refuse_unknown
+from experiments.cli.targets import instantiate, refuse_unknown
 from experiments.runs import mesh as meshes
 from experiments.runs import multistart
 from experiments.runs.progress import Display
@@ -63,13 +62,16 @@ class Job:
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "Job":
         """Instantiate task, estimator (with its solver) and outer optimiser."""
-        refuse_unknown(settings["solver"], "solver")  # else the estimator's copy is blamed
+        trust = settings["trust"]
+        refuse_unknown(settings["solver"], "solver", trust)  # else the estimator's copy is blamed
         nodes = {name: settings[name] for name in ("task", "estimator", "outer")}
         nodes["task"] = multistart.with_second_part(nodes["task"], settings["early_stopping"])
         mesh = meshes.devices(settings["mesh"]["data"])
         # Rows that are to be spread are made in the host's memory: no device need hold them all.
         with jax.default_device(mesh and jax.local_devices(backend="cpu")[0]):
-            task, estimator, outer = (instantiate(node, name) for name, node in nodes.items())
+            task, estimator, outer = (
+                instantiate(node, name, trust) for name, node in nodes.items()
+            )
         task = replace(task, problem=replace(task.problem, evidence=settings["evidence"]))
         return cls(meshes.spread(task, mesh) if mesh else task, estimator, outer, settings)
 

@@ -15,7 +15,8 @@ from experiments.runs import plots, results, summary
 from experiments.runs.job import Job, Run
 from experiments.runs.workers import about
 from experiments.storage import checkpoint
-from experiments.storage.resume import RESULT, refuse_other
+from experiments.storage.result_file import RESULT
+from experiments.storage.resume import refuse_other
 
 
 def perform(

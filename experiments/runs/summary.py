@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.reports.table import Row, interval
-from experiments.storage.resume import FINISHED
+from experiments.storage.result_file import FINISHED
 from experiments.sweeps.ending import percent
 
 OURS = "bilevel, this run"

@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.common.errors import BadInputError, DamagedError
 from experiments.common.files import write_whole
+from tasks.datasets.archives import read_arrays
 
 FORMAT = 1
 PLACE = Path("checkpoint") / "state.npz"
@@ -55,10 +56,10 @@ def load(path: Path) -> Checkpoint:
     if not path.is_file():
         raise BadInputError(f"{path}: there is no checkpoint here.")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            manifest = json.loads(archive["manifest"].tobytes())
-            version = manifest["format"]
-            stored = [archive[str(number)] for number in range(len(manifest["arrays"]))]
+        members = read_arrays(path, compressed=False)
+        manifest = json.loads(members["manifest"].tobytes())
+        version = manifest["format"]
+        stored = [members[str(number)] for number in range(len(manifest["arrays"]))]
     except Exception as error:  # a changed byte may raise anything, in zipfile or in numpy
         raise _damaged(path, str(error)) from error
     if version != FORMAT:

@@ -1,22 +1,21 @@
 """Going on with a run: which settings hold, and whether there is anything left to do."""
 
-import json
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.cli.hydra_compat import CONF, read_run
 from experiments.common.errors import BadInputError, DamagedError
 from experiments.common.files import set_aside
+from experiments.storage.result_file import ENDED_AS, RESULT, read_result
 
 # What may differ from the saved settings when a run goes on; the rest decides its numbers.
 FREE = frozenset({"steps", "resume", "progress", "plot", "baselines", "compile_cache", "max_error"})
-RESULT = "result.json"
-FINISHED = ("completed", "unreliable")  # with all their steps, and numbers to compare
-ENDED_AS = (*FINISHED, "diverged")
-ENDED = {"settings": dict, "task": str, "seed": int, "steps": int, "test_metrics": dict}
-ENDED |= {"counts": dict, "seconds": float, "compile_seconds": float}
+FREE |= {"trust"}
+# The command line's alone: they decide over code.
+NEVER_SAVED = ("resume", "trust", "compile_cache")
 
 
 def saved_settings(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -35,7 +34,10 @@ def saved_settings(settings: dict[str, Any], overrides: list[str]) -> dict[str, 
     # What another start in the same folder composed and was refused is in the first file only.
     saved = _read(begun).get("settings") or _composed(composed, settings)
     saved = settings | saved  # what an older version did not know has its default
-    if any(value is not None for value in saved["vmap"].values()):
+    saved |= {name: settings[name] for name in NEVER_SAVED}
+    if not isinstance(saved["vmap"], dict) or any(
+        value is not None for value in saved["vmap"].values()
+    ):
         raise BadInputError(
             f"resume={folder}: this folder holds many runs. Give the command that began them "
             f"again, with hydra.run.dir={folder}: it does only what is missing."
@@ -60,11 +62,12 @@ def _composed(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return saved
 
 
-def command(folder: Path) -> str:
-    """What to type to go on with the run in `folder`."""
+def command(folder: Path, trust: Sequence[str] = ()) -> str:
+    """What to type to go on with the run in `folder`, whose code needs the trust of the command."""
     simple = re.fullmatch(r"[\w./+-]+", str(folder))
     resume = f"resume={folder}" if simple else f"'resume=\"{folder}\"'"
-    return f"python -m experiments.run {resume}"
+    again = [shlex.quote(f"trust=[{','.join(trust)}]")] if trust else []
+    return " ".join(["python -m experiments.run", resume, *again])
 
 
 def repeat(overrides: list[str], sources: list[Path], *, sweep: bool) -> str:
@@ -123,7 +126,7 @@ def finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     if status not in ENDED_AS or saved.get("max_error", most) != most:
         return None
     asked = status == "diverged" or result.get("stopped")
-    if (saved["steps"] if asked else result["steps"]) < settings["steps"]:
+    if (saved.get("steps", 0) if asked else result["steps"]) < settings["steps"]:
         return None
     refuse_other(result["settings"], settings, folder)
     return result
@@ -136,25 +139,6 @@ def _read(path: Path) -> dict[str, Any]:
     except DamagedError as error:
         set_aside(path, str(error))
         return {}
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """What a `result.json` holds.
-
-    Raises
-    ------
-    DamagedError : it is no JSON, or not what this program writes.
-    """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the text's encoding too
-        raise DamagedError(f"{path}: this is no JSON ({error}).") from error
-    expected = {"status": str, "choices": dict, "overrides": list}
-    expected |= ENDED if isinstance(result, dict) and result.get("status") in ENDED_AS else {}
-    for name, kind in expected.items():
-        if not isinstance(result, dict) or not isinstance(result.get(name), kind):
-            raise DamagedError(f"{path}: this is no result of a run: {name} is missing.")
-    return result
 
 
 def flat(tree: Any, where: str = "") -> dict[str, Any]:

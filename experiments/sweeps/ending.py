@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from experiments.common.errors import DamagedError
-from experiments.storage.resume import RESULT, read_result
+from experiments.common.errors import BadInputError
+from experiments.storage.result_file import RESULT, read_result
 
 
 class Ending(Callback):
@@ -33,7 +33,7 @@ def unreliable() -> str | None:
     for path in sorted(folder.rglob(RESULT)):
         try:
             results.append(read_result(path) | {"folder": path.parent.relative_to(folder)})
-        except DamagedError:  # of a run that is being made, or was killed
+        except BadInputError:  # of a run that is being made, or was killed
             continue
     bad = [result for result in results if result["status"] == "unreliable"]
     if not bad:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.cli.hydra_compat import Launch, changed, folder_name, plain, write_yaml
 from experiments.cli.settings import check, defaults
+from experiments.cli.trust import refuse_untrusted
 from experiments.common.errors import BadInputError
 from experiments.storage.resume import flat, repeat
 from experiments.sweeps.search_space import canonical
@@ -73,6 +74,7 @@ def lanes(config: "DictConfig", launch: Launch) -> list[Lane]:
         alone = changed(config, {**changes, NODE: {"seeds": None}})
         settings = plain(alone)
         check(settings, known)
+        refuse_untrusted(settings, launch.overrides)
         overrides = given + [f"{name}={value}" for name, value in changes.items()]
         named = sorted(o for o in overrides if _name(o) not in launch.unnamed)
         folder = launch.folder / folder_name(",".join(named))

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tasks.datasets.archives import read_arrays
+
 SUFFIXES = (".csv", ".npz", ".parquet")
 
 
@@ -139,11 +141,11 @@ def plain(series: Any) -> np.ndarray:
 
 def _read_npz(path: Path) -> Raw:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key.lower(): archive[key] for key in archive.files}
+        arrays = {key.lower(): array for key, array in read_arrays(path).items()}
     except (ValueError, OSError, EOFError) as error:
+        why = str(error).removeprefix(f"{path}").lstrip(": ")
         raise ValueError(
-            f"{path} cannot be read as npz: {error} Save plain arrays with "
+            f"{path} cannot be read as npz: {why} Save plain arrays with "
             "numpy.savez(path, X=X, y=y)."
         ) from error
     notes: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.datasets.archives import read_arrays
 from tasks.datasets.tables import ROOT, load
 
 Rows = tuple[np.ndarray, np.ndarray]
@@ -139,8 +140,8 @@ def _mnist(root: str | None) -> tuple[np.ndarray, np.ndarray, Rows, str]:
             f"data set 'mnist' is not here: {path} does not exist. Pass root=FOLDER with mnist.npz "
             "in it (x_train, y_train, x_test, y_test), or take data=digits, which is bundled."
         )
-    with np.load(path) as file:
-        train, test = (file["x_train"], file["y_train"]), (file["x_test"], file["y_test"])
+    file = read_arrays(path)
+    train, test = (file["x_train"], file["y_train"]), (file["x_test"], file["y_test"])
     return *train, test, path.name
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from tasks.datasets import files
+from tasks.datasets.archives import read_arrays
 from tasks.datasets.tables import BUNDLED, ROOT, SHARED, Table, checked, load
 
 COUNTS = {"newsgroups20": "newsgroups20_counts.npz"}
@@ -70,8 +71,7 @@ def read(data: str, root: str | None = None) -> Table:
             f"data set {data!r} is not here: there is no {path}. Pass root=FOLDER with it, the "
             f"path of a CSR file of your own, or a bundled set: {', '.join(BUNDLED)}."
         )
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {key: archive[key] for key in archive.files}
+    arrays = read_arrays(path)
     two = "X_train_data" in arrays
     X = [_csr(arrays, part, path) for part in (("X_train", "X_test") if two else ("X",))]
     y = np.concatenate([arrays["y_train"], arrays["y_test"]]) if two else arrays.get("y")

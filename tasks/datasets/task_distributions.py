@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 import bilevel as bl
+from tasks.datasets.archives import read_arrays
 from tasks.datasets.tables import ROOT
 
 OMNIGLOT = "omniglot_background"
@@ -151,7 +152,8 @@ def _omniglot(root: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             f"there is no {path}. Pass root=FOLDER with {OMNIGLOT}.npz in it (arrays images28, "
             "character_alphabet, alphabet_names), or take data=sinusoid, which needs no file."
         )
-    with np.load(path, allow_pickle=False) as file:
-        alphabet, names = file["character_alphabet"], file["alphabet_names"]
-        images = file["images28"]
+    file = read_arrays(path)
+    alphabet, names, images = (
+        file[name] for name in ("character_alphabet", "alphabet_names", "images28")
+    )
     return images.reshape(len(alphabet), -1, *images.shape[1:]), alphabet, names

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from experiments.cli import hydra_compat
 from experiments.cli.settings import check, defaults
-from experiments.cli.targets import refuse_foreign, refuse_unknown
+from experiments.cli.targets import instantiate, refuse_foreign, refuse_unknown
 from experiments.common.errors import BadInputError, suggest
 from tests.experiments.conftest import Command
 
@@ -122,7 +121,6 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("solver", {"step_size": {"mu": 1}}, "solver.step_size: expected a number, got {'mu': 1}"),
     ("estimator", {"solver": {"step_size": "x"}}, "estimator.solver.step_size: expected a number"),
     ("outer", {"_target_": 3}, "outer._target_: expected text, got 3"),
-    ("outer", {"tx": [{"_target_": "optaxx.f"}]}, r"outer.tx\[0\]._target_: 'optaxx.f' is not all"),
 ]
 
 
@@ -159,7 +157,7 @@ def test_target_outside_the_allowed_packages_is_refused(target: Any) -> None:
     "target", ["bilevel.core.problem.np.save", "bilevel.tuning.tune.warnings.warn", "optax.nosuch"]
 )
 def test_target_that_a_package_has_only_borrowed_is_refused(target: str) -> None:
-    with pytest.raises(BadInputError, match=r"no class or function|there is no"):
+    with pytest.raises(BadInputError, match="is not allowed"):
         refuse_unknown({"_target_": target}, "task")
 
 
@@ -168,7 +166,7 @@ def test_partial_of_nothing_is_the_function_itself() -> None:
 
     node = {"_target_": "bilevel.transform", "learning_rate": 0.1}
     node["factory"] = {"_target_": "optax.adam", "_partial_": True}
-    assert hydra_compat.instantiate(node, "outer").factory is optax.adam
+    assert instantiate(node, "outer").factory is optax.adam
 
 
 def test_suggestion_says_only_what_helps() -> None:

@@ -2,6 +2,9 @@
 
 import json
 import re
+from base64 import b64encode
+from hashlib import sha256
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from experiments import report
 from experiments.reports import charts, sweep_data, table
+from experiments.reports import page as page_module
 from experiments.reports.page import make_page
 from experiments.runs import results
 
@@ -33,7 +37,7 @@ def run(folder: Path, label: str, seed: int, score: float, **changes: Any) -> No
         "overrides": [label, f"seed={seed}"],
         "choices": {"task": "t"},
         "settings": {},
-        "command": f"run --seed {seed} <",
+        "command": f"python -m experiments.run seed={seed} 'a=<'",
         "process": {"peak_memory_mib": 100.0 + seed},
     } | changes
     place = folder / f"{label}-{seed}"
@@ -111,7 +115,7 @@ def test_page_holds_table_and_pictures_and_needs_no_network(reported: Path) -> N
     assert "default-src 'none'" in (policy or "")
     assert table.RULE in page.text
     assert table.RULE in (reported / "report.md").read_text()
-    assert "run --seed 0 <" in page.text  # the command of the best row
+    assert "experiments.run seed=0 'a=<'" in page.text  # the command of the best row
     assert 'id="again"' not in text
 
 
@@ -145,11 +149,21 @@ def test_text_of_runs_makes_no_markup(tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert not [tag for tag, _ in page.tags if tag == "img"]
-    assert page.text.count(HOSTILE) > 8
+    assert page.text.count(HOSTILE) > 6
     assert "<img" not in text.replace(get_plotlyjs(), "")
     # plotly reads tags in names and titles, from its JSON: there they are entities.
     assert r"\u003cimg" not in text.replace(get_plotlyjs(), "")
     assert "&lt;img" in text.replace(get_plotlyjs(), "")
+    # A command that somebody may paste is ours, or is not shown.
+    assert f"<pre>{escape(HOSTILE)}" not in text.partition("Not completed")[0]
+    # The policy names the two scripts by their digests, and they are the same in every page.
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(scripts) == 2
+    assert not any("alert" in script for script in scripts[1:])
+    digests = [b64encode(sha256(script.encode()).digest()).decode() for script in scripts]
+    policy = next(str(attrs["content"]) for _, attrs in page.tags if "http-equiv" in attrs)
+    assert policy.endswith("script-src " + " ".join(f"'sha256-{digest}'" for digest in digests))
+    assert scripts[1] == (Path(page_module.__file__).parent / "page.js").read_text()
 
 
 def menus(chart: charts.Chart) -> dict[str, tuple[Any, ...]]:
@@ -187,9 +201,9 @@ def test_charts_hold_what_the_runs_recorded(sweep: Path) -> None:
     named = [trace for trace in paths.figure.data if trace.name]
     assert [(trace.name, trace.visible) for trace in named] == [
         ("penalty", True),
-        ("no &lt;se&gt;", True),
+        ("no <se>", True),
         ("penalty", False),
-        ("no &lt;se&gt;", False),
+        ("no <se>", False),
     ]
     assert menus(paths)["a=10"][0]["visible"] == [False] * 6 + [True] * 6
     assert named[1].y[-1] == pytest.approx(2 * ends.mean())

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
+import tasks
 from tasks.base import Task
 
 LEAF = """
@@ -72,3 +73,4 @@ def install() -> None:
     tiny.__module__ = module.__name__
     module.tiny = tiny
     sys.modules[module.__name__] = module
+    tasks.register("tasks.tiny.tiny")

@@ -148,7 +148,7 @@ ARRAYS = [
     ({"X": np.ones((3, 2)), "y": np.ones(4)}, r"X is \[3, 2\] and y is \[4\]: expected \[rows"),
     ({"X": np.ones(3), "y": np.ones(3)}, r"X is \[3\] and y is \[3\]"),
     ({"X": np.ones((2, 1)) * 1j, "y": np.arange(2.0)}, "column 'x0' holds complex128"),
-    ({"X": np.array([[1], [None]]), "y": np.ones(2)}, "Object arrays cannot be loaded"),
+    ({"X": np.array([[1], [None]]), "y": np.ones(2)}, "holds objects, not numbers"),
     ({"X": np.array([[1, 2], [3, np.nan]]), "y": np.arange(2)}, "column 'x1' has 1 .* in row 1"),
 ]
 

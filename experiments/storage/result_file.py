@@ -1,0 +1,122 @@
+"""What a `result.json` holds, checked field by field: it may be half written, or be anybody's."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments.common.errors import BadInputError, DamagedError
+
+RESULT = "result.json"
+FINISHED = ("completed", "unreliable")  # with all their steps, and numbers to compare
+ENDED_AS = (*FINISHED, "diverged")
+_NEEDED = ("status", "choices", "overrides")
+_NEEDED_AT_THE_END = (
+    *("settings", "task", "seed", "steps", "test_metrics", "counts", "seconds", "compile_seconds"),
+)
+# What a terminal or an encoder takes for a command: control characters, halves of characters.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _or_null(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or kind(value)
+
+
+def _named(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(kind, value.values()))
+
+
+def _list_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(kind, value))
+
+
+def _anything(value: Any) -> bool:
+    del value
+    return True
+
+
+_MEASURED = _or_null(_number)  # what is not finite is null
+_NODE = _named(_anything)
+FIELDS: dict[str, Callable[[Any], bool]] = {
+    "status": _text,
+    "choices": _named(_text),
+    "overrides": _list_of(_text),
+    "task": _text,
+    "seed": _count,
+    "steps": _count,
+    "settings": _NODE,
+    "value": _MEASURED,
+    "value_start": _MEASURED,
+    "seconds": _number,
+    "compile_seconds": _number,
+    "test_metrics": _named(_MEASURED),
+    "baselines": _named(_named(_MEASURED)),
+    "hyper_summary": _named(_MEASURED),
+    "counts": _named(_count),
+    "message": _or_null(_text),
+    "command": _or_null(_text),
+    "error": _text,
+    "traceback": _text,
+    "relative_error": _MEASURED,
+    "error_of_largest": _MEASURED,
+    "unknown": _list_of(_text),
+    "process": _NODE,
+    "evidence": _NODE,
+    "versions": _NODE,
+    "notes": _NODE,
+}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a `result.json` holds; in its texts, what a terminal would obey is replaced.
+
+    Raises
+    ------
+    DamagedError : it is no JSON, or not what this program writes.
+    BadInputError : it cannot be read.
+    """
+    try:
+        result = cleaned(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:  # of the text's encoding too; nested too deep
+        raise DamagedError(f"{path}: this is no JSON ({error}).") from error
+    except OSError as error:
+        raise BadInputError(f"{path}: this cannot be read ({error.strerror}).") from error
+    if not isinstance(result, dict):
+        raise DamagedError(f"{path}: this is no result of a run, but a {type(result).__name__}.")
+    needed = _NEEDED
+    if result.get("status") in ENDED_AS:
+        needed += _NEEDED_AT_THE_END
+    for name in needed:
+        if name not in result:
+            raise DamagedError(f"{path}: this is no result of a run: {name} is missing.")
+    for name, fits in FIELDS.items():
+        if name in result and not fits(result[name]):
+            raise DamagedError(
+                f"{path}: this is no result of a run: {name} is {str(result[name])[:60]!r}."
+            )
+    peak = result.get("process", {}).get("peak_memory_mib")
+    if not _MEASURED(peak) or (result["status"] in FINISHED and not result["test_metrics"]):
+        raise DamagedError(f"{path}: this is no result of a run: it lacks memory or test metrics.")
+    return result
+
+
+def cleaned(value: Any) -> Any:
+    """The same with control characters and halves of characters replaced in every text."""
+    if isinstance(value, dict):
+        return {_UNPRINTABLE.sub("�", key): cleaned(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [cleaned(child) for child in value]
+    return _UNPRINTABLE.sub("�", value) if isinstance(value, str) else value
