@@ -39,7 +39,7 @@ class Cost:
     extrapolated: bool
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         scratch, state = self.temp_bytes / 2**20, self.state_bytes / 2**20
         return (
             f"{scratch:.1f} MiB scratch + {state:.1f} MiB state, "

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import betainc, ndtri
 
-from bilevel.utils import FloatTree, PyTree, norm
+from bilevel.utils import FloatTree, PyTree, norm, relative_size
 
 _HALVINGS = 60  # of an interval that holds a quantile: below the rounding of float64
 
@@ -33,7 +33,7 @@ class KnownErrors(Protocol):
 
 
 def relative_error(grad: PyTree, evidence: KnownErrors) -> Array:
-    r"""What is known of ``|grad - exact| / |exact|``, ``()``.
+    r"""Return what is known of ``|grad - exact| / |exact|``, ``()``.
 
         sqrt(systematic^2 + noise^2),   systematic^2 = (|bias| / |grad - bias|)^2 + residual_error^2
         noise = |standard_error| / |grad - bias|
@@ -45,7 +45,7 @@ def relative_error(grad: PyTree, evidence: KnownErrors) -> Array:
     parts, exact = [], norm(grad)
     if evidence.bias is not None:
         exact = norm(jax.tree.map(jnp.subtract, grad, evidence.bias))
-        parts.append(_ratio(norm(evidence.bias), exact))
+        parts.append(relative_size(norm(evidence.bias), exact))
     if evidence.residual_error is not None:
         parts.append(evidence.residual_error)
     if not parts:
@@ -55,22 +55,18 @@ def relative_error(grad: PyTree, evidence: KnownErrors) -> Array:
             [jnp.max(jnp.stack(some))] if (some := [r for r in residuals if r is not None]) else []
         )
     if evidence.standard_error is not None:
-        parts.append(_ratio(norm(evidence.standard_error), exact))
+        parts.append(relative_size(norm(evidence.standard_error), exact))
     if not parts:
         return jnp.full_like(exact, jnp.nan)
     total = norm([jnp.asarray(part, exact.dtype) for part in parts])
     return jnp.where(jnp.isfinite(total) & jnp.isfinite(exact), total, jnp.inf)
 
 
-def _ratio(error: Array, exact: Array) -> Array:
-    """``error / exact``, 0 where there is no error."""
-    return jnp.where(error == 0, 0, error / exact)
-
-
 def student_quantile(level: float, freedom: Array | None) -> Array:
-    """The two-sided quantile t, ``P(|T| <= t) = level``; of the normal where ``freedom`` is None.
+    """Return the two-sided quantile of Student's t; of the normal where ``freedom`` is None.
 
-    By bisection on ``P(|T| > t) = I_x(freedom / 2, 1 / 2)``, ``x = freedom / (freedom + t^2)``.
+    It is ``t`` with ``P(|T| <= t) = level``, by bisection on ``P(|T| > t) = I_x(freedom / 2, 1 /
+    2)``, ``x = freedom / (freedom + t^2)``.
 
     Raises
     ------

@@ -86,7 +86,7 @@ class Estimate:
         return tuple(missing)
 
     def interval(self, level: float = 0.95) -> PyTree:
-        """``(low, high)`` around each entry of ``grad``, less its bias: a tree of pairs like it.
+        """Return ``(low, high)`` around each entry of ``grad`` less its bias: a tree of pairs.
 
         Student's t with ``evidence.freedom`` degrees of freedom, the normal where it is ``None``.
 

@@ -194,7 +194,7 @@ class Auto:
         return estimate, lower
 
     def _residual(self, params: PyTree) -> Array:
-        """What both residuals are to reach: the tolerance with a margin, above rounding."""
+        """Return what both residuals are to reach: the tolerance with a margin, above rounding."""
         kind = dtype(params)
         return jnp.maximum(jnp.asarray(self.tolerance / _SAFETY, kind), 20 * jnp.finfo(kind).eps)
 

@@ -70,7 +70,7 @@ class Budget(NamedTuple):
         return self.products * (1 if self.sampled else _SOLVES)
 
     def draw(self, data: Data, key: Array) -> Data:
-        """The data, or with a random sample of its inner rows, the same for the same key."""
+        """Return the data, or with a random sample of its inner rows, the same for the same key."""
         n = count_examples(data.inner)
         if self.rows == n:
             return data

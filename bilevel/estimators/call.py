@@ -133,7 +133,7 @@ def _init_state(
 
 @jax.jit
 def _relative_error(estimate: Estimate) -> Array:
-    """One program for what would be twenty small ones."""
+    """Compute it in one program for what would be twenty small ones."""
     return estimate.relative_error
 
 

@@ -59,7 +59,7 @@ def mixed_mode(loss: Loss) -> Loss:
 
 
 def _fenced(*saved: PyTree) -> tuple[PyTree, ...]:
-    """What a backward pass keeps, as values of its own.
+    """Return what a backward pass keeps, as values of its own.
 
     A custom rule inside ``scan`` that keeps its own inputs loses their batch axis when the scan is
     differentiated in reverse twice (JAX 0.10): the second derivative is then wrong, or fails.

@@ -81,7 +81,7 @@ def _minimise(slopes: Callable[[Array], Array], w: Array) -> Array:
 
 
 def _jacobian(slopes: Callable[[Array], Array], w: Array) -> Array:
-    """By forward mode, or in reverse where a loss has a rule for that alone."""
+    """Return it by forward mode, or in reverse where a loss has a rule for that alone."""
     try:
         return jax.jacfwd(slopes)(w)
     except (TypeError, NotImplementedError) as error:
@@ -91,7 +91,7 @@ def _jacobian(slopes: Callable[[Array], Array], w: Array) -> Array:
 
 
 def _solve(matrix: Array, b: Array) -> Array:
-    """``matrix^{-1} b`` for a symmetric matrix, 0 in its null space: what nothing reads is free."""
+    """Return ``matrix^{-1} b``, symmetric, 0 in the null space: what nothing reads is free."""
     values, vectors = jnp.linalg.eigh(matrix)
     least = len(b) * jnp.finfo(b.dtype).eps * jnp.max(jnp.abs(values))
     inverse = jnp.where(jnp.abs(values) > least, 1 / jnp.where(values == 0, 1, values), 0)

@@ -26,8 +26,8 @@ from bilevel.estimators.budget import Budget
 from bilevel.estimators.reference import find_reference
 from bilevel.estimators.refusals import lacks_forward_mode, unused_by_minimiser
 from bilevel.estimators.residuals import find_progress
-from bilevel.estimators.rough import relative_size, solve_roughly
-from bilevel.utils import PyTree, axpy, norm, vdot
+from bilevel.estimators.rough import solve_roughly
+from bilevel.utils import PyTree, axpy, norm, relative_size, vdot
 
 
 class Remainder(NamedTuple):
@@ -202,7 +202,7 @@ def tangent_remainder(
 
 
 def steps_are_objective(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> bool:
-    """Whether the steps themselves are what is tuned, and not the minimiser that they approach.
+    """Return whether the steps themselves are tuned, and not the minimiser that they approach.
 
     With a start of the problem's own, or a hyperparameter of the solver, the derivative of all
     steps is right however far they are from the minimiser.

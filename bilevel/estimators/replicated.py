@@ -113,7 +113,7 @@ class Replicated:
         return jnp.sqrt(jnp.maximum(squared, 0))
 
     def needed(self, estimate: Estimate, tolerance: float = 0.1) -> Array:
-        r"""How many copies would bring the noise of ``grad`` below ``tolerance`` times its size.
+        r"""Return how many copies bring the noise of ``grad`` below ``tolerance`` times its size.
 
         ``n |standard_error|^2 / (tolerance^2 signal^2)``, ``signal^2 = |grad|^2 -
         |standard_error|^2``, which has the expectation ``|E grad|^2``; ``()``. ``n`` is enough if

@@ -73,7 +73,7 @@ class Richardson:
     def step(
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
-        """One step at ``eta`` and at ``2 eta``, with the same key."""
+        """Take one step at ``eta`` and at ``2 eta``, with the same key."""
 
         def one(factor: Array, chain: InnerState) -> tuple[Estimate, InnerState]:
             return _with_step_size(self.estimator, factor).step(problem, hyper, chain, data, key)

@@ -4,13 +4,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from bilevel.utils import PyTree, axpy, norm, vdot, zeros_like
 
 
 def solve_roughly(product: Callable[[PyTree], PyTree], b: PyTree, steps: int) -> PyTree:
-    """``H^{-1} b`` by a few steps of conjugate gradients; what negative curvature leaves stays."""
+    """Return ``H^{-1} b`` by a few steps of conjugate gradients, up to negative curvature."""
     length = norm(b)
     scaled = jax.tree.map(lambda x: x / jnp.where(length > 0, length, 1), b)
 
@@ -28,8 +27,3 @@ def solve_roughly(product: Callable[[PyTree], PyTree], b: PyTree, steps: int) ->
     begin = zeros_like(scaled), scaled, scaled, vdot(scaled, scaled)
     (x, _, _, _), _ = jax.lax.scan(advance, begin, length=steps)
     return jax.tree.map(lambda x: length * x, x)
-
-
-def relative_size(error: Array, exact: Array) -> Array:
-    """``error / exact``, 0 where there is no error."""
-    return jnp.where(error == 0, 0, error / exact)

@@ -81,7 +81,7 @@ def _describe_nonfinite(estimate: Estimate, find: Callable[[], str | None] | Non
 
 
 def _cause(estimate: Estimate, find: Callable[[], str | None] | None) -> str:
-    """The largest part of the error, and what would make it smaller."""
+    """Return the largest part of the error, and what would make it smaller."""
     evidence = estimate.evidence
     if (text := _describe_nonfinite(estimate, find)) is not None:
         return text

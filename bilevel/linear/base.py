@@ -92,7 +92,7 @@ class LinearSolver(Protocol):
 def solve_scaled(
     solver: LinearSolver, hessian: Matvec, b: PyTree, x0: PyTree, key: Array
 ) -> Solution:
-    """``solver.solve`` with ``b`` brought to size one, exactly, by a power of two.
+    """Return ``solver.solve`` with ``b`` brought to size one, exactly, by a power of two.
 
     So squares of ``b`` neither vanish nor overflow: in float32 an adjoint right side below 1e-19
     would be solved by 0, with a residual of 0. Not a bit changes where they do not.

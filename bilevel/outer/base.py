@@ -44,7 +44,7 @@ class TracksBest(Protocol):
     """A rule that remembers a best point, which is what a run ends with."""
 
     def best(self, state: PyTree, hyper: PyTree, value: Array) -> tuple[PyTree, Array]:
-        """The better of the point remembered and ``hyper``, where ``value`` was seen; its value."""
+        """Return the better of ``hyper``, of this value, and the point remembered; its value."""
         ...
 
 
@@ -53,7 +53,7 @@ class Backtracks(Protocol):
     """A rule that comes back from hyperparameters where the inner solver diverges."""
 
     def backtrack(self, before: PyTree, after: PyTree, hyper: PyTree) -> tuple[PyTree, Array]:
-        """The state to propose again with, and whether there is hope, ``()``, boolean.
+        """Return the state to propose again with, and whether there is hope, ``()``, boolean.
 
         ``before`` and ``after`` are the states around the update that proposed ``hyper``. The same
         estimate is handed to the next update, so that ``before`` with a shorter reach will do.
@@ -66,14 +66,14 @@ class SetsTolerance(Protocol):
     """A rule that needs little accuracy at first and sets the estimator's tolerances."""
 
     def set_tolerance(self, estimator: _E, state: PyTree) -> _E:
-        """The estimator for the next evaluation: of the same structure, never more accurate."""
+        """Return the estimator of the next evaluation: same structure, never more accurate."""
         ...
 
 
 def move_hyper(
     tx: OuterRule, estimate: Estimate, state: PyTree, hyper: PyTree, admit: Admit | None = None
 ) -> tuple[PyTree, PyTree]:
-    """``(hyper, state)`` after the update that an estimate asks for.
+    """Return ``(hyper, state)`` after the update that an estimate asks for.
 
     Every optax transformation is offered ``value``; one that names ``standard_error`` gets it too,
     and one that names ``admit`` the map onto what a space admits, ``None`` for no space.
@@ -101,7 +101,7 @@ def move_hyper(
 def flatten(
     owner: str, grad: PyTree, hyper: PyTree, value: float | Array | None
 ) -> tuple[Array, Array, Array, Callable[[Array], PyTree]]:
-    """``hyper``, ``grad`` and ``value`` as flat arrays of one dtype, and the way back.
+    """Return ``hyper``, ``grad`` and ``value`` as flat arrays of one dtype, and the way back.
 
     Raises
     ------

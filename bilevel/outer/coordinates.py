@@ -38,7 +38,7 @@ class Coordinates:
         return CoordinateState(free, self.tx.init(free))
 
     def apply(self, estimate: Estimate, state: CoordinateState) -> tuple[PyTree, CoordinateState]:
-        """``(hyper, state)`` after an update by an estimate in natural units."""
+        """Return ``(hyper, state)`` after an update by an estimate in natural units."""
         seen = to_coordinates(self, estimate, state)
         free, outer = move_hyper(self.tx, seen, state.outer, state.free, self.spaces.admit)
         free = self.spaces.admit(free)

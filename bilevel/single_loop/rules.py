@@ -40,7 +40,7 @@ class DirectionRule(Protocol):
     by_level: ClassVar[bool]  # whether the parts of the two levels are kept apart
 
     def due(self, count: Array, coin: Array, period: int) -> bool | Array:
-        """Whether this step forms the full direction (``()``, boolean); ``False``: never."""
+        """Return whether this step forms the full direction (``()``, boolean); ``False``: never."""
         ...
 
     def init(self, parts: tuple, blocks: tuple[int, ...]) -> PyTree:
@@ -48,7 +48,7 @@ class DirectionRule(Protocol):
         ...
 
     def direction(self, sample: Sample, memory: PyTree) -> tuple[tuple, PyTree]:
-        """The direction, a tuple of parts, and the new memory."""
+        """Return the direction, a tuple of parts, and the new memory."""
         ...
 
 

@@ -68,7 +68,7 @@ class External:
     def step(
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: tuple[()]
     ) -> tuple[Params, tuple[()]]:
-        """One call of ``fn``; neither the loss nor the key is used."""
+        """Make one call of ``fn``; neither the loss nor the key is used."""
         arguments = jax.tree.map(jnp.asarray, (params, hyper, data))
         moved = jax.lax.platform_dependent(*arguments, cpu=self._in_place, default=self._copied)
         return moved, state
@@ -135,7 +135,7 @@ def pack(leaf: Array) -> Array:
 
 
 def pack_numpy(leaf: np.ndarray) -> np.ndarray:
-    """:func:`pack` on the host."""
+    """Do on the host what :func:`pack` does."""
     return leaf[..., None].view(np.uint32) if leaf.dtype.itemsize == 8 else leaf
 
 

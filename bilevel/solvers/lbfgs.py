@@ -142,7 +142,7 @@ class LBFGS:
         key: Key,
         state: LBFGSState,
     ) -> tuple[Params, LBFGSState]:
-        """One line search along the quasi-Newton direction; the key is not used."""
+        """Make one line search along the quasi-Newton direction; the key is not used."""
         flat, unravel = ravel_pytree(params)
 
         def objective(w: Array) -> Array:

@@ -86,7 +86,7 @@ class ProximalGradient:
         key: Key,
         state: Counter,
     ) -> tuple[Params, Counter]:
-        """One forward-backward step over all of ``data``; the key is not used."""
+        """Take one forward-backward step over all of ``data``; the key is not used."""
         size = evaluate(self.step_size, state, hyper)
         return forward_backward(loss, params, hyper, data, size), state + 1
 

@@ -30,7 +30,7 @@ class Simplex:
         return jax.nn.softmax(free, axis=-1)
 
     def free(self, natural: Array) -> Array:
-        """``log value``, of mean 0."""
+        """Return ``log value``, of mean 0."""
         logs = jnp.log(natural)
         return logs - jnp.mean(logs, axis=-1, keepdims=True)
 

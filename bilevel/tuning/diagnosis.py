@@ -29,7 +29,7 @@ class DivergenceWarning(RuntimeWarning):
 
 
 def step_size_warning(curvature: Array | float, limit: Array | float) -> str | None:
-    """What is known before the run: a step size above the stability limit; ``None`` if it is not.
+    """Return the warning about a step size above the stability limit; ``None`` where it is not.
 
     The measured curvature is a lower bound, so that only rounding needs a margin.
     """
@@ -76,7 +76,7 @@ def explain_end(loop: Loop, result: Result, stop: Stop) -> Result:
 def divergence_message(
     problem: Problem, estimator: Estimator, state: State, hyper: PyTree, stop: Stop, data: Data
 ) -> str:
-    """One paragraph: which step, which quantity, the likely cause and the cure."""
+    """Return one paragraph: which step, which quantity, the likely cause and the cure."""
     key = jax.random.fold_in(state.key, state.step)
     if found := find_nonfinite(problem, estimator, hyper, state.lower, data, key):
         return (
@@ -138,7 +138,7 @@ def variable_message(
     stop: Stop,
     data: Data,
 ) -> str:
-    """For an estimator that moves several variables: which one left, and what to change.
+    """Return, of an estimator that moves several variables, which one left and what to change.
 
     One diverging variable takes the others with it. A step that is too large for the inner
     curvature is the cause wherever there is one; else the variable that was noticed is named.

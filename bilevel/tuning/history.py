@@ -88,7 +88,7 @@ def _nothing(dtype: jnp.dtype) -> float | int:
 
 
 def _split(row: PyTree) -> tuple[list[int], list[list[int]]]:
-    """The leaves that are arrays; those that are numbers, by dtype."""
+    """Return the leaves that are arrays; those that are numbers, by dtype."""
     arrays: list[int] = []
     numbers: dict[jnp.dtype, list[int]] = {}
     for i, leaf in enumerate(jax.tree.leaves(row)):

@@ -19,7 +19,7 @@ from bilevel.utils import (
 def population(
     problem: Problem, hyper: PyTree, n: int, *, seed: int, spread: float = 2.0
 ) -> PyTree:
-    """``hyper`` itself and ``n - 1`` others: every leaf with a leading axis of n.
+    """Return ``hyper`` itself and ``n - 1`` others: every leaf with a leading axis of n.
 
     A Latin hypercube: in each coordinate, one point in each of ``n - 1`` slices of equal size.
     Spaces with two finite ends, and simplices, are filled from end to end (``Log`` evenly on its

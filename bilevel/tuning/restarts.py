@@ -78,7 +78,7 @@ def restarts(
     hooks: Sequence[AnyHook] = (),
     **old: Unpack[Keywords],
 ) -> Restarts:
-    """:func:`bilevel.tune` from every start point in one compiled program; the best is kept.
+    """Run :func:`bilevel.tune` from all start points in one compiled program; keep the best.
 
     The best is the one with the smallest last outer value (with ``EarlyStopping``, the smallest
     held-out loss at its best step) among those that did not diverge and are finite. The value of a
@@ -166,7 +166,7 @@ def restarts(
 
 
 def _number(starts: PyTree) -> int:
-    """The length of the leading axis."""
+    """Return the length of the leading axis."""
     lengths = {
         leaf_address("starts", path): jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
         for path, leaf in jax.tree_util.tree_leaves_with_path(starts)
@@ -182,12 +182,12 @@ def _number(starts: PyTree) -> int:
 def _look(
     problem: Problem, scout: Estimator, params: PyTree, data: Data, key: Array, start: PyTree
 ) -> Array:
-    """The outer value at a start point, with the same minibatches for all."""
+    """Return the outer value at a start point, with the same minibatches for all."""
     return hypergradient(problem, scout, start, params, data, key)[0].value
 
 
 def _explained(found: Restarts, lost: Array, stopping: EarlyStopping | None) -> Restarts:
-    """With messages, and the history of the best cut where it ended."""
+    """Return it with messages, and the history of the best cut where it ended."""
     best = found.best
     rows = int(best.state.step)
     history = {name: column[:rows] for name, column in best.history.items()}

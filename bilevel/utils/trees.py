@@ -71,6 +71,11 @@ def norm(tree: FloatTree) -> Scalar:
     return jnp.sqrt(vdot(tree, tree))
 
 
+def relative_size(error: Scalar, exact: Scalar) -> Scalar:
+    """Return ``error / exact``, 0 where there is no error; ``()``."""
+    return jnp.where(error == 0, 0, error / exact)
+
+
 def axpy(scale: Number, x: FloatTree, y: FloatTree) -> FloatTree:
     """Return ``scale * x + y``, leaf by leaf, in the dtype of ``y``."""
     return jax.tree.map(lambda a, b: (scale * a + b).astype(b.dtype), x, y)
