@@ -16,6 +16,7 @@ from bilevel.core import (
     InnerState,
     InverseTime,
     Problem,
+    Relative,
     transform,
 )
 from bilevel.estimators import (
@@ -135,6 +136,7 @@ __all__ = [
     "Problem",
     "ProximalGradient",
     "Record",
+    "Relative",
     "Replicated",
     "Restarts",
     "Result",

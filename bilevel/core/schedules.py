@@ -98,8 +98,53 @@ class Decay:
         return self.start / (count + 1) ** self.power
 
 
+@dataclass(frozen=True)
+class Relative:
+    r"""A step size that is a fraction of the solver's stability limit, measured in every call.
+
+    The limit is that of the current hyperparameters, so that a penalty cannot outgrow it: six
+    products with the Hessian in every call, by Lanczos from the vector of the call before. For
+    minibatches it is a lower bound of the mean-square
+    limit, measured on 16 batches of rows (at least 256), also with the curvature of single
+    examples. A call keeps one limit; the derivative of the limit is stopped: a hypergradient is
+    that of steps of this size. For ``GradientDescent``, ``SGD``, ``ProximalGradient``, ``FISTA``,
+    ``SVRG`` and ``SAGA``. ``evidence.counts`` do not include these products.
+
+    Parameters
+    ----------
+    fraction : a positive number, or ``fn(count)``; 1 is the limit itself.
+
+    Raises
+    ------
+    ValueError : a fraction that is not positive, or that depends on ``hyper``.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, bilevel as bl
+    >>> problem = bl.Problem(lambda w, h, x: h * jnp.mean((x - w) ** 2), lambda w, h, x: w)
+    >>> data = bl.Data(inner=jnp.array([1.0, 3.0]), outer=jnp.zeros(1))
+    >>> solver, key = bl.GradientDescent(bl.Relative(0.5)), jax.random.key(0)
+    >>> bl.solve(problem, solver, 1e4, jnp.array(0.0), data, key, steps=3).round(4)
+    Array(2., dtype=float32)
+    """
+
+    fraction: Setting = 0.5
+
+    def __post_init__(self) -> None:
+        """Validate the fraction."""
+        fraction = as_setting("Relative", "fraction", self.fraction)
+        if getattr(fraction, "sees_hyper", False):
+            raise ValueError(
+                "Relative: fraction must not depend on hyper, since the derivative of the measured "
+                "limit is stopped. A step size that is a hyperparameter is step_size=fn(count, "
+                "hyper)."
+            )
+        object.__setattr__(self, "fraction", fraction)
+
+
 register_node(InverseTime)
 register_node(Decay)
+register_node(Relative)
 
 
 def as_setting(owner: str, name: str, value: Setting) -> Setting:
@@ -108,6 +153,11 @@ def as_setting(owner: str, name: str, value: Setting) -> Setting:
         return value
     if callable(value):
         return as_schedule(owner, name, value)
+    if isinstance(value, Relative):
+        raise TypeError(
+            f"{owner}: {name} cannot be {value!r}: there is no stability limit that it would be a "
+            "fraction of. Relative is for the step_size of solvers; give a number or fn(count)."
+        )
     require_positive(owner, name, value)
     return value
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.core import Counts, Data, Estimate, Estimator, InnerState, Problem, Schedule
+from bilevel.core import Counts, Data, Estimate, Estimator, InnerState, Problem, Relative, Schedule
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.reverse import Reverse
@@ -211,7 +211,7 @@ def _require_constant(solver: Solver | None) -> SGD | None:
     wrong = None
     if not isinstance(solver, SGD):
         wrong = f"the solver must be SGD, got {type(solver).__name__}"
-    elif isinstance(solver.step_size, Schedule) or isinstance(solver.momentum, Schedule):
+    elif isinstance(solver.step_size, Schedule | Relative) or isinstance(solver.momentum, Schedule):
         wrong = "step size and momentum must be numbers: a schedule never comes to rest"
     elif solver.sampling != "iid":
         wrong = (

@@ -15,7 +15,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Estimator, Evidence, InnerState, Problem, Schedule
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Estimator,
+    Evidence,
+    InnerState,
+    Problem,
+    Relative,
+    Schedule,
+)
 from bilevel.estimators.rebuild import innermost_estimator, map_innermost
 from bilevel.solvers import Solver
 from bilevel.utils import Hyper, Key, Number, Params, dtype, register_node
@@ -104,7 +114,7 @@ def _require_step_size(estimator: Estimator) -> None:
     if not callable(getattr(estimator, "step", None)):
         return  # a placeholder: JAX rebuilds estimators around anything
     solver: Any = getattr(estimator, "solver", None)
-    if hasattr(solver, "step_size") and not isinstance(solver.step_size, Schedule):
+    if hasattr(solver, "step_size") and not isinstance(solver.step_size, Schedule | Relative):
         return
     found = f"{type(estimator if solver is None else solver).__name__} has none"
     if solver is not None and hasattr(solver, "step_size"):

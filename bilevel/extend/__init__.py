@@ -51,6 +51,7 @@ from bilevel.outer import Backtracks, OuterRule, SetsTolerance, TracksBest
 from bilevel.solvers import (
     ChecksProblem,
     DeclaresStability,
+    MeasuresProblem,
     NotUnrollable,
     Refreshes,
     Solver,
@@ -79,6 +80,7 @@ __all__ = [
     "InnerState",
     "LinearSolver",
     "Loss",
+    "MeasuresProblem",
     "MonitoredEstimator",
     "NotUnrollable",
     "OuterRule",

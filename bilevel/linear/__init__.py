@@ -24,7 +24,7 @@ from bilevel.linear.eigenvalues import (
 from bilevel.linear.fixed_point import FixedPoint
 from bilevel.linear.gauss_newton import GaussNewton, OutputLoss
 from bilevel.linear.gmres import GMRES
-from bilevel.linear.lanczos import function_product
+from bilevel.linear.lanczos import dominant_eigenpair, function_product
 from bilevel.linear.minres import MINRES
 from bilevel.linear.neumann import Neumann
 from bilevel.linear.nystrom import Nystrom
@@ -49,6 +49,7 @@ __all__ = [
     "OutputLoss",
     "SGDLinear",
     "Solution",
+    "dominant_eigenpair",
     "extremes",
     "factorise",
     "function_product",

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from bilevel.linear.base import Matvec
-from bilevel.utils import require_positive_int
+from bilevel.utils import PyTree, require_positive_int
 
 
 class Tridiagonal(NamedTuple):
@@ -89,3 +90,25 @@ def function_product(
     t = tridiagonal(matvec, vector, steps)
     values, vectors = jnp.linalg.eigh(t.matrix)
     return jnp.linalg.norm(vector) * (t.basis.T @ (vectors @ (fn(values) * vectors[0])))
+
+
+def dominant_eigenpair(matvec: Matvec, start: PyTree, steps: int) -> tuple[Array, PyTree]:
+    """Return the largest modulus of an eigenvalue, ``()``, and a unit vector of it, by Lanczos.
+
+    The modulus is a lower bound; ``start`` is a tree of one dtype that is not 0, of which
+    ``steps`` further ones like it are kept.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from bilevel.linear import dominant_eigenpair
+    >>> dominant_eigenpair(lambda v: jnp.array([1.0, -3.0]) * v, jnp.ones(2), 2)[0].round(4)
+    Array(3., dtype=float32)
+    """
+    flat, unravel = ravel_pytree(start)
+    t = tridiagonal(lambda v: ravel_pytree(matvec(unravel(v)))[0], flat, steps)
+    full = jnp.promote_types(flat.dtype, jnp.float32)  # LAPACK has no half precision
+    values, vectors = jnp.linalg.eigh(t.matrix.astype(full))
+    dominant = jnp.argmax(jnp.abs(values))
+    vector = t.basis.T @ vectors[:, dominant].astype(flat.dtype)
+    return jnp.abs(values[dominant]), unravel(vector)

@@ -4,6 +4,7 @@ from bilevel.solvers.base import (
     Carry,
     ChecksProblem,
     DeclaresStability,
+    MeasuresProblem,
     NotUnrollable,
     Refreshes,
     Solver,
@@ -21,7 +22,7 @@ from bilevel.solvers.lbfgs import LBFGS, Pairs, descent_direction, remember_pair
 from bilevel.solvers.line_search import backtrack_step
 from bilevel.solvers.newton import Newton
 from bilevel.solvers.optax_solver import Optax
-from bilevel.solvers.proximal import FISTA, ProximalGradient, apply_prox
+from bilevel.solvers.proximal import FISTA, ProximalGradient
 from bilevel.solvers.repeat import repeat_step
 from bilevel.solvers.saga import SAGA
 from bilevel.solvers.sampling import Lazy, Sampler, take_rows
@@ -32,6 +33,7 @@ from bilevel.solvers.stability import (
     largest_curvature,
     stability_limit,
 )
+from bilevel.solvers.steps import apply_prox
 from bilevel.solvers.svrg import SVRG
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "External",
     "GradientDescent",
     "Lazy",
+    "MeasuresProblem",
     "Newton",
     "NotUnrollable",
     "Optax",

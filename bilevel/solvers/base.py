@@ -95,6 +95,17 @@ class Refreshes(Protocol):
 
 
 @runtime_checkable
+class MeasuresProblem(Protocol):
+    """A solver that measures the problem before a call: a relative step size, its limit."""
+
+    def measure(
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, state: PyTree
+    ) -> PyTree:
+        """Return the state to begin a call with, of the same structure; not differentiated."""
+        ...
+
+
+@runtime_checkable
 class Stops(Protocol):
     """A solver that knows when it is done; only for loops that nobody differentiates."""
 
@@ -120,11 +131,15 @@ def start_solver(
 ) -> Carry:
     """Return ``(params, solver_state)`` to begin from: as carried, or by ``problem.start``."""
     require_fit(problem, solver)
-    if problem.start is None:
-        state = lower.solver_state
-        return lower.params, solver.refresh(state) if isinstance(solver, Refreshes) else state
-    params = problem.start(hyper, lower.params)
-    return params, solver.init(params, data.inner)
+    params, state = lower.params, lower.solver_state
+    if problem.start is not None:
+        params = problem.start(hyper, params)
+        state = solver.init(params, data.inner)
+    elif isinstance(solver, Refreshes):
+        state = solver.refresh(state)
+    if isinstance(solver, MeasuresProblem):
+        state = solver.measure(inner_loss(problem), params, hyper, data.inner, state)
+    return params, state
 
 
 def run_steps(

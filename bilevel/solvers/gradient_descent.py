@@ -3,11 +3,18 @@
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
-from bilevel.core import Loss, Setting, as_setting, evaluate
+from bilevel.core import Loss
+from bilevel.solvers.steps import (
+    SolverStepSize,
+    StepCount,
+    advance_count,
+    as_step_size,
+    evaluate_step_size,
+    init_count,
+    measure_limit,
+)
 from bilevel.utils import (
-    Counter,
     DataTree,
     Hyper,
     Key,
@@ -25,7 +32,8 @@ class GradientDescent:
 
     Parameters
     ----------
-    step_size : a positive number, ``fn(count)`` or ``fn(count, hyper)``; a function may return a
+    step_size : a positive number, :class:`bilevel.Relative`, ``fn(count)`` or ``fn(count, hyper)``;
+        a function may return a
         tree like ``params``, one step size per leaf or per entry. Converges on a convex
         loss while its largest curvature L < 2 / step_size; ``1 / L`` keeps the error of the
         derivative monotone (Scieur, Gidel, Bertrand, Pedregosa, 2022).
@@ -41,17 +49,21 @@ class GradientDescent:
     GradientDescent(step_size=0.1)
     """
 
-    step_size: Setting
+    step_size: SolverStepSize
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
-        object.__setattr__(
-            self, "step_size", as_setting("GradientDescent", "step_size", self.step_size)
-        )
+        object.__setattr__(self, "step_size", as_step_size("GradientDescent", self.step_size))
 
-    def init(self, params: Params, data: DataTree) -> Counter:
+    def init(self, params: Params, data: DataTree) -> StepCount:
         """Return the step count, 0."""
-        return jnp.zeros((), jnp.int32)
+        return init_count(self.step_size, params)
+
+    def measure(
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, state: StepCount
+    ) -> StepCount:
+        """Return the state with the stability limit of a relative step size."""
+        return measure_limit(state, loss, params, hyper, data)
 
     def step(
         self,
@@ -60,15 +72,16 @@ class GradientDescent:
         hyper: Hyper,
         data: DataTree,
         key: Key,
-        state: Counter,
-    ) -> tuple[Params, Counter]:
+        state: StepCount,
+    ) -> tuple[Params, StepCount]:
         """Move along the gradient over all of ``data``; the key is not used."""
         direction = jax.grad(loss)(params, hyper, data)
-        return descend(evaluate(self.step_size, state, hyper), direction, params), state + 1
+        size = evaluate_step_size(self.step_size, state, hyper)
+        return descend(size, direction, params), advance_count(state)
 
-    def max_curvature(self, hyper: Hyper, state: Counter) -> Scalar:
+    def max_curvature(self, hyper: Hyper, state: StepCount) -> Scalar:
         """Return ``2 / step_size``; of several step sizes the largest."""
-        return 2 / largest_entry(evaluate(self.step_size, state, hyper))
+        return 2 / largest_entry(evaluate_step_size(self.step_size, state, hyper))
 
 
 register_node(GradientDescent)

@@ -31,7 +31,7 @@ from bilevel.utils import (
     require_tolerance,
 )
 
-NO_DERIVATIVE = (
+_NO_DERIVATIVE = (
     "its line search stops by comparing numbers, so the derivative of its steps need not be that "
     "of the minimiser, even where the minimum is reached exactly"
 )
@@ -114,7 +114,7 @@ class LBFGS:
 
     def why_not_unrolled(self, state: PyTree) -> str:
         """Return that the line search has no derivative."""
-        return NO_DERIVATIVE
+        return _NO_DERIVATIVE
 
     def stopped(self, state: LBFGSState) -> Flag:
         """Return whether the loss is at rounding, or the gradient is small."""

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from bilevel.core import Loss, StaticTransform, Transform, as_pytree
-from bilevel.solvers.lbfgs import NO_DERIVATIVE
 from bilevel.solvers.sampling import Sampler, SamplerState
 from bilevel.utils import Counter, DataTree, Hyper, Key, Params, PyTree, Scalar, register_node
 
+_SEARCHES = (
+    "its line search stops by comparing numbers, so the derivative of its steps need not be that "
+    "of the minimiser"
+)
 OptaxState: TypeAlias = tuple[Counter, PyTree, SamplerState]  # count, optax state, sampler
 
 
@@ -61,7 +64,7 @@ class Optax:
         """Return the reason if there is a line search among the transformations."""
         searches = optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState
         nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, searches))
-        return NO_DERIVATIVE if any(isinstance(node, searches) for node in nodes) else None
+        return _SEARCHES if any(isinstance(node, searches) for node in nodes) else None
 
     def step(
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: OptaxState

@@ -13,10 +13,18 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from bilevel.core import Composite, Loss, Problem, Prox, Setting, as_setting, evaluate
-from bilevel.solvers.base import Solver
+from bilevel.core import Loss, Problem, Prox
+from bilevel.solvers.steps import (
+    SolverStepSize,
+    StepCount,
+    advance_count,
+    apply_prox,
+    as_step_size,
+    evaluate_step_size,
+    init_count,
+    measure_limit,
+)
 from bilevel.utils import (
-    Counter,
     DataTree,
     Hyper,
     Key,
@@ -29,7 +37,7 @@ from bilevel.utils import (
     vdot,
 )
 
-MomentumState: TypeAlias = tuple[Counter, Scalar, Params]  # count, t, the iterate before
+MomentumState: TypeAlias = tuple[StepCount, Scalar, Params]  # count, t, the iterate before
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,8 @@ class ProximalGradient:
 
     Parameters
     ----------
-    step_size : a positive number, ``fn(count)`` or ``fn(count, hyper)``. Converges on a convex
-        smooth part while its largest curvature L < 2 / step_size.
+    step_size : a positive number, :class:`bilevel.Relative`, ``fn(count)`` or ``fn(count,
+        hyper)``. Converges on a convex smooth part while its largest curvature L < 2 / step_size.
 
     Raises
     ------
@@ -61,21 +69,25 @@ class ProximalGradient:
     Array(1.5, dtype=float32)
     """
 
-    step_size: Setting
+    step_size: SolverStepSize
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
-        object.__setattr__(
-            self, "step_size", as_setting("ProximalGradient", "step_size", self.step_size)
-        )
+        object.__setattr__(self, "step_size", as_step_size("ProximalGradient", self.step_size))
 
     def check(self, problem: Problem) -> None:
         """Validate the arguments."""
         require_prox(self, problem.prox)
 
-    def init(self, params: Params, data: DataTree) -> Counter:
+    def init(self, params: Params, data: DataTree) -> StepCount:
         """Return the step count, 0."""
-        return jnp.zeros((), jnp.int32)
+        return init_count(self.step_size, params)
+
+    def measure(
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, state: StepCount
+    ) -> StepCount:
+        """Return the state with the stability limit of a relative step size."""
+        return measure_limit(state, loss, params, hyper, data)
 
     def step(
         self,
@@ -84,15 +96,15 @@ class ProximalGradient:
         hyper: Hyper,
         data: DataTree,
         key: Key,
-        state: Counter,
-    ) -> tuple[Params, Counter]:
+        state: StepCount,
+    ) -> tuple[Params, StepCount]:
         """Take one forward-backward step over all of ``data``; the key is not used."""
-        size = evaluate(self.step_size, state, hyper)
-        return forward_backward(loss, params, hyper, data, size), state + 1
+        size = evaluate_step_size(self.step_size, state, hyper)
+        return forward_backward(loss, params, hyper, data, size), advance_count(state)
 
-    def max_curvature(self, hyper: Hyper, state: Counter) -> Scalar:
+    def max_curvature(self, hyper: Hyper, state: StepCount) -> Scalar:
         """Return ``2 / step_size``."""
-        return 2 / evaluate(self.step_size, state, hyper)
+        return 2 / evaluate_step_size(self.step_size, state, hyper)
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,8 @@ class FISTA:
 
     Parameters
     ----------
-    step_size : a positive number, ``fn(count)`` or ``fn(count, hyper)``; at most 1 / L.
+    step_size : a positive number, :class:`bilevel.Relative`, ``fn(count)`` or ``fn(count,
+        hyper)``; at most 1 / L.
     restart : begin the momentum again whenever it points uphill, which makes the convergence (of
         the iterate and of its derivative) geometric where the objective is strongly convex.
 
@@ -119,12 +132,12 @@ class FISTA:
     FISTA(step_size=0.1, restart=True)
     """
 
-    step_size: Setting
+    step_size: SolverStepSize
     restart: bool = True
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
-        object.__setattr__(self, "step_size", as_setting("FISTA", "step_size", self.step_size))
+        object.__setattr__(self, "step_size", as_step_size("FISTA", self.step_size))
 
     def check(self, problem: Problem) -> None:
         """Validate the arguments."""
@@ -132,7 +145,14 @@ class FISTA:
 
     def init(self, params: Params, data: DataTree) -> MomentumState:
         """Return ``(count, t, the iterate before)``."""
-        return jnp.zeros((), jnp.int32), jnp.ones((), dtype(params)), params
+        return init_count(self.step_size, params), jnp.ones((), dtype(params)), params
+
+    def measure(
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, state: MomentumState
+    ) -> MomentumState:
+        """Return the state with the limit of a relative step size as the momentum tends to 1."""
+        count, t, before = state
+        return measure_limit(count, loss, params, hyper, data, scale=2 / 3), t, before
 
     def step(
         self,
@@ -147,15 +167,17 @@ class FISTA:
         count, t, before = state
         following = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
         y = axpy((t - 1) / following, axpy(-1, before, params), params)
-        moved = forward_backward(loss, y, hyper, data, evaluate(self.step_size, count, hyper))
+        moved = forward_backward(
+            loss, y, hyper, data, evaluate_step_size(self.step_size, count, hyper)
+        )
         if self.restart:
             uphill = vdot(axpy(-1, moved, y), axpy(-1, params, moved)) > 0
             following = jnp.where(uphill, 1, following)
-        return moved, (count + 1, following, params)
+        return moved, (advance_count(count), following, params)
 
     def max_curvature(self, hyper: Hyper, state: MomentumState) -> Scalar:
         """Return ``4 / (3 step_size)``, the limit as the momentum tends to 1."""
-        return 4 / (3 * evaluate(self.step_size, state[0], hyper))
+        return 4 / (3 * evaluate_step_size(self.step_size, state[0], hyper))
 
 
 register_node(ProximalGradient)
@@ -169,15 +191,7 @@ def forward_backward(
     return apply_prox(loss, axpy(-size, jax.grad(loss)(params, hyper, data), params), hyper, size)
 
 
-def apply_prox(loss: Loss, params: Params, hyper: Hyper, size: Number) -> Params:
-    """Apply the proximal map of ``loss``, if any, in the dtypes of ``params``."""
-    if not isinstance(loss, Composite):
-        return params
-    moved = loss.prox(params, hyper, size)
-    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), moved, params)
-
-
-def require_prox(solver: Solver, prox: Prox | None) -> None:
+def require_prox(solver: object, prox: Prox | None) -> None:
     """Raise if there is no proximal part to apply."""
     if prox is None:
         raise ValueError(

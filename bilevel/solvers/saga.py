@@ -18,12 +18,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Loss, Problem, Setting, as_setting, count_examples, evaluate
-from bilevel.solvers.proximal import apply_prox
+from bilevel.core import Loss, Problem, count_examples
 from bilevel.solvers.sampling import Sampler, SamplerState, take_rows
+from bilevel.solvers.steps import (
+    SolverStepSize,
+    StepCount,
+    advance_count,
+    apply_prox,
+    as_step_size,
+    evaluate_step_size,
+    init_count,
+    measure_limit,
+)
 from bilevel.utils import (
     Bool,
-    Counter,
     DataTree,
     FloatTree,
     Hyper,
@@ -36,8 +44,8 @@ from bilevel.utils import (
     zeros_like,
 )
 
-# Count, table [n, *leaf], its mean [*leaf], sampler.
-SAGAState: TypeAlias = tuple[Counter, FloatTree, Params, SamplerState]
+# StepCount, table [n, *leaf], its mean [*leaf], sampler.
+SAGAState: TypeAlias = tuple[StepCount, FloatTree, Params, SamplerState]
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,8 @@ class SAGA:
 
     Parameters
     ----------
-    step_size : a positive number, ``fn(count)`` or ``fn(count, hyper)``; 1 / (3 L), with L the
-        largest curvature of the loss on one example.
+    step_size : a positive number, :class:`bilevel.Relative`, ``fn(count)`` or ``fn(count,
+        hyper)``; 1 / (3 L), with L the largest curvature of the loss on one example.
     batch_size : examples per step, at most n; ``None`` is the full batch.
     sampling : ``"iid"`` (with replacement) or ``"epoch"`` (random permutations).
 
@@ -69,13 +77,13 @@ class SAGA:
     'iid'
     """
 
-    step_size: Setting
+    step_size: SolverStepSize
     batch_size: int | None = 1
     sampling: str = "iid"
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
-        object.__setattr__(self, "step_size", as_setting("SAGA", "step_size", self.step_size))
+        object.__setattr__(self, "step_size", as_step_size("SAGA", self.step_size))
         Sampler(self.batch_size, self.sampling)
 
     def check(self, problem: Problem) -> None:
@@ -86,7 +94,17 @@ class SAGA:
         n = count_examples(data)
         table = jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), leaf.dtype), params)
         sampler = Sampler(self.batch_size, self.sampling).init(data)
-        return jnp.zeros((), jnp.int32), table, zeros_like(params), sampler
+        return init_count(self.step_size, params), table, zeros_like(params), sampler
+
+    def measure(
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, state: SAGAState
+    ) -> SAGAState:
+        """Return the state with the limit of a relative step size, 1/3 of that of SGD."""
+        count, table, mean, sampler = state
+        count = measure_limit(
+            count, loss, params, hyper, data, batch_size=self.batch_size, scale=1 / 3
+        )
+        return count, table, mean, sampler
 
     def step(
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: SAGAState
@@ -101,7 +119,7 @@ class SAGA:
         def direct(change: Array, mean: Array) -> Array:
             return jnp.mean(change, axis=0) + mean
 
-        size = evaluate(self.step_size, count, hyper)
+        size = evaluate_step_size(self.step_size, count, hyper)
         direction = jax.tree.map(direct, change, mean)
         params = apply_prox(loss, axpy(-size, direction, params), hyper, size)
 
@@ -112,11 +130,11 @@ class SAGA:
         table = jax.tree.map(lambda t, c: t.at[rows].add(c), table, change)
         n = count_examples(data)
         mean = jax.tree.map(lambda m, c: m + jnp.sum(c, axis=0) / n, mean, change)
-        return params, (count + 1, table, mean, sampler)
+        return params, (advance_count(count), table, mean, sampler)
 
     def max_curvature(self, hyper: Hyper, state: SAGAState) -> Scalar:
         """Return ``2 / step_size``."""
-        return 2 / evaluate(self.step_size, state[0], hyper)
+        return 2 / evaluate_step_size(self.step_size, state[0], hyper)
 
 
 register_node(SAGA, data_fields=["step_size"], meta_fields=["batch_size", "sampling"])

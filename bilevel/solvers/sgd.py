@@ -4,15 +4,24 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import jax
-import jax.numpy as jnp
 
-from bilevel.core import Loss, Setting, as_setting, evaluate
+from bilevel.core import Loss, Relative, Setting, as_setting, evaluate
 from bilevel.solvers.sampling import Sampler, SamplerState
+from bilevel.solvers.steps import (
+    SolverStepSize,
+    StepCount,
+    advance_count,
+    as_step_size,
+    evaluate_step_size,
+    init_count,
+    measure_limit,
+    plain_count,
+)
 from bilevel.utils import (
-    Counter,
     DataTree,
     Hyper,
     Key,
+    Number,
     Params,
     Scalar,
     axpy,
@@ -22,7 +31,7 @@ from bilevel.utils import (
     zeros_like,
 )
 
-SGDState: TypeAlias = tuple[Counter, Params | None, SamplerState]  # count, velocity, sampler
+SGDState: TypeAlias = tuple[StepCount, Params | None, SamplerState]  # count, velocity, sampler
 
 
 @dataclass(frozen=True)
@@ -34,10 +43,10 @@ class SGD:
 
     Parameters
     ----------
-    step_size : a positive number, ``fn(count)``, or ``fn(count, hyper)`` when the step size is
-        itself a hyperparameter; a function may return a tree like ``params``, one step size per
-        leaf or per entry. Stable on average while curvature < 2 (1 + momentum) / step_size
-        (Nesterov: over 1 + 2 momentum).
+    step_size : a positive number, :class:`bilevel.Relative`, ``fn(count)``, or ``fn(count,
+        hyper)`` when the step size is itself a hyperparameter; a function may return a tree like
+        ``params``, one step size per leaf or per entry. Stable on average while curvature < 2 (1 +
+        momentum) / step_size (Nesterov: over 1 + 2 momentum).
     batch_size : examples per step, at most n; ``None`` is the full batch.
     momentum : ``None`` for none (no velocity is kept), a number in [0, 1), or a function as for
         ``step_size``.
@@ -55,7 +64,7 @@ class SGD:
     32
     """
 
-    step_size: Setting
+    step_size: SolverStepSize
     batch_size: int | None = None
     momentum: Setting | None = None
     nesterov: bool = False
@@ -63,8 +72,8 @@ class SGD:
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
-        object.__setattr__(self, "step_size", as_setting("SGD", "step_size", self.step_size))
-        if callable(self.momentum):
+        object.__setattr__(self, "step_size", as_step_size("SGD", self.step_size))
+        if callable(self.momentum) or isinstance(self.momentum, Relative):
             object.__setattr__(self, "momentum", as_setting("SGD", "momentum", self.momentum))
         elif isinstance(self.momentum, str | int | float) and not (
             isinstance(self.momentum, int | float) and 0 <= self.momentum < 1
@@ -75,11 +84,26 @@ class SGD:
     def init(self, params: Params, data: DataTree) -> SGDState:
         """Return ``(count, velocity, sampler state)``."""
         velocity = None if self.momentum is None else zeros_like(params)
-        return (
-            jnp.zeros((), jnp.int32),
-            velocity,
-            Sampler(self.batch_size, self.sampling).init(data),
+        sampler = Sampler(self.batch_size, self.sampling).init(data)
+        return init_count(self.step_size, params), velocity, sampler
+
+    def measure(
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, state: SGDState
+    ) -> SGDState:
+        """Return the state with the stability limit of a relative step size."""
+        count, velocity, sampler = state
+        momentum = self._momentum(count, hyper)
+        count = measure_limit(
+            count,
+            loss,
+            params,
+            hyper,
+            data,
+            batch_size=self.batch_size,
+            momentum=momentum,
+            scale=1 / self._shrunk(momentum),
         )
+        return count, velocity, sampler
 
     def step(
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: SGDState
@@ -89,18 +113,24 @@ class SGD:
         batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
         direction = jax.grad(loss)(params, hyper, batch)
         if self.momentum is not None:
-            momentum = evaluate(self.momentum, count, hyper)
+            momentum = self._momentum(count, hyper)
             velocity = axpy(momentum, velocity, direction)
             direction = axpy(momentum, velocity, direction) if self.nesterov else velocity
-        params = descend(evaluate(self.step_size, count, hyper), direction, params)
-        return params, (count + 1, velocity, sampler)
+        params = descend(evaluate_step_size(self.step_size, count, hyper), direction, params)
+        return params, (advance_count(count), velocity, sampler)
 
     def max_curvature(self, hyper: Hyper, state: SGDState) -> Scalar:
         """Return ``2 (1 + momentum) / step_size``; with Nesterov over ``1 + 2 momentum``."""
-        momentum = 0.0 if self.momentum is None else evaluate(self.momentum, state[0], hyper)
-        shrunk = 1 + 2 * momentum if self.nesterov else 1
-        step_size = largest_entry(evaluate(self.step_size, state[0], hyper))
-        return 2 * (1 + momentum) / (shrunk * step_size)
+        momentum = self._momentum(state[0], hyper)
+        step_size = largest_entry(evaluate_step_size(self.step_size, state[0], hyper))
+        return 2 * (1 + momentum) / (self._shrunk(momentum) * step_size)
+
+    def _momentum(self, count: StepCount, hyper: Hyper) -> Number:
+        return 0.0 if self.momentum is None else evaluate(self.momentum, plain_count(count), hyper)
+
+    def _shrunk(self, momentum: Number) -> Number:
+        """Return by how much Nesterov's look-ahead shrinks the limit of the heavy ball."""
+        return 1 + 2 * momentum if self.nesterov else 1.0
 
 
 register_node(

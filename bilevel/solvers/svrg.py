@@ -17,9 +17,18 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from bilevel.core import Loss, Problem, Setting, as_setting, count_examples, evaluate
-from bilevel.solvers.proximal import apply_prox
+from bilevel.core import Loss, Problem, count_examples
 from bilevel.solvers.sampling import Sampler, SamplerState
+from bilevel.solvers.steps import (
+    SolverStepSize,
+    StepCount,
+    advance_count,
+    apply_prox,
+    as_step_size,
+    evaluate_step_size,
+    init_count,
+    measure_limit,
+)
 from bilevel.utils import (
     Counter,
     DataTree,
@@ -33,8 +42,8 @@ from bilevel.utils import (
     zeros_like,
 )
 
-# Count, age of the snapshot, snapshot, its full gradient, sampler.
-SVRGState: TypeAlias = tuple[Counter, Counter, Params, Params, SamplerState]
+# StepCount, age of the snapshot, snapshot, its full gradient, sampler.
+SVRGState: TypeAlias = tuple[StepCount, Counter, Params, Params, SamplerState]
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,9 @@ class SVRG:
 
     Parameters
     ----------
-    step_size : a positive number, ``fn(count)`` or ``fn(count, hyper)``; about 1 / (4 L), with L
-        the largest curvature of the loss on one example (on one minibatch, for large ones).
+    step_size : a positive number, :class:`bilevel.Relative`, ``fn(count)`` or ``fn(count,
+        hyper)``; about 1 / (4 L), with L the largest curvature of the loss on one example (on one
+        minibatch, for large ones).
     batch_size : examples per step, at most n; ``None`` is the full batch.
     period : steps between snapshots; ``None`` is two passes, ``2 n / batch_size`` rounded up.
     sampling : ``"iid"`` (with replacement) or ``"epoch"`` (random permutations).
@@ -65,14 +75,14 @@ class SVRG:
     True
     """
 
-    step_size: Setting
+    step_size: SolverStepSize
     batch_size: int | None = 1
     period: int | None = None
     sampling: str = "iid"
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
-        object.__setattr__(self, "step_size", as_setting("SVRG", "step_size", self.step_size))
+        object.__setattr__(self, "step_size", as_step_size("SVRG", self.step_size))
         if self.period is not None:
             require_positive_int("SVRG", "period", self.period)
         Sampler(self.batch_size, self.sampling)
@@ -82,14 +92,24 @@ class SVRG:
 
     def init(self, params: Params, data: DataTree) -> SVRGState:
         """Return ``(count, age of the snapshot, snapshot, its full gradient, sampler state)``."""
-        zero = jnp.zeros((), jnp.int32)
+        count, age = init_count(self.step_size, params), jnp.zeros((), jnp.int32)
         sampler = Sampler(self.batch_size, self.sampling).init(data)
-        return zero, zero, params, zeros_like(params), sampler
+        return count, age, params, zeros_like(params), sampler
 
     def refresh(self, state: SVRGState) -> SVRGState:
         """Return the same state, its snapshot due."""
         count, age, snapshot, full, sampler = state
         return count, jnp.zeros_like(age), snapshot, full, sampler
+
+    def measure(
+        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, state: SVRGState
+    ) -> SVRGState:
+        """Return the state with the limit of a relative step size, 1/3 of that of SGD."""
+        count, age, snapshot, full, sampler = state
+        count = measure_limit(
+            count, loss, params, hyper, data, batch_size=self.batch_size, scale=1 / 3
+        )
+        return count, age, snapshot, full, sampler
 
     def step(
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: SVRGState
@@ -111,9 +131,10 @@ class SVRG:
         batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
         here, there = gradient(params, hyper, batch), gradient(snapshot, hyper, batch)
         direction = jax.tree.map(lambda g, s, f: g - s + f, here, there, full)
-        size = evaluate(self.step_size, count, hyper)
+        size = evaluate_step_size(self.step_size, count, hyper)
         params = apply_prox(loss, axpy(-size, direction, params), hyper, size)
-        return params, (count + 1, (age + 1) % self._period(data), snapshot, full, sampler)
+        age = (age + 1) % self._period(data)
+        return params, (advance_count(count), age, snapshot, full, sampler)
 
     def _period(self, data: DataTree) -> int:
         n = count_examples(data)
@@ -121,7 +142,7 @@ class SVRG:
 
     def max_curvature(self, hyper: Hyper, state: SVRGState) -> Scalar:
         """Return ``2 / step_size``."""
-        return 2 / evaluate(self.step_size, state[0], hyper)
+        return 2 / evaluate_step_size(self.step_size, state[0], hyper)
 
 
 register_node(SVRG, data_fields=["step_size"], meta_fields=["batch_size", "period", "sampling"])

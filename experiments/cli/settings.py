@@ -11,6 +11,7 @@ from experiments.cli.hydra_compat import read_yaml
 from experiments.cli.trust import NODES
 from experiments.common.errors import BadInputError, suggest
 
+STEP_SIZES = ("bilevel.Relative", "bilevel.InverseTime", "bilevel.Decay")
 REFERENCE = re.compile(r"\$\{(\w+)\}")
 LEAST = {"steps": 1, "every": 1, "seed": 0, "starts": 1, "start_steps": 1, "early_stopping": 1}
 CHOICES = {"precision": (None, "float32", "float64"), "progress": ("auto", "plain", "off")}
@@ -109,6 +110,8 @@ class _Comparison:
                 return []  # an object in place of a number
         if isinstance(value, dict | list) and isinstance(default, str):
             return []  # what a name stands for, spelled out: groups in place of `per_input`
+        if isinstance(default, dict) and default.get("_target_") in STEP_SIZES:
+            default = 1.0  # a number in place of the object
         if value is None or default is None or _is_a(value, type(default)):
             return []
         return [f"{where}: expected {KINDS[type(default)]}, got {value!r}"]

@@ -109,9 +109,16 @@ def refuse_other(saved: dict[str, Any], settings: dict[str, Any], folder: Path) 
     for name in sorted(before.keys() | now.keys()):
         if name not in FREE and before.get(name) != now.get(name):
             raise BadInputError(
-                f"{folder} holds a run with {name}={before.get(name)}, not {now.get(name)}. "
+                f"{folder} holds a run with {name}={_at(saved, name)}, not {_at(settings, name)}. "
                 "Start this one in another folder, or remove that one."
             )
+
+
+def _at(settings: Any, name: str) -> Any:
+    """What a full name stands for: a value, a node where the other run has a value, or nothing."""
+    for part in name.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings
 
 
 def finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

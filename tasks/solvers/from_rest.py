@@ -36,6 +36,12 @@ class FromRest:
         """Set velocities to 0; counts and permutations go on."""
         return jax.tree.map(lambda x: jnp.zeros_like(x) if is_inexact(x) else x, state)
 
+    def measure(
+        self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, state: PyTree
+    ) -> PyTree:
+        """Do as the solver does."""
+        return self.solver.measure(loss, params, hyper, data, state)
+
     def step(
         self, loss: Loss, params: PyTree, hyper: PyTree, data: PyTree, key: Array, state: PyTree
     ) -> tuple[PyTree, PyTree]:

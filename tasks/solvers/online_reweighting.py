@@ -19,6 +19,7 @@ from jax import Array
 import bilevel as bl
 from bilevel.extend import (
     InnerState,
+    MeasuresProblem,
     PyTree,
     Solver,
     init_inner_state,
@@ -66,6 +67,9 @@ class LookAhead:
             return self.solver.step(loss, params, hyper, data.inner, key_of_batch, state)
 
         begun = lower.params, lower.solver_state
+        if isinstance(self.solver, MeasuresProblem):
+            state = self.solver.measure(loss, lower.params, hyper, data.inner, lower.solver_state)
+            begun = lower.params, state
         previous = coming if last is None else last
         params, state = jax.lax.cond(known, lambda: move(hyper, previous, *begun), lambda: begun)
 

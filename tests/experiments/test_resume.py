@@ -131,7 +131,7 @@ def test_other_settings_are_refused_and_change_nothing(command: Command, tmp_pat
     assert "seed: a run goes on with its saved settings" in outcome.err
     outcome = command(f"hydra.run.dir={folder}", "solver.step_size=0.3", "steps=6")
     assert outcome.status == 1
-    assert "solver.step_size=0.02, not 0.3" in outcome.err
+    assert "solver.step_size={'_target_': 'bilevel.Relative'}, not 0.3" in outcome.err
     assert (folder / "result.json").read_bytes() == before
     # The refused start has left its own composed configuration; the run still knows its settings.
     assert command(f"resume={folder}", "steps=6", quick=[]).status == 0
