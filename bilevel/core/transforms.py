@@ -1,7 +1,7 @@
 """Optax transformations whose numbers are leaves, so that changing one does not recompile."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -9,7 +9,7 @@ import jax
 import optax
 
 from bilevel.core.schedules import FunctionSchedule, Schedule, Setting, as_schedule
-from bilevel.utils import Counter, FloatTree, Hyper, Params, PyTree, register_node
+from bilevel.utils import Counter, FloatTree, Hyper, Params, PyTree, fingerprint, register_node
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,14 @@ def transform(
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class StaticTransform:
-    """A plain optax transformation as a static pytree node."""
+    """A plain optax transformation as a static pytree node, equal to others that do the same."""
 
-    tx: optax.GradientTransformation
+    tx: optax.GradientTransformation = field(compare=False)
+    does: Hashable = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Describe what it does: ``optax.adam(0.1)`` in two calls is one program."""
+        object.__setattr__(self, "does", fingerprint(self.tx))
 
     def init(self, params: Params) -> PyTree:
         """Return optax's state."""

@@ -3,6 +3,7 @@
 from bilevel.utils.branch import cond_without_select
 from bilevel.utils.dependence import is_constant, unused_leaves
 from bilevel.utils.deprecation import RenamedMethod, resolve_renamed
+from bilevel.utils.fingerprint import fingerprint
 from bilevel.utils.matrices import (
     require_below,
     require_definite,
@@ -96,6 +97,7 @@ __all__ = [
     "descend",
     "describe",
     "dtype",
+    "fingerprint",
     "is_constant",
     "is_inexact",
     "is_traced",

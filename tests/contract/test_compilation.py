@@ -108,3 +108,34 @@ def test_tune_is_one_program_whatever_its_length(warm_start: bool) -> None:
         tune(0.1, 0.1, 7, state=first.state)
     assert int(count) == 0
     assert not np.allclose(first.hyper, other.hyper)
+
+
+def _tilted(w: jax.Array, h: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.mean((w - x) ** 2) / 2 + h * w**2 / 2
+
+
+def _seen(w: jax.Array, h: jax.Array, x: jax.Array) -> jax.Array:
+    del h
+    return jnp.mean((w - x) ** 2) / 2
+
+
+DATA = bl.Data(inner=jnp.ones(3), outer=jnp.ones(1))
+
+
+def test_what_is_made_in_the_call_compiles_once() -> None:
+    """A problem around the same losses, and optax transformations with the same numbers."""
+
+    def value(rate: float) -> jax.Array:
+        problem = bl.Problem(_tilted, _seen, space=bl.spaces.Log(1e-9, 1e9))
+        estimator = bl.Reverse(bl.Optax(optax.adam(rate, eps_root=1e-16), batch_size=2), 2)
+        outer = optax.chain(optax.clip(1.0), optax.adam(rate))
+        arguments = jnp.array(1.0), jnp.array(0.0), DATA
+        result = bl.tune(problem, estimator, outer, *arguments, steps=2, key=jax.random.key(0))
+        return result.history["value"]
+
+    first = value(0.1)
+    with compilations() as count:
+        again = [value(0.1) for _ in range(5)]
+    assert int(count) == 0
+    np.testing.assert_array_equal(again, [first] * 5)
+    assert not np.array_equal(value(0.2), first)
