@@ -17,6 +17,7 @@ from bilevel.core import (
     InverseTime,
     Problem,
     Relative,
+    loss_key,
     transform,
 )
 from bilevel.estimators import (
@@ -150,6 +151,7 @@ __all__ = [
     "estimate_cost",
     "extend",
     "hypergradient",
+    "loss_key",
     "outer",
     "plan",
     "population",

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from bilevel.checks.cost import measure_cost
 from bilevel.checks.growth import diagnose_growth
 from bilevel.checks.report import CheckReport, CheckRow, Measured, Place, judge_estimator
-from bilevel.core import Data, Estimator, Problem
+from bilevel.core import Data, Estimator, Problem, freeze_losses
 from bilevel.estimators import Forward, Implicit, Reverse, check_losses
 from bilevel.linear import CG
 from bilevel.solvers import GradientDescent, largest_curvature, minimise
@@ -44,6 +44,7 @@ def check(
     epsilon: float = 1e-3,
     directions: int = 8,
     seed: int = 0,
+    model_state: PyTree = None,
 ) -> CheckReport:
     """Compare estimators with central differences of ``h(hyper) = outer(w*(hyper), hyper)``.
 
@@ -63,7 +64,9 @@ def check(
         coordinates, and so are the slopes of the report.
     directions : up to so many hyperparameters every coordinate is checked, above so many random
         unit directions.
-    seed : of the random directions and of the estimators' minibatches.
+    seed : of the random directions and of the estimators' minibatches; of the one key that all
+        losses of a stochastic problem see here, so that they are functions.
+    model_state : at which the losses of a problem that ``has_state`` are held here.
 
     Raises
     ------
@@ -82,6 +85,7 @@ def check(
     >>> [row.name for row in report.rows], report.agrees
     (['Implicit', 'Reverse', 'Forward'], True)
     """
+    problem = freeze_losses(problem, jax.random.key(seed), as_float64(model_state))
     require_smooth("bl.check", problem)
     require_variables("hyper", hyper)
     require_variables("params", params)

@@ -2,6 +2,17 @@
 
 from bilevel.core.arguments import require_arguments
 from bilevel.core.estimate import Counts, Estimate, Evidence, InnerState, init_inner_state
+from bilevel.core.losses import (
+    BoundLoss,
+    LossResult,
+    ShownBatch,
+    bind_losses,
+    freeze_losses,
+    hold_model_state,
+    loss_key,
+    rebind_key,
+    require_model_state,
+)
 from bilevel.core.problem import Composite, Data, Loss, Problem, Prox, count_examples, inner_loss
 from bilevel.core.protocols import (
     ChoosesEstimator,
@@ -25,6 +36,7 @@ from bilevel.core.schedules import (
 from bilevel.core.transforms import StaticTransform, Transform, as_pytree, transform
 
 __all__ = [
+    "BoundLoss",
     "ChoosesEstimator",
     "Chosen",
     "Composite",
@@ -39,6 +51,7 @@ __all__ = [
     "InnerState",
     "InverseTime",
     "Loss",
+    "LossResult",
     "MonitoredEstimator",
     "Problem",
     "Prox",
@@ -46,15 +59,22 @@ __all__ = [
     "ScalesWork",
     "Schedule",
     "Setting",
+    "ShownBatch",
     "StaticTransform",
     "Transform",
     "as_pytree",
     "as_schedule",
     "as_setting",
+    "bind_losses",
     "count_examples",
     "evaluate",
+    "freeze_losses",
+    "hold_model_state",
     "init_inner_state",
     "inner_loss",
+    "loss_key",
+    "rebind_key",
     "require_arguments",
+    "require_model_state",
     "transform",
 ]

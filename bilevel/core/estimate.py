@@ -64,11 +64,16 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Estimate:
-    """``value`` of the outer loss, its hypergradient ``grad`` (like ``hyper``), ``evidence``."""
+    """``value`` of the outer loss, its hypergradient ``grad`` (like ``hyper``), ``evidence``.
+
+    ``aux``, of a problem with ``has_aux``: the side results ``{"inner": ..., "outer": ...}`` of the
+    last inner step and of the outer loss, with the minibatches and keys that they saw.
+    """
 
     value: Scalars
     grad: FloatTree
     evidence: Evidence
+    aux: PyTree = None
 
     @property
     def relative_error(self) -> Scalars:
@@ -129,6 +134,11 @@ class InnerState:
     solver_state: PyTree
     memory: PyTree = None
     reference: Scalars = 0.0  # pyright: ignore[reportAssignmentType]
+
+    @property
+    def model_state(self) -> PyTree:
+        """The model state of a problem that ``has_state``: what the last step made of it."""
+        return getattr(self.solver_state, "model_state", None)
 
 
 for _node in (Evidence, Estimate, InnerState):

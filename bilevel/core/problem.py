@@ -23,6 +23,7 @@ from bilevel.utils import (
 )
 
 Loss: TypeAlias = Callable[[Params, Hyper, DataTree], Scalar]
+UserLoss: TypeAlias = Callable[..., PyTree]  # (params, hyper, batch[, model_state][, key])
 Prox: TypeAlias = Callable[[Params, Hyper, Number], Params]
 
 
@@ -51,6 +52,15 @@ class Problem:
     evidence : how much estimators measure of their own error. ``"auto"``: what costs an eighth of
         the estimate, on a sample of the rows if need be; ``"full"``: on all rows, whatever it
         costs; ``"off"``: only what is free. The two verbs have the same keyword.
+    stochastic : losses are random: both, ``start`` and ``running`` take a JAX key as their last
+        argument (:func:`bilevel.loss_key` says which). An iterate and its derivative see the same.
+    has_state : the inner loss returns ``(loss, new model state)``, and losses take the state after
+        the batch, before a key; the outer loss sees the last one. The verbs have ``model_state=``.
+        Derivatives go through it; ``jax.lax.stop_gradient`` in a loss stops them.
+    has_aux : either loss may return side results as well, last in its tuple: ``estimate.aux``.
+    running : ``(params, hyper, batch[, model_state][, key]) -> ()``, a loss over the trajectory.
+        The outer loss is ``outer + mean_k running(params_k, ...)`` over the steps of a call, each
+        with the params before the step, and the step's minibatch, model state and key.
 
     Examples
     --------
@@ -64,13 +74,17 @@ class Problem:
     >>> problem = bl.Problem(inner, outer)
     """
 
-    inner: Loss
-    outer: Loss
-    start: Callable[[Hyper, Params], Params] | None = None
+    inner: UserLoss
+    outer: UserLoss
+    start: Callable[..., Params] | None = None
     prox: Prox | None = None
     quadratic: bool = False
     space: PyTree = None
     evidence: str = "auto"
+    stochastic: bool = False
+    has_state: bool = False
+    has_aux: bool = False
+    running: UserLoss | None = None
 
     def __post_init__(self) -> None:
         """Validate the arguments, and make a tree of spaces hashable."""
@@ -81,9 +95,14 @@ class Problem:
         for name in ("inner", "outer"):
             if not callable(getattr(self, name)):
                 raise TypeError(not_callable(f"Problem.{name}", getattr(self, name)))
-        for name in ("start", "prox"):
+        for name in ("start", "prox", "running"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(not_callable(f"Problem.{name}", getattr(self, name)))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether losses are functions of params, hyper and batch that return a number."""
+        return not (self.stochastic or self.has_state or self.has_aux or self.running)
 
     def require_inside(self, hyper: Hyper) -> None:
         """Raise ``ValueError`` where ``hyper`` is concrete and not inside its space."""

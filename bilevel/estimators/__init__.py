@@ -7,7 +7,13 @@ the evidence.
 
 from bilevel.core import Estimator
 from bilevel.estimators.auto import Auto
-from bilevel.estimators.base import data_of_call, init_filled, solver_of
+from bilevel.estimators.base import (
+    bind_call,
+    carry_model,
+    data_of_call,
+    init_filled,
+    solver_of,
+)
 from bilevel.estimators.call import compiled_step, hypergradient
 from bilevel.estimators.closed_form import ClosedForm
 from bilevel.estimators.evolution import Evolution
@@ -45,6 +51,8 @@ __all__ = [
     "Reverse",
     "Richardson",
     "Sampled",
+    "bind_call",
+    "carry_model",
     "check_losses",
     "check_minimiser",
     "compiled_step",

@@ -35,7 +35,7 @@ from jax import Array
 
 from bilevel.core import Data, Loss, Problem, inner_loss
 from bilevel.linear import LinearSolver, Operator, OutputLoss, gaussian, solve_scaled, stable_step
-from bilevel.solvers import DeclaresStability, Sampler, Solver, apply_prox
+from bilevel.solvers import Sampler, Solver, apply_prox, stability_limit
 from bilevel.utils import (
     Count,
     Counter,
@@ -164,8 +164,8 @@ def proximal_step(
     """
     if problem.prox is None:
         return 1.0, 0
-    if isinstance(solver, DeclaresStability):
-        return 2 / jnp.min(solver.max_curvature(hyper, state)), 0
+    if (limit := stability_limit(solver, hyper, state)) is not None:
+        return 2 / limit, 0
     _, hessian = _hessian(problem.inner, hyper, params, data.inner)
     return stable_step("Implicit", None, hessian, params, key)
 

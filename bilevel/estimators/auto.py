@@ -1,5 +1,6 @@
 r"""The estimator that suits a problem, chosen while it is traced, by rules that were measured.
 
+    losses with keys, a model state, a running loss          Reverse through the given solver
     a hyperparameter that the minimiser does not depend on   Reverse through the given solver
     Problem.prox                                             Implicit after the given solver
     quadratic, at most 64 params                             ClosedForm
@@ -11,7 +12,7 @@ The measurements are in ``docs/speed.md``.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,8 @@ class Auto:
     Array(0.25, dtype=float32)
     """
 
+    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running")
+
     tolerance: Number = 1e-3
     solver: Solver | None = None
     steps: int = 1000
@@ -110,6 +113,9 @@ class Auto:
         """Return what will run, and why."""
         d, tol = size(params), self._residual(params)
         linear = CG(tol=tol)
+        if not problem.is_plain:
+            why = "the losses have keys, a model state, side results or a running loss"
+            return Choice(Reverse(self._given(why), self.steps), None, f"Reverse: {why}")
         if unused := unused_by_minimiser(problem, hyper, params, data):
             why = f"the inner minimiser does not depend on {', '.join(unused)}"
             return Choice(Reverse(self._given(why), self.steps), None, f"Reverse: {why}")

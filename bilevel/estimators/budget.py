@@ -23,14 +23,16 @@ class Budget(NamedTuple):
 
     Evidence may cost an eighth of the estimate whatever the number of rows, so its products are
     fewer, and then its rows, a random sample, where the inner steps see few. With no products the
-    residuals are reported and what they stand for is not. ``exact``: the whole problem is small
-    enough to be solved.
+    residuals are reported and what they stand for is not, as with a model state. ``exact``: the
+    whole problem is small enough to be solved. ``random``: losses have keys, and the minimiser at
+    one of them is not what the params approach.
     """
 
     products: int
     rows: int
     total: int
     exact: bool = False
+    random: bool = False
 
     @classmethod
     def of(
@@ -42,19 +44,22 @@ class Budget(NamedTuple):
         gradients = _SHARE * passes * batch  # of single rows; a product costs about five halves
         if problem.evidence == "off":
             return cls(0, min(n, _ROWS), n)
+        if problem.has_state:
+            return cls(0, n if n * d <= 100 * _TINY else min(n, max(int(gradients / 3), _ROWS)), n)
         full = problem.evidence == "full"
         cheap = full or n * d**2 <= 10 * _TINY or _NEWTON_STEPS * 2.5 * d * n <= gradients
-        exact = d <= _DENSE and cheap and problem.prox is None
+        random = problem.stochastic
+        exact = d <= _DENSE and cheap and problem.prox is None and not random
         if full:
-            return cls(2 * _PRODUCTS, n, n, exact)
+            return cls(2 * _PRODUCTS, n, n, exact, random)
         products = int((gradients / n - 3) / (2.5 * _SOLVES))
         if exact or n * d <= _TINY or products >= _PRODUCTS:
-            return cls(_PRODUCTS, n, n, exact)
+            return cls(_PRODUCTS, n, n, exact, random)
         if products >= _FEWEST:
-            return cls(products, n, n)
+            return cls(products, n, n, random=random)
         rows = int(gradients / (6 + 2.5 * _FEWEST))
         if rows >= _ROWS:
-            return cls(_FEWEST, min(rows, n), n)
+            return cls(_FEWEST, min(rows, n), n, random=random)
         few = min(n, max(int(gradients / 3), _ROWS))
         return cls(0, n if n * d <= 100 * _TINY else few, n)
 

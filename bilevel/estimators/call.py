@@ -9,7 +9,7 @@ from jax import Array
 from jax.stages import Compiled
 
 from bilevel.core import Data, Estimate, Estimator, InnerState, Problem, require_arguments
-from bilevel.estimators.base import data_of_call, init_filled
+from bilevel.estimators.base import bind_call, carry_model, data_of_call, init_filled
 from bilevel.estimators.nonfinite import find_nonfinite
 from bilevel.estimators.refusals import check_losses, explain_modes
 from bilevel.estimators.warn import warn_of_error
@@ -18,6 +18,7 @@ from bilevel.utils import (
     Hyper,
     Key,
     Params,
+    PyTree,
     is_traced,
     require_variables,
     strip_weak_types,
@@ -33,6 +34,7 @@ def hypergradient(
     key: Key,
     *,
     state: InnerState | None = None,
+    model_state: PyTree = None,
     evidence: str | None = None,
     max_error: float = 0.5,
 ) -> tuple[Estimate, InnerState]:
@@ -49,6 +51,8 @@ def hypergradient(
     data : :class:`bilevel.Data`.
     key : a JAX random key; the same key draws the same minibatches.
     state : the :class:`bilevel.InnerState` of an earlier call, to go on from there (warm start).
+    model_state : where the model state of a problem that ``has_state`` begins; with ``state``, and
+        afterwards, it is ``state.model_state``.
     evidence : ``"full"``, ``"auto"`` or ``"off"``, see :class:`bilevel.Problem`.
     max_error : warn above this relative error; outside ``jit`` and ``vmap``, and with a ``state``
         only if the result is there already: a loop that does not look never waits.
@@ -87,9 +91,12 @@ def hypergradient(
     hyper = strip_weak_types(hyper)
     if evidence is not None:
         problem = replace(problem, evidence=evidence)
+    if state is None:
+        require_variables("params", params)
+    at = strip_weak_types(params if state is None else state.params)
+    estimator = carry_model(problem, estimator, hyper, at, data, key, state, model_state)
     begun = state
     if begun is None:
-        require_variables("params", params)
         with explain_modes(estimator):
             begun = _init_state(problem, estimator, hyper, strip_weak_types(params), data, key)
     with explain_modes(estimator):
@@ -108,12 +115,15 @@ def compiled_step(
     params: Params,
     data: Data,
     key: Key,
+    model_state: PyTree = None,
 ) -> tuple[Compiled, Callable[[], tuple[Estimate, InnerState]]]:
     """Return the compiled program of one call, for XLA's analysis of it, and the call itself."""
     require_variables("hyper", hyper)
     require_variables("params", params)
     hyper = strip_weak_types(hyper)
-    lower = _init_state(problem, estimator, hyper, strip_weak_types(params), data, key)
+    params = strip_weak_types(params)
+    estimator = carry_model(problem, estimator, hyper, params, data, key, None, model_state)
+    lower = _init_state(problem, estimator, hyper, params, data, key)
     compiled = _step.lower(problem, estimator, hyper, lower, data, key).compile()
     return compiled, partial(compiled, estimator, hyper, lower, data, key)
 
@@ -127,7 +137,8 @@ def _init_state(
     data: Data,
     key: Key,
 ) -> InnerState:
-    check_losses(problem, hyper, params, data_of_call(estimator, data, key))
+    seen = data_of_call(estimator, data, key)
+    check_losses(bind_call(problem, estimator, None, key), hyper, params, seen)
     return init_filled(problem, estimator, hyper, params, data, key, _step)
 
 
@@ -146,5 +157,6 @@ def _step(
     data: Data,
     key: Key,
 ) -> tuple[Estimate, InnerState]:
+    problem = bind_call(problem, estimator, lower, key)
     check_losses(problem, hyper, lower.params, data_of_call(estimator, data, key))
     return estimator.step(problem, hyper, lower, data, key)

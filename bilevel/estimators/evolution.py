@@ -24,11 +24,18 @@ from bilevel.core import (
     Problem,
     init_inner_state,
     inner_loss,
+    rebind_key,
 )
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.refusals import check_read
 from bilevel.estimators.residuals import find_progress
-from bilevel.solvers import Carry, Solver, run_counted, start_solver
+from bilevel.solvers import (
+    Carry,
+    Solver,
+    end_chain,
+    run_counted,
+    start_solver,
+)
 from bilevel.spaces import free_coordinates, in_natural_units, move_coordinates
 from bilevel.utils import (
     Count,
@@ -75,6 +82,8 @@ class Evolution:
     """
 
     differentiates: ClassVar[str] = "values"  # what must have finite derivatives
+
+    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running")
 
     solver: Solver
     steps: int
@@ -123,10 +132,13 @@ class Evolution:
         )
 
         value, (params, state), taken = play(hyper, key)
-        residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
+        end = end_chain(problem, hyper, (params, state), data)
+        residual, reference = find_progress(
+            end.problem, hyper, before, params, data, lower.reference
+        )
         counts = Counts.of(gradients=jnp.sum(each) + taken + 1)
         evidence = Evidence(residual, standard_error=error, counts=counts)
-        return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
+        return Estimate(value, grad, evidence, end.aux), InnerState(params, state, None, reference)
 
 
 register_node(Evolution, data_fields=["solver", "sigma"], meta_fields=["steps", "pairs"])
@@ -151,7 +163,9 @@ def run_episode(
     key: Key,
 ) -> tuple[Scalar, Carry, Counter]:
     """Return the outer value after ``steps`` at ``hyper``, the chain's end, and the steps taken."""
+    problem = rebind_key(problem, key)
     carry = start_solver(problem, solver, hyper, lower, data)
     loss = inner_loss(problem)
     carry, taken = run_counted(loss, solver, hyper, carry, data, key, steps=steps)
-    return problem.outer(carry[0], hyper, data.outer), carry, jnp.asarray(taken, jnp.int32)
+    value = end_chain(problem, hyper, carry, data).value(hyper)
+    return value, carry, jnp.asarray(taken, jnp.int32)

@@ -10,7 +10,7 @@ NeurIPS 2024. Written for any solver: ``D`` is pushed through ``solver.step``, m
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from bilevel.core import (
     Evidence,
     InnerState,
     Problem,
+    hold_model_state,
     init_inner_state,
     inner_loss,
 )
@@ -32,7 +33,13 @@ from bilevel.estimators.recursion import ForwardMemory, Tangents, contract_tange
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.remainder import Budget, Remainder, tangent_remainder
 from bilevel.estimators.residuals import find_progress
-from bilevel.solvers import Carry, Solver, run_steps, start_solver
+from bilevel.solvers import (
+    Carry,
+    Solver,
+    end_chain,
+    run_steps,
+    start_solver,
+)
 from bilevel.utils import (
     FloatTree,
     Hyper,
@@ -80,6 +87,8 @@ class Forward:
     >>> estimator = bl.Forward(bl.SGD(step_size=0.1, batch_size=32), steps=1000, average=200)
     """
 
+    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running")
+
     solver: Solver
     steps: int
     start: int = 0
@@ -126,15 +135,14 @@ class Forward:
             loop = partial(run_chain, steps=self.steps, late=self.start, average=self.average)
             end = loop(problem, self.solver, hyper, lower, tangents, drawn, data, key)
             (params, state), tangents = end
-            where = params if twin is None else twin[0]
-            outer = jax.grad(problem.outer, argnums=(0, 1))
-            in_params, in_hyper = outer(where, hyper, data.outer)
+            where = end_chain(problem, hyper, end[0] if twin is None else twin, data)
+            in_seen, in_hyper = jax.grad(where.outer, argnums=(0, 1))(where.seen, hyper)
             direct = jax.vmap(lambda u: vdot(u, in_hyper))(drawn)
-            through = contract_tangents(tangents, in_params)
+            through = contract_tangents(tangents, in_seen)
             leaves, tree = jax.tree.flatten(params)
             of_params = jax.tree.unflatten(tree, tangents[: len(leaves)])
             remainder = tangent_remainder(
-                problem,
+                hold_model_state(problem, state),
                 hyper,
                 params,
                 sample,
@@ -153,8 +161,9 @@ class Forward:
             along, params, state, remainder = self._chunked(slopes, drawn, hyper, lower, self.chunk)
         grad, error = dirs.assemble_gradient(self.directions, drawn, along, hyper, one_run=True)
 
+        end = end_chain(problem, hyper, (params, state), data)
         residual, reference = find_progress(
-            problem, hyper, before, params, sample, lower.reference, budget.sampled
+            end.problem, hyper, before, params, sample, lower.reference, budget.sampled
         )
         freedom = None if error is None else jnp.asarray(len(along) - 1, jnp.int32)
         evidence = Evidence(
@@ -166,9 +175,9 @@ class Forward:
             freedom=freedom,
             directions_only=error is not None,
         )
-        value = problem.outer(params, hyper, data.outer)
         memory = ForwardMemory(tangents if self._carries() else (), twin)
-        return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)
+        estimate = Estimate(end.value(hyper), grad, evidence, end.aux)
+        return estimate, InnerState(params, state, memory, reference)
 
     def scaled(self, times: int) -> "Forward":
         """Return the estimator with so many times its random directions, or its window."""

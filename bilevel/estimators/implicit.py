@@ -32,7 +32,7 @@ from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.remainder import Budget, system_remainder
 from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver, solve_scaled
-from bilevel.solvers import Carry, Solver, run_counted, start_solver
+from bilevel.solvers import Carry, Solver, end_chain, run_counted, start_solver
 from bilevel.utils import (
     Counter,
     Hyper,
@@ -84,6 +84,7 @@ class Implicit:
     """
 
     differentiates: ClassVar[str] = "minimiser"  # what must have finite derivatives
+    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux")
 
     solver: Solver
     steps: int
@@ -113,6 +114,8 @@ class Implicit:
         check_minimiser("Implicit", problem, hyper, lower.params, data)
         before, _ = carry = start_solver(problem, self.solver, hyper, lower, data)
         (params, state), taken = self._minimise(problem, hyper, carry, data, key)
+        reached = end_chain(problem, hyper, (params, state), data)
+        problem = reached.problem
 
         key, key_system, key_bias = jax.random.split(jax.random.fold_in(key, self.steps), 3)
         step, used = proximal_step(problem, self.solver, hyper, params, state, data, key_system)
@@ -139,7 +142,7 @@ class Implicit:
         evidence = Evidence(
             residual, adjoint.residual, bias=bias, counts=counts, residual_error=error
         )
-        estimate = Estimate(system.value, system.grad(adjoint.x), evidence)
+        estimate = Estimate(system.value, system.grad(adjoint.x), evidence, reached.aux)
         # A poor adjoint is a poor start for the next solve: worse than 0 above 1.
         carried = jax.tree.map(lambda x: jnp.where(adjoint.residual < 1, x, 0), adjoint.x)
         return estimate, InnerState(params, state, carried, reference)

@@ -7,12 +7,15 @@ Jacobian-vector product of the gradient, cheaper in time and memory than reverse
 (Kemaev et al., ICML 2025).
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 import jax
+from jax import Array
 
-from bilevel.core import Loss
-from bilevel.utils import DataTree, Hyper, Params, PyTree, Scalar
+from bilevel.core import Loss, ShownBatch
+from bilevel.utils import DataTree, Hyper, Params, PyTree, Scalar, partition
 
 Saved: TypeAlias = tuple[PyTree, ...]  # params, hyper, batch
 
@@ -31,13 +34,18 @@ def mixed_mode(loss: Loss) -> Loss:
     def gradient_forward(*at: PyTree) -> tuple[Params, Saved]:
         return gradient(*at), _fenced(*at)
 
-    def gradient_backward(saved: Saved, cotangent: Params) -> tuple[Params, Hyper, None]:
+    def gradient_backward(saved: Saved, cotangent: Params) -> tuple[Params, Hyper, PyTree]:
         params, hyper, batch = saved
+        floats, rebuild, cotangent_of = _model_floats(batch)
 
-        def both(params: Params) -> tuple[Params, Hyper]:
-            return jax.grad(loss, argnums=(0, 1))(params, hyper, batch)
+        def all_three(params: Params) -> tuple[Params, Hyper, list[Array]]:
+            def of_floats(params: Params, hyper: Hyper, floats: list[Array]) -> Scalar:
+                return loss(params, hyper, rebuild(floats))
 
-        return *jax.jvp(both, (params,), (cotangent,))[1], None
+            return jax.grad(of_floats, argnums=(0, 1, 2))(params, hyper, floats)
+
+        in_params, in_hyper, in_floats = jax.jvp(all_three, (params,), (cotangent,))[1]
+        return in_params, in_hyper, cotangent_of(in_floats)
 
     gradient.defvjp(gradient_forward, gradient_backward)
 
@@ -48,14 +56,40 @@ def mixed_mode(loss: Loss) -> Loss:
     def value_forward(*at: PyTree) -> tuple[Scalar, Saved]:
         return loss(*at), _fenced(*at)
 
-    def value_backward(saved: Saved, cotangent: Scalar) -> tuple[Params, Hyper, None]:
+    def value_backward(saved: Saved, cotangent: Scalar) -> tuple[Params, Hyper, PyTree]:
         params, hyper, batch = saved
-        in_params = gradient(params, hyper, batch)
-        in_hyper = jax.grad(loss, argnums=1)(params, hyper, batch)
-        return *(jax.tree.map(lambda g: cotangent * g, t) for t in (in_params, in_hyper)), None
+        floats, rebuild, cotangent_of = _model_floats(batch)
+
+        def of_floats(hyper: Hyper, floats: list[Array]) -> Scalar:
+            return loss(params, hyper, rebuild(floats))
+
+        found = gradient(params, hyper, batch), *jax.grad(of_floats, (0, 1))(hyper, floats)
+        in_params, in_hyper, in_floats = jax.tree.map(lambda g: cotangent * g, found)
+        return in_params, in_hyper, cotangent_of(in_floats)
 
     value.defvjp(value_forward, value_backward)
     return value
+
+
+def _model_floats(
+    batch: PyTree,
+) -> tuple[list[Array], Callable[[list[Array]], PyTree], Callable[[list[Array]], PyTree]]:
+    """Return the floats of a batch that have a derivative: those of the model state shown with it.
+
+    Also the batch with other ones, and the cotangent of a batch from theirs; data have none.
+    """
+    if not isinstance(batch, ShownBatch):
+        return [], lambda floats: batch, lambda cotangents: None
+    moving, fixed, merge = partition(batch.model_state)
+
+    def rebuild(floats: list[Array]) -> ShownBatch:
+        return replace(batch, model_state=merge(floats, fixed))
+
+    def cotangent_of(cotangents: list[Array]) -> ShownBatch:
+        none = [None] * len(fixed)
+        return ShownBatch(None, merge(cotangents, none), None)  # pyright: ignore
+
+    return moving, rebuild, cotangent_of
 
 
 def _fenced(*saved: PyTree) -> tuple[PyTree, ...]:

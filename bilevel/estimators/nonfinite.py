@@ -6,8 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import ChoosesEstimator, Data, Estimator, InnerState, Problem, inner_loss
-from bilevel.estimators.base import data_of_call, solver_of
+from bilevel.core import (
+    ChoosesEstimator,
+    Data,
+    Estimator,
+    InnerState,
+    Problem,
+    hold_model_state,
+    inner_loss,
+)
+from bilevel.estimators.base import bind_call, data_of_call, solver_of
 from bilevel.solvers import Carry, NotUnrollable, Solver, start_solver
 from bilevel.utils import Hyper, Key, Params, PyTree, all_finite, norm, partition
 
@@ -29,6 +37,7 @@ def find_nonfinite(
     derivatives at the start, each step and its derivative, the outer loss and its gradient at the
     end. What has grown to be infinite is a divergence, and none of these.
     """
+    problem = bind_call(problem, estimator, lower, key)
     data = data_of_call(estimator, data, key)
     second, unrolled = _uses(estimator, problem, hyper, lower.params, data)
     solver = solver_of(estimator, problem, hyper, lower.params, data)
@@ -40,9 +49,12 @@ def find_nonfinite(
         return found
     if solver is not None:
         steps = int(getattr(estimator, "steps", 1))
-        found, params = _of_steps(problem, solver, hyper, lower, data, key, steps, unrolled)
+        found, (params, state) = _of_steps(
+            problem, solver, hyper, lower, data, key, steps, unrolled
+        )
         if found is not None or not _finite(params):
             return found
+        problem = hold_model_state(problem, state)
     return _of_outer_loss(problem, hyper, params, data)
 
 
@@ -94,8 +106,8 @@ def _of_steps(
     key: Key,
     steps: int,
     unrolled: bool,
-) -> tuple[str | None, Params]:
-    """Return what is said of the first bad step, and the params before it, or after the last."""
+) -> tuple[str | None, Carry]:
+    """Return what is said of the first bad step, and the chain before it, or after the last."""
     loss, begun = inner_loss(problem), start_solver(problem, solver, hyper, lower, data)
     if isinstance(solver, NotUnrollable) and solver.why_not_unrolled(begun[1]) is not None:
         unrolled = False
@@ -118,20 +130,20 @@ def _of_steps(
 
     k, carry, moved = _first_bad(differentiated if unrolled else plain, begun, steps)
     if k == steps:
-        return None, carry[0]
+        return None, carry
     size = norm(carry[0])
     if not float(size) <= _FAR * (1 + float(norm(begun[0]))):
-        return None, moved[0]
+        return None, moved
     where = f"at inner step {k}"
     if k and (found := _of_inner_loss(problem, hyper, carry[0], data, where, unrolled)):
-        return found, carry[0]
-    name = type(solver).__name__
+        return found, carry
+    name = type(getattr(solver, "solver", solver)).__name__
     if not _finite(moved):
         text = f"the params after step {k} of {name} are not finite, and before it they are."
-        return text, carry[0]
+        return text, carry
     return (
         f"the derivative of step {k} of {name} is not finite, and the step itself is. {_cure(name)}"
-    ), carry[0]
+    ), carry
 
 
 def _first_bad(

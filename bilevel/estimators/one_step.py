@@ -9,6 +9,7 @@ outer|`` (theirs for ``last = 1``).
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,13 @@ from bilevel.core import (
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.remainder import adjoint_evidence
 from bilevel.estimators.reverse import Reverse
-from bilevel.solvers import Carry, Solver, run_steps, start_solver
+from bilevel.solvers import (
+    Carry,
+    Solver,
+    end_chain,
+    run_steps,
+    start_solver,
+)
 from bilevel.utils import (
     Hyper,
     Key,
@@ -69,6 +76,8 @@ class OneStep:
     >>> estimator = bl.OneStep(bl.SGD(step_size=0.1, batch_size=32), steps=1000, last=5)
     """
 
+    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux")
+
     solver: Solver
     steps: int
     last: int = 1
@@ -89,8 +98,8 @@ class OneStep:
     ) -> tuple[Estimate, InnerState]:
         """Run the chain, pull back through its last steps, then on through the probe."""
         if self.last == self.steps:
-            whole = Reverse(self.solver, self.steps)
-            estimate, lower = whole.step(problem, hyper, lower, data, key)
+            whole = Reverse(self.solver, self.steps).step
+            estimate, lower = whole(problem, hyper, lower, data, key)
             evidence = replace(estimate.evidence, bias=zeros_like(estimate.grad))
             return replace(estimate, evidence=evidence), lower
 
@@ -99,12 +108,12 @@ class OneStep:
         near, far = min(_PROBE, (dropped + 1) // 2), min(_PROBE, dropped // 2)
         before, _ = carry = start_solver(problem, self.solver, hyper, lower, data)
 
+        loss = inner_loss(problem)
+
         def advance(k: int, n: int, hyper: Hyper, carry: Carry) -> Carry:
-            loss = inner_loss(problem)
             return run_steps(loss, self.solver, hyper, carry, data, key, steps=n, first=k)
 
-        # Backwards from the end: `last` steps that are kept, `near` and `far` steps of the probe,
-        # and before them those that are only run.
+        # From the end: `last` steps that are kept, `near` and `far` of the probe, those only run.
         carry = advance(0, dropped - near - far, hyper, carry)
         moving, fixed, merge = partition(carry)
 
@@ -115,8 +124,8 @@ class OneStep:
             return jax.vjp(segment, moving, hyper, has_aux=True)
 
         def kept(moving: list[Array], hyper: Hyper) -> tuple[Scalar, Carry]:
-            carry = advance(dropped, self.last, hyper, merge(moving, fixed))
-            return problem.outer(carry[0], hyper, data.outer), carry
+            end = advance(dropped, self.last, hyper, merge(moving, fixed))
+            return end_chain(problem, hyper, end, data).value(hyper), end
 
         moving, pull_far, fixed = pullable(dropped - near - far, far, moving, fixed)
         moving, pull_near, fixed = pullable(dropped - near, near, moving, fixed)
@@ -124,10 +133,9 @@ class OneStep:
         (value, (params, state)), (cotangent, grad) = both(moving, hyper)
         middle, near_terms = pull_near(cotangent)
         oldest, far_terms = pull_far(middle)
-
-        bias = _tail(near_terms, far_terms, norm(oldest), norm(middle))
+        end = end_chain(problem, hyper, (params, state), data)
         evidence, reference = adjoint_evidence(
-            problem,
+            end.problem,
             hyper,
             before,
             params,
@@ -135,16 +143,17 @@ class OneStep:
             key,
             lower.reference,
             cotangent,
-            jax.grad(problem.outer)(params, hyper, data.outer),
+            jax.grad(end.problem.outer)(params, hyper, data.outer),
             grad,
             solver=self.solver,
             passes=self.steps + 3 * (self.last + near + far),
             whole=False,
         )
-        vjps = self.last + near + far
-        counts = Counts.of(gradients=self.steps + 1, vjps=vjps, hvps=evidence.counts.hvps)
+        made = {"gradients": self.steps + 1, "vjps": self.last + near + far}
+        counts = Counts.of(**made, hvps=evidence.counts.hvps)
+        bias = _tail(near_terms, far_terms, norm(oldest), norm(middle))
         evidence = replace(evidence, bias=bias, counts=counts)
-        return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
+        return Estimate(value, grad, evidence, end.aux), InnerState(params, state, None, reference)
 
 
 register_node(OneStep, data_fields=["solver"], meta_fields=["steps", "last"])

@@ -19,7 +19,7 @@ from bilevel.estimators import directions as dirs
 from bilevel.estimators.evolution import require_es, run_episode
 from bilevel.estimators.refusals import check_read
 from bilevel.estimators.residuals import find_progress
-from bilevel.solvers import Carry, Solver, start_solver
+from bilevel.solvers import Carry, Solver, end_chain, start_solver
 from bilevel.spaces import free_coordinates, in_natural_units, move_coordinates
 from bilevel.utils import (
     Count,
@@ -84,6 +84,8 @@ class PES:
 
     differentiates: ClassVar[str] = "values"  # what must have finite derivatives
 
+    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running")
+
     solver: Solver
     steps: int
     sigma: Number = 0.01
@@ -137,11 +139,15 @@ class PES:
         )
 
         value, (params, state), taken = play(hyper, (lower.params, lower.solver_state), key)
-        residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
+        end = end_chain(problem, hyper, (params, state), data)
+        residual, reference = find_progress(
+            end.problem, hyper, before, params, data, lower.reference
+        )
         counts = Counts.of(gradients=jnp.sum(each) + taken + 1)
         evidence = Evidence(residual, standard_error=error, counts=counts)
         memory = PESMemory(particles, drift, age + 1)
-        return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)
+        after = InnerState(params, state, memory, reference)
+        return Estimate(value, grad, evidence, end.aux), after
 
     def _gather(self, carry: Carry) -> Carry:
         """Return every chain of every pair at one point."""

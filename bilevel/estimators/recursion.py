@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, InnerState, Problem, inner_loss
-from bilevel.solvers import Carry, Solver, repeat_step, run_steps, start_solver
+from bilevel.solvers import (
+    Carry,
+    Solver,
+    begin_again,
+    repeat_step,
+    run_steps,
+    start_solver,
+)
 from bilevel.utils import Float, Hyper, Key, Params, PyTree, partition
 
 # Floating-point leaves of params and solver state, the other leaves, tangents of the former.
@@ -50,6 +57,11 @@ def run_chain(
     zero (or from the derivative of ``problem.start``). Both results are means over the last
     ``average`` steps if that is positive.
     """
+    if average and problem.running is not None:
+        raise ValueError(
+            "Forward: average is the mean of the last iterates, Problem.running a mean over all of "
+            "them. Leave out one of the two."
+        )
     loss = inner_loss(problem)
     carry, tangents = _init_tangents(problem, solver, hyper, lower, tangents, directions, data)
     if late:
@@ -117,6 +129,11 @@ def _init_tangents(
 
         return carry, push_tangents(initial, (hyper,), (directions,))[1]
     if tangents is not None:
-        return carry, tangents
+        moving, fixed, merge = partition((lower.params, lower.solver_state))
+
+        def again(moving: list[Array]) -> tuple[list[Array], list[Array]]:
+            return partition(begin_again(solver, merge(moving, fixed)))[:2]
+
+        return carry, push_tangents(again, (moving,), (tangents,))[1]
     m = jax.tree.leaves(directions)[0].shape[0]
     return carry, [jnp.zeros((m, *leaf.shape), leaf.dtype) for leaf in partition(carry)[0]]

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 
-from bilevel.core import Data, InnerState, Problem, inner_loss
+from bilevel.core import BoundLoss, Data, InnerState, Problem, inner_loss
 from bilevel.estimators.residuals import full_gradient
 from bilevel.solvers import NotUnrollable, Solver, start_solver
 from bilevel.utils import Hyper, Key, Params, PyTree, describe, leaf_address, unused_leaves
@@ -49,10 +50,10 @@ def explain_modes(estimator: object) -> Iterator[None]:
 
 def check_losses(problem: Problem, hyper: Hyper, params: Params, data: Data) -> None:
     """Raise while tracing unless both losses map the given structures to a float scalar."""
-    for name, loss, batch in (
-        ("inner", problem.inner, data.inner),
-        ("outer", problem.outer, data.outer),
-    ):
+    levels = [("inner", problem.inner, data.inner), ("outer", problem.outer, data.outer)]
+    if isinstance(problem.inner, BoundLoss) and problem.running is not None:
+        levels.append(("running", replace(problem.inner, level="running"), data.inner))
+    for name, loss, batch in levels:
         for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
             if not jnp.ndim(leaf):
                 raise ValueError(
@@ -65,15 +66,29 @@ def check_losses(problem: Problem, hyper: Hyper, params: Params, data: Data) -> 
             raise ValueError(
                 f"problem.{name} failed on params {describe(params)}, hyper "
                 f"{describe(hyper)}, batch {describe(batch)}: "
-                f"{str(error).rstrip('.')}. Do params, hyper and data have the structure that the "
-                "loss expects?"
+                f"{str(error).rstrip('.')}. {_say_arguments(problem)} Do params, hyper and data "
+                "have the structure that the loss expects?"
             ) from error
         scalar = jax.tree.structure(out) == jax.tree.structure(0) and out.shape == ()
         if not scalar or not jnp.issubdtype(out.dtype, jnp.floating):
             raise ValueError(
                 f"problem.{name} must return a floating-point scalar, got "
-                f"{describe(out)}. Take the mean over the batch."
+                f"{describe(out)}. Take the mean over the batch; side results need has_aux=True, "
+                "a model state has_state=True."
             )
+
+
+def _say_arguments(problem: Problem) -> str:
+    """Return with which arguments losses are called, and what would change them."""
+    names = ["params", "hyper", "batch"]
+    names += ["model_state"] * problem.has_state + ["key"] * problem.stochastic
+    wanted = []
+    if not problem.has_state:
+        wanted.append("has_state=True for a model state")
+    if not problem.stochastic:
+        wanted.append("stochastic=True for a key")
+    more = f"; Problem(..., {' and '.join(wanted)}) has one more" if wanted else ""
+    return f"It is called with ({', '.join(names)}){more}."
 
 
 def check_dependence(name: str, fn: Callable[[Hyper], PyTree], hyper: Hyper, cure: str) -> None:

@@ -81,7 +81,7 @@ def _adjoint_error(
     )
     e = solve_roughly(product, left, budget.products)
     wrong = jax.jvp(in_hyper, (params,), (e,))[1]
-    if budget.sampled:
+    if budget.sampled or budget.random:
         return wrong
     change, _ = _displacement(problem, hyper, params, data, product, gradient, budget.products)
     return axpy(1, change, wrong)
@@ -138,7 +138,7 @@ def system_remainder(
     """Relative error of ``system.grad(x)``: of ``x``, of the damping, and of the params."""
     if budget.exact:
         return find_reference(problem, hyper, params, data).error(system.grad(x))
-    if not (products := budget.products):
+    if not (products := budget.products) or budget.random:
         return None
     x = jax.lax.stop_gradient(x)
     left = axpy(-1, system.operator.product(x), system.rhs)
@@ -194,7 +194,7 @@ def tangent_remainder(
     b = jax.grad(problem.outer)(params, hyper, data.outer)
     wrong = vdot(b, solve_roughly(product, left, budget.products))
     derivative = relative_size(jnp.abs(wrong), jnp.abs(slope - wrong))
-    if budget.sampled:
+    if budget.sampled or budget.random:
         return Remainder(residual, derivative)
     change, now = _displacement(problem, hyper, params, data, product, gradient, budget.products)
     displaced = relative_size(norm(change), norm(axpy(-1, change, now)))
@@ -204,10 +204,12 @@ def tangent_remainder(
 def steps_are_objective(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> bool:
     """Return whether the steps themselves are tuned, and not the minimiser that they approach.
 
-    With a start of the problem's own, or a hyperparameter of the solver, the derivative of all
-    steps is right however far they are from the minimiser.
+    With a start of the problem's own, a running loss, or a hyperparameter of the solver, the
+    derivative of all steps is right however far they are from the minimiser.
     """
-    return problem.start is not None or bool(unused_by_minimiser(problem, hyper, params, data))
+    if problem.start is not None or problem.running is not None:
+        return True
+    return bool(unused_by_minimiser(problem, hyper, params, data))
 
 
 def _displacement(

@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Estimator, Evidence, InnerState, Problem
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Estimator,
+    Evidence,
+    InnerState,
+    Problem,
+    rebind_key,
+)
 from bilevel.solvers import Solver
 from bilevel.utils import (
     Hyper,
@@ -33,9 +42,10 @@ class Replicated:
     ``evidence.standard_error`` is honest under a warm start. ``value`` and ``bias`` are means,
     ``linear_residual`` the worst, ``counts`` the sum.
 
-    ``params`` (and ``inner_residual``) are those of the first copy, a point that the solver really
-    visited. The mean of the copies has less noise on a convex inner loss, but on a neural network
-    it is a network that nobody trained: ``state.memory.params``, ``[n, *leaf]``, has them all.
+    ``params`` (and ``inner_residual``, ``aux``) are those of the first copy, a point that the
+    solver really visited. The mean of the copies has less noise on a convex inner loss, but on a
+    neural network it is a network that nobody trained: ``state.memory.params``, ``[n, *leaf]``, has
+    them all.
 
     Parameters
     ----------
@@ -81,7 +91,7 @@ class Replicated:
         """Take a step of every copy, each with its own key."""
 
         def one(copy: InnerState, key: Key) -> tuple[Estimate, InnerState]:
-            return self.estimator.step(problem, hyper, copy, data, key)
+            return self.estimator.step(rebind_key(problem, key), hyper, copy, data, key)
 
         every, copies = jax.vmap(one)(lower.memory, jax.random.split(key, self.n))
         first: InnerState = jax.tree.map(lambda x: x[0], copies)
@@ -99,7 +109,8 @@ class Replicated:
             freedom=jnp.asarray(self.n - 1, jnp.int32),
         )
         lower = InnerState(first.params, first.solver_state, copies, first.reference)
-        return Estimate(value, grad, evidence), lower
+        aux = jax.tree.map(lambda x: x[0], every.aux)
+        return Estimate(value, grad, evidence, aux), lower
 
     def _common(self, errors: Array | None, grad: Hyper, error: Hyper) -> Array | None:
         """Return what the copies have in common, ``()``: their errors less the noise of one.

@@ -11,6 +11,7 @@ al., AISTATS 2019.
 import functools
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 from jax import Array
@@ -28,7 +29,13 @@ from bilevel.core import (
 from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.remainder import adjoint_evidence
-from bilevel.solvers import Carry, Solver, run_steps, start_solver
+from bilevel.solvers import (
+    Carry,
+    Solver,
+    end_chain,
+    run_steps,
+    start_solver,
+)
 from bilevel.utils import (
     Hyper,
     Key,
@@ -71,6 +78,8 @@ class Reverse:
     >>> estimator = bl.Reverse(bl.SGD(step_size=0.1, batch_size=32), steps=1000)
     """
 
+    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running")
+
     solver: Solver
     steps: int
     truncate: int | None = None
@@ -109,13 +118,14 @@ class Reverse:
 
         moving, fixed, merge = partition(carry)
 
-        def last_params(hyper: PyTree, moving: list[Array]) -> tuple[Params, PyTree]:
+        def run(hyper: PyTree, moving: list[Array]) -> tuple[list[Array], Carry]:
             begun = merge(moving, fixed)
-            return self._tracked(loss, hyper, begun, data, key, skipped, tracked, checkpoints)
+            end = self._tracked(loss, hyper, begun, data, key, skipped, tracked, checkpoints)
+            return end_chain(problem, hyper, end, data).seen, end
 
-        params, pull, state = jax.vjp(last_params, hyper, moving, has_aux=True)
-        outer = jax.value_and_grad(problem.outer, argnums=(0, 1))
-        value, (cotangent, direct) = outer(params, hyper, data.outer)
+        seen, pull, (params, state) = jax.vjp(run, hyper, moving, has_aux=True)
+        end = end_chain(problem, hyper, (params, state), data)
+        value, (cotangent, direct) = jax.value_and_grad(end.outer, argnums=(0, 1))(seen, hyper)
         through, oldest = pull(cotangent)
         grad = axpy(1, through, direct)
         if problem.start is not None and not skipped:
@@ -125,8 +135,9 @@ class Reverse:
 
             grad = axpy(1, jax.vjp(begin, hyper)[1](oldest)[0], grad)
 
+        leaves, tree = jax.tree.flatten(params)
         evidence, reference = adjoint_evidence(
-            problem,
+            end.problem,
             hyper,
             before,
             params,
@@ -134,7 +145,7 @@ class Reverse:
             key,
             lower.reference,
             oldest,
-            cotangent,
+            tree.unflatten(cotangent[: len(leaves)]),
             grad,
             solver=self.solver,
             passes=4 * tracked + skipped,
@@ -143,7 +154,8 @@ class Reverse:
         gradients = self.steps + (tracked if checkpoints else 0) + 1
         counts = Counts.of(gradients=gradients, vjps=tracked, hvps=evidence.counts.hvps)
         evidence = replace(evidence, counts=counts)
-        return Estimate(value, grad, evidence), InnerState(params, state, None, reference)
+        estimate = Estimate(value, grad, evidence, end.aux)
+        return estimate, InnerState(params, state, None, reference)
 
     def _plan(
         self, problem: Problem, hyper: Hyper, carry: Carry, data: Data, key: Key, n: int

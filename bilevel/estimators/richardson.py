@@ -102,7 +102,8 @@ class Richardson:
             counts=Counts(*(jnp.sum(x, dtype=jnp.int32) for x in got.counts)),
         )
         lower = InnerState(fine.params, fine.solver_state, chains, fine.reference)
-        return Estimate(value, grad, evidence), lower
+        aux = jax.tree.map(lambda x: x[0], both.aux)
+        return Estimate(value, grad, evidence, aux), lower
 
 
 register_node(Richardson)

@@ -25,6 +25,7 @@ from bilevel.core import (
     Problem,
     count_examples,
     init_inner_state,
+    rebind_key,
 )
 from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import take_rows
@@ -131,7 +132,8 @@ class Sampled:
         def one(key: Key) -> tuple[Estimate, PyTree]:
             task = self._task(data, key)
             initial = strip_weak_types(self.estimator.init(params, task))
-            estimate, after = self.estimator.step(problem, hyper, initial, task, key)
+            at = rebind_key(problem, key)
+            estimate, after = self.estimator.step(at, hyper, initial, task, key)
             return estimate, after.params
 
         keys = self._keys(key)
@@ -156,7 +158,8 @@ class Sampled:
             bias=bias,
             counts=counts,
         )
-        return Estimate(value, grad, evidence), InnerState(end, (), params, lower.reference)
+        aux = jax.tree.map(lambda x: x[0], every.aux)
+        return Estimate(value, grad, evidence, aux), InnerState(end, (), params, lower.reference)
 
     def _keys(self, key: Key) -> Array:
         return jax.random.split(key, self.tasks)

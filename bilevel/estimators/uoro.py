@@ -10,7 +10,7 @@ minimise the variance of a step.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from bilevel.core import (
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import find_progress
-from bilevel.solvers import Solver, start_solver
+from bilevel.solvers import Solver, begin_again, end_chain, start_solver
 from bilevel.utils import (
     FloatTree,
     Hyper,
@@ -76,6 +76,8 @@ class UORO:
     >>> estimator = bl.Replicated(one, n=64)
     """
 
+    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running")
+
     solver: Solver
     steps: int
 
@@ -121,14 +123,16 @@ class UORO:
         loop = (jnp.zeros((), jnp.int32), moving, fixed, factors)
         (_, moving, fixed, factors), _ = jax.lax.scan(advance, loop, length=self.steps)
         params, state = merge(moving, fixed)
-        outer = jax.value_and_grad(problem.outer, argnums=(0, 1))
-        value, (in_params, in_hyper) = outer(params, hyper, data.outer)
-        leaves = jax.tree.leaves(in_params)
-        grad = axpy(vdot(factors.state[: len(leaves)], leaves), factors.hyper, in_hyper)
+        end = end_chain(problem, hyper, (params, state), data)
+        value, (in_seen, in_hyper) = jax.value_and_grad(end.outer, (0, 1))(end.seen, hyper)
+        grad = axpy(vdot(factors.state[: len(in_seen)], in_seen), factors.hyper, in_hyper)
 
-        residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
+        residual, reference = find_progress(
+            end.problem, hyper, before, params, data, lower.reference
+        )
         counts = Counts.of(gradients=self.steps + 1, jvps=self.steps, vjps=self.steps)
-        estimate = Estimate(value, grad, Evidence(inner_residual=residual, counts=counts))
+        evidence = Evidence(inner_residual=residual, counts=counts)
+        estimate = Estimate(value, grad, evidence, end.aux)
         return estimate, InnerState(params, state, factors, reference)
 
     def _init_factors(
@@ -140,7 +144,13 @@ class UORO:
             return partition(start_solver(problem, self.solver, hyper, lower, data))[0]
 
         if problem.start is None and lower.memory.state is not None:
-            return lower.memory
+            moving, fixed, merge = partition((lower.params, lower.solver_state))
+
+            def again(moving: list[Array]) -> list[Array]:
+                return partition(begin_again(self.solver, merge(moving, fixed)))[0]
+
+            state = jax.jvp(again, (moving,), (lower.memory.state,))[1]
+            return lower.memory._replace(state=state)
         moving, pull = jax.vjp(initial, hyper)
         none = UOROMemory(zeros_like(moving), zeros_like(hyper))
         if problem.start is None:

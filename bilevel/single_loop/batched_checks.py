@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Evidence, MonitoredEstimator
+from bilevel.core import Counts, Evidence, MonitoredEstimator, bind_losses
 from bilevel.outer import Backtracks, find_capability
 from bilevel.tuning import (
     ROW,
@@ -106,8 +106,9 @@ def run_unchecked(
     )
     evidence = replace(before.estimate.evidence, counts=Counts(*counts))
     state = _with_evidence(bare, evidence)
+    problem = bind_losses(loop.problem, keys[k - 1])
     estimate, lower = estimator.measure(
-        loop.problem, state.hyper, before.lower, state.estimate, state.lower, loop.data
+        problem, state.hyper, before.lower, state.estimate, state.lower, loop.data
     )
     limit = loop.divergence.limit
     limit = jnp.where(strict, jnp.minimum(limit, jnp.sqrt(limit)), limit)

@@ -4,22 +4,29 @@ from bilevel.solvers.base import (
     Carry,
     ChecksProblem,
     DeclaresStability,
+    DrawsBatch,
     MeasuresProblem,
     NotUnrollable,
     Refreshes,
     Solver,
     Stops,
+    batch_of_step,
+    begin_again,
     run_counted,
     run_steps,
-    solve,
     start_solver,
 )
 from bilevel.solvers.closed_form import Direct
-from bilevel.solvers.exact import minimise
+from bilevel.solvers.exact import minimise, solve
 from bilevel.solvers.external import External
 from bilevel.solvers.gradient_descent import GradientDescent
 from bilevel.solvers.lbfgs import LBFGS, Pairs, descent_direction, remember_pair
 from bilevel.solvers.line_search import backtrack_step
+from bilevel.solvers.model import (
+    ModelCarry,
+    ModelSolver,
+    end_chain,
+)
 from bilevel.solvers.newton import Newton
 from bilevel.solvers.optax_solver import Optax
 from bilevel.solvers.proximal import FISTA, ProximalGradient
@@ -46,10 +53,13 @@ __all__ = [
     "ChecksProblem",
     "DeclaresStability",
     "Direct",
+    "DrawsBatch",
     "External",
     "GradientDescent",
     "Lazy",
     "MeasuresProblem",
+    "ModelCarry",
+    "ModelSolver",
     "Newton",
     "NotUnrollable",
     "Optax",
@@ -61,8 +71,11 @@ __all__ = [
     "Stops",
     "apply_prox",
     "backtrack_step",
+    "batch_of_step",
+    "begin_again",
     "constant_stability_limit",
     "descent_direction",
+    "end_chain",
     "exceeds_stability_limit",
     "largest_curvature",
     "minimise",

@@ -13,15 +13,12 @@ from bilevel.utils import (
     Counter,
     DataTree,
     Flag,
-    FloatTreeLike,
     Hyper,
     Key,
     Params,
     PyTree,
     Scalar,
     partition,
-    require_positive_int,
-    strip_weak_types,
 )
 
 Carry: TypeAlias = tuple[Params, PyTree]  # params and solver state
@@ -62,8 +59,11 @@ class DeclaresStability(Protocol):
     :func:`bilevel.tune` explains a divergence by it.
     """
 
-    def max_curvature(self, hyper: Hyper, state: PyTree) -> Scalar:
-        """Return the largest Hessian eigenvalue for which full-batch steps contract; ``()``."""
+    def max_curvature(self, hyper: Hyper, state: PyTree) -> Scalar | None:
+        """Return the largest Hessian eigenvalue for which full-batch steps contract; ``()``.
+
+        ``None`` where it is not known.
+        """
         ...
 
 
@@ -114,6 +114,18 @@ class Stops(Protocol):
         ...
 
 
+@runtime_checkable
+class DrawsBatch(Protocol):
+    """A solver whose step sees a minibatch, and which says which one.
+
+    Needed for a model state, side results and a running loss, which see the same.
+    """
+
+    def drawn(self, data: DataTree, key: Key, state: PyTree) -> DataTree:
+        """Return the minibatch that ``step`` with this key and state draws from ``data``."""
+        ...
+
+
 def require_fit(problem: Problem, solver: Solver) -> None:
     """Raise while tracing if the solver cannot minimise this problem."""
     if isinstance(solver, ChecksProblem):
@@ -131,15 +143,37 @@ def start_solver(
 ) -> Carry:
     """Return ``(params, solver_state)`` to begin from: as carried, or by ``problem.start``."""
     require_fit(problem, solver)
-    params, state = lower.params, lower.solver_state
+    params, state = begin_again(solver, (lower.params, lower.solver_state))
     if problem.start is not None:
         params = problem.start(hyper, params)
         state = solver.init(params, data.inner)
-    elif isinstance(solver, Refreshes):
-        state = solver.refresh(state)
     if isinstance(solver, MeasuresProblem):
         state = solver.measure(inner_loss(problem), params, hyper, data.inner, state)
     return params, state
+
+
+def batch_of_step(solver: Solver, data: DataTree, key: Key, state: PyTree) -> DataTree:
+    """Return the minibatch that a step with this key and state sees.
+
+    Raises
+    ------
+    ValueError : a solver that draws minibatches and does not say which.
+    """
+    if isinstance(solver, DrawsBatch):
+        return solver.drawn(data, key, state)
+    if getattr(solver, "batch_size", None) is None:
+        return data
+    raise ValueError(
+        f"{type(solver).__name__} draws minibatches and does not say which, so a model state, side "
+        "results or a running loss cannot see them. Give it a method drawn(data, key, state) that "
+        "returns the minibatch of step, or use SGD or Optax."
+    )
+
+
+def begin_again(solver: Solver, carry: Carry) -> Carry:
+    """Return where a call begins that goes on from ``carry``: what is stale is marked so."""
+    params, state = carry
+    return params, solver.refresh(state) if isinstance(solver, Refreshes) else state
 
 
 def run_steps(
@@ -216,35 +250,3 @@ def _run_until_stopped(
         return k + 1, advance(k, carry)
 
     return jax.lax.while_loop(unfinished, body, (jnp.asarray(first, jnp.int32), carry))
-
-
-def solve(
-    problem: Problem,
-    solver: Solver,
-    hyper: FloatTreeLike,
-    params: FloatTreeLike,
-    data: Data,
-    key: Key,
-    *,
-    steps: int,
-) -> Params:
-    """Return the inner ``params`` after ``steps`` steps: the loop that estimators differentiate.
-
-    Step ``k = 0, 1, ...`` is ``solver.step(problem.inner, params, hyper, data.inner,
-    jax.random.fold_in(key, k), state)``. Differentiable in ``hyper`` and ``params``.
-
-    Examples
-    --------
-    >>> import jax, jax.numpy as jnp, bilevel as bl
-    >>> problem = bl.Problem(lambda w, h, x: jnp.mean((x - w) ** 2), lambda w, h, x: w)
-    >>> data = bl.Data(inner=jnp.array([1.0, 3.0]), outer=jnp.zeros(1))
-    >>> solver, key = bl.GradientDescent(step_size=0.25), jax.random.key(0)
-    >>> bl.solve(problem, solver, 0.0, jnp.array(0.0), data, key, steps=50).round(4)
-    Array(2., dtype=float32)
-    """
-    require_positive_int("solve", "steps", steps)
-    hyper, params = strip_weak_types(hyper), strip_weak_types(params)
-    carry = start_solver(
-        problem, solver, hyper, InnerState(params, solver.init(params, data.inner)), data
-    )
-    return run_steps(inner_loss(problem), solver, hyper, carry, data, key, steps=steps)[0]

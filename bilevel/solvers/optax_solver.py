@@ -66,6 +66,10 @@ class Optax:
         nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, searches))
         return _SEARCHES if any(isinstance(node, searches) for node in nodes) else None
 
+    def drawn(self, data: DataTree, key: Key, state: OptaxState) -> DataTree:
+        """Return the minibatch that ``step`` with this key and state sees."""
+        return Sampler(self.batch_size, self.sampling).draw(data, key, state[2])[0]
+
     def step(
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: OptaxState
     ) -> tuple[Params, OptaxState]:

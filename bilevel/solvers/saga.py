@@ -106,6 +106,10 @@ class SAGA:
         )
         return count, table, mean, sampler
 
+    def drawn(self, data: DataTree, key: Key, state: SAGAState) -> DataTree:
+        """Return the minibatch that ``step`` with this key and state sees."""
+        return Sampler(self.batch_size, self.sampling).draw(data, key, state[3])[0]
+
     def step(
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: SAGAState
     ) -> tuple[Params, SAGAState]:

@@ -105,6 +105,10 @@ class SGD:
         )
         return count, velocity, sampler
 
+    def drawn(self, data: DataTree, key: Key, state: SGDState) -> DataTree:
+        """Return the minibatch that ``step`` with this key and state sees."""
+        return Sampler(self.batch_size, self.sampling).draw(data, key, state[2])[0]
+
     def step(
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: SGDState
     ) -> tuple[Params, SGDState]:

@@ -23,9 +23,8 @@ def largest_curvature(
 
 def stability_limit(solver: Solver | None, hyper: Hyper, state: PyTree) -> Scalar | None:
     """Return the largest curvature that the solver's steps contract, ``()``, if it says so."""
-    if not isinstance(solver, DeclaresStability):
-        return None
-    return jnp.min(solver.max_curvature(hyper, state))
+    limit = solver.max_curvature(hyper, state) if isinstance(solver, DeclaresStability) else None
+    return None if limit is None else jnp.min(limit)
 
 
 def exceeds_stability_limit(

@@ -111,6 +111,10 @@ class SVRG:
         )
         return count, age, snapshot, full, sampler
 
+    def drawn(self, data: DataTree, key: Key, state: SVRGState) -> DataTree:
+        """Return the minibatch that ``step`` with this key and state sees."""
+        return Sampler(self.batch_size, self.sampling).draw(data, key, state[4])[0]
+
     def step(
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: SVRGState
     ) -> tuple[Params, SVRGState]:

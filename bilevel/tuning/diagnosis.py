@@ -10,6 +10,7 @@ from jax import Array
 from bilevel.core import Data, DrawsTasks, Estimator, MonitoredEstimator, Problem
 from bilevel.estimators import (
     EvidenceWarning,
+    bind_call,
     data_of_call,
     describe_error,
     find_nonfinite,
@@ -84,6 +85,7 @@ def divergence_message(
             f"{found} The last good state, before that step, is returned."
         )
     if isinstance(estimator, MonitoredEstimator):
+        problem = bind_call(problem, estimator, state.lower, key)
         return variable_message(problem, estimator, state, hyper, stop, data)
     text = (
         f"tune stopped at outer step {int(state.step)}: the inner solver diverged at the "
@@ -91,6 +93,7 @@ def divergence_message(
         f"{float(stop.previous):.3g} one step before, outer value {float(stop.value):.4g}). "
     )
     data = data_of_call(estimator, data, key)
+    problem = bind_call(problem, estimator, state.lower, key)
     solver = solver_of(estimator, problem, hyper, state.lower.params, data)
     curvature = float(largest_curvature(problem, hyper, state.lower.params, data, state.key))
     limit = stability_limit(solver, hyper, state.lower.solver_state)

@@ -119,5 +119,5 @@ def take_back(
     return (
         jax.lax.cond(bad, lambda: old, lambda: state),
         replace(stop, diverged=bad & ~again),
-        Estimate(value, grad, estimate.evidence),
+        replace(estimate, value=value, grad=grad),
     )

@@ -20,7 +20,8 @@ HistoryRows = tuple[list[Array], list[Array]]  # of the arrays of a row, of its 
 def estimate_columns(estimate: Estimate) -> dict[str, Array]:
     """Return what the history says of an estimate: value, norm, residuals, error and counts.
 
-    An error is said where more than residuals is known of it: they have columns of their own.
+    An error is said where more than residuals is known of it: they have columns of their own. So
+    have the side results of the losses.
     """
     evidence = estimate.evidence
     columns = {"value": estimate.value, "grad_norm": norm(estimate.grad)}
@@ -30,7 +31,28 @@ def estimate_columns(estimate: Estimate) -> dict[str, Array]:
     for name in ("inner_residual", "linear_residual", "derivative_residual"):
         if (entry := getattr(evidence, name)) is not None:
             columns[name] = entry
-    return columns | {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
+    columns |= {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
+    return columns | _metric_columns(estimate.aux or {}, taken=set(columns))
+
+
+def _metric_columns(aux: dict[str, PyTree], taken: set[str]) -> dict[str, Array]:
+    """Return side results of the losses under their own names.
+
+    Where both losses have the name, or the history does, with ``inner_`` or ``outer_`` before it.
+    """
+    named = {level: _named_leaves(tree) for level, tree in aux.items()}
+    seen = [name for leaves in named.values() for name in leaves]
+    free = {name for name in seen if seen.count(name) == 1} - taken - {""}
+    return {
+        name if name in free else f"{level}_{name or 'aux'}": jnp.asarray(leaf)
+        for level, leaves in named.items()
+        for name, leaf in leaves.items()
+    }
+
+
+def _named_leaves(tree: PyTree) -> dict[str, Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def unwritten_rows(like: PyTree, length: int) -> HistoryRows:

@@ -17,7 +17,7 @@ from bilevel.core import (
     Problem,
     as_pytree,
 )
-from bilevel.estimators import data_of_call, init_filled, solver_of
+from bilevel.estimators import bind_call, data_of_call, init_filled, solver_of
 from bilevel.outer import (
     AnyRule,
     Backtracks,
@@ -52,9 +52,7 @@ from bilevel.tuning.state import Divergence, State, Stop
 from bilevel.utils import PyTree, register_node, zeros_like
 
 Block = tuple[State, Stop, Columns]
-
-# Last good state, state, why it stopped, rows of the history and how many are written.
-BlockCarry = tuple[State, State, Stop, HistoryRows, Array]
+BlockCarry = tuple[State, State, Stop, HistoryRows, Array]  # last good, now; rows, how many written
 
 
 @dataclass(frozen=True)
@@ -102,14 +100,15 @@ class Loop:
 
     def init(self, hyper: PyTree, params: PyTree, key: Array) -> State:
         """Return the state before the first step."""
-        problem, estimator, data = self.problem, self.estimator, self.data
+        estimator, data = self.estimator, self.data
+        problem = bind_call(self.problem, estimator, None, key)
         lower = init_filled(problem, estimator, hyper, params, data, key)
         shapes, _ = jax.eval_shape(lambda x: estimator.step(problem, hyper, x, data, key), lower)
         estimate, step, start = zeros_like(shapes), jnp.zeros((), jnp.int32), params
         scale = gradient_scale(problem, hyper, params, data_of_call(estimator, data, key))
         floor, memory = reported_residual(estimate), hooking.init_memory(self.hooks, hyper, params)
-        outer = self.outer.init(hyper)
-        return State(step, hyper, estimate, outer, lower, key, start, scale, floor, memory)
+        at = step, hyper, estimate, self.outer.init(hyper)
+        return State(*at, lower, key, start, scale, floor, memory)
 
     def step(self, state: State) -> Block:
         """Return ``(state, stop, row)`` after one outer step; ``row`` is that of the history.
@@ -132,7 +131,8 @@ class Loop:
 
         ``unchecked``: by an estimator's ``update`` alone, its ``measure`` is still to come.
         """
-        problem, estimator, data = self.problem, self.estimator, self.data
+        estimator, data = self.estimator, self.data
+        problem = bind_call(self.problem, estimator, state.lower if self.warm_start else None, key)
         first = state.step == 0
         updated = update_hyper(self.outer, state.estimate, state.outer, state.hyper)
         hyper, outer = jax.tree.map(
@@ -143,7 +143,7 @@ class Loop:
         lower = state.lower
         if not self.warm_start:
             cold = init_filled(problem, estimator, hyper, state.start, data, key)
-            lower = jax.tree.map(lambda x, y: x.astype(y.dtype), cold, state.lower)
+            lower = jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), cold, state.lower)
         move = estimator.step
         if unchecked and isinstance(estimator, MonitoredEstimator):
             move = estimator.update
@@ -157,8 +157,8 @@ class Loop:
         self, before: State, began: InnerState, state: State, key: Array, limit: Array | float
     ) -> tuple[State, Stop, Estimate]:
         """Return ``(state, stop, estimate made)`` after a step, or a few, from ``before``."""
-        problem, estimator = self.problem, self.estimator
-        hyper, estimate, after = state.hyper, state.estimate, state.lower
+        estimator, estimate, after = self.estimator, state.estimate, state.lower
+        problem, hyper = bind_call(self.problem, estimator, after, key), state.hyper
         seen = data_of_call(estimator, self.data, key)
         solver = solver_of(estimator, problem, hyper, after.params, seen)
         lost = diverged_variables(estimator, estimate, after, limit)

@@ -12,6 +12,8 @@ from jax import Array
 
 from bilevel.core import Data, Estimator, Problem, require_arguments
 from bilevel.estimators import (
+    bind_call,
+    carry_model,
     check_losses,
     data_of_call,
     explain_modes,
@@ -62,6 +64,7 @@ def tune(
     key: Array | None = None,
     state: State | None = None,
     warm_start: bool = True,
+    model_state: PyTree = None,
     evidence: str | None = None,
     max_error: float = 0.5,
     hooks: Sequence[AnyHook] = (),
@@ -86,6 +89,8 @@ def tune(
     key : a JAX random key; with ``state`` its own key is used.
     state : ``result.state`` of an earlier run, to go on from it bit for bit.
     warm_start : start each inner solve where the last one ended (``False``: at ``params``).
+    model_state : where the model state of a problem that ``has_state`` begins, and where it goes
+        back to without a warm start; with ``state`` the run goes on from ``state.lower``.
     evidence : ``"full"``, ``"auto"`` or ``"off"``, see :class:`bilevel.Problem`.
     max_error : warn where the last hypergradient's relative error is above this, and the error
         itself above this share of the largest hypergradient of the run: near an optimum it is
@@ -137,6 +142,8 @@ def tune(
     require_arguments(problem, estimator, data, key if state is None else state.key)
     require_positive_int("tune", "steps", steps)
     hyper, params = _variables(problem, hyper, params, state)
+    begun, first = (None, key) if state is None else (state.lower, state.key)
+    estimator = carry_model(problem, estimator, hyper, params, data, first, begun, model_state)
     loop = Loop(problem, estimator, outer, data, options.hooks, options.divergence, warm_start)
     current = _begin(loop, hyper, params, key) if state is None else _resume(loop, state)
     traced, adaptive = is_traced((loop, current)), find_hook(loop.hooks, Adaptive)
@@ -177,7 +184,8 @@ def _run(loop: Loop, state: State, count: Array, *, length: int) -> Block:
 def _init(
     loop: Loop, hyper: PyTree, params: PyTree, key: Array
 ) -> tuple[State, tuple[Array, Array] | None]:
-    problem, estimator, data = loop.problem, loop.estimator, loop.data
+    estimator, data = loop.estimator, loop.data
+    problem = bind_call(loop.problem, estimator, None, key)
     check_losses(problem, hyper, params, data_of_call(estimator, data, key))
     state = loop.init(hyper, params, key)
     solver = solver_of(estimator, problem, hyper, params, data)

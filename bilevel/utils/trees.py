@@ -50,7 +50,8 @@ def strip_weak_types(tree: PyTree) -> PyTree:
 
     def convert(leaf: ArrayLike) -> Array:
         array = jnp.asarray(leaf)
-        return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
+        weak = getattr(array, "weak_type", False)  # random keys have no such type
+        return jax.lax.convert_element_type(array, array.dtype) if weak else array
 
     return jax.tree.map(convert, tree)
 

@@ -25,6 +25,11 @@ class ProblemParts(Protocol):
         """``Problem.prox``."""
         ...
 
+    @property
+    def is_plain(self) -> bool:
+        """``Problem.is_plain``."""
+        ...
+
 
 def not_callable(name: str, got: object) -> str:
     """Return that a function was expected."""
@@ -123,6 +128,12 @@ def require_smooth(owner: str, problem: ProblemParts) -> None:
         raise ValueError(
             f"{owner} needs a twice differentiable inner objective, and problem.prox says that "
             "part of it is not. Compare Forward with finite differences of bl.solve."
+        )
+    if not problem.is_plain:
+        raise ValueError(
+            f"{owner} needs losses of params, hyper and batch alone, and those of this problem "
+            "have a key, a model state, side results or a running loss. Replicated(estimator, n) "
+            "measures the noise of any; bl.check holds key and state."
         )
 
 
