@@ -61,6 +61,7 @@ from bilevel.solvers import (
 from bilevel.tuning import Hook, Step
 from bilevel.utils import (
     PyTree,
+    RememberInterrupts,
     is_inexact,
     map_fields,
     register_node,
@@ -86,6 +87,7 @@ __all__ = [
     "OuterRule",
     "PyTree",
     "Refreshes",
+    "RememberInterrupts",
     "ScalesWork",
     "Schedule",
     "SetsTolerance",

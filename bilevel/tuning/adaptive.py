@@ -143,8 +143,13 @@ def level_of(state: State) -> int:
     return 0 if work is None else int(work.level)
 
 
-def require_adaptive(estimator: Estimator, standard_error: PyTree) -> None:
-    """Raise unless the estimator knows its noise and can reduce it."""
+def require_adaptive(estimator: Estimator, standard_error: PyTree, traced: bool) -> None:
+    """Raise unless inner work may grow, and the estimator knows its noise and can reduce it."""
+    if traced:
+        raise ValueError(
+            "tune: Adaptive chooses between compiled programs by what it sees, so it cannot "
+            "run under jit or vmap. Call it outside, or fix the work."
+        )
     if standard_error is None:
         raise ValueError(
             f"Adaptive compares the hypergradient with its standard error, and {estimator!r} "

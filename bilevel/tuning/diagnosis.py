@@ -46,17 +46,15 @@ def step_size_warning(curvature: Array | float, limit: Array | float) -> str | N
     )
 
 
-def warn_of_result(
-    problem: Problem, estimator: Estimator, result: Result, data: Data, max_error: float
-) -> Result:
+def warn_of_result(loop: Loop, result: Result, max_error: float) -> Result:
     """Return the result with a message, and warn, if its last hypergradient is known to be bad."""
-    off, state = problem.evidence == "off", result.state
-    if off or not is_unreliable(result.estimate, result.history, max_error):
+    problem, estimator, state = loop.problem, loop.estimator, result.state
+    if problem.evidence == "off" or not is_unreliable(result.estimate, result.history, max_error):
         return result
     key = jax.random.fold_in(state.key, state.step - 1)
-    at = problem, estimator, state.hyper, state.lower, data, key
+    at = problem, estimator, state.hyper, state.lower, loop.data, key
     text = describe_error(result.estimate, partial(find_nonfinite, *at))
-    warnings.warn(text, EvidenceWarning, stacklevel=3)
+    warnings.warn(text, EvidenceWarning, stacklevel=4)
     return replace(result, message=text if result.message is None else f"{result.message} {text}")
 
 
@@ -66,7 +64,7 @@ def explain_end(loop: Loop, result: Result, stop: Stop) -> Result:
     if stop.diverged:
         hyper = loop.proposed(state)
         text = divergence_message(loop.problem, loop.estimator, state, hyper, stop, loop.data)
-        warnings.warn(text, DivergenceWarning, stacklevel=3)
+        warnings.warn(text, DivergenceWarning, stacklevel=4)
     elif (stopping := find_hook(loop.hooks, EarlyStopping)) is not None and result.stopped:
         text = stopping.explain(state)
     else:
@@ -79,9 +77,10 @@ def divergence_message(
 ) -> str:
     """Return one paragraph: which step, which quantity, the likely cause and the cure."""
     key = jax.random.fold_in(state.key, state.step)
+    where = "proposed there" if state.step else "where it starts"
     if found := find_nonfinite(problem, estimator, hyper, state.lower, data, key):
         return (
-            f"tune stopped at outer step {int(state.step)}, at the hyperparameters proposed there: "
+            f"tune stopped at outer step {int(state.step)}, at the hyperparameters {where}: "
             f"{found} The last good state, before that step, is returned."
         )
     if isinstance(estimator, MonitoredEstimator):
@@ -89,7 +88,7 @@ def divergence_message(
         return variable_message(problem, estimator, state, hyper, stop, data)
     text = (
         f"tune stopped at outer step {int(state.step)}: the inner solver diverged at the "
-        f"hyperparameters proposed there (inner residual {float(stop.residual):.3g} after "
+        f"hyperparameters {where} (inner residual {float(stop.residual):.3g} after "
         f"{float(stop.previous):.3g} one step before, outer value {float(stop.value):.4g}). "
     )
     data = data_of_call(estimator, data, key)
@@ -105,7 +104,7 @@ def divergence_message(
                 "that the solver's step size can contract (2 / step_size without momentum): the "
                 f"hyperparameters outgrew it. Make the step size at least "
                 f"{1.1 * curvature / limit:.2g} times smaller, let it follow the hyperparameters "
-                "(step_size=fn(count, hyper)), bound the hyperparameters, or take a smaller outer "
+                "(step_size=bl.Relative(0.5)), bound the hyperparameters, or take a smaller outer "
                 "step. "
             )
         else:

@@ -23,14 +23,22 @@ from bilevel.utils import PyTree, all_finite, cond_without_select, norm
 
 
 def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Array:
-    """Return the largest of the inner gradient's norm and that of up to 16 single examples."""
-    some = min(count_examples(data.inner), 16)
+    """Return the largest of the inner gradient's norm and that of up to 16 single examples.
+
+    Where ``problem.start`` sets the start point, it is taken there: ``params`` are a placeholder.
+    """
+    params, some = start_point(problem, hyper, params), min(count_examples(data.inner), 16)
 
     def size(batch: PyTree) -> Array:
         return norm(jax.grad(problem.inner)(params, hyper, batch))
 
     singles = jax.tree.map(lambda leaf: leaf[:some, None], data.inner)
     return jnp.maximum(size(data.inner), jnp.max(jax.vmap(size)(singles)))
+
+
+def start_point(problem: Problem, hyper: PyTree, params: PyTree) -> PyTree:
+    """Return where a call begins."""
+    return params if problem.start is None else problem.start(hyper, params)
 
 
 def reported_residual(estimate: Estimate) -> Array:
@@ -89,7 +97,7 @@ def has_diverged(
         return norm(full_gradient(problem, hyper, params, data))
 
     def confirm() -> Array:
-        begun, end = size(before.params), size(after.params)
+        begun, end = size(start_point(problem, hyper, before.params)), size(after.params)
         scale = jnp.maximum(state.scale, gradient_scale(problem, hyper, state.start, data))
         known = (state.step >= 3) | (end > scale)
         sudden = grown & known & (end > 10 * begun)

@@ -30,10 +30,11 @@ from bilevel.tuning.diagnosis import (
     warn_of_result,
 )
 from bilevel.tuning.early_stopping import EarlyStopping
+from bilevel.tuning.ending import make_result
 from bilevel.tuning.history import join_rows
 from bilevel.tuning.hooks import (
     AnyHook,
-    Columns,
+    Blocks,
     find_hook,
     is_done,
     resume_memory,
@@ -41,9 +42,10 @@ from bilevel.tuning.hooks import (
 )
 from bilevel.tuning.keywords import Keywords, translate_keywords
 from bilevel.tuning.loop import Block, Loop
-from bilevel.tuning.state import Result, State, Stop
+from bilevel.tuning.state import Result, State
 from bilevel.utils import (
     PyTree,
+    RememberInterrupts,
     is_traced,
     require_positive_int,
     require_same,
@@ -145,32 +147,52 @@ def tune(
     begun, first = (None, key) if state is None else (state.lower, state.key)
     estimator = carry_model(problem, estimator, hyper, params, data, first, begun, model_state)
     loop = Loop(problem, estimator, outer, data, options.hooks, options.divergence, warm_start)
-    current = _begin(loop, hyper, params, key) if state is None else _resume(loop, state)
-    traced, adaptive = is_traced((loop, current)), find_hook(loop.hooks, Adaptive)
-    if adaptive is not None:
-        _require_adaptive_work(loop, current, traced)
-    if traced:
-        current, stop, history = _run(loop, current, jnp.asarray(steps), length=steps)
-        return _result(loop, current, stop, history)
-    every, callback, rows, left = options.blocks.every, options.blocks.callback, [], steps
+    with RememberInterrupts() as interrupts:
+        current = _begin(loop, hyper, params, key) if state is None else _resume(loop, state)
+        traced = is_traced((loop, current))
+        if find_hook(loop.hooks, Adaptive) is not None:
+            require_adaptive(loop.estimator, current.estimate.evidence.standard_error, traced)
+        if traced:
+            current, stop, history = _run(loop, current, jnp.asarray(steps), length=steps)
+            return make_result(loop, current, stop, history)
+        return _run_blocks(loop, current, steps, options.blocks, max_error, interrupts)
+
+
+_FEWEST = 32  # rows of a block, so that runs of fewer steps share one program
+
+
+def _run_blocks(
+    loop: Loop,
+    current: State,
+    steps: int,
+    blocks: Blocks,
+    max_error: float,
+    interrupts: RememberInterrupts,
+) -> Result:
+    """Return the result of ``steps`` outer steps, a compiled call after the other."""
+    every, callback, rows, left = blocks.every, blocks.callback, [], steps
+    length, estimator = min(every, max(steps, _FEWEST)), loop.estimator
+    adaptive = find_hook(loop.hooks, Adaptive)
     while True:
         # To the next multiple of ``every``; a block also ends where the inner work is to grow.
         count, begun = min(left, every - (steps - left) % every), int(current.step)
         if adaptive is not None:
             loop = replace(loop, estimator=scale_work(estimator, 2 ** level_of(current)))
-        current, stop, new = _run(loop, current, jnp.asarray(count), length=every)
+        current, stop, new = _run(loop, current, jnp.asarray(count), length=length)
         made = int(current.step) - begun
         rows.append(jax.tree.map(lambda column, n=made: column[:n], jax.device_get(new)))
         left -= made
+        interrupts.check()
         over = bool(stop.diverged) or bool(is_done(loop.hooks, current, current))
         if over or not left or (callback is not None and (steps - left) % every == 0):
             rows = [join_rows(rows)]
-            result = _result(loop, current, stop, jax.tree.map(jnp.asarray, rows[0]))
+            result = make_result(loop, current, stop, jax.tree.map(jnp.asarray, rows[0]))
             result = explain_end(loop, result, stop) if over else result
             if (over or not left) and not bool(stop.diverged):
-                result = warn_of_result(problem, estimator, result, data, max_error)
+                result = warn_of_result(loop, result, max_error)
             if callback is not None:
                 callback(result)
+                interrupts.check()
             if over or not left:
                 return result
 
@@ -190,9 +212,6 @@ def _init(
     state = loop.init(hyper, params, key)
     solver = solver_of(estimator, problem, hyper, params, data)
     return state, constant_stability_limit(problem, solver, hyper, state.lower, data, key)
-
-
-_final = jax.jit(Loop.final)
 
 
 def _begin(loop: Loop, hyper: PyTree, params: PyTree, key: Array | None) -> State:
@@ -230,23 +249,3 @@ def _variables(
         require_same("hyper", hyper, "state.hyper", state.hyper)
         require_same("params", params, "state.start", state.start)
     return hyper, params
-
-
-def _require_adaptive_work(loop: Loop, state: State, traced: bool) -> None:
-    """Raise unless the inner work may grow, and more of it reduces the noise."""
-    if traced:
-        raise ValueError(
-            "tune: Adaptive chooses between compiled programs by what it sees, so it cannot "
-            "run under jit or vmap. Call it outside, or fix the work."
-        )
-    require_adaptive(loop.estimator, state.estimate.evidence.standard_error)
-
-
-def _result(loop: Loop, state: State, stop: Stop, history: Columns) -> Result:
-    stopped = is_done(loop.hooks, state, state) if loop.hooks else None
-    if (stopping := find_hook(loop.hooks, EarlyStopping)) is not None:
-        best = stopping.best_of(state)
-        hyper, params = best.hyper, best.params
-    else:
-        hyper, params = _final(loop, state, stop.diverged), state.lower.params
-    return Result(hyper, params, history, state.estimate, state, stop.diverged, stopped)

@@ -4,6 +4,7 @@ from bilevel.utils.branch import cond_without_select
 from bilevel.utils.dependence import is_constant, unused_leaves
 from bilevel.utils.deprecation import RenamedMethod, resolve_renamed
 from bilevel.utils.fingerprint import fingerprint
+from bilevel.utils.interrupts import RememberInterrupts
 from bilevel.utils.matrices import (
     require_below,
     require_definite,
@@ -84,6 +85,7 @@ __all__ = [
     "Number",
     "Params",
     "PyTree",
+    "RememberInterrupts",
     "RenamedMethod",
     "Scalar",
     "Scalars",

@@ -95,7 +95,9 @@ class Job:
     ) -> bl.Result:
         """:func:`bilevel.tune` on this job, a compiled call for every so many steps."""
         task, warm_start = self.task, self.settings["warm_start"]
-        hooks = [*(self.hooks if hooks is None else hooks), bl.Blocks(every)]
+        # One length of a block, also for the first step alone: one program.
+        blocks = bl.Blocks(min(every, 32))
+        hooks = [*(self.hooks if hooks is None else hooks), blocks]
         return bl.tune(
             task.problem,
             self.estimator,

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
+import bilevel as bl
 from experiments.common.errors import DamagedError
 from experiments.common.files import set_aside, write_json
 from experiments.runs import plots, results, summary
@@ -38,12 +39,14 @@ def perform(
         run = _begin(job, folder, console)
         folder = into or folder
         write_json(folder / RESULT, facts | {"status": "running"})
-        try:
-            job.go(run, folder, console)
-            return conclude(job, run, folder, facts, console)
-        except KeyboardInterrupt:
-            write_json(folder / RESULT, facts | {"status": "interrupted", "steps": run.done})
-            raise
+        with bl.extend.RememberInterrupts() as interrupts:
+            try:
+                job.go(run, folder, console)
+                interrupts.check()
+                return conclude(job, run, folder, facts, console)
+            except KeyboardInterrupt:
+                write_json(folder / RESULT, facts | {"status": "interrupted", "steps": run.done})
+                raise
 
 
 def _begin(job: Job, folder: Path, console: Console) -> Run:

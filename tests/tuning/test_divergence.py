@@ -200,3 +200,30 @@ def test_learned_targets_that_start_at_zero_are_no_divergence() -> None:
     arguments = (optax.adam(0.3), np.zeros(6), np.zeros(4), data)
     results = assert_never_flagged(problem, estimator, *arguments, steps=60)
     assert np.all(results.history["value"][:, -1] < results.history["value"][:, 0] / 4)
+
+
+def test_a_start_of_the_problem_is_where_the_scale_is_taken() -> None:
+    # Along a double well the gradient grows on the way to the minimum, where the placeholder is.
+    def well(w: Any, hyper: Any, batch: Any) -> Any:
+        return jnp.mean(batch) * (w**2 - 1) ** 2 / 4
+
+    problem = bl.Problem(well, lambda w, h, x: (w - 0.7) ** 2, start=lambda h, w: h)
+    data, key = bl.Data(np.ones(3), np.ones(1)), jax.random.key(0)
+    estimator = bl.Reverse(bl.GradientDescent(0.3), steps=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", bl.DivergenceWarning)
+        result = bl.tune(
+            problem, estimator, optax.sgd(0.01), 0.1, 1.0, data, steps=5, key=key, evidence="off"
+        )
+    assert not result.diverged
+    assert result.history["inner_residual"][0] > 1  # what the scale was asked about
+
+
+def test_a_divergence_at_the_first_step_is_not_laid_to_a_proposal(diabetes: bl.Data) -> None:
+    arguments = (RIDGE, bl.Reverse(bl.GradientDescent(5.0), steps=50), optax.sgd(0.1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bl.DivergenceWarning)
+        result = bl.tune(
+            *arguments, np.zeros(10), np.zeros(10), diabetes, steps=5, key=jax.random.key(0)
+        )
+    assert "at the hyperparameters where it starts" in result.message
