@@ -1,5 +1,6 @@
 """What the estimators of this package share: parameters, data at the border, fitted attributes."""
 
+import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -8,12 +9,13 @@ import numpy as np
 from numpy.typing import DTypeLike
 from scipy import sparse
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from bilevel.core import Evidence
-from bilevel.sklearn.losses import Matrix, make_splits
+from bilevel.sklearn.losses import Matrix, find_nested_folds, make_splits
 from bilevel.sklearn.search import SearchOptions, SearchResult
 
 FLOATS = (np.float64, np.float32)
@@ -80,25 +82,36 @@ class HypergradEstimator(BaseEstimator):
         self,
         bounds: np.ndarray,
         columns: np.ndarray,
-        folds: int,
+        splits: tuple[np.ndarray, np.ndarray] | None,
         strength: np.ndarray | None = None,
     ) -> SearchOptions:
-        guarded = self._guarded(columns, folds)
+        guarded = self._guarded(columns, splits)
         return SearchOptions(bounds, self.max_iter, self.tol, self.n_jobs, guarded, strength)
 
-    def _guarded(self, columns: np.ndarray, folds: int) -> int:
-        """Return by how many folds the guard judges penalties that are more than one."""
-        if not self.guard or columns.max() == 0 or isinstance(self.cv, str):
-            return 0
-        if folds < 3:
-            raise ValueError(
-                f"The guard of more than one penalty leaves out one fold after the other and needs "
-                f"at least 3, got {folds}. Set cv=3 or more, or guard=False."
+    def _guarded(
+        self, columns: np.ndarray, splits: tuple[np.ndarray, np.ndarray] | None
+    ) -> list[int]:
+        """Return the folds by which the guard judges penalties that are more than one."""
+        if not self.guard or columns.max() == 0 or splits is None:
+            return []
+        usable = find_nested_folds(*splits)
+        if len(usable) < 2:
+            warnings.warn(
+                f"guard=True has nothing to judge {columns.max() + 1} penalties by: cv has "
+                f"{len(splits[0])} split(s), and with the rows of {len(usable)} of them set aside "
+                "another split is left on the rest. They are tuned without guard, and may over-fit "
+                "the folds. Give cv more splits, or set guard=False.",
+                UserWarning,
+                stacklevel=3,
             )
-        return folds
+            return []
+        return usable
 
-    def _report(self, found: SearchResult, groups: np.ndarray, view: Callable) -> None:
+    def _report(
+        self, found: SearchResult, groups: np.ndarray, view: Callable, kinds: int = 1
+    ) -> None:
         """Set the attributes that say what the search did; ``view(theta)`` is like alpha_."""
+        warn_at_bounds(found, kinds)
         alphas = np.exp(np.stack([view(theta) for theta in found.path]))
         self.alpha_path_ = alphas
         self.alpha_ = float(alphas[-1]) if alphas.ndim == 1 else alphas[-1]
@@ -131,6 +144,35 @@ class HypergradEstimator(BaseEstimator):
         check_is_fitted(self)
         checked: Any = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False)
         return safe_sparse_dot(checked, self.coef_.T, dense_output=True) + self.intercept_
+
+
+def warn_at_bounds(found: SearchResult, kinds: int) -> None:
+    """Warn where the loss still falls beyond the penalties that the search may reach.
+
+    One penalty of many at its upper bound switches its column off, and one of two ``kinds`` at its
+    lower bound leaves the column to the other: both are answers.
+    """
+    slope, (lower, upper) = found.evaluation.grad, found.bounds.T
+    falls = slope > 0, slope < 0
+    at = [found.theta <= lower + 1e-6, found.theta >= upper - 1e-6]
+    low, high = (side & fall for side, fall in zip(at, falls, strict=True))
+    low = np.flatnonzero(low.reshape(kinds, -1).all(0))
+    high = np.flatnonzero(high)
+    if not len(low) and len(high) < len(found.theta):
+        return
+    side, ones = ("smallest", low) if len(low) else ("largest", high)
+    cure = (
+        "The folds ask for no penalty there: nearly so fits the rows without, or a plane separates "
+        "the classes. Set a penalty by what you know, if the model must be unsure elsewhere."
+        if len(low)
+        else "The folds prefer a constant: no column helps to predict the target."
+    )
+    warnings.warn(
+        f"The loss on the folds still falls where {len(ones)} of {len(found.theta)} penalties end "
+        f"at the {side} that the search may reach, {np.exp(found.theta[ones[0]]):.3g}. {cure}",
+        ConvergenceWarning,
+        stacklevel=4,
+    )
 
 
 class LinearRegressor(RegressorMixin, HypergradEstimator):

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from sklearn.base import BaseEstimator, clone, is_classifier
+from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 
 from bilevel.sklearn.base import FLOATS
@@ -75,6 +77,11 @@ def squared_trust(theta: Array, data: TrustData, lower: FoldFits) -> Evaluation:
     return _trust_loss(SQUARED, theta, data, lower)
 
 
+def _estimator_has(name: str) -> Callable[["DataCleaner"], bool]:
+    """Make the check whether the wrapped estimator has a method."""
+    return lambda cleaner: hasattr(getattr(cleaner, "estimator_", cleaner.estimator), name)
+
+
 class DataCleaner(BaseEstimator):
     """Trust weights of training examples, such that a linear model does well on trusted ones.
 
@@ -89,7 +96,7 @@ class DataCleaner(BaseEstimator):
     Attributes
     ----------
     trust_ : weights between 0 and 1, ``[n]``.
-    estimator_ : ``estimator`` fitted to all training rows with them.
+    estimator_ : ``estimator`` fitted to all training rows with them; ``classes_``, its classes.
     trusted_loss_path_ : loss on the trusted rows after each step.
 
     Examples
@@ -118,17 +125,57 @@ class DataCleaner(BaseEstimator):
         self.max_iter = max_iter
         self.tol = tol
 
-    def fit(self, X, y, X_trusted, y_trusted):
-        """Weigh ``X, y`` by what they do for ``X_trusted, y_trusted``, then fit ``estimator``."""
+    def fit(self, X, y, X_trusted=None, y_trusted=None, *, trusted=None):
+        """Weigh ``X, y`` by what they do for the trusted rows, then fit ``estimator``.
+
+        Parameters
+        ----------
+        X, y : ``[n, d]``, ``[n]``.
+        X_trusted, y_trusted : rows that are sure, or
+        trusted : ``[n]``, true for the rows of ``X`` that are; the others are weighed, and
+            ``estimator`` sees these at full weight. In a pipeline:
+            ``pipeline.fit(X, y, datacleaner__trusted=mask)``, so that they pass the same steps.
+
+        Raises
+        ------
+        ValueError : both or neither of the two, or bad data, in the words of scikit-learn.
+        """
         self._validate_params()
         own: Any = validate_data(self, X, y, dtype=FLOATS)
-        dtype: Any = FLOATS
-        other: Any = check_X_y(X_trusted, y_trusted, dtype=dtype)
-        (X, y), (X_trusted, y_trusted) = own, other
-        if X_trusted.shape[1] != X.shape[1]:
+        X, y = own
+        if (trusted is None) == (X_trusted is None):
             raise ValueError(
-                f"X_trusted has {X_trusted.shape[1]} features, but X has {X.shape[1]} features."
+                "DataCleaner needs rows that are trusted: give X_trusted and y_trusted, or "
+                "trusted, a boolean mask over the rows of X, and not both."
             )
+        if trusted is not None:
+            mask = np.asarray(trusted)
+            if mask.dtype != bool or mask.shape != (len(y),) or mask.all() or not mask.any():
+                raise ValueError(
+                    f"trusted must be a boolean mask over the {len(y)} rows of X, true for some "
+                    f"and not for all, got {mask.dtype} of shape {mask.shape}."
+                )
+            found = self._weigh(X[~mask], y[~mask], X[mask], y[mask])
+            self.trust_ = np.ones(len(y))
+            self.trust_[~mask] = found
+        else:
+            dtype: Any = FLOATS
+            other: Any = check_X_y(X_trusted, y_trusted, dtype=dtype)
+            if other[0].shape[1] != X.shape[1]:
+                raise ValueError(
+                    f"X_trusted has {other[0].shape[1]} features, but X has {X.shape[1]} features."
+                )
+            self.trust_ = self._weigh(X, y, *other)
+        fresh: Any = clone(self.estimator)
+        self.estimator_ = fresh.fit(X, y, sample_weight=self.trust_)
+        if is_classifier(self.estimator_):
+            self.classes_ = fresh.classes_
+        return self
+
+    def _weigh(
+        self, X: np.ndarray, y: np.ndarray, X_trusted: np.ndarray, y_trusted: np.ndarray
+    ) -> np.ndarray:
+        """Return the weights of ``X, y``, and set the path of the loss."""
         n, both = len(y), np.vstack([X, X_trusted])
         objective, target = self._target(np.concatenate([y, y_trusted]), n)
         # Both tables as one matrix; which rows are trained on and which are trusted, as weights.
@@ -145,18 +192,14 @@ class DataCleaner(BaseEstimator):
             path, losses = minimise_outer(
                 OuterLoss(objective, data, start),
                 np.zeros(length),
-                np.arange(length),
                 np.tile([-8.0, 8.0], (length, 1)),
                 max_iter=self.max_iter,
                 tol=self.tol,
             )
         # Losses that differ by rounding are equal: the first of them, the closest to equal trust.
         last = int(np.argmax(losses <= np.min(losses) + RESOLUTION * losses[0]))
-        self.trust_ = 1 / (1 + np.exp(-path[last, :n]))
         self.trusted_loss_path_ = losses[: last + 1]
-        fresh: Any = clone(self.estimator)
-        self.estimator_ = fresh.fit(X, y, sample_weight=self.trust_)
-        return self
+        return 1 / (1 + np.exp(-path[last, :n]))
 
     def _target(self, y: np.ndarray, n: int) -> tuple[Callable[..., Evaluation], np.ndarray]:
         if not is_classifier(self.estimator):
@@ -169,11 +212,37 @@ class DataCleaner(BaseEstimator):
         target = np.eye(len(classes))[labels]
         return (logistic_trust, target[:, 1:]) if len(classes) == 2 else (multinomial_trust, target)
 
-    def fit_transform(self, X, y, X_trusted, y_trusted):
+    def fit_transform(self, X, y, X_trusted=None, y_trusted=None, *, trusted=None):
         """Fit, and return the weights ``[n]``, for any tool that takes ``sample_weight``."""
-        return self.fit(X, y, X_trusted, y_trusted).trust_
+        return self.fit(X, y, X_trusted, y_trusted, trusted=trusted).trust_
 
     def predict(self, X):
         """Predict by the estimator that was fitted with the weights."""
         check_is_fitted(self)
         return self.estimator_.predict(X)
+
+    @available_if(_estimator_has("predict_proba"))
+    def predict_proba(self, X):
+        """Return the probability of each class, if ``estimator`` has it."""
+        check_is_fitted(self)
+        return self.estimator_.predict_proba(X)
+
+    @available_if(_estimator_has("decision_function"))
+    def decision_function(self, X):
+        """Return the scores of ``estimator``, if it has them."""
+        check_is_fitted(self)
+        return self.estimator_.decision_function(X)
+
+    @available_if(_estimator_has("score"))
+    def score(self, X, y, sample_weight=None):
+        """Return the score of ``estimator``: accuracy, or R squared."""
+        check_is_fitted(self)
+        return self.estimator_.score(X, y, sample_weight=sample_weight)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        own = get_tags(self.estimator)
+        tags.estimator_type = own.estimator_type
+        tags.classifier_tags, tags.regressor_tags = own.classifier_tags, own.regressor_tags
+        tags.target_tags.required = True
+        return tags

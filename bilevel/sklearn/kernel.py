@@ -9,13 +9,19 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevel.sklearn.base import FLOATS, HypergradEstimator
 from bilevel.sklearn.losses import (
-    compute_mean_square_sum,
+    compute_column_squares,
     kernel_loss,
     make_folds,
     make_rows,
     set_folds,
 )
-from bilevel.sklearn.search import OuterLoss, group_columns, tune_penalties
+from bilevel.sklearn.search import (
+    OuterLoss,
+    check_alphas,
+    group_columns,
+    share_in_groups,
+    tune_penalties,
+)
 
 
 class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
@@ -79,20 +85,28 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         columns, d = group_columns(self.penalty, X.shape[1]), X.shape[1]
         train, held = self._splits(X, y, groups)
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
-        base, _ = make_rows(X, targets, weight, False)
+        # The kernel sees differences alone, which rounding spoils where the mean is large.
+        self._centre = weight @ X.astype(np.float64) / weight.sum()
+        base, _ = make_rows(X - self._centre, targets, weight, False)
         length = len(base.centre)
-        # Widths about the inverse variance of all columns; entry 0 of theta is the penalty.
-        variance = compute_mean_square_sum(X, weight, True) / weight.sum()
-        width = 1 / (d * variance)
-        usual = (1e-4, 1e-2, 1.0) if self.alphas is None else self.alphas
-        grid = np.array(
-            [[np.log(a)] + [np.log(2 * width * g)] * length for a in usual for g in (0.1, 1, 10)]
-        )
+        # Widths about the inverse variance of all columns, or, where they are many, of each group;
+        # entry 0 of theta is the penalty.
+        squares = compute_column_squares(X, weight, True) / weight.sum()
+        scales = [np.full(d, squares.mean())]
+        if columns.max() > 0:
+            scales.append(share_in_groups(squares, columns))
+        usual = check_alphas((1e-4, 1e-2, 1.0) if self.alphas is None else self.alphas)
+        widths = [np.pad(np.log(2 / (d * scale)), (0, length - d)) for scale in scales]
+        grids = [
+            np.array([np.append(np.log(a), w + np.log(g)) for a in usual for g in (0.1, 1, 10)])
+            for w in widths
+        ]
+        grid = np.concatenate(grids)
         first = np.append(0, np.ones(length, int))
         own = first.copy()
         own[1 : d + 1] = 1 + columns
-        bounds = np.tile(np.log(2 * width) + np.array([-12.0, 9.0]), (1 + length, 1))
-        bounds[0] = -23.0, 9.0
+        bounds = np.stack([np.min(grid, 0) - 12.0, np.max(grid, 0) + 9.0], 1)
+        bounds[0] = min(-23.0, np.min(grid[:, 0])), max(9.0, np.max(grid[:, 0]))
 
         def outer_of(without: int | None) -> OuterLoss:
             return OuterLoss(
@@ -102,8 +116,8 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         both = [first] if columns.max() == 0 else [first, own]
         # The smoother of two equally good functions: a large penalty first, then wide kernels.
         strength = np.append(1.0, np.full(length, -1e-3 / length))
-        search = self._search(bounds, columns, len(train), strength)
-        found = tune_penalties(outer_of, grid, both, search)
+        search = self._search(bounds, columns, (train, held), strength)
+        found = tune_penalties(outer_of, grids, both, search)
         self._report(found, own[: d + 1], lambda log: log[0])
         gamma = np.exp(found.theta[1 : d + 1]) / 2
         self.gamma_ = float(gamma[0]) if columns.max() == 0 else gamma
@@ -116,5 +130,6 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         """Return ``k(X, X_fit_) @ dual_coef_``."""
         check_is_fitted(self)
         X = np.asarray(validate_data(self, X, dtype=FLOATS, reset=False))
-        root = np.sqrt(self.gamma_).astype(X.dtype) if np.ndim(self.gamma_) else self.gamma_**0.5
-        return rbf_kernel(X * root, self.X_fit_ * root, gamma=1.0) @ self.dual_coef_
+        root = np.sqrt(self.gamma_)
+        near, fitted = ((rows - self._centre) * root for rows in (X, self.X_fit_))
+        return (rbf_kernel(near, fitted, gamma=1.0) @ self.dual_coef_).astype(X.dtype)

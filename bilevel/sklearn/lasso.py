@@ -1,46 +1,50 @@
 """Lasso and elastic net that tune their penalties by hypergradient."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
 from bilevel.sklearn.base import LinearRegressor, to_float64
 from bilevel.sklearn.losses import (
-    FoldSums,
-    compute_fold_sums,
-    compute_group_sums,
-    elastic_net_loss,
-    lasso_loss,
-    make_folds,
-    round_up,
+    ElasticNetLoss,
+    FoldQuadratics,
+    compute_column_squares,
+    make_quadratics,
 )
 from bilevel.sklearn.search import (
-    OuterLoss,
     SearchResult,
+    check_alphas,
     group_columns,
     make_stages,
+    share_in_groups,
     tune_penalties,
 )
 
-RATIOS = (0.1, 0.5, 0.9, 0.99)  # of the l1 part, on the grid of the elastic net
+# Of the l1 part of the elastic net's grid, where both parts are in units of the data.
+RATIOS = (0.01, 0.1, 0.5, 0.9, 0.999)
+EXACT = 1e-10  # of the losses: the solver's, above rounding
+POINTS, DECADES = 60, 4  # of the grid of the lasso, down from the penalty that leaves no column
 
 
 class HypergradLasso(LinearRegressor):
     r"""Lasso; its penalties minimise the cross-validated squared error.
 
     ``min_w 1/(2 n) sum_i (y_i - x_i . w - b)^2 + sum_j alpha_j |w_j|``, n the total weight of the
-    rows. The hypergradient is the implicit one on the support. Needs memory for a matrix ``[d, d]``
-    per fold.
+    rows. The hypergradient is the implicit one on the support; the solver is one of working sets,
+    so memory grows with the support, not with the square of the number of columns.
 
     Parameters
     ----------
     penalty : ``"global"``, one alpha; ``"per_feature"``; or a group label per column of X.
-    alphas : the single penalties to start from, the best of them; by default 20 from the smallest
-        that leaves no column down to a thousandth of it.
+    alphas : the single penalties to start from, the best of them; by default 60 from the smallest
+        that leaves no column, 15 a decade.
     cv, guard, max_iter, tol, n_jobs, random_state : as for :class:`HypergradRidge`, with folds.
 
     Attributes
     ----------
+    undetermined_ : directions in the columns in use that the data leave undetermined: 0, unless
+        columns depend on each other; then the coefficients are one choice of many with equal fit.
     alpha_, cv_loss_, coef_, intercept_ and others : as for :class:`HypergradRidge`.
 
     Examples
@@ -52,7 +56,7 @@ class HypergradLasso(LinearRegressor):
     True
     """
 
-    _objective = staticmethod(lasso_loss)
+    _kinds = 1  # of penalties: of |w| alone
 
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.
@@ -69,51 +73,70 @@ class HypergradLasso(LinearRegressor):
         ValueError : bad data or parameters, in the words of scikit-learn.
         """
         X, y, weight = self._validate(X, y, sample_weight, accept_sparse="csr", y_numeric=True)
-        rows = to_float64(X)
-        targets = np.asarray(y, np.float64)[:, None]
+        rows, target = to_float64(X), np.asarray(y, np.float64)
         columns, d = group_columns(self.penalty, X.shape[1]), X.shape[1]
-        train, held = self._splits(X, y, groups)
-        parts = compute_group_sums(rows, targets, weight, train, held, self.fit_intercept)
-        length = round_up(d)
+        splits = self._splits(X, y, groups)
+        problem_of = make_quadratics(rows, target, weight, splits, self.fit_intercept)
+        loss = ElasticNetLoss(problem_of(None), self._kinds)
 
-        def problem_of(without: int | None) -> FoldSums:
-            found, means = compute_fold_sums(parts, make_folds(train, held, weight, without))
-            unit = np.where(means.weight > 0, means.weight, 1)[:, None, None]
-            return found._replace(gram=found.gram / unit, cross=found.cross / unit)
+        def outer_of(without: int | None) -> ElasticNetLoss:
+            return loss if without is None else ElasticNetLoss(problem_of(without), self._kinds)
 
-        def outer_of(without: int | None) -> OuterLoss:
-            batch = problem_of(without)
-            return OuterLoss(self._objective, batch, np.zeros(batch.cross.shape[:2]))
-
-        # From the smallest penalty that leaves no column down; the best of them is the start.
-        largest = float(np.max(np.abs(problem_of(None).cross[-1]))) or 1.0
-        grid, both = self._grid(largest), self._stages(columns, length)
-        grid = np.repeat(grid, length, axis=1)
-        bounds = np.tile(np.log(largest) + np.array([-14.0, 3.0]), (grid.shape[1], 1))
-        found = tune_penalties(outer_of, grid, both, self._search(bounds, columns, len(train)))
-        coef = found.evaluation.params[-1, :d]
-        intercept = self._intercept(rows, targets, weight, coef)
+        # Columns as they are; for penalties that are many, also in units of their deviation.
+        squares = compute_column_squares(rows, weight, self.fit_intercept) / weight.sum()
+        scales = [np.ones(d)]
+        if columns.max() > 0:
+            scales.append(np.sqrt(share_in_groups(squares, columns)))
+        grids = [self._expand(self._grid(loss.problem, scale), scale) for scale in scales]
+        grid = np.concatenate(grids)
+        unit = self._expand(np.log(self._units(loss.problem, scales[-1]))[None], scales[-1])[0]
+        bounds = unit[:, None] + np.array([-16.0, 3.0])
+        if self._kinds == 2:
+            bounds[d:, 1] += 10.0
+        bounds[:, 0] = np.minimum(bounds[:, 0], np.min(grid, 0))
+        bounds[:, 1] = np.maximum(bounds[:, 1], np.max(grid, 0))
+        search = replace(self._search(bounds, columns, splits), resolution=EXACT)
+        found = tune_penalties(outer_of, grids, self._stages(columns), search)
+        coef = found.evaluation.params[-1]
+        intercept = self._intercept(rows, target[:, None], weight, coef)
         self._set_linear(coef.T, intercept, True, X.dtype)
-        self._set_penalties(found, columns, length)
+        self._set_penalties(found, columns)
+        self.undetermined_ = loss.count_undetermined(found.theta)
         return self
 
-    def _grid(self, largest: float) -> np.ndarray:
+    def _units(self, problem: FoldQuadratics, scale: np.ndarray) -> np.ndarray:
+        """Return the unit of each kind of penalty: the smallest l1 that leaves no column.
+
+        For the second kind the mean curvature; both of columns divided by ``scale``.
+        """
+        used = np.flatnonzero(problem.share)
+        slopes = [np.max(np.abs(problem.folds[k].cross) / scale, initial=0) for k in (*used, -1)]
+        curvature = float(np.mean(problem.folds[-1].diagonal / scale**2))
+        largest = float(np.max(slopes))
+        return np.array([largest or 1.0, curvature if curvature > 0 else 1.0])[: self._kinds]
+
+    def _expand(self, grid: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Repeat ``grid [G, kinds]`` for every column, ``[G, kinds d]``, in units of its scale."""
+        power = np.arange(1, self._kinds + 1)[:, None]
+        return (grid[:, :, None] + power * np.log(scale)).reshape(len(grid), -1)
+
+    def _grid(self, problem: FoldQuadratics, scale: np.ndarray) -> np.ndarray:
         """Return logarithms of the penalties to try, ``[G, kinds]``."""
-        return np.log(self._alphas(largest))[:, None]
+        if self.alphas is not None:
+            return np.log(check_alphas(self.alphas))[:, None]
+        decades = self._decades(problem)
+        points = np.logspace(0, -decades, 1 + int(decades * POINTS / DECADES))
+        return np.log(self._units(problem, scale)[0] * points)[:, None]
 
-    def _alphas(self, largest: float) -> np.ndarray:
-        alphas = largest * np.logspace(0, -3, 20) if self.alphas is None else self.alphas
-        alphas = np.sort(np.asarray(alphas, np.float64).ravel())[::-1]
-        if not alphas.size or not np.all(np.isfinite(alphas)) or np.any(alphas <= 0):
-            raise ValueError(f"alphas must be positive and finite, got {alphas!r}.")
-        return alphas
+    def _decades(self, problem: FoldQuadratics) -> float:
+        """Return how far down the grid goes: less far where columns are more than rows."""
+        return DECADES
 
-    def _stages(self, columns: np.ndarray, length: int) -> list[np.ndarray]:
-        return make_stages(columns, length)
+    def _stages(self, columns: np.ndarray) -> list[np.ndarray]:
+        return make_stages(columns, len(columns))
 
-    def _set_penalties(self, found: SearchResult, columns: np.ndarray, length: int) -> None:
-        d = len(columns)
-        self._report(found, columns, lambda log: log[0] if columns.max() == 0 else log[:d])
+    def _set_penalties(self, found: SearchResult, columns: np.ndarray) -> None:
+        self._report(found, columns, lambda log: log[0] if columns.max() == 0 else log)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -128,8 +151,10 @@ class HypergradElasticNet(HypergradLasso):
 
     Parameters
     ----------
-    alphas : the ``alpha`` of the grid, each with ``l1_ratios``; by default 8.
-    l1_ratios : the ``r`` of the grid. Both are tuned from the best pair on.
+    alphas : the ``alpha`` of the grid, each with ``l1_ratios``; by default from the data, so that
+        the choice depends on no unit.
+    l1_ratios : the ``r`` of the grid; without ``alphas`` of penalties in units of the data: of the
+        largest slope at 0, and of the mean curvature. Both are tuned from the best pair on.
     Others : as for :class:`HypergradLasso`.
 
     Attributes
@@ -147,7 +172,7 @@ class HypergradElasticNet(HypergradLasso):
     True
     """
 
-    _objective = staticmethod(elastic_net_loss)
+    _kinds = 2
     _parameter_constraints: ClassVar[dict[str, list]] = {
         **HypergradLasso._parameter_constraints,
         "l1_ratios": ["array-like"],
@@ -180,29 +205,32 @@ class HypergradElasticNet(HypergradLasso):
         )
         self.l1_ratios = l1_ratios
 
-    def _grid(self, largest: float) -> np.ndarray:
+    def _grid(self, problem: FoldQuadratics, scale: np.ndarray) -> np.ndarray:
         ratios = np.asarray(self.l1_ratios, np.float64).ravel()
         if not ratios.size or np.any(ratios <= 0) or np.any(ratios >= 1):
             raise ValueError(f"l1_ratios must lie between 0 and 1, got {self.l1_ratios!r}.")
-        if self.alphas is None:
-            pairs = [(a / r, r) for r in ratios for a in largest * np.logspace(0, -3, 8)]
-        else:
-            pairs = [(a, r) for r in ratios for a in self._alphas(largest)]
-        return np.log([(a * r, a * (1 - r)) for a, r in pairs])
+        if self.alphas is not None:
+            alphas = check_alphas(self.alphas)
+            return np.log([(a * r, a * (1 - r)) for r in ratios for a in alphas])
+        slope, curvature = self._units(problem, scale)
+        parts = np.logspace(0, -self._decades(problem), 17)
+        return np.log(
+            [(a * slope, a * curvature * (1 - r) / r) for r in ratios[::-1] for a in parts]
+        )
 
-    def _stages(self, columns: np.ndarray, length: int) -> list[np.ndarray]:
-        each = make_stages(columns, length)
+    def _stages(self, columns: np.ndarray) -> list[np.ndarray]:
+        each = make_stages(columns, len(columns))
         return [np.concatenate([groups, groups + groups.max() + 1]) for groups in each]
 
-    def _set_penalties(self, found: SearchResult, columns: np.ndarray, length: int) -> None:
+    def _set_penalties(self, found: SearchResult, columns: np.ndarray) -> None:
         d, single = len(columns), columns.max() == 0
 
         def parts(log: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            l1, l2 = np.exp(log[:length]), np.exp(log[length:])
-            return (l1[0], l2[0]) if single else (l1[:d], l2[:d])
+            l1, l2 = np.exp(log[:d]), np.exp(log[d:])
+            return (l1[0], l2[0]) if single else (l1, l2)
 
         l1, l2 = parts(found.theta)
-        self._report(found, np.arange(2 * length), lambda log: np.log(sum(parts(log))))
-        grad = found.evaluation.grad.reshape(2, length)[:, :d]
+        self._report(found, np.arange(2 * d), lambda log: np.log(sum(parts(log))), 2)
+        grad = found.evaluation.grad.reshape(2, d)
         self.hypergradient_ = np.array([np.bincount(columns, g) for g in grad])
         self.l1_ratio_ = float(l1 / (l1 + l2)) if single else l1 / (l1 + l2)

@@ -1,5 +1,6 @@
 """Logistic regression that tunes its penalties by hypergradient."""
 
+import warnings
 from typing import ClassVar
 
 import numpy as np
@@ -99,6 +100,7 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         target = np.eye(len(self.classes_))[labels][:, 1 if binary else 0 :]
         objective = logistic_loss if binary else multinomial_loss
         train, held = self._splits(X, y, groups)
+        warn_of_missing_classes(train, labels, weight, self.classes_)
         # Rows once for all folds, penalties flattened as the coefficients are, ``[d, T]``.
         base, centre = make_rows(X, target, weight, self.fit_intercept)
         shape = X.shape[1], target.shape[1]
@@ -108,13 +110,13 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         grid = np.tile(
             make_log_grid(self.alphas, scale, np.logspace(*EXPONENTS), 5, LOWEST)[:, None], length
         )
-        search = self._search(make_log_bounds(scale, length, LOWEST), entries, len(train))
+        search = self._search(make_log_bounds(scale, length, LOWEST), entries, (train, held))
 
         def outer_of(without: int | None) -> OuterLoss:
             batch = set_folds(base, make_folds(train, held, weight, without), weight)
             return OuterLoss(objective, batch, init_fits(batch))
 
-        found = tune_penalties(outer_of, grid, make_stages(entries, length), search)
+        found = tune_penalties(outer_of, [grid], make_stages(entries, length), search)
         params = found.evaluation.params
         coef = params[-1, : X.shape[1]]
         intercept = params[-1, -1] - centre @ coef
@@ -171,3 +173,27 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def warn_of_missing_classes(
+    train: np.ndarray, labels: np.ndarray, weight: np.ndarray, classes: np.ndarray
+) -> None:
+    """Warn of splits that train on no row of a class; ``train [K, n]``, ``labels [n]``."""
+    missing = [
+        (k, name)
+        for k, rows in enumerate(train)
+        for c, name in enumerate(classes)
+        if not weight[rows & (labels == c)].any()
+    ]
+    if missing:
+        pairs = ", ".join(f"fold {k} of class {name!s}" for k, name in missing[:4])
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        warnings.warn(
+            f"Training folds without a row of a class: {pairs}{more} (folds from 0). There that "
+            "class has next to no probability, and the log-loss of its held-out rows says how "
+            "large a penalty hides this, not which is good. Give a cv that keeps the classes "
+            "together, such as StratifiedKFold, with at most as many splits as the rarest class "
+            "has rows, or leave the class out.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,41 +1,26 @@
 """Ridge regression that tunes its penalties by hypergradient."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import MultiOutputMixin
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.extmath import safe_sparse_dot
 
 from bilevel.sklearn.base import LinearRegressor, to_float64
-from bilevel.sklearn.losses import (
-    CriterionData,
-    Matrix,
-    compute_fold_sums,
-    compute_group_sums,
-    compute_mean_square_sum,
-    gcv_loss,
-    loo_loss,
-    make_folds,
-    pad,
-    ridge_loss,
-    round_up,
-    sure_loss,
-)
+from bilevel.sklearn.losses import Matrix, compute_column_squares
+from bilevel.sklearn.ridge_problem import RidgeProblem
 from bilevel.sklearn.search import (
-    OuterLoss,
+    SearchOptions,
+    SearchResult,
+    check_alphas,
     group_columns,
     make_log_bounds,
-    make_log_grid,
-    make_stages,
+    make_spectral_grid,
+    share_in_groups,
     tune_penalties,
 )
-
-CRITERIA = {"loo": loo_loss, "gcv": gcv_loss, "sure": sure_loss}
-ALPHAS = (0.1, 1.0, 10.0)  # those of RidgeCV
 
 
 class HypergradRidge(MultiOutputMixin, LinearRegressor):
@@ -43,14 +28,15 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
 
     ``min_w sum_i s_i (y_i - x_i . w - b)^2 + sum_j alpha_j w_j^2``
 
-    Value and hypergradient are closed forms on the second moments of the folds, so a step costs
-    the same however many rows there are. Internally in float64.
+    Value and hypergradient are closed forms on the spectrum (one penalty) or the second moments
+    (many) of the folds, so a step costs the same however many rows there are. One penalty: the
+    best over the whole range of the spectrum, so the answer has no unit. Internally in float64.
 
     Parameters
     ----------
     penalty : ``"global"``, one alpha; ``"per_feature"``; or a group label per column of X.
-    alphas : the single penalties to start from, the best of them; by default those of ``RidgeCV``
-        and 13 about the scale of the data. The result is never worse on the folds.
+    alphas : the single penalties to start from, the best of them; by default two in each factor of
+        e over the spectrum of the data. The result is never worse on the folds.
     cv : folds as in scikit-learn, 5 by default; or, without folds and in closed form, ``"loo"``
         (leave-one-out), ``"gcv"``, ``"sure"``.
     noise_variance : of the targets, for ``cv="sure"``.
@@ -83,7 +69,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
 
     _parameter_constraints: ClassVar[dict[str, list]] = {
         **LinearRegressor._parameter_constraints,
-        "cv": ["cv_object", StrOptions(set(CRITERIA))],
+        "cv": ["cv_object", StrOptions({"loo", "gcv", "sure"})],
         "noise_variance": [Interval(Real, 0, None, closed="neither"), None],
     }
 
@@ -138,94 +124,66 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
             y_numeric=True,
             ensure_min_samples=2 if by_rows else 1,
         )
-        columns = group_columns(self.penalty, X.shape[1])
-        targets = np.asarray(y, np.float64).reshape(len(y), -1)
-        rows: Any = to_float64(X)
-        rotation = None  # one penalty is the same in every orthonormal basis
-        if columns.max() == 0 and X.shape[1] > X.shape[0]:
-            rotation = Rotation.from_rows(rows, weight, self.fit_intercept)
-            rows, columns = rotation.rows, columns[: rotation.rows.shape[1]]
-        scale = compute_mean_square_sum(rows, weight, self.fit_intercept)
-        length = round_up(rows.shape[1])
-        grid = np.tile(make_log_grid(self.alphas, scale, ALPHAS, 13)[:, None], length)
-        if by_rows:
-            outer_of = self._criterion(rows, targets, weight)
-            folds = 0
-        else:
-            train, held = self._splits(X, y, groups)
-            parts = compute_group_sums(rows, targets, weight, train, held, self.fit_intercept)
-            folds = len(train)
-
-            def outer_of(without: int | None) -> OuterLoss:
-                return OuterLoss(
-                    ridge_loss,
-                    compute_fold_sums(parts, make_folds(train, held, weight, without))[0],
-                )
-
-        # From the grid to the best point; then back to the columns of X.
-        search = self._search(make_log_bounds(scale, length), columns, folds)
-        found = tune_penalties(outer_of, grid, make_stages(columns, length), search)
-        coef = found.evaluation.params[-1, : rows.shape[1], : targets.shape[1]]
-        intercept = self._intercept(rows, targets, weight, coef)
-        if rotation is not None:
-            coef = rotation.back(coef)
-            intercept = intercept - rotation.centre @ coef
-        d = len(columns)
-        self._report(found, columns, lambda log: log[0] if columns.max() == 0 else log[:d])
-        self._set_linear(coef.T, intercept, np.ndim(y) == 1, X.dtype)
-        return self
-
-    def _criterion(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Callable:
-        """Make the problem of a criterion without folds."""
         if (self.cv == "sure") != (self.noise_variance is not None):
             raise ValueError(
                 f"noise_variance, the known variance of the targets' noise, belongs to cv='sure' "
                 f"and to it alone; got cv={self.cv!r}, noise_variance={self.noise_variance!r}."
             )
-        n = round_up(len(y), 32)
-        flag, noise = np.float64(self.fit_intercept), np.float64(self.noise_variance or 0)
-        X, y, weight = pad(X, n, round_up(X.shape[1])), pad(y, n, None), pad(weight, n)
-        data = CriterionData(X, y, weight, flag, noise)
-        objective = CRITERIA[str(self.cv)]
-        return lambda _: OuterLoss(objective, data)
+        columns = group_columns(self.penalty, X.shape[1])
+        targets = np.asarray(y, np.float64).reshape(len(y), -1)
+        rows: Any = to_float64(X)
+        splits = None if by_rows else self._splits(X, y, groups)
+        noise = self.noise_variance
+        problem = RidgeProblem(
+            rows, targets, weight, splits, self.fit_intercept, str(self.cv), noise
+        )
+        if columns.max() == 0:
+            found, coef = self._tune_one(problem, rows)
+        else:
+            found = self._tune_many(problem, columns)
+            coef = found.evaluation.params[-1]
+        intercept = self._intercept(rows, targets, weight, coef)
+        free = columns[: len(found.theta)]
+        self._report(found, free, lambda log: log[0] if columns.max() == 0 else log)
+        self._set_linear(coef.T, intercept, np.ndim(y) == 1, X.dtype)
+        return self
+
+    def _tune_one(
+        self, problem: RidgeProblem, rows: Matrix, tol: float | None = None
+    ) -> tuple[SearchResult, np.ndarray]:
+        """Return the best single penalty for these rows, and the coefficients ``[d, T]``."""
+        path, back = problem.make_path(rows)
+        grid, bounds = make_spectral_grid(path.extremes())
+        if self.alphas is not None:
+            grid = np.log(check_alphas(self.alphas))
+            bounds = np.array([min(bounds[0], grid[-1]), max(bounds[1], grid[0])])
+        search = SearchOptions(bounds[None], self.max_iter, min(self.tol, 1e-6))
+        found = tune_penalties(lambda _: path, [grid[:, None]], [np.zeros(1, int)], search)
+        return found, back(found.evaluation.params[-1])
+
+    def _tune_many(self, problem: RidgeProblem, columns: np.ndarray) -> SearchResult:
+        """Return the best penalties of groups of columns, from one for all on.
+
+        One for all columns as they are, or of unit variance: from both, and the better end.
+        """
+        rows, d = problem.rows, len(columns)
+        squares = compute_column_squares(rows, problem.weight, self.fit_intercept)
+        shared = share_in_groups(squares, columns)
+        starts = []
+        for scale in (np.ones(d), shared):
+            unit = 1 / np.sqrt(scale)
+            scaled = rows * unit if isinstance(rows, np.ndarray) else rows.multiply(unit).tocsr()
+            starts.append(self._tune_one(problem, scaled)[0].theta[0] + np.log(scale))
+        bounds = make_log_bounds(squares, d)
+        bounds[:, 0] = np.minimum(bounds[:, 0], np.min(starts, 0))
+        bounds[:, 1] = np.maximum(bounds[:, 1], np.max(starts, 0))
+        # A step costs little: so far on that the end is within tol, not only the last step.
+        search = replace(self._search(bounds, columns, problem.splits), tol=self.tol / 100)
+        return tune_penalties(
+            problem.make_loss(), [start[None] for start in starts], [columns], search
+        )
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = not isinstance(self.cv, str)
         return tags
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """A problem with fewer rows than columns and one penalty, in at most n coordinates.
-
-    Every solution is a combination of the rows, so ``rows [n, r]`` in an orthonormal basis of
-    their span have the same solutions, fold by fold.
-    """
-
-    rows: np.ndarray
-    back: Callable[[np.ndarray], np.ndarray]
-    centre: np.ndarray
-
-    @classmethod
-    def from_rows(cls, X: Matrix, weight: np.ndarray, centred: bool) -> "Rotation":
-        """Rotate ``X [n, d]``, dense or sparse, by the eigenvectors of its Gram matrix."""
-        shape: Any = X.shape
-        centre = np.zeros(shape[1])
-        if centred:
-            centre = np.asarray(weight @ X).ravel() / weight.sum()
-        cross = np.asarray(X @ centre).ravel()
-        gram = safe_sparse_dot(X, X.T, dense_output=True)
-        gram = gram - cross - cross[:, None] + centre @ centre
-        values, vectors = np.linalg.eigh(gram)
-        keep = values > len(values) * np.finfo(float).eps * max(values[-1], 0)
-        if not keep.any():
-            keep[-1] = True
-        root = np.sqrt(np.maximum(values[keep], np.finfo(float).tiny))
-        basis = vectors[:, keep] / root
-
-        def back(coef: np.ndarray) -> np.ndarray:
-            combined = basis @ coef
-            return np.asarray(X.T @ combined) - np.outer(centre, combined.sum(0))
-
-        return cls(vectors[:, keep] * root, back, centre)

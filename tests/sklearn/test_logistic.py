@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 from sklearn.datasets import load_breast_cancer
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
@@ -137,6 +138,7 @@ def test_never_above_logistic_regression_cv_on_the_same_folds():
 SHAPES = {"per_class": (3,), "per_feature": (8,), "per_feature_and_class": (3, 8)}
 
 
+@pytest.mark.filterwarnings("ignore:The loss on the folds still falls")
 @pytest.mark.parametrize("penalty", SHAPES)
 def test_penalties_by_class_and_feature(penalty):
     model = HypergradLogisticRegression(penalty, guard=False, cv=4, max_iter=3)
@@ -153,5 +155,6 @@ def test_one_class_is_refused():
 
 def test_separable_folds_do_not_take_all_penalty_away():
     A = np.vstack([RNG.normal(size=(30, 2)) - 9, RNG.normal(size=(30, 2)) + 9])
-    model = HypergradLogisticRegression(cv=4).fit(A, np.arange(60) // 30)
+    with pytest.warns(ConvergenceWarning, match="smallest that the search may reach"):
+        model = HypergradLogisticRegression(cv=4).fit(A, np.arange(60) // 30)
     assert model.alpha_ >= 1e-4

@@ -26,13 +26,14 @@ from bilevel.sklearn import (
     HypergradRidge,
 )
 from bilevel.sklearn.cleaner import TrustData, logistic_trust
-from bilevel.sklearn.losses.fold_sums import compute_fold_sums, compute_group_sums
+from bilevel.sklearn.losses.active_set import minimise_on_columns
+from bilevel.sklearn.losses.fold_quadratics import make_quadratics
 from bilevel.sklearn.losses.folds import make_folds, make_splits
 from bilevel.sklearn.losses.glm import init_fits
 from bilevel.sklearn.losses.kernel import kernel_loss
-from bilevel.sklearn.losses.lasso import elastic_net_loss, fit_elastic_net
+from bilevel.sklearn.losses.lasso import ElasticNetLoss
 from bilevel.sklearn.losses.rows import make_rows, set_folds
-from tests.sklearn.derivatives import differences
+from tests.sklearn.derivatives import differences, host_differences
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 8))
@@ -44,17 +45,17 @@ def folds_of_four():
     return make_splits(4, X, Y, None, classifier=False, random_state=None)
 
 
-def test_elastic_net_is_scikit_learns_and_its_gradient_its_own():
+@pytest.mark.parametrize("wide", [False, True], ids=["by moments", "by rows"])
+def test_elastic_net_gradient_is_its_own(wide):
     train, held = folds_of_four()
-    parts = compute_group_sums(X, Y[:, None], np.ones(40), train, held, True)
-    batch, means = compute_fold_sums(parts, make_folds(train, held, np.ones(40)))
-    unit = means.weight[:, None, None]
-    batch = batch._replace(gram=batch.gram / unit, cross=batch.cross / unit)
-    lower = np.zeros((5, 8))
-    theta = np.log(np.append(RNG.uniform(0.05, 0.3, 8), RNG.uniform(0.05, 0.3, 8)))
-    found, reference = differences(elastic_net_loss, batch, theta, lower)
-    assert 0 < np.sum(found[:8] == 0) < 8  # some columns are out
-    np.testing.assert_allclose(found, reference, rtol=1e-5, atol=1e-8)
+    A = np.hstack([X, 0.1 * np.random.default_rng(9).normal(size=(40, 40))]) if wide else X
+    d = A.shape[1]
+    problem = make_quadratics(A, Y, WEIGHT, (train, held), True)(None)
+    rng = np.random.default_rng(5)
+    theta = np.log(np.append(rng.uniform(0.1, 1.5, d), rng.uniform(0.05, 0.3, d)))
+    found, reference = host_differences(ElasticNetLoss(problem, 2), theta)
+    assert 0 < np.sum(found[:d] == 0) < d  # some columns are out
+    np.testing.assert_allclose(found, reference, rtol=1e-5, atol=1e-7)
 
 
 def test_lasso_and_elastic_net_fits():
@@ -76,8 +77,7 @@ def test_lasso_is_scikit_learns_where_columns_are_correlated(alpha):
     other = Lasso(alpha, tol=1e-12, max_iter=10**6, fit_intercept=False).fit(A, y)
     l1, l2 = np.full((2, 19), [[alpha], [0.0]])
     cross = A.T @ y / 50
-    with jax.enable_x64(True):
-        w = np.asarray(jax.jit(fit_elastic_net)(A.T @ A / 50, cross, l1, l2, np.zeros(19)))
+    w = minimise_on_columns(A.T @ A / 50, cross, l1, l2, np.zeros(19), tol=1e-12)
     np.testing.assert_allclose(A @ w, A @ other.coef_, atol=1e-6)
     slope = cross - A.T @ (A @ w) / 50
     np.testing.assert_allclose(slope[w != 0], alpha * np.sign(w[w != 0]), atol=1e-7)

@@ -11,15 +11,8 @@ Allen, Technometrics 1974; Golub, Heath, Wahba, Technometrics 1979; Stein, Annal
 1981. Leave-one-out is exact. All are JAX functions of log-penalties, smooth in them.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
-
-import jax
 import jax.numpy as jnp
 from jax import Array
-
-from bilevel.sklearn.search.descent import Evaluation
 
 
 def _fit(
@@ -101,36 +94,3 @@ def compute_sure(
     n = jnp.sum(counts)
     fit = weight @ jnp.mean(residual**2, 1) / n
     return fit + noise_variance * (2 * jnp.sum(leverage) / n - 1)
-
-
-class CriterionData(NamedTuple):
-    """The data of a criterion, padded, and the noise's variance for SURE."""
-
-    X: Any
-    y: Any
-    weight: Any
-    intercept: Any
-    noise_variance: Any
-
-
-def loo_loss(theta: Array, data: CriterionData, _: None) -> Evaluation:
-    """Return :func:`leave_one_out` with its gradient."""
-    return _evaluate(leave_one_out, theta, data)
-
-
-def gcv_loss(theta: Array, data: CriterionData, _: None) -> Evaluation:
-    """Return :func:`compute_gcv` with its gradient."""
-    return _evaluate(compute_gcv, theta, data)
-
-
-def sure_loss(theta: Array, data: CriterionData, _: None) -> Evaluation:
-    """Return :func:`compute_sure` with its gradient."""
-
-    return _evaluate(partial(compute_sure, noise_variance=data.noise_variance), theta, data)
-
-
-def _evaluate(criterion: Callable[..., Array], theta: Array, data: CriterionData) -> Evaluation:
-    value, grad = jax.value_and_grad(criterion)(theta, *data[:4])
-    w = _fit(theta, *data[:4])[-1]
-    none = jnp.zeros(())
-    return Evaluation(value, grad, value[None], w[None], none, none)

@@ -13,7 +13,6 @@ from scipy import sparse
 
 from bilevel.sklearn.losses.arrays import Matrix
 from bilevel.sklearn.losses.folds import Folds
-from bilevel.sklearn.losses.padding import pad, round_up
 
 
 class FoldSums(NamedTuple):
@@ -21,7 +20,6 @@ class FoldSums(NamedTuple):
 
     ``gram [F, d, d]``, ``cross [F, d, T]`` of the training rows; ``held_*`` of the held-out ones
     about the same means, per unit of weight and target, ``held_square [F]``; ``share [F]``.
-    d and T are padded with zeros.
     """
 
     gram: Any
@@ -51,12 +49,18 @@ class GroupSums(NamedTuple):
     centred: bool
 
 
+def label_groups(train: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the set of each row ``[n]`` that no split tells apart, and a row of each set."""
+    pattern = np.ascontiguousarray((train + 2 * held).T.astype(np.uint8))
+    keys = pattern.view([("", np.uint8)] * pattern.shape[1]).ravel()
+    _, first, labels = np.unique(keys, return_index=True, return_inverse=True)
+    return labels.ravel(), first
+
+
 def compute_group_sums(
-    X: Matrix, y: np.ndarray, weight: np.ndarray, train: np.ndarray, held: np.ndarray, centre: bool
+    X: Matrix, y: np.ndarray, weight: np.ndarray, labels: np.ndarray, centre: bool
 ) -> GroupSums:
-    """Sum ``X [n, d]`` (dense or CSR) and ``y [n, T]`` by membership in the splits."""
-    _, labels = np.unique(train + 2 * held, axis=1, return_inverse=True)
-    labels = labels.ravel()
+    """Sum ``X [n, d]`` (dense or CSR) and ``y [n, T]`` over the sets of rows ``labels [n]``."""
     shape: Any = X.shape
     n_groups, d = labels.max() + 1, shape[1]
     total = weight.sum()
@@ -110,7 +114,6 @@ def compute_fold_sums(parts: GroupSums, folds: Folds) -> tuple[FoldSums, FoldMea
     if not parts.centred:
         x, y = np.zeros_like(x), np.zeros_like(y)
     # Sums about common means become sums about those of a fold by the parallel axis theorem.
-    d, targets = round_up(x.shape[1]), round_up(y.shape[1], 1)
 
     def about(side: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return sums about the means of the training rows."""
@@ -121,7 +124,7 @@ def compute_fold_sums(parts: GroupSums, folds: Folds) -> tuple[FoldSums, FoldMea
         cross += size[:, None, None] * _outer(x, y)
         square = side @ parts.square - 2 * y * sy + size[:, None] * y**2
         scale = unit[:, None, None]
-        return pad(gram * scale, d, d), pad(cross * scale, d, targets), square * unit[:, None]
+        return gram * scale, cross * scale, square * unit[:, None]
 
     gram, cross, _ = about(train, np.ones_like(n))
     held_gram, held_cross, square = about(held, per_held)

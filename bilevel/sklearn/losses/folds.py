@@ -68,3 +68,16 @@ def make_folds(
             "more rows, fewer folds, or sample_weight that is positive in more places."
         )
     return Folds(inside, outside, use / use.sum())
+
+
+def find_nested_folds(train: np.ndarray, held: np.ndarray) -> list[int]:
+    """Return the splits without whose held-out rows another split is left, ``[K, n]`` each.
+
+    Of a split over time the first has none before it; a single split, and a split in two, none.
+    """
+    left = []
+    for k, seen in enumerate(train):
+        inside, outside = (train & seen).any(1), (held & seen).any(1)
+        if np.any(inside & outside) and held[k].any():
+            left.append(k)
+    return left

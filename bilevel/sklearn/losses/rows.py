@@ -101,12 +101,27 @@ def set_folds(of: WeightedRows, folds: Folds, weight: np.ndarray) -> WeightedRow
     return of._replace(train=train, held=held, share=folds.share)
 
 
+def compute_column_squares(X: Matrix, weight: np.ndarray, centred: bool) -> np.ndarray:
+    """Return the weighted, centred sum of squares of each column, ``[d]``.
+
+    A column that is constant, or that rounding hides beside its mean, has that of the smallest
+    other one, or 1: nothing then depends on it.
+    """
+    used = weight > 0
+    total = weight.sum()
+    if isinstance(X, np.ndarray):
+        rows = X[used].astype(np.float64)
+        mean = weight[used] @ rows / total if centred else np.zeros(X.shape[1])
+        squares = weight[used] @ np.square(rows - mean)
+        rounding = 1e-15 * total * mean**2
+    else:
+        raw = np.asarray(weight @ X.multiply(X).astype(np.float64)).ravel()
+        mean = np.asarray(weight @ X).ravel() / total if centred else np.zeros(len(raw))
+        squares, rounding = raw - total * mean**2, 1e-15 * raw
+    seen = squares > np.maximum(rounding, 1e-300)
+    return np.where(seen, squares, np.min(squares[seen]) if seen.any() else 1.0)
+
+
 def compute_mean_square_sum(X: Matrix, weight: np.ndarray, centred: bool) -> float:
     """Return the mean over columns of weighted, centred sums of squares; 1 where that is 0."""
-    dense = isinstance(X, np.ndarray)
-    squares = np.square(X, dtype=np.float64) if dense else X.multiply(X)
-    total = np.asarray(weight @ squares).ravel()
-    if centred:
-        total = total - np.asarray(weight @ X).ravel() ** 2 / weight.sum()
-    mean = float(total.mean())
-    return mean if mean > 1e-300 else 1.0
+    return float(compute_column_squares(X, weight, centred).mean())

@@ -10,14 +10,15 @@ Losses that differ by rounding are equal, and of equal ones the largest penaltie
 decades of penalties, and the order of a sum must not decide between them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 from sklearn.utils.parallel import Parallel, delayed
 
-from bilevel.sklearn.search.descent import Evaluation, OuterLoss, minimise_outer, to_host
+from bilevel.sklearn.search.descent import Evaluation, OuterFunction, minimise_outer, to_host
+from bilevel.sklearn.search.scalar import minimise_scalar
 
 SHRINKAGE = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # how much of the way from common to own penalties
 MOST_GUARDED = 10  # folds that the guard leaves out, one after the other
@@ -32,16 +33,18 @@ class SearchOptions:
     """Options of the search for penalties.
 
     ``bounds [q, 2]`` of ``theta``; at most ``max_iter`` steps a stage, or until one gains less than
-    ``tol``; ``n_jobs`` threads and ``guarded`` folds of the guard, 0 for none. ``strength [q]``:
-    how strongly each entry of ``theta`` regularises, by default all alike.
+    ``tol``; ``n_jobs`` threads of the guard and the folds that it leaves out, ``guarded``, none by
+    default. ``strength [q]``: how strongly each entry of ``theta`` regularises, by default all
+    alike. Losses that differ by less than ``resolution`` of the strongest penalties' are equal.
     """
 
     bounds: np.ndarray
     max_iter: int
     tol: float
     n_jobs: int | None = None
-    guarded: int = 0
+    guarded: Sequence[int] = ()
     strength: np.ndarray | None = None
+    resolution: float = RESOLUTION
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class SearchResult:
 
     ``theta [q]``, its :class:`Evaluation`; ``path [steps + 1, q]`` with ``values``, from the best
     grid point on; ``grid``, the outer loss at each grid point; ``shrinkage``, the part of the way
-    from the common penalty that the guard allowed, and ``guard``, the loss it saw for each part.
+    from the common penalty that the guard allowed, and ``guard``, the loss it saw for each part;
+    ``bounds [q, 2]`` of the search.
     """
 
     theta: np.ndarray
@@ -60,6 +64,7 @@ class SearchResult:
     grid: np.ndarray
     shrinkage: float
     guard: np.ndarray | None
+    bounds: np.ndarray
 
 
 def select_strongest(
@@ -76,8 +81,8 @@ def select_strongest(
 
 
 def tune_penalties(
-    outer_of: Callable[[int | None], OuterLoss],
-    grid: np.ndarray,
+    outer_of: Callable[[int | None], OuterFunction],
+    grids: Sequence[np.ndarray],
     stages: list[np.ndarray],
     search: SearchOptions,
 ) -> SearchResult:
@@ -86,59 +91,92 @@ def tune_penalties(
     Parameters
     ----------
     outer_of : of a fold: the problem without it; of ``None``: the problem.
-    grid : ``[G, q]``, constant on the groups of the first stage.
-    stages : the free entry that each entry of ``theta`` uses, ``[q]``, of one stage after the
-        other; each descends from where the one before ended, the last under the guard.
+    grids : ``[G, q]`` each; the best point of each is a start, and the best end is taken: with many
+        penalties there are several minima.
+    stages : the entries of ``theta`` that move together, ``[q]``, of one stage after the other;
+        each descends from where the one before ended, the last under the guard.
     """
     with jax.enable_x64(True):
-        return _tune(outer_of, grid, stages, search)
+        return _tune(outer_of, grids, stages, search)
+
+
+def evaluate_grid(outer: OuterFunction, grid: np.ndarray) -> np.ndarray:
+    """Return the loss at each point, infinite where it is not finite."""
+    at_once = getattr(outer, "evaluate_grid", None)
+    values = at_once(grid) if at_once else np.array([float(outer(theta).value) for theta in grid])
+    return np.where(np.isfinite(values), values, np.inf)
+
+
+@dataclass
+class Descent:
+    """The way of one start: points and losses; ``common``, the last before the last stage."""
+
+    path: list[np.ndarray]
+    losses: list[float]
+    common: int = 0
 
 
 def _tune(
-    outer_of: Callable[[int | None], OuterLoss],
-    grid: np.ndarray,
+    outer_of: Callable[[int | None], OuterFunction],
+    grids: Sequence[np.ndarray],
     stages: list[np.ndarray],
     search: SearchOptions,
 ) -> SearchResult:
     outer = outer_of(None)
     # Evaluated first: the solvers then start where all coefficients are almost 0.
     worst = float(outer(search.bounds[:, 1]).value)
-    resolution = RESOLUTION * worst if np.isfinite(worst) else 0.0
-    values = np.array([float(outer(theta).value) for theta in grid])
-    values = np.where(np.isfinite(values), values, np.inf)
-    best = select_strongest(grid, values, resolution, search.strength)
-    if not np.isfinite(values[best]):
+    resolution = search.resolution * worst if np.isfinite(worst) else 0.0
+    seen_values, ways = [], []
+    for grid in grids:
+        values = evaluate_grid(outer, grid)
+        seen_values.append(values)
+        best = select_strongest(grid, values, resolution, search.strength)
+        if not np.isfinite(values[best]):
+            continue
+        if any(np.array_equal(grid[best], way.path[0]) for way in ways):
+            continue
+        ways.append(Descent([grid[best]], [values[best]]))
+    if not ways:
         raise ValueError(
             "The cross-validation loss is not finite at any point of the grid of penalties. Are "
             "the columns of X of very different size? Scale them, or give larger alphas."
         )
-    path, losses = [grid[best]], [values[best]]
-    for stage in stages[:1] if search.guarded else stages:
-        _append_stage(path, losses, outer, stage, search, resolution)
-    shrinkage: float = 1.0
-    seen: np.ndarray | None = None
-    if search.guarded:
-        common = path[-1]
-        for stage in stages[1:]:
-            _append_stage(path, losses, outer, stage, search, resolution)
+    for way in ways:
+        for i, stage in enumerate(stages):
+            if i == len(stages) - 1:
+                way.common = len(way.path) - 1
+            _append_stage(way.path, way.losses, outer, stage, search, resolution)
+    best_way = min(ways, key=lambda way: way.losses[-1])
+    path, losses, shrinkage, seen = best_way.path, best_way.losses, 1.0, None
+    if len(search.guarded):
         # How far from the common penalty to go, by folds that the descent did not see.
-        way = _interpolate(common, path[-1])
-        own = np.array([float(outer(theta).value) for theta in way])
-        seen = _score_without_folds(outer_of, common, stages[1:], search, resolution)
-        gain = seen[:, :1] - seen
-        error = gain.std(0, ddof=1) / np.sqrt(len(gain))
-        mean = gain.mean(0)
-        allowed = (own <= own[0] + resolution) & (mean > error + resolution)
-        # The least of the way whose gain is the largest, to rounding.
-        chosen = int(np.argmax(np.where(allowed, mean, 0) >= np.max(mean * allowed) - resolution))
-        seen = seen.mean(0)
-        shrinkage = SHRINKAGE[chosen]
+        common = path[best_way.common]
+        points = _interpolate(common, path[-1])
+        own = np.array([float(outer(theta).value) for theta in points])
+        gains = _score_without_folds(outer_of, common, stages[-1], search, resolution)
+        chosen = _choose_part(gains, own, resolution)
+        seen, shrinkage = gains.mean(0), SHRINKAGE[chosen]
+        if chosen == 0:
+            other = min(ways, key=lambda way: way.losses[way.common])
+            points[0], own[0] = other.path[other.common], other.losses[other.common]
         if shrinkage < 1:
-            path.append(way[chosen])
+            path.append(points[chosen])
             losses.append(own[chosen])
     theta = path[-1]
     at = to_host(outer(theta))
-    return SearchResult(theta, at, np.array(path), np.array(losses), values, shrinkage, seen)
+    steps, values = (np.array(path), np.array(losses)), np.concatenate(seen_values)
+    return SearchResult(theta, at, *steps, values, shrinkage, seen, search.bounds)
+
+
+def _choose_part(losses: np.ndarray, own: np.ndarray, resolution: float) -> int:
+    """Choose the part of the way by ``losses [folds, parts]`` on folds that were not seen.
+
+    The least part whose gain is the largest, of those whose gain is above its standard error.
+    """
+    gain = losses[:, :1] - losses
+    error, mean = gain.std(0, ddof=1) / np.sqrt(len(gain)), gain.mean(0)
+    allowed = (own <= own[0] + resolution) & (mean > error + resolution)
+    return int(np.argmax(np.where(allowed, mean, 0) >= np.max(mean * allowed) - resolution))
 
 
 def _interpolate(start: np.ndarray, end: np.ndarray) -> list[np.ndarray]:
@@ -149,27 +187,43 @@ def _interpolate(start: np.ndarray, end: np.ndarray) -> list[np.ndarray]:
 def _append_stage(
     path: list,
     losses: list,
-    outer: OuterLoss,
+    outer: OuterFunction,
     stage: np.ndarray,
     search: SearchOptions,
     resolution: float,
 ) -> None:
-    """Append the steps of one stage, up to the best of them, if they lead down."""
-    phi, bounds = np.zeros(stage.max() + 1), np.zeros((stage.max() + 1, 2))
-    phi[stage], bounds[stage] = path[-1], search.bounds
-    steps, values = minimise_outer(
-        outer, phi, stage, bounds, max_iter=search.max_iter, tol=search.tol, least=resolution
-    )
-    thetas, values = steps[:, stage], np.append(losses[-1], values[1:])
+    """Append the steps of one stage, up to the best of them, if they lead down.
+
+    Penalties that share an entry move together: their ratios stay as they are.
+    """
+    start, size = path[-1], stage.max() + 1
+    reach = np.tile([-np.inf, np.inf], (size, 1))
+    np.maximum.at(reach[:, 0], stage, np.minimum(search.bounds[:, 0] - start, 0))
+    np.minimum.at(reach[:, 1], stage, np.maximum(search.bounds[:, 1] - start, 0))
+    options = {"max_iter": search.max_iter, "tol": search.tol, "least": resolution}
+    if size == 1:
+        steps, values = minimise_scalar(outer, start, tuple(reach[0]), **options)
+        steps = steps[:, None]
+    else:
+        steps, values = minimise_outer(
+            outer, np.zeros(size), reach, start=start, groups=stage, **options
+        )
+    thetas, values = start + steps[:, stage], np.append(losses[-1], values[1:])
     last = select_strongest(thetas, values, resolution, search.strength)
-    path.extend(thetas[1 : last + 1])
-    losses.extend(values[1 : last + 1])
+    # Steps that lead up are trials of a search, not of the way.
+    lower = values[: last + 1] <= np.minimum.accumulate(values[: last + 1])
+    lower[0] = False
+    path.extend(thetas[: last + 1][lower])
+    losses.extend(values[: last + 1][lower])
+    if last and not lower[last]:  # the strongest of equals
+        path.append(thetas[last])
+        losses.append(values[last])
 
 
 def _score_without_folds(
-    outer_of: Callable[[int | None], OuterLoss],
+    outer_of: Callable[[int | None], OuterFunction],
     common: np.ndarray,
-    stages: list,
+    stage: np.ndarray,
     search: SearchOptions,
     resolution: float,
 ) -> np.ndarray:
@@ -179,10 +233,8 @@ def _score_without_folds(
         with jax.enable_x64(True):  # holds in one thread
             outer = outer_of(k)
             path, losses = [common], [float(outer(common).value)]
-            for stage in stages:
-                _append_stage(path, losses, outer, stage, search, resolution)
+            _append_stage(path, losses, outer, stage, search, resolution)
             return [float(outer(theta).losses[-1]) for theta in _interpolate(common, path[-1])]
 
     run = Parallel(n_jobs=search.n_jobs, prefer="threads")
-    folds = min(search.guarded, MOST_GUARDED)
-    return np.array(run(delayed(one)(k) for k in range(folds)))
+    return np.array(run(delayed(one)(k) for k in search.guarded[:MOST_GUARDED]))

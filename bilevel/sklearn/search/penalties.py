@@ -38,9 +38,41 @@ def make_stages(groups: np.ndarray, length: int) -> list[np.ndarray]:
     return [np.zeros(length, int)] if groups.max() == 0 else [np.zeros(length, int), padded]
 
 
-def make_log_bounds(scale: float, length: int, lowest: float = -10) -> np.ndarray:
-    """Bound every penalty, ``[length, 2]``: between ``10**lowest`` and 1e8 times ``scale``."""
-    return np.tile(np.log(scale) + np.log(10.0) * np.array([lowest, 8.0]), (length, 1))
+def share_in_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return the geometric mean of positive ``values [d]`` over each one's group, ``[d]``."""
+    return np.exp((np.bincount(groups, np.log(values)) / np.bincount(groups))[groups])
+
+
+def check_alphas(alphas: ArrayLike) -> np.ndarray:
+    """Return penalties of a grid as an array, largest first.
+
+    Raises
+    ------
+    ValueError : there is none, or one is not a positive number.
+    """
+    found = np.sort(np.asarray(alphas, np.float64).ravel())[::-1]
+    if not found.size or not np.all(np.isfinite(found)) or np.any(found <= 0):
+        raise ValueError(f"alphas must be positive and finite, got {alphas!r}.")
+    return found
+
+
+def make_log_bounds(scale: ArrayLike, length: int, lowest: float = -10) -> np.ndarray:
+    """Bound every penalty, ``[length, 2]``: between ``10**lowest`` and 1e8 times its ``scale``."""
+    middle = np.broadcast_to(np.log(scale), length)[:, None]
+    return middle + np.log(10.0) * np.array([lowest, 8.0])
+
+
+def make_spectral_grid(extremes: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return logarithms of the penalties to try, largest first, and the bounds of the search.
+
+    ``extremes``: the smallest and the largest curvature of the data. One direction goes from free
+    to shrunk over a factor of about 10 in the penalty, so two points in each factor of e see every
+    minimum; beyond the bounds the fit differs from its limit by less than 1e-6.
+    """
+    low, high = np.log(extremes)
+    bounds = np.array([low - np.log(1e6), high + np.log(1e8)])
+    first, last = high + np.log(1e4), low - np.log(1e4)
+    return np.linspace(first, last, 1 + int(np.ceil((first - last) * 2))), bounds
 
 
 def make_log_grid(
@@ -57,7 +89,4 @@ def make_log_grid(
     """
     if alphas is None:
         alphas = np.concatenate([scale * np.logspace(lowest, 2, about), usual])
-    alphas = np.asarray(alphas, np.float64).ravel()
-    if not alphas.size or not np.all(np.isfinite(alphas)) or np.any(alphas <= 0):
-        raise ValueError(f"alphas must be positive and finite, got {alphas!r}.")
-    return np.log(np.sort(alphas))[::-1]
+    return np.log(check_alphas(alphas))
