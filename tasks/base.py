@@ -31,6 +31,8 @@ class Task:
         where none were set aside.
     picture : ``(figure, hyper, params) -> None``, what was found, drawn into an empty matplotlib
         figure; ``None`` where there is nothing to see beyond the curves.
+    model : ``(hyper, params) -> estimator`` of scikit-learn's kind, with ``predict`` for raw rows:
+        the model that ``metrics`` judges; ``None`` where the result is no model of a table.
     notes : facts worth recording with a result, as plain numbers, strings, lists and dicts.
     """
 
@@ -46,3 +48,4 @@ class Task:
     second: PyTree = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     picture: Callable[[Any, PyTree, PyTree], None] | None = None
+    model: Callable[[PyTree, PyTree], Any] | None = None

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,22 @@ import numpy as np
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
 from tasks.datasets import openml
-from tasks.datasets.files import SUFFIXES, read
+from tasks.datasets.files import Wanted, is_file_name, read
 from tasks.datasets.tables import BUNDLED, SHARED
 from tasks.datasets.tabular import NAMES
+from tasks.lasso import lasso
 from tasks.logistic import logistic
+from tasks.parts.penalty import Groups
 from tasks.ridge import ridge
 
 RETURNS = "a tasks.base.Task, or (bl.Problem, bl.Data, hyper, params)"
-KINDS = {"regression": ridge, "classification": logistic}
+KINDS = {"regression": "ridge", "classification": "logistic"}
+FAMILIES: dict[str, Callable[..., Task]] = {
+    "ridge": ridge,
+    "logistic": logistic,
+    "lasso": lasso,
+    "elastic_net": partial(lasso, kind="elastic_net"),
+}
 
 
 def custom(
@@ -29,6 +38,8 @@ def custom(
     data: str = "diabetes",
     *,
     kind: str | None = None,
+    family: str | None = None,
+    penalty: Groups | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     **table: Any,
@@ -44,9 +55,13 @@ def custom(
     kind : ``"regression"`` (:func:`tasks.ridge.ridge`) or ``"classification"``
         (:func:`tasks.logistic.logistic`); by default that of the set, for a csv or parquet file
         classification if the target is text or has two values.
-    settings : keywords of the function; without one, of ``ridge`` or ``logistic``, or of their
-        table.
-    table : ``target`` and ``root``, as for :func:`tasks.datasets.tables.load`.
+    family : without a function: ``"ridge"``, ``"lasso"``, ``"elastic_net"`` or ``"logistic"``; by
+        default that of ``kind``.
+    penalty : without a function: as for the family's task; by default one per input, of classes
+        one.
+    settings : keywords of the function; without one, of the family's task, or of its table.
+    table : without a function: what else :class:`tasks.datasets.tabular.Tabular` knows, such as
+        ``target``, ``drop``, ``columns``, ``groups``, ``folds`` and ``outer``.
 
     Raises
     ------
@@ -60,14 +75,7 @@ def custom(
     """
     given = dict(settings or {})
     if function is None:
-        chosen = kind or _kind(data, table.get("target"))
-        if chosen not in KINDS:
-            raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}.")
-        penalty = "global" if chosen == "classification" else "per_input"
-        rows = {"data": data, "seed": seed} | table
-        rows |= {name: given.pop(name) for name in NAMES & given.keys()} | given.pop("table", {})
-        how: dict[str, Any] = {"penalty": penalty} | given
-        return KINDS[chosen](rows, **how)
+        return _linear(data, kind, family, penalty, given, table | {"seed": seed})
     make = _find(function)
     accepted = inspect.signature(make).parameters
     if "seed" in accepted:
@@ -85,15 +93,40 @@ def custom(
     return _task(function, *made)
 
 
-def _kind(data: str, target: str | None) -> str:
+def _linear(
+    data: str,
+    kind: str | None,
+    family: str | None,
+    penalty: Groups | None,
+    given: dict[str, Any],
+    table: dict[str, Any],
+) -> Task:
+    """Return the task of a linear model of the family that was asked for, or that suits."""
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}.")
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f"family={family!r} must be one of {', '.join(FAMILIES)}.")
+    rows = {"data": data} | {name: value for name, value in table.items() if value is not None}
+    rows |= {name: given.pop(name) for name in NAMES & given.keys()} | given.pop("table", {})
+    family = family or KINDS[kind or _kind(data, table)]
+    how: dict[str, Any] = {"penalty": "global" if family == "logistic" else "per_input"} | given
+    return FAMILIES[family](rows, **how if penalty is None else how | {"penalty": penalty})
+
+
+def _kind(data: str, table: Mapping[str, Any]) -> str:
     """Return the kind of a named set, or what the target of a table looks like."""
     if data in BUNDLED | SHARED:
         return (BUNDLED | SHARED)[data]
-    if data.startswith(openml.PREFIX) or Path(data).suffix not in SUFFIXES:
+    if data.startswith(openml.PREFIX) or not is_file_name(data):
         return "regression"
-    y = read(Path(data), target).y
-    text = y.dtype.kind not in "biuf"
-    return "classification" if text or len(np.unique(y)) == 2 else "regression"
+    y = read(Path(data), Wanted(table.get("target"))).y
+    if y.dtype.kind == "b":
+        return "classification"
+    if y.dtype.kind in "iuf":
+        return (
+            "classification" if len(np.unique(y[~np.isnan(y.astype(float))])) == 2 else "regression"
+        )
+    return "classification"
 
 
 def _find(name: str) -> Callable[..., Any]:

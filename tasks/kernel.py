@@ -31,6 +31,7 @@ from tasks.base import Metrics, PyTree, Task
 from tasks.datasets.design import Design, prepare, standardised
 from tasks.datasets.tabular import TableChoice, Tabular
 from tasks.judges.pictures import bars
+from tasks.models import KernelCore, make_model
 from tasks.parts.moments import in_float64
 
 FLOOR = 1e-4  # least noise: float32 can factorise no less
@@ -127,6 +128,7 @@ def kernel_ridge(
         exact=partial(in_float64(_exact), batches),
         notes=design.notes() | {"penalties": names},
         picture=partial(_picture, design.features.names, start),
+        model=lambda hyper, _: make_model(design, _fit(design, hyper)),
     )
 
 
@@ -149,9 +151,7 @@ def _value(batches: tuple, hyper: PyTree) -> Array:
 _exact = jax.jit(jax.value_and_grad(_value, argnums=1))
 
 
-@jax.jit
-def _predict(hyper: PyTree, X: Array, y: Array, X_test: Array) -> Array:
-    return kernel(X_test, X, hyper) @ _solve(X, y, hyper)
+_dual = jax.jit(_solve)
 
 
 def _unit(design: Design) -> float:
@@ -159,11 +159,17 @@ def _unit(design: Design) -> float:
     return float(np.var(design.y[design.train]))
 
 
+def _fit(design: Design, hyper: PyTree) -> KernelCore:
+    """Return the fit with these length-scales on all development rows."""
+    X, y = design.development
+    dual = in_float64(_dual)(X, y - y.mean(), hyper)
+    scales = np.exp(np.asarray(hyper["length_scales"], float))
+    return KernelCore(X, np.asarray(dual), scales, y.mean())
+
+
 def _metrics(design: Design, value: Callable, hyper: PyTree) -> Metrics:
     """Score the fit with these length-scales on all development rows."""
-    X, y = design.development
-    mean = y.mean()
-    fitted = in_float64(_predict)(hyper, X, y - mean, design.test[0]) + mean
+    fitted = _fit(design, hyper)(design.test[0])
     return _score(fitted, design) | {"validation_mse": 2 * float(value(hyper)) * _unit(design)}
 
 

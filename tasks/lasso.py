@@ -29,6 +29,7 @@ from tasks.datasets.tabular import TableChoice, Tabular
 from tasks.judges.exact_sparse import Exact
 from tasks.judges.exact_sparse import Groups as Membership
 from tasks.judges.pictures import bars
+from tasks.models import LinearCore, make_model
 from tasks.parts.losses import Model, problem
 from tasks.parts.penalty import Groups, Penalty, describe
 from tasks.parts.prox import GroupThreshold, SoftThreshold, Squares
@@ -95,6 +96,7 @@ def lasso(
         exact=partial(exact.value_and_grad, pairs),
         notes=design.notes() | stability(weighted, 0.0) | {"penalties": names},
         picture=partial(_picture, design, exact),
+        model=lambda hyper, _: make_model(design, _fit(design, exact, hyper), log_odds=False),
     )
 
 
@@ -190,9 +192,13 @@ def _picture(design: Design, exact: Exact, figure: Any, hyper: PyTree, params: A
     bars(figure, names, w[kept], f"coefficients of the {len(kept)} of {len(w)} columns kept", None)
 
 
-def _refit(design: Design, exact: Exact, hyper: PyTree) -> Metrics:
+def _fit(design: Design, exact: Exact, hyper: PyTree) -> LinearCore:
     w, centre, mean = _developed(design, exact, hyper)
-    return _score((design.test[0] - centre) @ w + mean, design)
+    return LinearCore(w, mean - centre @ w)
+
+
+def _refit(design: Design, exact: Exact, hyper: PyTree) -> Metrics:
+    return _score(_fit(design, exact, hyper)(design.test[0]), design)
 
 
 def _score(predicted: np.ndarray, design: Design) -> Metrics:

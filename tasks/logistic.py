@@ -27,6 +27,7 @@ from tasks.datasets.design import Design, prepare
 from tasks.datasets.splits import set_aside
 from tasks.datasets.tabular import TableChoice, Tabular
 from tasks.judges.pictures import penalties
+from tasks.models import LinearCore, make_model
 from tasks.parts.losses import Model, holdout, problem
 from tasks.parts.moments import in_float64
 from tasks.parts.penalty import Groups, Penalty, describe
@@ -104,7 +105,7 @@ def logistic(
     inner, held = design.batches(design.y)
     held, aside = set_aside(held, second, design.folds)
     hyper = jnp.full(shrinkage.strengths.shape, np.log(start), jnp.result_type(float))
-    fit = partial(_refit, design, model)
+    fit = partial(_fit, design, model)
     # The loss curves at most 1/4 along a row and 1 for the intercept, for many classes 1/2.
     bound = 0.25 if loss is two_classes else 0.5
     return Task(
@@ -113,7 +114,7 @@ def logistic(
         data=bl.Data(inner=_cast(inner), outer=_cast(held)),
         hyper=hyper,
         params=_zeros(design, design.folds),
-        metrics=lambda hyper, _: fit(hyper),
+        metrics=lambda hyper, _: _score(fit(hyper)(design.test[0]), design),
         baselines=lambda: _baselines(design, start),
         describe=partial(describe, shrinkage.strengths),
         exact=None,
@@ -122,6 +123,7 @@ def logistic(
         | stability(_with_intercept(inner), start, bound)
         | {"classes": list(design.table.classes), "penalties": list(shrinkage.strengths.names)},
         picture=partial(penalties, shrinkage.strengths.names, start),
+        model=lambda hyper, _: make_model(design, fit(hyper)),
     )
 
 
@@ -163,8 +165,8 @@ def _with_intercept(batch: tuple) -> np.ndarray:
 
 
 @one_thread
-def _refit(design: Design, model: Model, hyper: Array) -> Metrics:
-    """Score the fit with these penalties on all development rows, in float64."""
+def _fit(design: Design, model: Model, hyper: Array) -> LinearCore:
+    """Return the fit with these penalties on all development rows, in float64."""
     batch = design.development
 
     def fit(hyper: Array) -> PyTree:
@@ -181,7 +183,7 @@ def _refit(design: Design, model: Model, hyper: Array) -> Metrics:
         return unravel(jnp.asarray(found.x))
 
     params = in_float64(fit)(hyper)
-    return _score(design.test[0] @ params["weights"] + params["intercept"], design)
+    return LinearCore(np.asarray(params["weights"]), np.asarray(params["intercept"]))
 
 
 @partial(jax.jit, static_argnums=0)  # here, that tasks of the same shapes compile it once

@@ -24,6 +24,7 @@ from tasks.datasets.design import Design, prepare, standardised
 from tasks.datasets.splits import set_aside
 from tasks.datasets.tabular import TableChoice, Tabular
 from tasks.judges.pictures import penalties
+from tasks.models import LinearCore, make_model
 from tasks.parts.losses import Model, problem
 from tasks.parts.moments import Moments, in_float64, validation_loss
 from tasks.parts.penalty import Groups, Penalty, describe
@@ -106,6 +107,7 @@ def ridge(
         second=None if aside is None else cast(aside),
         notes=design.notes() | stability(weighted, start) | {"penalties": list(strengths.names)},
         picture=partial(penalties, strengths.names, start),
+        model=lambda hyper, _: make_model(design, _fit(design, strengths, hyper)),
     )
 
 
@@ -118,13 +120,17 @@ def _value(levels: tuple[Moments, Moments], strengths: Penalty) -> Callable[[Arr
     return lambda hyper: validation_loss(*levels, strengths(hyper))
 
 
-def _refit(design: Design, strengths: Penalty, hyper: Array) -> Metrics:
-    """Score the ridge fit with these penalties on all development rows."""
+def _fit(design: Design, strengths: Penalty, hyper: Array) -> LinearCore:
+    """Return the ridge fit with these penalties on all development rows."""
     X, y = design.development
     centre, mean = X.mean(0), y.mean()
     moments = Moments.from_rows(X - centre, y - mean)
-    w = in_float64(lambda hyper: moments.minimiser(strengths(hyper)))(hyper)
-    return _score((design.test[0] - centre) @ w + mean, design)
+    w = np.asarray(in_float64(lambda hyper: moments.minimiser(strengths(hyper)))(hyper))
+    return LinearCore(w, mean - centre @ w)
+
+
+def _refit(design: Design, strengths: Penalty, hyper: Array) -> Metrics:
+    return _score(_fit(design, strengths, hyper)(design.test[0]), design)
 
 
 def _score(predicted: np.ndarray, design: Design) -> Metrics:

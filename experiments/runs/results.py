@@ -22,8 +22,10 @@ from experiments.reports.table import COUNTS
 from experiments.runs.trajectory import columns
 
 
-def measured(job: Any, run: Any) -> dict[str, Any]:
+def measured(job: Any, run: Any, model: Any = None) -> dict[str, Any]:
     """The part of `result.json` that comes from the run: values, evidence, cost, metrics.
+
+    Of the `model`, if the task has one, its coefficients.
 
     `seconds` is the time of the outer loop without `compile_seconds`; both include earlier parts
     of a resumed run. `counts` are totals over the run.
@@ -55,6 +57,8 @@ def measured(job: Any, run: Any) -> dict[str, Any]:
         "baselines": {},
         "notes": dict(task.notes),
     }
+    if model is not None and (coefficients := model.coefficients):
+        facts["coefficients"] = coefficients
     if (choose := getattr(job.estimator, "choose", None)) is not None:
         facts["chosen"] = choose(task.problem, run.hyper, state.lower.params, task.data).reason
     if job.settings["baselines"]:

@@ -16,8 +16,9 @@ from experiments.runs import plots, results, summary
 from experiments.runs.job import Job, Run
 from experiments.runs.workers import about
 from experiments.storage import checkpoint
-from experiments.storage.result_file import RESULT
+from experiments.storage.result_file import FINISHED, MODEL, RESULT
 from experiments.storage.resume import refuse_other
+from tasks.models import save_model
 
 
 def perform(
@@ -68,13 +69,17 @@ def conclude(
     job: Job, run: Run, folder: Path, facts: dict[str, Any], console: Console
 ) -> dict[str, Any]:
     """Metrics, baselines, files, and the summary."""
-    measured = results.measured(job, run)
+    fitted = _model(job, run)
+    measured = results.measured(job, run, fitted)
     bad = None
     if run.done:
         bad = results.bad_evidence(run.state.estimate, run.history, job.settings)
     status, message = results.status(measured, run.message, bad)
     result = facts | measured | {"status": status, "message": message, "process": about()}
     files = [folder / RESULT]
+    if fitted is not None and status in FINISHED:
+        save_model(fitted, folder / MODEL)
+        files.append(folder / MODEL)
     if run.done:
         files.append(results.write_history(folder, run.history, job.labels))
         if job.settings["plot"]:
@@ -89,6 +94,13 @@ def conclude(
     write_json(folder / RESULT, result)
     summary.show(console, result, files)
     return result
+
+
+def _model(job: Job, run: Run) -> Any:
+    """The model that the run's hyperparameters give; none where the task's result is no model."""
+    if job.task.model is None or not run.done or (run.message is not None and not run.stopped):
+        return None
+    return job.task.model(run.hyper, run.state.lower.params)
 
 
 @contextlib.contextmanager

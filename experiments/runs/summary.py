@@ -43,6 +43,8 @@ def show(console: Console, result: dict[str, Any], files: list[Path]) -> None:
         "time",
         f"{result['seconds']:.1f} s running, {result['compile_seconds']:.1f} s compiling",
     )
+    for remark in result["notes"].get("remarks", ()):
+        _line(console, "table", remark)
     for path in files:
         _line(console, path.stem, str(path))
     if result["message"]:

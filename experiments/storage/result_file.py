@@ -9,6 +9,7 @@ from typing import Any
 from experiments.common.errors import BadInputError, DamagedError
 
 RESULT = "result.json"
+MODEL = "model"  # the folder of what a run predicts with
 FINISHED = ("completed", "unreliable")  # with all their steps, and numbers to compare
 ENDED_AS = (*FINISHED, "diverged")
 _NEEDED = ("status", "choices", "overrides")
@@ -77,6 +78,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "evidence": _NODE,
     "versions": _NODE,
     "notes": _NODE,
+    "coefficients": _NODE,
 }
 
 

@@ -1,10 +1,11 @@
 """From a data set to the arrays of a linear model's bilevel problem: one hold-out, or folds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from tasks.datasets.columns import Column, encode, fit_columns
 from tasks.datasets.features import Features, Scale
 from tasks.datasets.splits import Split, deal, split
 from tasks.datasets.tables import Kind, Table, load
@@ -26,6 +27,7 @@ class Design:
     train : ``[n]`` or ``[n, F]``, boolean; the other rows validate.
     development, test : ``(X [n, d], y [n])`` for a model with known penalties, in the columns that
         those penalties belong to.
+    columns : the raw columns, with what the training rows said of them.
     """
 
     X: np.ndarray
@@ -36,6 +38,7 @@ class Design:
     table: Table
     parts: Split
     features: Features
+    columns: tuple[Column, ...]
 
     @property
     def folds(self) -> int | None:
@@ -79,22 +82,41 @@ def prepare(chosen: Tabular, kind: Kind) -> Design:
     """
     if chosen.outer not in OUTER:
         raise ValueError(f"outer={chosen.outer!r} must be one of {', '.join(OUTER)}.")
-    table = load(chosen.data, chosen.root, kind=kind, target=chosen.target)
+    wanted: dict[str, Any] = {"target": chosen.target, "drop": chosen.drop}
+    wanted |= {"columns": chosen.columns, "groups": chosen.groups}
+    table = load(chosen.data, chosen.root, kind=kind, numbers=False, **wanted)
     shares: dict[str, Any] = {"validation": chosen.validation, "test": chosen.test}
     parts = split(table, **shares, seed=chosen.seed, rows=chosen.rows)
     fitted = parts.train if chosen.outer == "holdout" else parts.development
-    columns = table.X[fitted], table.feature_names
-    features = Features.fit(*columns, chosen.degree, chosen.clip, table.X)
-    Z, y = features.transform(table.X[parts.development]), table.y[parts.development]
+    columns, X, remarks = _encoded(table, fitted)
+    names = tuple(name for column in columns for name in column.names)
+    features = Features.fit(X[fitted], names, chosen.degree, chosen.clip, X)
+    Z, y = features.transform(X[parts.development]), table.y[parts.development]
     if chosen.outer == "holdout":
-        X, targets, train = Z, y, np.arange(len(y)) < len(parts.train)
+        rows, targets, train = Z, y, np.arange(len(y)) < len(parts.train)
     else:
         folds = chosen.folds
-        train = deal(y, folds, stratify=bool(table.classes))[:, None] != np.arange(folds)
-        X = np.stack([Scale.fit(Z[used])(Z) for used in train.T], axis=1)
+        train = _deal(table, parts, folds)[:, None] != np.arange(folds)
+        rows = np.stack([Scale.fit(Z[used])(Z) for used in train.T], axis=1)
         targets = np.repeat(y[:, None], folds, axis=1)
-    tested = features.transform(table.X[parts.test]), table.y[parts.test]
-    return Design(X, targets, train, (Z, y), tested, table, parts, features)
+    tested = features.transform(X[parts.test]), table.y[parts.test]
+    table = replace(table, notes=(*table.notes, *remarks))
+    return Design(rows, targets, train, (Z, y), tested, table, parts, features, columns)
+
+
+def _encoded(table: Table, fitted: np.ndarray) -> tuple[tuple[Column, ...], np.ndarray, list[str]]:
+    """Return raw columns, the numbers of all rows, and what was learned of the fitted ones."""
+    if not table.columns:
+        return tuple(Column(name, "number") for name in table.feature_names), table.X, []
+    columns, remarks = fit_columns(table.columns, dict(table.parsed), fitted)
+    return columns, encode(columns, dict(table.parsed)), remarks
+
+
+def _deal(table: Table, parts: Split, folds: int) -> np.ndarray:
+    """Return the fold of each development row."""
+    rows = parts.development
+    groups = None if table.groups is None else table.groups[rows]
+    return deal(table.y[rows], folds, stratify=bool(table.classes), groups=groups)
 
 
 def standardised(design: Design) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Readers of a user's own files: csv and parquet tables, npz arrays."""
+"""Readers of a user's own files: tables, as text or parquet, and npz arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,34 +9,74 @@ import numpy as np
 
 from tasks.datasets.archives import read_arrays
 
-SUFFIXES = (".csv", ".npz", ".parquet")
+TEXTS = (".csv", ".tsv", ".txt")
+_PACKED = (".gz", ".bz2", ".xz", ".zip")
+TABLES = (*TEXTS, *(text + end for text in TEXTS for end in _PACKED), ".parquet", ".xlsx", ".xls")
+SUFFIXES = (*TABLES, ".npz")
 
 
 @dataclass(frozen=True)
 class Raw:
     """What a reader found; ``y`` is still as it was, since class labels may be text.
 
-    ``X`` is ``[n, d]`` float64 without missing entries, ``row(i)`` says where row i is in the file.
+    ``X`` is ``[n, d]`` float64 without missing entries, or ``frame`` holds the columns as they
+    were; ``row(i)`` says where row i is in the file.
     """
 
-    X: np.ndarray
     y: np.ndarray
     names: list[str]
     source: str
+    X: np.ndarray | None = None
     target: str = "y"
     row: Callable[[int], str] = "row {}".format
     test_rows: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    frame: Any = None
+    groups: np.ndarray | None = None
+
+    def matrix(self) -> np.ndarray:
+        """Return the features as float64.
+
+        Raises
+        ------
+        ValueError : entries of a frame that are no numbers, or are missing.
+        """
+        if self.X is not None:
+            return self.X
+        return np.column_stack(
+            [numbers(plain(self.frame[n]), n, self.source, self.row) for n in self.names]
+        )
 
 
-def read(path: Path, target: str | None = None) -> Raw:
+@dataclass(frozen=True)
+class Wanted:
+    """Which columns of a table are what: the target, those left out or alone used, the groups."""
+
+    target: str | None = None
+    drop: Sequence[str] = ()
+    columns: Sequence[str] | None = None
+    groups: str | None = None
+
+    def refuse(self, why: str) -> None:
+        """Raise where something is wanted of data that have no columns by name.
+
+        Raises
+        ------
+        ValueError : ``why``, after what was wanted.
+        """
+        for name in ("target", "drop", "columns", "groups"):
+            if value := getattr(self, name):
+                raise ValueError(f"{name}={value!r} {why}")
+
+
+def read(path: Path, wanted: Wanted = Wanted()) -> Raw:
     """Read a table by the ending of its name.
 
     Raises
     ------
     ValueError : no such file, an unknown ending, or contents that are no table of numbers.
     """
-    if path.suffix not in SUFFIXES:
+    if not is_file_name(path.name):
         raise ValueError(f"{path} does not end in one of {', '.join(SUFFIXES)}.")
     if not path.is_file():
         beside = f"the folder {path.parent} " + (
@@ -44,15 +84,26 @@ def read(path: Path, target: str | None = None) -> Raw:
         )
         raise ValueError(f"the data file {path} does not exist: {beside}.")
     if path.suffix == ".npz":
-        if target is not None:
-            raise ValueError(
-                f"target={target!r}: an npz file has its target in y, not in a column."
-            )
+        wanted.refuse("names a column: an npz file has its target in y, and no columns by name.")
         return _read_npz(path)
-    return _read_frame(path, target)
+    return _read_frame(path, wanted)
 
 
-def numbers(values: np.ndarray, column: str, raw_source: str, row: Callable[[int], str]) -> Any:
+def is_file_name(name: str) -> bool:
+    """Whether a name ends as those of the files do that can be read."""
+    return name.lower().endswith(SUFFIXES)
+
+
+_ENCODE = "Encode categories as numbers, one column for each level, or leave the column out."
+
+
+def numbers(
+    values: np.ndarray,
+    column: str,
+    raw_source: str,
+    row: Callable[[int], str],
+    cure: str = _ENCODE,
+) -> Any:
     """Return a column as float64, or refuse with the entry that is not a number.
 
     Raises
@@ -67,8 +118,7 @@ def numbers(values: np.ndarray, column: str, raw_source: str, row: Callable[[int
         if wrong:
             raise ValueError(
                 f"{raw_source}: column {column!r}, {row(wrong[0])}: {values[wrong[0]]!r} is not a "
-                f"number ({len(wrong)} such entries). Encode categories as numbers, one column "
-                "for each level, or leave the column out."
+                f"number ({len(wrong)} such entries). {cure}"
             )
         out = out.astype(np.float64)
     else:
@@ -95,39 +145,62 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _read_frame(path: Path, target: str | None) -> Raw:
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise ValueError(
-            f"reading {path} needs pandas: pip install 'bilevel[run]', or save it as .npz."
-        ) from error
-    try:
-        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except (ValueError, OSError) as error:  # pandas and pyarrow raise subclasses of these
-        raise ValueError(f"{path} cannot be read as a {path.suffix[1:]} table: {error}") from error
-    names = [str(name) for name in frame.columns]
-    frame.columns = names
+def _read_frame(path: Path, wanted: "Wanted") -> Raw:
+    from tasks.datasets import frames  # pandas takes a second, and arrays need none
+
+    frame, notes = frames.read_frame(path)
+    return from_frame(frame, str(path), wanted, frames.numbered_rows(path), notes)
+
+
+def from_frame(
+    frame: Any, source: str, wanted: "Wanted", row: Callable[[int], str], notes: list[str]
+) -> Raw:
+    """Tell target, groups and features apart; the features are still as they were.
+
+    Raises
+    ------
+    ValueError : no table, or a name that is no column.
+    """
+    from tasks.datasets import columns, frames
+
+    names = list(frame.columns)
     if len(names) < 2 or frame.empty:
         raise ValueError(
-            f"{path} has {len(names)} columns and {len(frame)} rows: expected at least one column "
-            "of features beside the target, separated by commas, below a header line."
+            f"{source} has {len(names)} columns and {len(frame)} rows: expected at least one "
+            "column of features beside the target, separated by commas, below a header line."
         )
     if all(_number(name) is not None for name in names):
         raise ValueError(
-            f"{path}: the column names {', '.join(names[:3])} are all numbers, so the first line "
+            f"{source}: the column names {', '.join(names[:3])} are all numbers, so the first line "
             "seems to hold data. Put a header line with names above it."
         )
-    target = names[-1] if target is None else target
+    target = names[-1] if wanted.target is None else wanted.target
     if target not in names:
         raise ValueError(
-            f"{path} has no column {target!r} for the target; its columns are {', '.join(names)}."
+            f"{source} has no column {target!r} for the target; its columns are {', '.join(names)}."
         )
-    # A csv file counts its lines from 1, and the header is one of them.
-    row = (lambda i: f"line {i + 2}") if path.suffix == ".csv" else "row {}".format
-    features = [name for name in names if name != target]
-    columns = [numbers(plain(frame[name]), name, str(path), row) for name in features]
-    return Raw(np.column_stack(columns), plain(frame[target]), features, str(path), target, row)
+    drop = list(wanted.drop)
+    groups = None
+    if wanted.groups is not None:
+        if wanted.groups not in names or wanted.groups == target:
+            raise ValueError(
+                f"{source} has no column {wanted.groups!r} for the groups; its columns are "
+                f"{', '.join(names)}."
+            )
+        groups = np.array([str(entry) for entry in frame[wanted.groups]])
+        drop.append(wanted.groups)
+    texts = columns.as_numbers(frame[target])
+    features, said = frames.choose_columns(frame, target, drop, wanted.columns, source)
+    return Raw(
+        y=plain(frame[target]) if texts is None else texts,
+        names=list(features.columns),
+        source=source,
+        target=target,
+        row=row,
+        notes=(*notes, *said),
+        frame=features,
+        groups=groups,
+    )
 
 
 def plain(series: Any) -> np.ndarray:
@@ -174,7 +247,8 @@ def _read_npz(path: Path) -> Raw:
     names = [str(n) for n in given] if len(given) == X.shape[1] else _numbered(X.shape[1])
     row = "row {}".format
     columns = [numbers(X[:, j], names[j], str(path), row) for j in range(X.shape[1])]
-    return Raw(np.column_stack(columns), y, names, str(path), "y", row, test_rows, notes)
+    X = np.column_stack(columns)
+    return Raw(y, names, str(path), X, test_rows=test_rows, notes=notes)
 
 
 def _numbered(count: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import sklearn.datasets
 
 from tasks.datasets import files
@@ -15,8 +14,8 @@ TRIED = (
 )
 
 
-def read(name: str) -> files.Raw:
-    """Read ``openml:NAME``, ``openml:NAME:VERSION`` or ``openml:ID``; numeric columns only.
+def read(name: str, *, numbers: bool = True) -> files.Raw:
+    """Read ``openml:NAME``, ``openml:NAME:VERSION`` or ``openml:ID``; or numeric columns only.
 
     Raises
     ------
@@ -41,16 +40,18 @@ def read(name: str) -> files.Raw:
             f"{name!r} names no single target column. Download it, and give the path of the csv "
             "file with target=COLUMN."
         )
-    numeric = [c for c in frame.columns if frame[c].dtype.kind in "biuf"]
-    if not numeric:
-        raise ValueError(f"{name!r} has no numeric column among its {frame.shape[1]}.")
-    X = [files.numbers(files.plain(frame[c]), str(c), name, "row {}".format) for c in numeric]
-    left = frame.shape[1] - len(numeric)
+    frame, notes = frame.rename(columns=str), ()
+    if numbers:
+        numeric = [c for c in frame.columns if frame[c].dtype.kind in "biuf"]
+        if not numeric:
+            raise ValueError(f"{name!r} has no numeric column among its {frame.shape[1]}.")
+        if left := frame.shape[1] - len(numeric):
+            frame, notes = frame[numeric], (f"{left} categorical columns left out",)
     return files.Raw(
-        np.column_stack(X),
         files.plain(target),
-        [str(c) for c in numeric],
+        list(frame.columns),
         name,
-        str(target.name),
-        notes=(f"{left} categorical columns left out",) if left else (),
+        target=str(target.name),
+        notes=notes,
+        frame=frame,
     )

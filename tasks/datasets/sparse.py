@@ -82,7 +82,7 @@ def read(data: str, root: str | None = None) -> Table:
         y = arrays["target_names"][y]
     test_rows = np.arange(X[0].shape[0], whole.shape[0]) if two else None
     names = [str(j) for j in range(whole.shape[1])]
-    raw = files.Raw(whole, y, names, path.name, test_rows=test_rows)
+    raw = files.Raw(y, names, path.name, whole, test_rows=test_rows)
     return checked(raw, "classification")
 
 

@@ -34,6 +34,7 @@ def split(table: Table, *, validation: float, test: float, seed: int, rows: int 
     Parameters
     ----------
     validation, test : a share of all rows below 1, or a number of rows.
+    table : its ``groups``, where it has them, are dealt out whole, without regard to classes.
     seed : of ``numpy.random.RandomState``, whose permutation is dealt out in the order training,
         validation, test; classes are dealt out one by one, so that each part has its share of each.
     rows : use so many rows only, chosen at random.
@@ -56,6 +57,9 @@ def split(table: Table, *, validation: float, test: float, seed: int, rows: int 
     shares = [size if size < 1 else size / total for size in (validation, test)]
     if fixed.any():
         shares[1] = 0.0
+    if table.groups is not None:
+        result = Split(*_deal_groups(table.groups[order], order, shares))
+        return _checked(result, table, validation, test)
     strata = table.y[dealt] if table.classes else np.zeros(len(dealt), int)
     parts: tuple[list, list, list] = ([], [], [])
     for label in np.unique(strata):
@@ -66,6 +70,24 @@ def split(table: Table, *, validation: float, test: float, seed: int, rows: int 
             part.append(chosen)
     train, val, tested = (np.concatenate(part) for part in parts)
     result = Split(train, val, order[fixed] if fixed.any() else tested)
+    return _checked(result, table, validation, test)
+
+
+def _deal_groups(
+    groups: np.ndarray, order: np.ndarray, shares: list[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Deal out whole groups, in the order of their first rows, until each part has its share."""
+    _, first, of = np.unique(groups, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))[of]  # of each row's group, in random order
+    before = np.concatenate([[0], np.cumsum(np.bincount(rank))])
+    # A group belongs to where its middle row would be dealt.
+    middle = (before[:-1] + before[1:])[rank] / 2 / len(order)
+    tested, held = middle >= 1 - shares[1], middle >= 1 - sum(shares)
+    return order[~held], order[held & ~tested], order[tested]
+
+
+def _checked(result: Split, table: Table, validation: float, test: float) -> Split:
+    total = sum(len(part) for part in (result.development, result.test))
     for name in ("train", "validation", "test"):
         if len(getattr(result, name)) < 2:
             raise ValueError(
@@ -112,17 +134,29 @@ def set_aside(
     return tuple(x[~aside] for x in batch), tuple(x[aside] for x in batch)
 
 
-def deal(y: np.ndarray, folds: int, *, stratify: bool) -> np.ndarray:
+def deal(
+    y: np.ndarray, folds: int, *, stratify: bool, groups: np.ndarray | None = None
+) -> np.ndarray:
     """Return the fold that validates each row, ``[n]``, ``0 .. folds - 1``; even in each class.
 
-    Rows are dealt in the order that they come in, which a :class:`Split` has made random.
+    With ``groups`` a group lies in one fold: the largest first, each in the smallest fold. Rows
+    are dealt in the order that they come in, which a :class:`Split` has made random.
 
     Raises
     ------
-    ValueError : fewer than two folds, or more folds than rows.
+    ValueError : fewer than two folds, or more folds than rows or groups.
     """
     if not 2 <= folds <= len(y):
         raise ValueError(f"folds={folds} must lie between 2 and the {len(y)} rows to divide.")
+    if groups is not None:
+        _, of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        if len(sizes) < folds:
+            raise ValueError(f"folds={folds}, but there are {len(sizes)} groups to divide.")
+        total, chosen = np.zeros(folds, int), np.empty(len(sizes), int)
+        for group in np.argsort(-sizes, kind="stable"):
+            chosen[group] = np.argmin(total)
+            total[chosen[group]] += sizes[group]
+        return chosen[of]
     order = np.argsort(y if stratify else np.zeros(len(y)), kind="stable")
     fold = np.empty(len(y), int)
     fold[order] = np.arange(len(y)) % folds

@@ -1,14 +1,16 @@
 """Data sets by name or by path: numbers in, a checked table out."""
 
 import difflib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import sklearn.datasets
 
 from tasks.datasets import files, openml
+from tasks.datasets.columns import Column, recognise
 
 Kind = Literal["regression", "classification"]
 
@@ -50,6 +52,11 @@ class Table:
     source : where the numbers came from.
     test_rows : rows that the source itself sets aside for testing, or ``None``.
     notes : what was left out on the way, if anything.
+    columns, parsed : of a table that was read as it is: what its columns hold, and their entries
+        by name, for :func:`tasks.datasets.columns.fit_columns`; then ``X`` has no columns.
+    groups : rows of one group are kept together, ``[n]``, or ``None``.
+    target : what ``y`` is called.
+    labels : the classes as they are in the table: numbers, booleans or texts.
     """
 
     X: np.ndarray
@@ -59,10 +66,23 @@ class Table:
     source: str
     test_rows: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    parsed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    groups: np.ndarray | None = None
+    target: str = "y"
+    labels: tuple[Any, ...] = ()
 
 
 def load(
-    data: str, root: str | None = None, *, kind: Kind = "regression", target: str | None = None
+    data: str,
+    root: str | None = None,
+    *,
+    kind: Kind = "regression",
+    target: str | None = None,
+    drop: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    groups: str | None = None,
+    numbers: bool = True,
 ) -> Table:
     """Read a data set for regression or classification.
 
@@ -70,11 +90,16 @@ def load(
     ----------
     data : a set bundled with scikit-learn; one of the npz sets in ``root``; ``openml:NAME``,
         ``openml:NAME:VERSION`` or ``openml:ID`` where there is a network; or the path of your own
-        ``.csv`` (with a header line), ``.parquet``, or ``.npz`` (arrays ``X`` and ``y``, or
-        ``X_train``, ``y_train``, ``X_test``, ``y_test``; optionally ``feature_names``).
+        table (``.csv``, ``.tsv``, ``.txt`` with a header line, compressed or not, ``.parquet``,
+        ``.xlsx``), or ``.npz`` (arrays ``X`` and ``y``, or ``X_train``, ``y_train``, ``X_test``,
+        ``y_test``; optionally ``feature_names``).
     root : folder of the npz sets; by default ``../shared/data`` beside the project.
     kind : what ``y`` is; class labels may be text.
-    target : the column of a csv or parquet file to predict, by default the last.
+    target : the column of a table to predict, by default the last.
+    drop, columns : columns of a table to leave out; those to use, by default all.
+    groups : the column of a table whose equal entries keep rows in one part and one fold.
+    numbers : refuse a table with entries that are no numbers or are missing; otherwise they are
+        encoded by whoever knows the training rows.
 
     Raises
     ------
@@ -88,12 +113,13 @@ def load(
     >>> load("diabetes").X.shape
     (442, 10)
     """
+    wanted = files.Wanted(target, drop or (), columns, groups)
     if data.startswith(openml.PREFIX):
-        _no_target(data, target)
-        return checked(openml.read(data), kind)
-    if Path(data).suffix in files.SUFFIXES or "/" in data or "\\" in data:
-        return checked(files.read(Path(data), target), kind)
-    _no_target(data, target)
+        wanted.refuse(_NO_COLUMNS.format(data=data))
+        return checked(openml.read(data, numbers=numbers), kind, numbers=numbers)
+    if files.is_file_name(data) or "/" in data or "\\" in data:
+        return checked(files.read(Path(data), wanted), kind, numbers=numbers)
+    wanted.refuse(_NO_COLUMNS.format(data=data))
     if (own := (BUNDLED | SHARED).get(data, kind)) != kind:
         raise ValueError(f"{data!r} is a {own} set, but {kind} was asked for: {_names(kind)}.")
     if data in BUNDLED:
@@ -101,19 +127,17 @@ def load(
         names = [str(name) for name in bunch.feature_names]
         labels = np.asarray(bunch.target_names)[bunch.target] if "target_names" in bunch else None
         y = bunch.target if labels is None else labels
-        return checked(files.Raw(bunch.data, y, names, f"scikit-learn {data}"), kind)
+        return checked(files.Raw(y, names, f"scikit-learn {data}", bunch.data), kind)
     folder = Path(root) if root is not None else ROOT
     if data in SHARED and (path := folder / f"{data}.npz").is_file():
         return checked(replace(files.read(path), source=path.name), kind)
     raise ValueError(_unknown(data, folder, kind))
 
 
-def _no_target(data: str, target: str | None) -> None:
-    if target is not None:
-        raise ValueError(
-            f"target={target!r} names a column of a csv or parquet file, but {data!r} is a named "
-            "data set with a target of its own. Leave target out."
-        )
+_NO_COLUMNS = (
+    "names a column of a csv or parquet file, but {data!r} is a named data set with a target of "
+    "its own. Leave it out."
+)
 
 
 def _names(kind: Kind) -> str:
@@ -141,26 +165,91 @@ def _unknown(data: str, folder: Path, kind: Kind) -> str:
     )
 
 
-def checked(raw: files.Raw, kind: Kind) -> Table:
+def checked(raw: files.Raw, kind: Kind, *, numbers: bool = True) -> Table:
     """Return the table of what a reader found, or say why nothing can be learned from it."""
+    raw = _with_targets(raw)
     if kind == "regression":
-        y, classes = files.numbers(raw.y, raw.target, raw.source, raw.row), ()
-        if np.ptp(y) == 0:
-            raise ValueError(
-                f"{raw.source}: the target {raw.target!r} is {y[0]:g} in all {len(y)} rows: there "
-                "is nothing to predict. Is it the right column?"
-            )
+        y, classes, labels = _quantity(raw), (), ()
+        raw = replace(raw, notes=(*raw.notes, *_remark_counts(raw.target, y)))
     else:
-        y, classes = _classes(raw)
-    return Table(raw.X, y, tuple(raw.names), classes, raw.source, raw.test_rows, raw.notes)
+        y, classes, labels = _classes(raw)
+    found = Table(
+        np.empty((len(y), 0)),
+        y,
+        tuple(raw.names),
+        classes,
+        raw.source,
+        raw.test_rows,
+        raw.notes,
+        groups=raw.groups,
+        target=raw.target,
+        labels=labels,
+    )
+    if raw.frame is None or numbers:
+        return replace(found, X=raw.matrix())
+    columns, parsed, notes = [], {}, list(raw.notes)
+    for name in raw.names:
+        column = recognise(raw.frame[name], raw.source, raw.row)
+        if isinstance(column, str):
+            notes.append(column)
+        else:
+            columns.append(column)
+            parsed[name] = column.parse(raw.frame[name])
+    if not columns:
+        raise ValueError(f"{raw.source}: no column of features is left: {'; '.join(notes)}.")
+    names = tuple(column.name for column in columns)
+    about = {"columns": tuple(columns), "parsed": parsed, "notes": tuple(notes)}
+    return replace(found, feature_names=names, **about)
 
 
-def _classes(raw: files.Raw) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return class numbers and their labels."""
+def _with_targets(raw: files.Raw) -> files.Raw:
+    """Return the rows of a table whose target is known; a remark says how many are not."""
+    if raw.frame is None:
+        return raw
+    known = np.array([entry is not None and entry == entry and entry != "" for entry in raw.y])
+    if known.all() or not known.any():
+        return raw
+    said = f"{(~known).sum()} rows without {raw.target!r} left out, the first is "
+    kept = np.flatnonzero(known)
+    return replace(
+        raw,
+        y=raw.y[known],
+        frame=raw.frame[known].reset_index(drop=True),
+        groups=None if raw.groups is None else raw.groups[known],
+        row=lambda i: raw.row(int(kept[i])),
+        notes=(*raw.notes, said + raw.row(int(np.argmin(known)))),
+    )
+
+
+def _quantity(raw: files.Raw) -> np.ndarray:
+    cure = f"If {raw.target!r} holds classes, use task=logistic: this task predicts a quantity."
+    y = files.numbers(raw.y, raw.target, raw.source, raw.row, cure)
+    if np.ptp(y) == 0:
+        raise ValueError(
+            f"{raw.source}: the target {raw.target!r} is {y[0]:g} in all {len(y)} rows: there "
+            "is nothing to predict. Is it the right column?"
+        )
+    return y
+
+
+def _remark_counts(target: str, y: np.ndarray) -> list[str]:
+    """Return a remark where the target seems to count something: skewed, from 0 on, integers."""
+    integers = len(y) >= 20 and bool((y >= 0).all() and (y == np.round(y)).all())
+    if not (integers and np.unique(y).size > 2 and y.min() <= 1 and y.mean() < 20):
+        return []
+    return [
+        f"the target {target!r} seems to hold counts; squared errors take all of them for equally "
+        "certain. A Poisson model suits counts: scikit-learn's PoissonRegressor, or task=custom"
+    ]
+
+
+def _classes(raw: files.Raw) -> tuple[np.ndarray, tuple[str, ...], tuple[Any, ...]]:
+    """Return class numbers, their names, and the labels as they were."""
     if raw.y.dtype.kind in "biuf":
         values = files.numbers(raw.y, raw.target, raw.source, raw.row)
         labels, y, counts = np.unique(values, return_inverse=True, return_counts=True)
         names = tuple(f"{label:g}" for label in labels)
+        labels = labels.astype(raw.y.dtype)
     else:
         if missing := [i for i, label in enumerate(raw.y) if label is None or label == ""]:
             raise ValueError(
@@ -180,4 +269,4 @@ def _classes(raw: files.Raw) -> tuple[np.ndarray, tuple[str, ...]]:
             f"than 3 rows, for example {names[rare[0]]!r}: training, validation and test each need "
             "one. If it is a quantity rather than a class, use a regression task (task=ridge)."
         )
-    return y.astype(np.int32), names
+    return y.astype(np.int32), names, tuple(labels.tolist())

@@ -1,6 +1,6 @@
 """Which table a task learns from, and what each of its rows and columns is used for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ class Tabular:
 
     Parameters
     ----------
-    data, root, target : as for :func:`tasks.datasets.tables.load`.
+    data, root, target, drop, columns, groups : as for :func:`tasks.datasets.tables.load`.
     outer : ``"holdout"``, one validation set; or ``"kfold"``, the mean over ``folds`` folds of
         training and validation rows together, all moved in one vmapped call.
     degree : 1, the columns; 2, also their squares and products.
@@ -29,6 +29,9 @@ class Tabular:
     test: float = 0.3
     rows: int | None = None
     target: str | None = None
+    drop: Sequence[str] | None = None
+    columns: Sequence[str] | None = None
+    groups: str | None = None
     root: str | None = None
     seed: int = 0
 

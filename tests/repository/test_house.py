@@ -66,8 +66,8 @@ BAD: list[tuple[str, dict[str, str], str]] = [
     ("folders with too many loose modules", {"bilevel/tune.py": ""}, "bilevel/tune.py"),
     (
         "folders with too many loose modules",
-        {f"experiments/{name}.py": "" for name in "abcd"},
-        "4 loose files, at most 3",
+        {f"experiments/{name}.py": "" for name in "abcde"},
+        "5 loose files, at most 4",
     ),
     ("loose files of tasks/ that make no task", {"tasks/rates.py": "def f() -> int: ..."}, "rates"),
     (

@@ -34,7 +34,9 @@ def test_bad_settings_are_refused(tmp_path) -> None:
         ridge({"outer": "loo"})
     with pytest.raises(ValueError, match="folds=1 must lie between 2 and the 309 rows"):
         ridge({"folds": 1})
-    with pytest.raises(ValueError, match=r"table has no setting .fold.\. Available: clip, data,"):
+    with pytest.raises(
+        ValueError, match=r"table has no setting .fold.\. Available: clip, columns, data,"
+    ):
         ridge({"fold": 3})
     path = tmp_path / "t.csv"
     path.write_text("a,y\n" + "".join(f"{i},{int(i == 3)}\n" for i in range(9)))
