@@ -180,7 +180,7 @@ def fit_columns(
         if column.kind == "category":
             encoder = OneHotEncoder(max_categories=_MOST_LEVELS)
             encoder.fit(values[rows][:, None])
-            found: Any = list(encoder.infrequent_categories_ or [None])
+            found: list[Any] = list(encoder.infrequent_categories_ or [None])
             rare = set() if found[0] is None else set(found[0])
             levels = tuple(str(x) for x in encoder.categories_[0] if x not in rare)
             fitted.append(replace(column, levels=levels, other=bool(rare)))
@@ -191,7 +191,7 @@ def fit_columns(
             continue
         strategy = "most_frequent" if column.kind == "boolean" else "median"
         known = values[rows][~np.isnan(values[rows])]
-        imputer = SimpleImputer(strategy=strategy)
+        imputer: Any = SimpleImputer(strategy=strategy)
         fill = float(imputer.fit(known[:, None]).statistics_[0]) if known.size else 0.0
         fitted.append(replace(column, fill=fill))
         if missing := int(np.isnan(values).sum()):
