@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core.problem import Problem
+from bilevel.core.problem import Data, Problem, count_examples
 from bilevel.utils import (
     DataTree,
     Hyper,
@@ -22,6 +23,7 @@ from bilevel.utils import (
     Scalars,
     describe,
     register_node,
+    require_positive_int,
 )
 
 # Numbers that no step of a solver has, folded into its key or that of a call.
@@ -156,6 +158,29 @@ def bind_losses(problem: Problem, key: Key, model_state: PyTree = None) -> Probl
     return replace(problem, inner=inner, outer=outer, start=start)
 
 
+def draw_outer(data: Data, size: int | None, key: Key) -> Data:
+    """Return the data with ``size`` of the outer rows, drawn with replacement; ``None``: all.
+
+    So the outer loss, a mean over them, is unbiased, and so is every hypergradient that is linear
+    in its gradient.
+
+    Raises
+    ------
+    ValueError : a size that is not positive, or above the number of rows.
+    """
+    if size is None:
+        return data
+    n = count_examples(data.outer)
+    require_positive_int("estimators", "outer_batch_size", size)
+    if size > n:
+        raise ValueError(
+            f"outer_batch_size={size} is larger than the number of outer examples, {n}. Use a "
+            "smaller one, or None for all."
+        )
+    rows = jax.random.randint(loss_key(key, "rows"), (size,), 0, n, jnp.int32)
+    return replace(data, outer=jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data.outer))
+
+
 def freeze_losses(problem: Problem, key: Key, model_state: PyTree = None) -> Problem:
     """Return a problem of plain losses: at one key for all steps, and one model state."""
     held = bind_losses(problem, key, model_state)
@@ -172,6 +197,8 @@ def rebind_key(problem: Problem, key: Key) -> Problem:
 def hold_model_state(problem: Problem, solver_state: PyTree) -> Problem:
     """Return a bound problem at the model state within a solver's; any other as it is."""
     if not (isinstance(problem.inner, BoundLoss) and isinstance(problem.outer, BoundLoss)):
+        return problem
+    if not problem.has_state:  # frozen, perhaps at a state of its own
         return problem
     held = getattr(solver_state, "model_state", None)
     inner, outer = (replace(x, model_state=held) for x in (problem.inner, problem.outer))

@@ -18,7 +18,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Estimator, InnerState, Problem, init_inner_state
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Estimator,
+    InnerState,
+    Problem,
+    draw_outer,
+    init_inner_state,
+)
 from bilevel.estimators.base import init_filled
 from bilevel.estimators.closed_form import ClosedForm
 from bilevel.estimators.implicit import Implicit
@@ -76,6 +85,8 @@ class Auto:
         systems); where rounding or the number of steps ends that first, the bias says so.
     solver, steps : the inner solver, and its number of steps, where none can be chosen: to
         differentiate its steps (learning rates, start points), or for ``Problem.prox``.
+    outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
+        all. Unbiased; its noise is in the standard error of :class:`Replicated` around it.
 
     Raises
     ------
@@ -103,6 +114,7 @@ class Auto:
     tolerance: Number = 1e-3
     solver: Solver | None = None
     steps: int = 1000
+    outer_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
@@ -143,6 +155,7 @@ class Auto:
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Take a step of the chosen estimator, and of its fallback if need be."""
+        data = draw_outer(data, self.outer_batch_size, key)
         choice = self.choose(problem, hyper, lower.params, data)
         lower = self._init_chosen(choice.estimator, problem, hyper, lower, data, key)
         estimate, after = choice.estimator.step(problem, hyper, lower, data, key)
@@ -229,4 +242,4 @@ class Auto:
         return jax.tree.map(lambda new, old: jnp.where(carried, old, new), initial, lower)
 
 
-register_node(Auto, data_fields=["tolerance", "solver"], meta_fields=["steps"])
+register_node(Auto, data_fields=["tolerance", "solver"], meta_fields=["steps", "outer_batch_size"])

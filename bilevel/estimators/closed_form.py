@@ -14,7 +14,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Evidence,
+    InnerState,
+    Problem,
+    draw_outer,
+    init_inner_state,
+)
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import find_progress
 from bilevel.linear import factorise, relative_residual
@@ -37,6 +46,11 @@ class ClosedForm:
     loss depends on, so that no minimiser is defined. ``inner_residual`` far from 0 says that the
     inner loss is not quadratic after all.
 
+    Parameters
+    ----------
+    outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
+        all. Unbiased; its noise is in the standard error of :class:`Replicated` around it.
+
     Raises
     ------
     ValueError : a problem that does not declare ``quadratic=True``; one with a proximal part; a
@@ -57,6 +71,8 @@ class ClosedForm:
     Array(0.25, dtype=float32)
     """
 
+    outer_batch_size: int | None = None
+
     def init(self, params: Params, data: Data) -> InnerState:
         """Return a state at ``params``: any point will do."""
         return init_inner_state(params, ())
@@ -64,7 +80,8 @@ class ClosedForm:
     def step(
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
-        """Minimise, then differentiate the minimiser; the key is not used."""
+        """Minimise, then differentiate the minimiser; the key draws outer examples alone."""
+        data = draw_outer(data, self.outer_batch_size, key)
         _check(problem, hyper, lower.params, data)
         flat, unravel = ravel_pytree(lower.params)
 
@@ -109,7 +126,7 @@ class ClosedForm:
         return estimate, InnerState(params, lower.solver_state, None, reference)
 
 
-register_node(ClosedForm)
+register_node(ClosedForm, data_fields=[], meta_fields=["outer_batch_size"])
 
 
 def _check(problem: Problem, hyper: Hyper, params: Params, data: Data) -> None:

@@ -22,6 +22,7 @@ from bilevel.core import (
     Evidence,
     InnerState,
     Problem,
+    draw_outer,
     init_inner_state,
     inner_loss,
     rebind_key,
@@ -69,6 +70,8 @@ class Evolution:
     sigma : size of the perturbation of every entry of ``hyper``; with ``problem.space``, of its
         free coordinates.
     pairs : number of antithetic pairs, at least 2.
+    outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
+        all. Every pair draws its own, so that the standard error has its noise in it.
 
     Raises
     ------
@@ -89,6 +92,7 @@ class Evolution:
     steps: int
     sigma: Number = 0.01
     pairs: int = 16
+    outer_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
@@ -111,7 +115,8 @@ class Evolution:
         free = free_coordinates(problem.space, hyper)
 
         def play(hyper: Hyper, key: Key) -> tuple[Scalar, Carry, Counter]:
-            return run_episode(problem, self.solver, self.steps, hyper, lower, data, key)
+            seen = draw_outer(data, self.outer_batch_size, key)
+            return run_episode(problem, self.solver, self.steps, hyper, lower, seen, key)
 
         def slope(direction: PyTree, key: Key) -> tuple[Array, Count]:
             def one(sign: Array) -> tuple[Scalar, Counter]:
@@ -132,7 +137,8 @@ class Evolution:
         )
 
         value, (params, state), taken = play(hyper, key)
-        end = end_chain(problem, hyper, (params, state), data)
+        seen = draw_outer(data, self.outer_batch_size, key)
+        end = end_chain(problem, hyper, (params, state), seen)
         residual, reference = find_progress(
             end.problem, hyper, before, params, data, lower.reference
         )
@@ -141,7 +147,9 @@ class Evolution:
         return Estimate(value, grad, evidence, end.aux), InnerState(params, state, None, reference)
 
 
-register_node(Evolution, data_fields=["solver", "sigma"], meta_fields=["steps", "pairs"])
+register_node(
+    Evolution, data_fields=["solver", "sigma"], meta_fields=["steps", "pairs", "outer_batch_size"]
+)
 
 
 def require_es(owner: str, steps: int, sigma: Number, pairs: int) -> None:

@@ -23,6 +23,7 @@ from bilevel.core import (
     Evidence,
     InnerState,
     Problem,
+    draw_outer,
     hold_model_state,
     init_inner_state,
     inner_loss,
@@ -75,6 +76,8 @@ class Forward:
         like ``hyper`` with leaves ``[m, *leaf]``, on whose span, if orthonormal, it is projected.
     chunk : push this many tangents at a time, running the loop once per chunk: memory O(chunk
         params). With ``chunk`` or ``directions`` every call starts its derivative from 0.
+    outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
+        all. Unbiased; its noise is in the standard error of :class:`Replicated` around it.
 
     Raises
     ------
@@ -96,6 +99,7 @@ class Forward:
     cross: bool = False
     directions: int | FloatTree | None = None
     chunk: int | None = None
+    outer_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
@@ -121,13 +125,14 @@ class Forward:
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain with its derivative; contract with the outer gradient."""
+        data = draw_outer(data, self.outer_batch_size, key)
         check_unrolled("Forward", problem, self.solver, hyper, lower, data, key)
         before, _ = start_solver(problem, self.solver, hyper, lower, data)
         twin = self._twin(problem, hyper, lower, data, key) if self.cross else None
         passes = self.steps * (1 + 2 * dirs.count_tangents(self.directions, hyper))
         budget = Budget.of(problem, self.solver, data, lower.params, passes)
         sample = budget.draw(data, key)
-        drawn = None
+        drawn = None  # chunk by chunk
         if self.directions is not None or self.chunk is None:
             drawn = dirs.draw(self.directions, hyper, jax.random.fold_in(key, self.steps + 1))
 
@@ -139,14 +144,13 @@ class Forward:
             in_seen, in_hyper = jax.grad(where.outer, argnums=(0, 1))(where.seen, hyper)
             direct = jax.vmap(lambda u: vdot(u, in_hyper))(drawn)
             through = contract_tangents(tangents, in_seen)
-            leaves, tree = jax.tree.flatten(params)
-            of_params = jax.tree.unflatten(tree, tangents[: len(leaves)])
+            tree = jax.tree.structure(params)
             remainder = tangent_remainder(
                 hold_model_state(problem, state),
                 hyper,
                 params,
                 sample,
-                of_params,
+                tree.unflatten(tangents[: tree.num_leaves]),
                 drawn,
                 through + direct,
                 budget=budget,
@@ -245,5 +249,5 @@ class Forward:
 register_node(
     Forward,
     data_fields=["solver", "directions"],
-    meta_fields=["steps", "start", "average", "cross", "chunk"],
+    meta_fields=["steps", "start", "average", "cross", "chunk", "outer_batch_size"],
 )

@@ -23,6 +23,7 @@ from bilevel.core import (
     Evidence,
     InnerState,
     Problem,
+    draw_outer,
     init_inner_state,
     inner_loss,
 )
@@ -69,6 +70,8 @@ class Implicit:
         less than the last one; 0 takes the last.
     bias : fill ``evidence.bias``, the error of ``grad`` to first order in what is left of the inner
         gradient, of the linear residual and of the damping. Costs two more linear solves.
+    outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
+        all. Unbiased; its noise is in the standard error of :class:`Replicated` around it.
 
     Raises
     ------
@@ -92,6 +95,7 @@ class Implicit:
     damping: Number | None = None
     average: int = 0
     bias: bool = False
+    outer_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
@@ -111,6 +115,7 @@ class Implicit:
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Solve the inner problem, then the adjoint system at its solution."""
+        data = draw_outer(data, self.outer_batch_size, key)
         check_minimiser("Implicit", problem, hyper, lower.params, data)
         before, _ = carry = start_solver(problem, self.solver, hyper, lower, data)
         (params, state), taken = self._minimise(problem, hyper, carry, data, key)
@@ -177,5 +182,5 @@ class Implicit:
 register_node(
     Implicit,
     data_fields=["solver", "linear", "damping"],
-    meta_fields=["steps", "average", "bias"],
+    meta_fields=["steps", "average", "bias", "outer_batch_size"],
 )

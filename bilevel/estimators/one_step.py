@@ -21,6 +21,7 @@ from bilevel.core import (
     Estimate,
     InnerState,
     Problem,
+    draw_outer,
     init_inner_state,
     inner_loss,
 )
@@ -65,6 +66,8 @@ class OneStep:
     ----------
     solver, steps : the inner solver and its number of steps K per call.
     last : how many of the last steps are differentiated.
+    outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
+        all. Unbiased; its noise is in the standard error of :class:`Replicated` around it.
 
     Raises
     ------
@@ -81,6 +84,7 @@ class OneStep:
     solver: Solver
     steps: int
     last: int = 1
+    outer_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
@@ -97,12 +101,12 @@ class OneStep:
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain, pull back through its last steps, then on through the probe."""
+        data = draw_outer(data, self.outer_batch_size, key)
         if self.last == self.steps:
-            whole = Reverse(self.solver, self.steps).step
-            estimate, lower = whole(problem, hyper, lower, data, key)
+            whole = Reverse(self.solver, self.steps).step(problem, hyper, lower, data, key)
+            estimate, lower = whole
             evidence = replace(estimate.evidence, bias=zeros_like(estimate.grad))
             return replace(estimate, evidence=evidence), lower
-
         check_unrolled("OneStep", problem, self.solver, hyper, lower, data, key)
         dropped = self.steps - self.last
         near, far = min(_PROBE, (dropped + 1) // 2), min(_PROBE, dropped // 2)
@@ -156,7 +160,7 @@ class OneStep:
         return Estimate(value, grad, evidence, end.aux), InnerState(params, state, None, reference)
 
 
-register_node(OneStep, data_fields=["solver"], meta_fields=["steps", "last"])
+register_node(OneStep, data_fields=["solver"], meta_fields=["steps", "last", "outer_batch_size"])
 
 
 def _tail(near: Hyper, far: Hyper, new: Scalar, old: Scalar) -> Hyper:

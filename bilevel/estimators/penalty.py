@@ -14,7 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Evidence,
+    InnerState,
+    Problem,
+    draw_outer,
+    init_inner_state,
+)
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Carry, Solver, run_counted, start_solver
@@ -52,6 +61,8 @@ class Penalty:
     solver, steps : the inner solver and its number of steps K per call; ``outer / gamma`` adds to
         the curvature that its step size must fit.
     gamma : weight of the inner problem against the outer loss.
+    outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
+        all. Unbiased; its noise is in the standard error of :class:`Replicated` around it.
 
     Raises
     ------
@@ -69,6 +80,7 @@ class Penalty:
     solver: Solver
     steps: int
     gamma: Number = 100.0
+    outer_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
@@ -84,6 +96,7 @@ class Penalty:
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Move the three chains, compare the losses' derivatives in ``hyper`` at their ends."""
+        data = draw_outer(data, self.outer_batch_size, key)
         if problem.prox is not None:
             raise ValueError(
                 "Penalty compares values of the inner objective, and problem.prox gives none for "
@@ -130,4 +143,4 @@ class Penalty:
         return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)
 
 
-register_node(Penalty, data_fields=["solver", "gamma"], meta_fields=["steps"])
+register_node(Penalty, data_fields=["solver", "gamma"], meta_fields=["steps", "outer_batch_size"])

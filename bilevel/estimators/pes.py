@@ -14,7 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, Evidence, InnerState, Problem, init_inner_state
+from bilevel.core import (
+    Counts,
+    Data,
+    Estimate,
+    Evidence,
+    InnerState,
+    Problem,
+    draw_outer,
+    init_inner_state,
+)
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.evolution import require_es, run_episode
 from bilevel.estimators.refusals import check_read
@@ -66,6 +75,8 @@ class PES:
     pairs : number of antithetic pairs, at least 2, all kept in memory with their solver states.
     reset : after so many calls the pairs return to the unperturbed chain and forget; ``None`` is
         never. Where the steps contract, a few times the memory of the chain loses nothing.
+    outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
+        all. Every pair draws its own, so that the standard error has its noise in it.
 
     Notes
     -----
@@ -91,6 +102,7 @@ class PES:
     sigma: Number = 0.01
     pairs: int = 16
     reset: int | None = None
+    outer_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
@@ -115,8 +127,8 @@ class PES:
         particles, drift, age = self._remembered(problem, free, lower)
 
         def play(hyper: Hyper, carry: Carry, key: Key) -> tuple[Scalar, Carry, Counter]:
-            at = InnerState(*carry)
-            return run_episode(problem, self.solver, self.steps, hyper, at, data, key)
+            at, seen = InnerState(*carry), draw_outer(data, self.outer_batch_size, key)
+            return run_episode(problem, self.solver, self.steps, hyper, at, seen, key)
 
         def pair(carry: Carry, direction: PyTree, key: Key) -> tuple[Scalar, Carry, Count]:
             def one(sign: Array, carry: Carry) -> tuple[Scalar, Carry, Counter]:
@@ -139,7 +151,8 @@ class PES:
         )
 
         value, (params, state), taken = play(hyper, (lower.params, lower.solver_state), key)
-        end = end_chain(problem, hyper, (params, state), data)
+        seen = draw_outer(data, self.outer_batch_size, key)
+        end = end_chain(problem, hyper, (params, state), seen)
         residual, reference = find_progress(
             end.problem, hyper, before, params, data, lower.reference
         )
@@ -166,4 +179,8 @@ class PES:
         return jax.lax.cond(lower.memory.age >= self.reset, lambda: empty, lambda: lower.memory)
 
 
-register_node(PES, data_fields=["solver", "sigma"], meta_fields=["steps", "pairs", "reset"])
+register_node(
+    PES,
+    data_fields=["solver", "sigma"],
+    meta_fields=["steps", "pairs", "reset", "outer_batch_size"],
+)

@@ -23,6 +23,7 @@ from bilevel.core import (
     InnerState,
     Loss,
     Problem,
+    draw_outer,
     init_inner_state,
     inner_loss,
 )
@@ -66,6 +67,8 @@ class Reverse:
     memory : ``"full"`` stores what all K steps need; ``"checkpoint"`` stores O(sqrt(K)) of it and
         runs the loop once more; ``"auto"`` takes ``"full"`` while that fits into ``budget``.
     budget : bytes that ``"auto"`` may fill, 256 MiB by default.
+    outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
+        all. Unbiased; its noise is in the standard error of :class:`Replicated` around it.
 
     Raises
     ------
@@ -85,6 +88,7 @@ class Reverse:
     truncate: int | None = None
     memory: str = "auto"
     budget: int = 2**28
+    outer_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
@@ -105,6 +109,7 @@ class Reverse:
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain forwards, then pull the outer gradient back through it."""
+        data = draw_outer(data, self.outer_batch_size, key)
         check_unrolled("Reverse", problem, self.solver, hyper, lower, data, key)
         tracked = self.steps if self.truncate is None else self.truncate
         skipped = self.steps - tracked
@@ -210,5 +215,7 @@ class Reverse:
 
 
 register_node(
-    Reverse, data_fields=["solver"], meta_fields=["steps", "truncate", "memory", "budget"]
+    Reverse,
+    data_fields=["solver"],
+    meta_fields=["steps", "truncate", "memory", "budget", "outer_batch_size"],
 )

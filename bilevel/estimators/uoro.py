@@ -23,6 +23,7 @@ from bilevel.core import (
     Evidence,
     InnerState,
     Problem,
+    draw_outer,
     init_inner_state,
     inner_loss,
 )
@@ -64,6 +65,8 @@ class UORO:
     Parameters
     ----------
     solver, steps : the inner solver and its number of steps K per call.
+    outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
+        all. Unbiased; its noise is in the standard error of :class:`Replicated` around it.
 
     Raises
     ------
@@ -80,6 +83,7 @@ class UORO:
 
     solver: Solver
     steps: int
+    outer_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
@@ -95,6 +99,7 @@ class UORO:
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain with its rank-one derivative; contract with the outer gradient."""
+        data = draw_outer(data, self.outer_batch_size, key)
         check_unrolled("UORO", problem, self.solver, hyper, lower, data, key)
         # Step k uses fold_in(key, k), k < steps: the signs must not repeat those keys.
         signs_by = jax.random.fold_in(key, self.steps)
@@ -159,7 +164,7 @@ class UORO:
         return _update_factors(none, signs, pull(signs)[0])
 
 
-register_node(UORO, data_fields=["solver"], meta_fields=["steps"])
+register_node(UORO, data_fields=["solver"], meta_fields=["steps", "outer_batch_size"])
 
 
 def _signs(like: list, key: Key) -> list:

@@ -1,218 +1,36 @@
 """Losses with keys, a model state, side results and a running loss, against hand-written JAX."""
 
-import flax.linen as nn
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 import bilevel as bl
-from tests.marks import quick_cases
-
-STEPS, BATCH, RATE, MOMENTUM = 4, 5, 0.1, 0.5
-KEY = jax.random.key(3)
-HYPER = {"decay": np.array(-2.0), "scale": np.array(0.3)}
+from tests.estimators.by_hand import (
+    HYPER,
+    KEY,
+    RATE,
+    STEPS,
+    UNROLLED,
+    assert_close,
+    by_hand,
+    data,
+    inner,
+    inner_and_state,
+    outer,
+    solver,
+    tiny,
+    tiny_by_hand,
+)
 
 
 @pytest.fixture(autouse=True)
 def _float64():
     with jax.enable_x64(True):
         yield
-
-
-def rows(n, seed):
-    rng = np.random.default_rng(seed)
-    X = rng.standard_normal((n, 3))
-    return X, np.tanh(X @ np.array([1.0, -2.0, 0.5]))
-
-
-class Linen(nn.Module):
-    """A small network with dropout and batch norm."""
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = nn.Dense(4, param_dtype=float)(x)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, param_dtype=float)(x)
-        x = nn.Dropout(0.3, deterministic=not train)(jnp.tanh(x))
-        return nn.Dense(1, param_dtype=float)(x)[:, 0]
-
-
-class Nnx(nnx.Module):
-    """The same, in nnx."""
-
-    def __init__(self, rngs):
-        self.first = nnx.Linear(3, 4, rngs=rngs, param_dtype=float)
-        self.norm = nnx.BatchNorm(4, momentum=0.9, rngs=rngs, param_dtype=float)
-        self.dropout = nnx.Dropout(0.3)
-        self.last = nnx.Linear(4, 1, rngs=rngs, param_dtype=float)
-
-    def __call__(self, x, key, train):
-        x = self.norm(self.first(x), use_running_average=not train)
-        x = self.dropout(jnp.tanh(x), deterministic=not train, rngs=nnx.Rngs(key))
-        return self.last(x)[:, 0]
-
-
-def linen():
-    """Return ``apply(params, state, x, key, train) -> (output, state)``, params and state."""
-    model = Linen()
-    variables = model.init(jax.random.key(0), jnp.zeros((2, 3)), train=False)
-
-    def apply(params, state, x, key, train):
-        both = {"params": params, "batch_stats": state}
-        kept = {"mutable": ["batch_stats"]} if train else {}
-        out = model.apply(both, x, train=train, rngs={"dropout": key}, **kept)
-        return (out[0], out[1]["batch_stats"]) if train else (out, state)
-
-    return apply, variables["params"], in_float64(variables["batch_stats"])
-
-
-def in_nnx():
-    """Return the same of the network in nnx."""
-    graph, params, state = nnx.split(Nnx(nnx.Rngs(0)), nnx.Param, ...)
-
-    def apply(params, state, x, key, train):
-        model = nnx.merge(graph, *jax.tree.map(lambda x: x, (params, state)))
-        out = model(x, key, train)
-        return out, nnx.split(model, nnx.Param, ...)[2]
-
-    return apply, params, in_float64(state)
-
-
-def in_float64(tree):
-    def convert(x):
-        return x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    return jax.tree.map(convert, tree)
-
-
-def losses(apply):
-    def inner(params, hyper, batch, state, key):
-        x, y = batch
-        out, state = apply(params, state, x, key, True)
-        loss = jnp.mean((out - y) ** 2) + jnp.exp(hyper["decay"]) * optax.tree.norm(
-            params, squared=True
-        )
-        return loss * jnp.exp(hyper["scale"]), state
-
-    def outer(params, hyper, batch, state, key):
-        x, y = batch
-        x = x + 0.1 * jax.random.normal(key, x.shape)  # augmentation
-        return jnp.mean((apply(params, state, x, key, False)[0] - y) ** 2)
-
-    return inner, outer
-
-
-def by_hand(inner, outer, running, params, state, data, hyper, key, steps=STEPS, batch=BATCH):
-    """SGD with momentum as anyone writes it; the outer value, params and state at the end."""
-    velocity, total = jax.tree.map(jnp.zeros_like, params), 0.0
-    X, y = (jnp.asarray(x) for x in data.inner)
-    for k in range(steps):
-        step = jax.random.fold_in(key, k)
-        seen = jax.random.randint(step, (batch,), 0, len(X), jnp.int32)
-        extra = bl.loss_key(step, "inner")
-        b = X[seen], y[seen]
-        if running is not None:
-            total = total + running(params, hyper, b, state, extra)
-        g, new = jax.grad(inner, has_aux=True)(params, hyper, b, state, extra)
-        velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, g)
-        params = jax.tree.map(lambda w, v: w - RATE * v, params, velocity)
-        state = new
-    value = outer(params, hyper, data.outer, state, bl.loss_key(key, "outer"))
-    return value + total / steps, (params, state)
-
-
-def solver(batch=BATCH):
-    return bl.SGD(RATE, batch_size=batch, momentum=MOMENTUM)
-
-
-def data():
-    return bl.Data(inner=rows(20, 0), outer=rows(8, 1))
-
-
-def assert_close(got, want, tol=1e-12):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tol, atol=tol)
-
-
-NETWORKS = {"linen": linen, "nnx": in_nnx}
-UNROLLED = {
-    "full": bl.Reverse(solver(), STEPS),
-    "forward": bl.Forward(solver(), STEPS),
-    "checkpoint": bl.Reverse(solver(), STEPS, memory="checkpoint"),
-    "chunk": bl.Forward(solver(), STEPS, chunk=1),
-    "last": bl.OneStep(solver(), STEPS, last=STEPS),
-    "auto": bl.Auto(solver=solver(), steps=STEPS),
-}
-
-
-@quick_cases(2, "network, name", [("linen", "full"), ("nnx", "full"), ("nnx", "forward")])
-def test_dropout_and_batch_norm_equal_hand_written_jax(network, name):
-    apply, params, state = NETWORKS[network]()
-    inner, outer = losses(apply)
-    problem = bl.Problem(inner, outer, stochastic=True, has_state=True)
-    estimate, after = bl.hypergradient(
-        problem, UNROLLED[name], HYPER, params, data(), KEY, model_state=state, max_error=np.inf
-    )
-
-    def hand(hyper):
-        return by_hand(inner, outer, None, params, state, data(), hyper, KEY)
-
-    (value, (end, last)), grad = jax.jit(jax.value_and_grad(hand, has_aux=True))(HYPER)
-    assert_close(estimate.value, value)
-    assert_close(estimate.grad, grad)
-    assert_close((after.params, after.model_state), (end, last))
-
-
-def mask(key, x):
-    return jax.random.bernoulli(key, 0.7, x.shape) / 0.7
-
-
-def inner(w, hyper, batch, state, key):
-    """A tiny loss that reads and writes floats, a counter and a key in its state."""
-    x, y = batch
-    z = jnp.tanh((x * mask(key, x)) @ w)
-    new = {
-        "mean": 0.9 * state["mean"] + 0.1 * z.mean() + 0.01 * hyper["scale"],
-        "count": state["count"] + 1,
-        "key": jax.random.fold_in(state["key"], 1),
-    }
-    loss = jnp.mean((z - state["mean"] - y) ** 2) + jnp.exp(hyper["decay"]) * jnp.sum(w**2)
-    return loss, new, {"spread": jnp.std(z), "count": state["count"]}
-
-
-def outer(w, hyper, batch, state, key):
-    x, y = batch
-    z = (x * mask(key, x)) @ w - state["mean"] * state["count"] * hyper["scale"]
-    return jnp.mean((z - y) ** 2), {"error": jnp.mean(jnp.abs(z - y))}
-
-
-def running(w, hyper, batch, state, key):
-    x, y = batch
-    noise = jax.random.normal(key, y.shape)
-    return jnp.mean((x @ w - y - noise) ** 2 * state["mean"]) + hyper["scale"] * jnp.sum(w**2)
-
-
-def tiny():
-    problem = bl.Problem(
-        inner, outer, stochastic=True, has_state=True, has_aux=True, running=running
-    )
-    state = {"mean": jnp.array(0.3), "count": jnp.array(0), "key": jax.random.key(9)}
-    return problem, jnp.zeros(3), state
-
-
-def tiny_by_hand(hyper, params, state, key):
-    return by_hand(
-        lambda *args: inner(*args)[:2],
-        lambda *args: outer(*args)[0],
-        running,
-        params,
-        state,
-        data(),
-        hyper,
-        key,
-    )
 
 
 @pytest.mark.parametrize("name", [name for name in UNROLLED if name != "last"])
@@ -234,3 +52,157 @@ def test_state_keys_and_a_running_loss_equal_hand_written_jax(name):
     error = outer(end, HYPER, (x, y), last, bl.loss_key(KEY, "outer"))[1]["error"]
     assert_close(estimate.aux["outer"]["error"], error)
     assert estimate.aux["inner"]["count"] == STEPS - 1
+
+
+def test_derivative_through_the_state_is_stopped_where_the_loss_says_so():
+    problem, params, state = tiny()
+
+    def stopped(w, hyper, batch, state, key):
+        return outer(w, hyper, batch, jax.lax.stop_gradient(state), key)
+
+    problem = dataclasses.replace(problem, outer=stopped, running=None)
+    at = HYPER, params, data(), KEY
+    estimate, _ = bl.hypergradient(
+        problem, UNROLLED["forward"], *at, model_state=state, max_error=np.inf
+    )
+
+    def hand(hyper):
+        alone = inner_and_state, lambda *args: stopped(*args)[0], None
+        return by_hand(*alone, params, state, data(), hyper, KEY)[0]
+
+    value, grad = jax.value_and_grad(hand)(HYPER)
+    assert_close((estimate.value, estimate.grad), (value, grad))
+
+
+def test_implicit_holds_the_last_state():
+    problem, params, state = tiny()
+    problem = dataclasses.replace(problem, running=None)
+    estimator = bl.Implicit(solver(), STEPS, linear=bl.CG(tol=1e-14))
+    estimate, after = bl.hypergradient(
+        problem, estimator, HYPER, params, data(), KEY, model_state=state, max_error=np.inf
+    )
+    last, key, of_outer = after.model_state, bl.loss_key(KEY, "inner"), bl.loss_key(KEY, "outer")
+    x = [jax.tree.map(jnp.asarray, level) for level in (data().inner, data().outer)]
+    at = after.params, HYPER
+
+    def slope(w, h):
+        return jax.grad(lambda w: inner(w, h, x[0], last, key)[0])(w)
+
+    b, direct = jax.grad(lambda w, h: outer(w, h, x[1], last, of_outer)[0], (0, 1))(*at)
+    adjoint = jnp.linalg.solve(jax.jacobian(slope)(*at), b)
+    through = jax.vjp(lambda h: slope(after.params, h), HYPER)[1](adjoint)[0]
+    assert_close(estimate.grad, jax.tree.map(jnp.subtract, direct, through), tol=1e-9)
+
+
+def test_tune_goes_on_bit_for_bit_and_has_the_side_results():
+    problem, params, state = tiny()
+
+    def tune(steps, **more):
+        return bl.tune(
+            problem,
+            UNROLLED["full"],
+            optax.sgd(0.01),
+            HYPER,
+            params,
+            data(),
+            steps=steps,
+            key=KEY,
+            max_error=np.inf,
+            **more,
+        )
+
+    whole, part = tune(4, model_state=state), tune(2, model_state=state)
+    rest = tune(2, state=part.state)
+    assert_close(rest.hyper, whole.hyper, tol=0)
+    assert whole.state.lower.model_state["count"] == 4 * STEPS
+    assert {"spread", "error", "count"} <= set(whole.history)
+    assert whole.history["count"].tolist() == [STEPS * (k + 1) - 1 for k in range(4)]
+
+
+def test_names_that_both_losses_return_have_their_level_before_them():
+    def loss(w, h, x):
+        return jnp.mean((w - x) ** 2) + h * w**2, {"size": w, "value": w}
+
+    problem = bl.Problem(loss, loss, has_aux=True)
+    numbers = bl.Data(inner=np.ones(2), outer=np.ones(2))
+    estimator = bl.Reverse(bl.GradientDescent(0.1), 3)
+    result = bl.tune(
+        problem, estimator, optax.sgd(0.1), 1.0, 0.0, numbers, steps=2, key=KEY, max_error=np.inf
+    )
+    names = {"inner_size", "outer_size", "inner_value", "outer_value", "value"}
+    assert names <= set(result.history)
+    assert_close(result.history["value"].shape, (2,))
+
+
+def test_check_holds_key_and_state():
+    problem, params, state = tiny()
+    problem = dataclasses.replace(problem, running=None)
+    assert bl.check(problem, HYPER, params, data(), model_state=state, directions=2).agrees
+
+
+def test_copies_have_keys_of_their_own():
+    def loss(w, h, x, key):
+        return (w - h) ** 2 / 2 + w * jax.random.normal(key)
+
+    problem = bl.Problem(loss, loss, stochastic=True)
+    numbers = bl.Data(inner=np.ones(1), outer=np.ones(1))
+    estimator = bl.Replicated(bl.Reverse(bl.GradientDescent(1.0), 1), 4)
+    estimate, after = bl.hypergradient(
+        problem, estimator, 1.0, 0.0, numbers, KEY, evidence="off", max_error=np.inf
+    )
+    keys = jax.random.split(KEY, 4)
+    ends = [1 - jax.random.normal(bl.loss_key(jax.random.fold_in(k, 0), "inner")) for k in keys]
+    assert_close(after.memory.params, jnp.stack(ends))
+    noise = [jax.random.normal(bl.loss_key(k, "outer")) for k in keys]
+    values = [(w - 1) ** 2 / 2 + w * e for w, e in zip(ends, noise, strict=True)]
+    assert_close(estimate.value, jnp.mean(jnp.stack(values)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "model_state", "words"),
+    [
+        ({"stochastic": False}, True, "stochastic=True for a key"),
+        ({"has_state": False}, False, "has_state=True for a model state"),
+        ({"has_aux": False}, True, r"must return \(loss, new model state\)"),
+        ({}, False, "model_state is missing"),
+        ({"inner": "other structure"}, True, "must match"),
+        ({"running": lambda *args: jnp.zeros(2)}, True, "running must return"),
+    ],
+)
+def test_bad_input_gets_a_sentence(changes, model_state, words):
+    problem, params, state = tiny()
+
+    def other(*args):
+        loss, new, aux = inner(*args)
+        return loss, {**new, "more": 0.0}, aux
+
+    changes = {
+        name: other if value == "other structure" else value for name, value in changes.items()
+    }
+    problem = dataclasses.replace(problem, **changes)
+    with pytest.raises(ValueError, match=words):
+        bl.hypergradient(
+            problem,
+            UNROLLED["full"],
+            HYPER,
+            params,
+            data(),
+            KEY,
+            model_state=state if model_state else None,
+        )
+
+
+@pytest.mark.parametrize(
+    ("part", "estimator"),
+    [
+        ("has_state", bl.SingleLoop(0.1, 4)),
+        ("has_state", bl.ClosedForm()),
+        ("running", bl.Implicit(solver(), STEPS)),
+        ("running", bl.Predicted(bl.Implicit(bl.SGD(RATE, batch_size=4), STEPS, average=2))),
+    ],
+)
+def test_what_an_estimator_does_not_handle_is_refused_by_name(part, estimator):
+    problem, params, state = tiny()
+    name = "Implicit" if part == "running" else type(estimator).__name__
+    with pytest.raises(ValueError, match=rf"{name} does not handle Problem\({part}"):
+        bl.hypergradient(problem, estimator, HYPER, params, data(), KEY, model_state=state)
