@@ -127,7 +127,9 @@ def carry_model(
             try:
                 found = _look_at_results(problem, solver, hyper, params, data, key, state)
             except (TypeError, ValueError, KeyError, IndexError, AttributeError):
-                found = LossResult(jnp.zeros(()), state)  # the check of the losses says what is wrong
+                found = LossResult(
+                    jnp.zeros(()), state
+                )  # the check of the losses says what is wrong
             state, aux = promote_state(state, found.model_state), zeros_like(found.aux)
         return replace(inside, solver=ModelSolver(solver, problem, state, aux))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Problem
+from bilevel.core import Data, Problem, rebind_key
 from bilevel.single_loop.batches import Batches
 from bilevel.single_loop.oracles import Series, Variables, hessian_product
 from bilevel.single_loop.rates import Rate, move_along
@@ -38,7 +38,8 @@ def descend_params(loop: InnerLoop, hyper: PyTree, carry: VariableCarry, count: 
 
     def advance(carry: VariableCarry, k: Array) -> tuple[VariableCarry, None]:
         w, w_state, _ = carry
-        gradient = partial(jax.grad(problem.inner), w, hyper)
+        at = rebind_key(problem, jax.random.fold_in(key, k))
+        gradient = partial(jax.grad(at.inner), w, hyper)
         direction = batches.mean(gradient, data.inner, drawn(k))
         w, w_state = move_along(rate, w, direction, count, hyper, w_state)
         return (w, w_state, direction), None
@@ -58,7 +59,8 @@ def descend_adjoint(
 
     def advance(carry: VariableCarry, k: Array) -> tuple[VariableCarry, None]:
         v, v_state, _ = carry
-        hvp = partial(hessian_product, problem, here.w, here.lam, v)
+        at = rebind_key(problem, jax.random.fold_in(key, k))
+        hvp = partial(hessian_product, at, here.w, here.lam, v)
         direction = jax.tree.map(jnp.add, batches.mean(hvp, data.inner, drawn(k)), rhs)
         v, v_state = move_along(rate, v, direction, count, here.lam, v_state)
         return (v, v_state, direction), None

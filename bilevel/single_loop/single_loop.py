@@ -7,7 +7,7 @@ Vaiter, Moreau, NeurIPS 2022 (the framework); "plug and play" choices of rules: 
 
 Keys: move k of a call draws with ``fold_in(key, 4 k + j)``, j = 0 the inner minibatch, 1 the outer
 one, 2 the coin, 3 the series: all its minibatches at once, and the length of HIA with ``fold_in(.,
-1)`` of that key.
+1)`` of that key. Random losses see ``loss_key`` of the first.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state
+from bilevel.core import Counts, Data, Estimate, InnerState, Problem, init_inner_state, rebind_key
 from bilevel.estimators import check_minimiser
 from bilevel.single_loop.batches import BatchSize, Minibatches
 from bilevel.single_loop.drawing import (
@@ -203,6 +203,7 @@ class SingleLoop(Monitored):
         count, rules, sizes = memory["count"], self._rules(), self._minibatches().per_pass(data)
         here = Variables(params, memory["v"], hyper)
         series = self.v if isinstance(self.v, Series) else None
+        problem = rebind_key(problem, key(0))
         drawn, samplers, coin, at = draw_both(
             problem, data, self._minibatches(), series, samplers, key
         )
