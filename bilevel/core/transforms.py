@@ -9,7 +9,7 @@ import jax
 import optax
 
 from bilevel.core.schedules import FunctionSchedule, Schedule, Setting, as_schedule
-from bilevel.utils import Counter, FloatTree, Hyper, Params, PyTree, fingerprint, register_node
+from bilevel.utils import Counter, FloatTree, Hyper, Params, PyTree, register_node, take_fingerprint
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class StaticTransform:
 
     def __post_init__(self) -> None:
         """Describe what it does: ``optax.adam(0.1)`` in two calls is one program."""
-        object.__setattr__(self, "does", fingerprint(self.tx))
+        object.__setattr__(self, "does", take_fingerprint(self.tx))
 
     def init(self, params: Params) -> PyTree:
         """Return optax's state."""

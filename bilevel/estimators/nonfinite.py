@@ -142,7 +142,8 @@ def _of_steps(
         text = f"the params after step {k} of {name} are not finite, and before it they are."
         return text, carry
     return (
-        f"the derivative of step {k} of {name} is not finite, and the step itself is. {_cure(name)}"
+        f"the derivative of step {k} of {name} is not finite, and the step itself is. "
+        f"{_SECOND} Implicit differentiates no step."
     ), carry
 
 
@@ -164,17 +165,6 @@ def _first_bad(
     first = jnp.int32(0), begun, begun, jnp.array(True)
     k, before, moved, good = jax.lax.while_loop(unfinished, body, first)
     return int(k), moved if good else before, moved
-
-
-def _cure(name: str) -> str:
-    if name == "Optax":
-        return (
-            "Optimisers that divide by a root of squared gradients (adam) have no derivative where "
-            "a gradient is exactly 0, as that of a column of zeros is: give them something under "
-            "the root, for example optax.adam(learning_rate, eps_root=1e-8), or take Implicit, "
-            "which differentiates no step."
-        )
-    return f"{_SECOND} Implicit differentiates no step."
 
 
 def _of_outer_loss(problem: Problem, hyper: Hyper, params: Params, data: Data) -> str | None:

@@ -9,6 +9,7 @@ import optax
 
 from bilevel.core import Loss, StaticTransform, Transform, as_pytree
 from bilevel.solvers.sampling import Sampler, SamplerState
+from bilevel.solvers.smooth_update import update_smoothly
 from bilevel.utils import Counter, DataTree, Hyper, Key, Params, PyTree, Scalar, register_node
 
 _SEARCHES = (
@@ -33,8 +34,8 @@ class Optax:
     -----
     ``optax.lbfgs`` takes the change of the gradient by a new ``hyper`` for curvature: prefer
     :class:`bilevel.LBFGS`. Line searches are for ``Implicit`` only.
-    ``optax.adam`` has no derivative where a gradient entry is exactly 0 (a square root at 0):
-    give it ``eps_root=1e-16`` when an estimator differentiates through it.
+    An update that divides by a root of squared gradients (``optax.adam``) has the derivative 0 for
+    entries whose gradient has always been exactly 0, as those of a column of zeros.
 
     Raises
     ------
@@ -43,7 +44,7 @@ class Optax:
     Examples
     --------
     >>> import bilevel as bl, optax
-    >>> solver = bl.Optax(optax.adam(1e-2, eps_root=1e-16), batch_size=32)
+    >>> solver = bl.Optax(optax.adam(1e-2), batch_size=32)
     """
 
     tx: PyTree
@@ -81,11 +82,13 @@ class Optax:
             return loss(params, hyper, batch)
 
         value, gradient = jax.value_and_grad(objective)(params)
-        tx, extra = self.tx, {}
+        tx = self.tx
         if isinstance(tx, Transform | StaticTransform):
             extra = {"value": value, "grad": gradient, "value_fn": objective}
             tx = tx.at(count, hyper) if isinstance(tx, Transform) else tx
-        updates, inner = tx.update(gradient, inner, params, **extra)
+            updates, inner = update_smoothly(tx, gradient, inner, params, extra)
+        else:
+            updates, inner = tx.update(gradient, inner, params)
         return optax.apply_updates(params, updates), (count + 1, inner, sampler)
 
 

@@ -3,7 +3,7 @@
 from bilevel.utils.branch import cond_without_select
 from bilevel.utils.dependence import is_constant, unused_leaves
 from bilevel.utils.deprecation import RenamedMethod, resolve_renamed
-from bilevel.utils.fingerprint import fingerprint
+from bilevel.utils.fingerprint import take_fingerprint
 from bilevel.utils.interrupts import RememberInterrupts
 from bilevel.utils.matrices import (
     require_below,
@@ -99,7 +99,6 @@ __all__ = [
     "descend",
     "describe",
     "dtype",
-    "fingerprint",
     "is_constant",
     "is_inexact",
     "is_traced",
@@ -131,6 +130,7 @@ __all__ = [
     "resolve_renamed",
     "size",
     "strip_weak_types",
+    "take_fingerprint",
     "unit_vectors",
     "unused_leaves",
     "vdot",

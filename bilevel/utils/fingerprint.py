@@ -33,7 +33,7 @@ class _Identity:
         return id(self.thing)
 
 
-def fingerprint(thing: object) -> Hashable:
+def take_fingerprint(thing: object) -> Hashable:
     """Return a value that is equal for things that do the same, as far as that can be told.
 
     Functions are compared by their code, their defaults, what they close over and, outside the
@@ -43,9 +43,9 @@ def fingerprint(thing: object) -> Hashable:
     Examples
     --------
     >>> import optax
-    >>> fingerprint(optax.adam(0.1)) == fingerprint(optax.adam(0.1))
+    >>> take_fingerprint(optax.adam(0.1)) == take_fingerprint(optax.adam(0.1))
     True
-    >>> fingerprint(optax.adam(0.1)) == fingerprint(optax.adam(0.2))
+    >>> take_fingerprint(optax.adam(0.1)) == take_fingerprint(optax.adam(0.2))
     False
     """
     return _describe(thing, ())

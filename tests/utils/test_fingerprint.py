@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from bilevel.utils import fingerprint
+from bilevel.utils import take_fingerprint
 
 scale = 1.0
 
@@ -56,21 +56,21 @@ MADE: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("name", MADE)
 def test_what_does_the_same_is_equal(name: str) -> None:
-    first, second = (fingerprint(MADE[name]()) for _ in range(2))
+    first, second = (take_fingerprint(MADE[name]()) for _ in range(2))
     assert first == second
     assert hash(first) == hash(second)
 
 
 def test_what_differs_in_anything_is_not() -> None:
-    found = {name: fingerprint(make()) for name, make in MADE.items()}
+    found = {name: take_fingerprint(make()) for name, make in MADE.items()}
     alike = [pair for pair in itertools.combinations(found, 2) if found[pair[0]] == found[pair[1]]]
     assert alike == []
 
 
 def test_a_global_that_was_set_anew_makes_a_difference(monkeypatch) -> None:
-    before = fingerprint(own(0.5))
+    before = take_fingerprint(own(0.5))
     monkeypatch.setitem(globals(), "scale", 2.0)
-    assert fingerprint(own(0.5)) != before
+    assert take_fingerprint(own(0.5)) != before
 
 
 def test_what_cannot_be_told_is_only_equal_to_itself() -> None:
@@ -79,24 +79,24 @@ def test_what_cannot_be_told_is_only_equal_to_itself() -> None:
             return 0.1
 
     one, other = Rate(), Rate()
-    assert fingerprint(one) == fingerprint(one)
-    assert fingerprint(optax.sgd(one)) != fingerprint(optax.sgd(other))
+    assert take_fingerprint(one) == take_fingerprint(one)
+    assert take_fingerprint(optax.sgd(one)) != take_fingerprint(optax.sgd(other))
 
     def hidden() -> None: ...
 
     def alike() -> None: ...
 
     alike.__code__ = hidden.__code__
-    assert fingerprint(hidden) == fingerprint(alike)
+    assert take_fingerprint(hidden) == take_fingerprint(alike)
     hidden.setting = 1  # type: ignore[attr-defined]
-    assert fingerprint(hidden) != fingerprint(alike)
+    assert take_fingerprint(hidden) != take_fingerprint(alike)
 
 
 def test_containers_are_what_they_hold() -> None:
-    assert fingerprint([1, 2]) != fingerprint((1, 2))
-    assert fingerprint({"a": 1, "b": 2}) != fingerprint({"a": 1, "b": 3})
-    assert fingerprint(np.arange(3)) != fingerprint(np.arange(3.0))
-    assert fingerprint(jnp.arange(3)) == fingerprint(jnp.arange(3))
+    assert take_fingerprint([1, 2]) != take_fingerprint((1, 2))
+    assert take_fingerprint({"a": 1, "b": 2}) != take_fingerprint({"a": 1, "b": 3})
+    assert take_fingerprint(np.arange(3)) != take_fingerprint(np.arange(3.0))
+    assert take_fingerprint(jnp.arange(3)) == take_fingerprint(jnp.arange(3))
     loop: list[object] = [1]
     loop.append(loop)
-    assert hash(fingerprint(loop)) == hash(fingerprint(loop))
+    assert hash(take_fingerprint(loop)) == hash(take_fingerprint(loop))
