@@ -41,7 +41,9 @@ LAYERS = {
     ".ci": Layer(STDLIB),
 }
 # `tune` and `hypergradient` are the two verbs that compile on the user's behalf.
-JIT_FILES = frozenset({"bilevel/tuning/tune.py", "bilevel/estimators/call.py"})
+JIT_FILES = frozenset(
+    {"bilevel/tuning/tune.py", "bilevel/tuning/ending.py", "bilevel/estimators/call.py"}
+)
 # Tools that run whole solves, which eager only compile longer; and `fit`, which nobody composes:
 # it is called with NumPy arrays, and its one program is compiled once for each shape.
 JIT_FOLDERS = ("bilevel/testing/", "bilevel/sklearn/")
