@@ -163,11 +163,6 @@ def test_bad_arrays_are_refused(arrays: dict, message: str, tmp_path: Path) -> N
         load(str(tmp_path / "t.npz"))
 
 
-def test_what_is_no_archive_is_refused(write) -> None:
-    with pytest.raises(ValueError, match="cannot be read as npz"):
-        load(write("t.npz", "text"))
-
-
 def test_names_and_paths_that_lead_nowhere(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"unknown data set 'diabete'. Did you mean 'diabetes'\?"):
         load("diabete")
