@@ -8,6 +8,7 @@ from bilevel.checks.hypergradient import check
 from bilevel.checks.noise import NoiseReport, check_noise
 from bilevel.checks.report import CheckReport
 from bilevel.core import (
+    Continued,
     Counts,
     Data,
     Decay,
@@ -101,6 +102,7 @@ __all__ = [
     "Blocks",
     "CheckReport",
     "ClosedForm",
+    "Continued",
     "Cost",
     "Counts",
     "Data",

@@ -24,6 +24,7 @@ from bilevel.core.protocols import (
     ScalesWork,
 )
 from bilevel.core.schedules import (
+    Continued,
     Decay,
     FunctionSchedule,
     InverseTime,
@@ -32,6 +33,7 @@ from bilevel.core.schedules import (
     Setting,
     as_schedule,
     as_setting,
+    as_setting_tree,
     evaluate,
 )
 from bilevel.core.transforms import StaticTransform, Transform, as_pytree, transform
@@ -41,6 +43,7 @@ __all__ = [
     "ChoosesEstimator",
     "Chosen",
     "Composite",
+    "Continued",
     "Counts",
     "Data",
     "Decay",
@@ -66,6 +69,7 @@ __all__ = [
     "as_pytree",
     "as_schedule",
     "as_setting",
+    "as_setting_tree",
     "bind_losses",
     "count_examples",
     "draw_outer",

@@ -8,7 +8,15 @@ from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from bilevel.utils import Count, Counter, FloatTree, Hyper, Number, register_node, require_positive
+from bilevel.utils import (
+    Count,
+    FloatTree,
+    Hyper,
+    Number,
+    PyTree,
+    register_node,
+    require_positive,
+)
 
 
 @runtime_checkable
@@ -43,6 +51,56 @@ class FunctionSchedule:
     def __call__(self, count: Count, hyper: Hyper = None) -> FloatTree:
         """Return the number at step ``count`` (``()``, int32)."""
         return self.fn(count, hyper) if self.sees_hyper else self.fn(count)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Continued:
+    """``fn(count, hyper)`` whose count goes on from call to call.
+
+    Otherwise the count of a setting that is a hyperparameter itself begins at 0 in every call: one
+    number for each step of a call is then the same schedule in all outer steps.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> solver = bl.SGD(bl.Continued(lambda count, hyper: hyper / (1 + count)), batch_size=8)
+    """
+
+    fn: Callable[[Count, Hyper], FloatTree]
+    sees_hyper: ClassVar[bool] = True
+    continues: ClassVar[bool] = True
+
+    def __call__(self, count: Count, hyper: Hyper = None) -> FloatTree:
+        """Return the number at step ``count``, of all calls together."""
+        return self.fn(count, hyper)
+
+
+@dataclass(frozen=True)
+class SettingTree:
+    """A tree of settings that is a prefix of the params: one number for each part of them."""
+
+    tree: PyTree
+
+    @property
+    def sees_hyper(self) -> bool:
+        """Whether one of them depends on ``hyper``."""
+        return any(getattr(setting, "sees_hyper", False) for setting in self._leaves())
+
+    @property
+    def continues(self) -> bool:
+        """Whether all that depend on ``hyper`` go on from call to call."""
+        seeing = [setting for setting in self._leaves() if getattr(setting, "sees_hyper", False)]
+        return all(getattr(setting, "continues", False) for setting in seeing)
+
+    def __call__(self, count: Count, hyper: Hyper = None) -> FloatTree:
+        """Return the tree of numbers at step ``count``."""
+        return jax.tree.map(
+            lambda setting: evaluate(setting, count, hyper), self.tree, is_leaf=_is_schedule
+        )
+
+    def _leaves(self) -> list[Setting]:
+        return jax.tree.leaves(self.tree, is_leaf=_is_schedule)
 
 
 @dataclass(frozen=True)
@@ -142,6 +200,7 @@ class Relative:
         object.__setattr__(self, "fraction", fraction)
 
 
+register_node(SettingTree)
 register_node(InverseTime)
 register_node(Decay)
 register_node(Relative)
@@ -162,6 +221,24 @@ def as_setting(owner: str, name: str, value: Setting) -> Setting:
     return value
 
 
+def as_setting_tree(owner: str, name: str, value: PyTree) -> Setting:
+    """Return a checked setting that may be a tree of settings, a prefix of the params."""
+    if isinstance(value, SettingTree) or _is_setting(value):
+        return as_setting(owner, name, value)
+    leaves, tree = jax.tree.flatten(value, is_leaf=_is_setting)
+    if not leaves:
+        raise ValueError(f"{owner}: {name} must be a number, or a tree of numbers, got {value!r}.")
+    return SettingTree(tree.unflatten([as_setting(owner, name, leaf) for leaf in leaves]))
+
+
+def _is_schedule(value: object) -> bool:
+    return isinstance(value, Schedule)
+
+
+def _is_setting(value: object) -> bool:
+    return callable(value) or isinstance(value, Relative) or jax.tree_util.all_leaves([value])
+
+
 def as_schedule(owner: str, name: str, fn: Callable[..., FloatTree]) -> Schedule:
     """Return ``fn(count)`` or ``fn(count, hyper)``, by their arguments, as a schedule."""
     if isinstance(fn, Schedule):
@@ -174,7 +251,7 @@ def as_schedule(owner: str, name: str, fn: Callable[..., FloatTree]) -> Schedule
     return FunctionSchedule(fn, len(required) == 2)
 
 
-def evaluate(setting: Setting, count: Counter, hyper: Hyper) -> FloatTree:
+def evaluate(setting: Setting, count: Count, hyper: Hyper) -> FloatTree:
     """Return the number that a checked setting stands for at step ``count``."""
     if isinstance(setting, Schedule):
         return setting(count, hyper)

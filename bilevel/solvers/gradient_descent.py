@@ -9,10 +9,11 @@ from bilevel.solvers.steps import (
     SolverStepSize,
     StepCount,
     advance_count,
-    as_step_size,
+    as_step_sizes,
     evaluate_step_size,
     init_count,
     measure_limit,
+    restart_count,
 )
 from bilevel.utils import (
     DataTree,
@@ -32,11 +33,12 @@ class GradientDescent:
 
     Parameters
     ----------
-    step_size : a positive number, :class:`bilevel.Relative`, ``fn(count)`` or ``fn(count, hyper)``;
-        a function may return a
-        tree like ``params``, one step size per leaf or per entry. Converges on a convex
-        loss while its largest curvature L < 2 / step_size; ``1 / L`` keeps the error of the
-        derivative monotone (Scieur, Gidel, Bertrand, Pedregosa, 2022).
+    step_size : a positive number, :class:`bilevel.Relative`, ``fn(count)`` or ``fn(count, hyper)``,
+        whose count begins at 0 in every call (but see :func:`bilevel.Continued`); or a tree of them
+        that is a prefix of ``params``, ``{"body": r, "head": s}``: one for each part. A function
+        may return such a tree, too. Converges on a convex loss while its largest curvature
+        L < 2 / step_size; ``1 / L`` keeps the error of the derivative monotone (Scieur, Gidel,
+        Bertrand, Pedregosa, 2022).
 
     Raises
     ------
@@ -53,7 +55,7 @@ class GradientDescent:
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
-        object.__setattr__(self, "step_size", as_step_size("GradientDescent", self.step_size))
+        object.__setattr__(self, "step_size", as_step_sizes("GradientDescent", self.step_size))
 
     def init(self, params: Params, data: DataTree) -> StepCount:
         """Return the step count, 0."""
@@ -64,6 +66,10 @@ class GradientDescent:
     ) -> StepCount:
         """Return the state with the stability limit of a relative step size."""
         return measure_limit(state, loss, params, hyper, data)
+
+    def refresh(self, state: StepCount) -> StepCount:
+        """Return the state to begin a call with: a learned schedule begins anew."""
+        return restart_count(state, self.step_size)
 
     def step(
         self,

@@ -10,6 +10,7 @@ import optax
 from bilevel.core import Loss, StaticTransform, Transform, as_pytree
 from bilevel.solvers.sampling import Sampler, SamplerState
 from bilevel.solvers.smooth_update import update_smoothly
+from bilevel.solvers.steps import plain_count, restart_count
 from bilevel.utils import Counter, DataTree, Hyper, Key, Params, PyTree, Scalar, register_node
 
 _SEARCHES = (
@@ -70,6 +71,11 @@ class Optax:
     def drawn(self, data: DataTree, key: Key, state: OptaxState) -> DataTree:
         """Return the minibatch that ``step`` with this key and state sees."""
         return Sampler(self.batch_size, self.sampling).draw(data, key, state[2])[0]
+
+    def refresh(self, state: OptaxState) -> OptaxState:
+        """Return the state to begin a call with: a learned schedule begins anew."""
+        settings = getattr(self.tx, "settings", {}).values()
+        return plain_count(restart_count(state[0], *settings)), *state[1:]
 
     def step(
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: OptaxState

@@ -23,6 +23,7 @@ from bilevel.solvers.steps import (
     evaluate_step_size,
     init_count,
     measure_limit,
+    restart_count,
 )
 from bilevel.utils import (
     DataTree,
@@ -89,6 +90,10 @@ class ProximalGradient:
         """Return the state with the stability limit of a relative step size."""
         return measure_limit(state, loss, params, hyper, data)
 
+    def refresh(self, state: StepCount) -> StepCount:
+        """Return the state to begin a call with: a learned schedule begins anew."""
+        return restart_count(state, self.step_size)
+
     def step(
         self,
         loss: Loss,
@@ -153,6 +158,10 @@ class FISTA:
         """Return the state with the limit of a relative step size as the momentum tends to 1."""
         count, t, before = state
         return measure_limit(count, loss, params, hyper, data, scale=2 / 3), t, before
+
+    def refresh(self, state: MomentumState) -> MomentumState:
+        """Return the state to begin a call with: a learned schedule begins anew."""
+        return restart_count(state[0], self.step_size), *state[1:]
 
     def step(
         self,

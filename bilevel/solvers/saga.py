@@ -29,6 +29,7 @@ from bilevel.solvers.steps import (
     evaluate_step_size,
     init_count,
     measure_limit,
+    restart_count,
 )
 from bilevel.utils import (
     Bool,
@@ -109,6 +110,10 @@ class SAGA:
     def drawn(self, data: DataTree, key: Key, state: SAGAState) -> DataTree:
         """Return the minibatch that ``step`` with this key and state sees."""
         return Sampler(self.batch_size, self.sampling).draw(data, key, state[3])[0]
+
+    def refresh(self, state: SAGAState) -> SAGAState:
+        """Return the state to begin a call with: a learned schedule begins anew."""
+        return restart_count(state[0], self.step_size), *state[1:]
 
     def step(
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: SAGAState

@@ -11,11 +11,12 @@ from bilevel.solvers.steps import (
     SolverStepSize,
     StepCount,
     advance_count,
-    as_step_size,
+    as_step_sizes,
     evaluate_step_size,
     init_count,
     measure_limit,
     plain_count,
+    restart_count,
 )
 from bilevel.utils import (
     DataTree,
@@ -43,10 +44,11 @@ class SGD:
 
     Parameters
     ----------
-    step_size : a positive number, :class:`bilevel.Relative`, ``fn(count)``, or ``fn(count,
-        hyper)`` when the step size is itself a hyperparameter; a function may return a tree like
-        ``params``, one step size per leaf or per entry. Stable on average while curvature < 2 (1 +
-        momentum) / step_size (Nesterov: over 1 + 2 momentum).
+    step_size : a positive number, :class:`bilevel.Relative`, ``fn(count)``, or ``fn(count, hyper)``
+        when it is itself a hyperparameter, with a count that begins at 0 in every call (but see
+        :func:`bilevel.Continued`); or a tree of them that is a prefix of ``params``, ``{"body": r,
+        "head": s}``: one for each part. A function may return such a tree, too. Stable on average
+        while curvature < 2 (1 + momentum) / step_size (Nesterov: over 1 + 2 momentum).
     batch_size : examples per step, at most n; ``None`` is the full batch.
     momentum : ``None`` for none (no velocity is kept), a number in [0, 1), or a function as for
         ``step_size``.
@@ -72,7 +74,7 @@ class SGD:
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
-        object.__setattr__(self, "step_size", as_step_size("SGD", self.step_size))
+        object.__setattr__(self, "step_size", as_step_sizes("SGD", self.step_size))
         if callable(self.momentum) or isinstance(self.momentum, Relative):
             object.__setattr__(self, "momentum", as_setting("SGD", "momentum", self.momentum))
         elif isinstance(self.momentum, str | int | float) and not (
@@ -108,6 +110,10 @@ class SGD:
     def drawn(self, data: DataTree, key: Key, state: SGDState) -> DataTree:
         """Return the minibatch that ``step`` with this key and state sees."""
         return Sampler(self.batch_size, self.sampling).draw(data, key, state[2])[0]
+
+    def refresh(self, state: SGDState) -> SGDState:
+        """Return the state to begin a call with: a learned schedule begins anew."""
+        return restart_count(state[0], self.step_size, self.momentum), *state[1:]
 
     def step(
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: SGDState

@@ -17,7 +17,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from bilevel.core import Composite, Loss, Relative, Setting, as_setting, count_examples, evaluate
+from bilevel.core import (
+    Composite,
+    Loss,
+    Relative,
+    Setting,
+    as_setting,
+    as_setting_tree,
+    count_examples,
+    evaluate,
+)
 from bilevel.linear import dominant_eigenpair
 from bilevel.utils import (
     Counter,
@@ -59,6 +68,24 @@ StepCount: TypeAlias = Counter | MeasuredCount
 def as_step_size(owner: str, value: SolverStepSize) -> SolverStepSize:
     """Return a checked step size."""
     return value if isinstance(value, Relative) else as_setting(owner, "step_size", value)
+
+
+def as_step_sizes(owner: str, value: SolverStepSize) -> SolverStepSize:
+    """Return a checked step size, or one for each part of the params."""
+    return value if isinstance(value, Relative) else as_setting_tree(owner, "step_size", value)
+
+
+def restart_count(count: StepCount, *settings: PyTree) -> StepCount:
+    """Return the count to begin a call with: 0 where a setting is a hyperparameter itself.
+
+    So one number for each step of a call is the same schedule in every call, and no index is out of
+    its range.
+    """
+    learned = [setting for setting in settings if getattr(setting, "sees_hyper", False)]
+    if all(getattr(setting, "continues", False) for setting in learned):
+        return count
+    zero = jnp.zeros((), jnp.int32)
+    return count._replace(steps=zero) if isinstance(count, MeasuredCount) else zero
 
 
 def init_count(step_size: SolverStepSize, params: Params) -> StepCount:

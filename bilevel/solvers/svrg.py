@@ -28,6 +28,7 @@ from bilevel.solvers.steps import (
     evaluate_step_size,
     init_count,
     measure_limit,
+    restart_count,
 )
 from bilevel.utils import (
     Counter,
@@ -99,6 +100,7 @@ class SVRG:
     def refresh(self, state: SVRGState) -> SVRGState:
         """Return the same state, its snapshot due."""
         count, age, snapshot, full, sampler = state
+        count = restart_count(count, self.step_size)
         return count, jnp.zeros_like(age), snapshot, full, sampler
 
     def measure(

@@ -83,10 +83,22 @@ def axpy(scale: Number, x: FloatTree, y: FloatTree) -> FloatTree:
 
 
 def descend(step: FloatTreeLike, direction: Params, params: Params) -> Params:
-    """Return ``params - step * direction``; ``step`` a number, or a tree like ``params``."""
+    """Return ``params - step * direction``; ``step`` a number, or a tree that is a prefix of both.
+
+    Raises
+    ------
+    ValueError : a tree that is none.
+    """
     if jax.tree_util.all_leaves([step]):
         return axpy(-step, direction, params)
-    return jax.tree.map(lambda s, d, w: (w - s * d).astype(w.dtype), step, direction, params)
+    try:
+        return jax.tree.map(lambda s, d, w: axpy(-s, d, w), step, direction, params)
+    except ValueError as error:
+        raise ValueError(
+            f"step_size has the structure {jax.tree.structure(step)}, which is no prefix of that "
+            f"of params, {jax.tree.structure(params)}: give one number for all, for each part or "
+            "for each leaf."
+        ) from error
 
 
 def largest_entry(tree: PyTree) -> Array:
