@@ -72,6 +72,7 @@ from bilevel.solvers import (
 from bilevel.tuning import (
     Adaptive,
     Blocks,
+    Convergence,
     Divergence,
     DivergenceWarning,
     EarlyStopping,
@@ -103,6 +104,7 @@ __all__ = [
     "CheckReport",
     "ClosedForm",
     "Continued",
+    "Convergence",
     "Cost",
     "Counts",
     "Data",

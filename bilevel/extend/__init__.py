@@ -58,7 +58,7 @@ from bilevel.solvers import (
     Stops,
     backtrack_step,
 )
-from bilevel.tuning import Hook, Step
+from bilevel.tuning import Hook, Step, add_convergence
 from bilevel.utils import (
     PyTree,
     RememberInterrupts,
@@ -96,6 +96,7 @@ __all__ = [
     "Step",
     "Stops",
     "TracksBest",
+    "add_convergence",
     "as_pytree",
     "backtrack_step",
     "find_progress",

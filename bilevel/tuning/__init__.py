@@ -6,19 +6,21 @@ does beside its steps (record, stop early, double the inner work) is a hook in t
 """
 
 from bilevel.tuning.adaptive import Adaptive
+from bilevel.tuning.convergence import Convergence
 from bilevel.tuning.diagnosis import DivergenceWarning
 from bilevel.tuning.early_stopping import EarlyStopping
 from bilevel.tuning.history import ROW, HistoryRows, columns_of, unwritten_rows, write_row
-from bilevel.tuning.hooks import Blocks, Hook, Record, Step
+from bilevel.tuning.hooks import Blocks, Hook, Record, add_convergence
 from bilevel.tuning.loop import Block, Loop
 from bilevel.tuning.restarts import Restarts
-from bilevel.tuning.state import Divergence, Result, State, Stop
+from bilevel.tuning.state import Divergence, Result, State, Step, Stop
 
 __all__ = [
     "ROW",
     "Adaptive",
     "Block",
     "Blocks",
+    "Convergence",
     "Divergence",
     "DivergenceWarning",
     "EarlyStopping",
@@ -31,6 +33,7 @@ __all__ = [
     "State",
     "Step",
     "Stop",
+    "add_convergence",
     "columns_of",
     "unwritten_rows",
     "write_row",

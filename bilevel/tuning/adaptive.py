@@ -19,8 +19,7 @@ from jax import Array
 
 from bilevel.core import Estimate, Estimator
 from bilevel.estimators import scale_work
-from bilevel.tuning.hooks import Columns, Step
-from bilevel.tuning.state import State
+from bilevel.tuning.state import Columns, State, Step
 from bilevel.utils import PyTree, dtype, register_node, require_positive, vdot
 
 

@@ -17,6 +17,7 @@ from bilevel.estimators import (
     solver_of,
 )
 from bilevel.solvers import largest_curvature, stability_limit
+from bilevel.tuning.convergence import Convergence
 from bilevel.tuning.early_stopping import EarlyStopping
 from bilevel.tuning.evidence import is_unreliable
 from bilevel.tuning.hooks import find_hook
@@ -67,6 +68,8 @@ def explain_end(loop: Loop, result: Result, stop: Stop) -> Result:
         warnings.warn(text, DivergenceWarning, stacklevel=4)
     elif (stopping := find_hook(loop.hooks, EarlyStopping)) is not None and result.stopped:
         text = stopping.explain(state)
+    elif (ended := find_hook(loop.hooks, Convergence)) is not None and result.converged:
+        text = ended.explain(state)
     else:
         text = f"a hook ended the run after {int(state.step)} outer steps."
     return replace(result, message=text)

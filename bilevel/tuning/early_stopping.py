@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.tuning.hooks import Columns, Step, name_of
-from bilevel.tuning.state import State
+from bilevel.tuning.hooks import name_of
+from bilevel.tuning.state import Columns, State, Step
 from bilevel.utils import (
     PyTree,
     describe,

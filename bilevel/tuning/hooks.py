@@ -11,27 +11,13 @@ from typing import NamedTuple, Protocol, TypeVar, cast
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Estimate
-from bilevel.tuning.state import Divergence, Result, State
-from bilevel.utils import PyTree, register_node, require_positive_int
+from bilevel.core import Estimate, Estimator, MonitoredEstimator
+from bilevel.outer import OuterRule
+from bilevel.tuning.convergence import DEFAULT, Convergence
+from bilevel.tuning.state import Columns, Divergence, Result, State, Step
+from bilevel.utils import Number, PyTree, register_node, require_positive_int
 
 _T = TypeVar("_T")
-Columns = dict[str, Array]
-
-
-class Step(NamedTuple):
-    """A step as a hook sees it.
-
-    ``state`` is the one after the step, ``made`` the estimate that the step made; ``kept`` and
-    ``free`` are the state's estimate and ``made`` in the free coordinates of the outer rule. Where
-    the solver diverged and the rule came back, the state keeps the estimate of before, and ``made``
-    has neither value nor gradient: NaN.
-    """
-
-    state: State
-    made: Estimate
-    kept: Estimate
-    free: Estimate
 
 
 class Hook(Protocol):
@@ -150,6 +136,28 @@ def sort_hooks(owner: str, given: Sequence[AnyHook]) -> Options:
     return Options(
         watching, find_hook(given, Divergence) or Divergence(), find_hook(given, Blocks) or Blocks()
     )
+
+
+def add_convergence(
+    hooks: Hooks, tol: Number | str | None, outer: OuterRule, estimator: Estimator
+) -> Hooks:
+    """Return the hooks with the one that ``tol`` stands for, unless there is one.
+
+    ``"auto"`` is 1e-4 for the rules of :mod:`bilevel.outer`. An optax transformation is left to
+    run: a schedule counts on its steps. So is a single-loop method, whose value never stands.
+
+    Raises
+    ------
+    ValueError : another text, or ``tol`` outside [0, 1).
+    """
+    if isinstance(tol, str):
+        if tol != "auto":
+            raise ValueError(f"tune: tol must be a number, None or 'auto', got {tol!r}.")
+        ours = type(outer).__module__.startswith("bilevel.outer.")
+        tol = DEFAULT if ours and not isinstance(estimator, MonitoredEstimator) else None
+    if tol is None or find_hook(hooks, Convergence) is not None:
+        return hooks
+    return (*hooks, Convergence(tol))
 
 
 def find_hook(hooks: Iterable[AnyHook], kind: type[_T]) -> _T | None:

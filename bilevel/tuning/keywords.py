@@ -7,8 +7,8 @@ from typing import TypedDict
 from bilevel.core import Estimate
 from bilevel.tuning.adaptive import Adaptive
 from bilevel.tuning.early_stopping import EarlyStopping
-from bilevel.tuning.hooks import AnyHook, Blocks, Columns, Record
-from bilevel.tuning.state import Divergence, Result
+from bilevel.tuning.hooks import AnyHook, Blocks, Record
+from bilevel.tuning.state import Columns, Divergence, Result
 from bilevel.utils import PyTree
 
 

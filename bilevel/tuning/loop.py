@@ -47,8 +47,8 @@ from bilevel.tuning.history import (
     unwritten_rows,
     write_row,
 )
-from bilevel.tuning.hooks import Columns, Hooks, Step
-from bilevel.tuning.state import Divergence, State, Stop
+from bilevel.tuning.hooks import Hooks
+from bilevel.tuning.state import Columns, Divergence, State, Step, Stop
 from bilevel.utils import PyTree, register_node, zeros_like
 
 Block = tuple[State, Stop, Columns]
@@ -177,15 +177,16 @@ class Loop:
         free = kept = to_coordinates(self.outer, made, state.outer)
         if made is not state.estimate:
             kept = to_coordinates(self.outer, state.estimate, state.outer)
-        return Step(state, made, kept, free)
+        rule, at = find_capability(self.outer, TracksBest), (state.outer, state.hyper)
+        best = made.value if rule is None else rule.best(*at, state.estimate.value)[1]
+        return Step(state, made, kept, free, best)
 
     def row(self, step: Step) -> Columns:
         """Return what the history says of a step."""
-        state, values = step.state, estimate_columns(step.made)
-        if (rule := find_capability(self.outer, TracksBest)) is not None:
-            values["best"] = rule.best(state.outer, state.hyper, state.estimate.value)[1]
-        values |= history_columns(self.outer, step.free)
-        return values | hooking.add_columns(self.hooks, step)
+        tracks = find_capability(self.outer, TracksBest) is not None
+        values = estimate_columns(step.made) | ({"best": step.best} if tracks else {})
+        columns = hooking.add_columns(self.hooks, step)
+        return values | history_columns(self.outer, step.free) | columns
 
     def blank(self, state: State) -> tuple[Columns, Stop]:
         """Return the shapes of a row of the history, and the ``stop`` of a run that goes on."""

@@ -1,11 +1,14 @@
 """All that evolves in a run of the outer loop, when and why it stops, and what it found."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jax import Array
 
 from bilevel.core import Estimate, InnerState
 from bilevel.utils import PyTree, register_node
+
+Columns = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,23 @@ class State:
     scale: Array
     floor: Array
     memory: dict[str, PyTree]
+
+
+class Step(NamedTuple):
+    """A step as a hook sees it.
+
+    ``state`` is the one after the step, ``made`` the estimate that the step made; ``kept`` and
+    ``free`` are the state's estimate and ``made`` in the free coordinates of the outer rule. Where
+    the solver diverged and the rule came back, the state keeps the estimate of before, and ``made``
+    has neither value nor gradient: NaN. ``best`` is the value of the best point, for a rule that
+    tracks one, else the step's own.
+    """
+
+    state: State
+    made: Estimate
+    kept: Estimate
+    free: Estimate
+    best: Array
 
 
 @dataclass(frozen=True)
@@ -93,6 +113,7 @@ class Result:
     state : all that evolves; ``tune(..., state=state)`` goes on bit for bit.
     diverged : ``()`` boolean.
     stopped : ``()`` boolean, whether early stopping ended the run; ``None`` without it.
+    converged : ``()`` boolean, whether the run ended by ``tol``.
     message : ``None``, or why the run stopped early.
     """
 
@@ -104,10 +125,20 @@ class Result:
     diverged: Array
     stopped: Array | None = None
     message: str | None = None
+    converged: Array | bool = False
 
 
 register_node(
     Result,
-    data_fields=["hyper", "params", "history", "estimate", "state", "diverged", "stopped"],
+    data_fields=[
+        "hyper",
+        "params",
+        "history",
+        "estimate",
+        "state",
+        "diverged",
+        "stopped",
+        "converged",
+    ],
     meta_fields=["message"],
 )

@@ -35,6 +35,7 @@ from bilevel.tuning.history import join_rows
 from bilevel.tuning.hooks import (
     AnyHook,
     Blocks,
+    add_convergence,
     find_hook,
     is_done,
     resume_memory,
@@ -44,6 +45,7 @@ from bilevel.tuning.keywords import Keywords, translate_keywords
 from bilevel.tuning.loop import Block, Loop
 from bilevel.tuning.state import Result, State
 from bilevel.utils import (
+    Number,
     PyTree,
     RememberInterrupts,
     is_traced,
@@ -69,6 +71,7 @@ def tune(
     model_state: PyTree = None,
     evidence: str | None = None,
     max_error: float = 0.5,
+    tol: Number | str | None = "auto",
     hooks: Sequence[AnyHook] = (),
     **old: Unpack[Keywords],
 ) -> Result:
@@ -97,6 +100,9 @@ def tune(
     max_error : warn where the last hypergradient's relative error is above this, and the error
         itself above this share of the largest hypergradient of the run: near an optimum it is
         mostly error, and harmless.
+    tol : the run ends where the value and the hypergradient say that it has converged, see
+        :class:`bilevel.Convergence`: then ``steps`` is an upper bound. ``"auto"`` is 1e-4 for the
+        rules of :mod:`bilevel.outer` and none for others; ``None`` makes every step.
     hooks : what the run does beside its steps, in the compiled loop:
         :class:`bilevel.Record` adds columns to ``history``; :class:`bilevel.EarlyStopping` judges
         every step on a second validation set, returns the best and stops when it is past;
@@ -146,7 +152,8 @@ def tune(
     hyper, params = _variables(problem, hyper, params, state)
     begun, first = (None, key) if state is None else (state.lower, state.key)
     estimator = carry_model(problem, estimator, hyper, params, data, first, begun, model_state)
-    loop = Loop(problem, estimator, outer, data, options.hooks, options.divergence, warm_start)
+    watching = add_convergence(options.hooks, tol, outer, estimator)
+    loop = Loop(problem, estimator, outer, data, watching, options.divergence, warm_start)
     with RememberInterrupts() as interrupts:
         current = _begin(loop, hyper, params, key) if state is None else _resume(loop, state)
         traced = is_traced((loop, current))

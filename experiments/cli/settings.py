@@ -36,6 +36,9 @@ def check(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
         wrong.append(f"compile_cache: expected a folder or null, got {cache!r}")
     if (value := settings["early_stopping"]) is not None and not _is_a(value, int):
         wrong.append(f"early_stopping: expected an integer or null, got {value!r}")
+    tol = settings.get("tol")
+    if tol not in (None, "auto") and not (_is_a(tol, float) and 0 <= tol < 1):
+        wrong.append(f"tol: expected a number from 0 to 1, auto or null, got {tol!r}")
     devices, hosts = settings["mesh"]["data"], settings["mesh"]["hosts"]
     if devices is not None and not (_is_a(devices, int) and devices > 0):
         wrong.append(f"mesh.data: expected an integer of at least 1 or null, got {devices!r}")
@@ -108,6 +111,8 @@ class _Comparison:
                 return self.within(value, default, where)
             if "_target_" in value:
                 return []  # an object in place of a number
+        if where == "tol":
+            return []  # a number or a word
         if isinstance(value, dict | list) and isinstance(default, str):
             return []  # what a name stands for, spelled out: groups in place of `per_input`
         if isinstance(default, dict) and default.get("_target_") in STEP_SIZES:

@@ -31,7 +31,7 @@ class Run:
     state, hyper : of the last :class:`bilevel.Result`; the hyperparameters after the last update.
     history, checks : rows so far; distances from the closed form so far.
     watch : the time so far.
-    message : why the run ended before its steps, if it did; ``stopped`` if early stopping ended it.
+    message : why the run ended before its steps, if it did; ``stopped`` if early stopping or `tol`.
     starts : how the start point was chosen, if from several.
     """
 
@@ -105,7 +105,7 @@ class Job:
             task.hyper,
             task.params,
             data,
-            **({"warm_start": warm_start, "hooks": hooks} | how),
+            **({"warm_start": warm_start, "hooks": hooks, "tol": None} | how),
         )
 
     @property
@@ -117,7 +117,8 @@ class Job:
             hooks.append(bl.Adaptive())
         if (patience := settings["early_stopping"]) is not None:
             hooks.append(bl.EarlyStopping(self.task.problem.outer, self.task.second, patience))
-        return hooks
+        given = tuple(hooks)
+        return [*bl.extend.add_convergence(given, settings["tol"], self.outer, self.estimator)]
 
     def template(self) -> Any:
         """Structure, shapes and dtypes of `(state, hyper)`; traced, nothing is computed."""
@@ -174,10 +175,11 @@ class Job:
             name: np.concatenate([run.history[name], new]) if name in run.history else new
             for name, new in rows.items()
         }
-        run.state, run.hyper, run.stopped = result.state, result.hyper, bool(result.stopped)
+        run.state, run.hyper = result.state, result.hyper
+        run.stopped = bool(result.stopped) or bool(result.converged)
         # A message about the evidence of one block does not end the run.
         run.message = result.message if bool(result.diverged) or run.stopped else None
-        if run.done and (first or run.done >= self.settings["steps"]):
+        if run.done and (first or run.stopped or run.done >= self.settings["steps"]):
             run.checks += against_exact(self.task, result)
 
     def save(self, run: Run, folder: Path) -> None:

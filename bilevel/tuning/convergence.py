@@ -1,0 +1,100 @@
+"""When a run has converged: the value stands, and what is known of the hypergradient is small."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.tuning.state import Columns, State, Step
+from bilevel.utils import Number, PyTree, dtype, norm, register_node, require_tolerance
+
+_WINDOW = 6  # values that must agree
+_SLOPE = 10  # times tol: what a move by one unit of the coordinates may still promise
+DEFAULT = 1e-4
+
+
+class Progress(NamedTuple):
+    """What a run's convergence is judged by, part of its state.
+
+    ``values``, ``[6]``, the latest; ``slope``, ``()``, the norm of the hypergradient in
+    coordinates that exceeds its known error, smallest since the value last fell; ``converged``.
+    """
+
+    values: Array
+    slope: Array
+    converged: Array
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Ends a run that has converged: :func:`bilevel.tune` makes it of ``tol``.
+
+    It has when the values of the last six steps agree to ``tol`` of themselves and the
+    hypergradient, in the coordinates of the space and less its known error, is below ``10 tol``
+    of the value. The value is that of the best point, for a rule that tracks one: a trial
+    that is rejected changes nothing.
+
+    Parameters
+    ----------
+    tol : relative change of the value.
+
+    Raises
+    ------
+    ValueError : ``tol`` outside [0, 1).
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> hook = bl.Convergence(tol=1e-5)
+    """
+
+    tol: Number = DEFAULT
+
+    def __post_init__(self) -> None:
+        """Validate the tolerance."""
+        require_tolerance("Convergence", self.tol)
+
+    def init(self, hyper: PyTree, params: PyTree) -> Progress:
+        """Return that nothing is known."""
+        kind = jnp.promote_types(dtype(hyper), dtype(params))
+        worst = jnp.full((), jnp.inf, kind)
+        return Progress(jnp.full(_WINDOW, jnp.inf, kind), worst, jnp.array(False))
+
+    def update(self, memory: Progress, step: Step) -> Progress:
+        """Return what is known after a step."""
+        old = memory.values
+        value = jnp.asarray(step.best, old.dtype)
+        values = jnp.concatenate([old[1:], value[None]])
+        error = step.state.estimate.relative_error
+        known = norm(step.kept.grad) * jnp.clip(1 - jnp.nan_to_num(error), 0, 1)
+        fallen = value < jnp.min(old)
+        slope = jnp.where(fallen, known, jnp.minimum(memory.slope, known)).astype(old.dtype)
+        size = jnp.abs(value)
+        stands = jnp.max(values) - jnp.min(values) <= self.tol * size
+        converged = stands & (slope <= _SLOPE * self.tol * size) & jnp.all(jnp.isfinite(values))
+        return Progress(values, slope, converged)
+
+    def columns(self, memory: Progress, step: Step) -> Columns:
+        """Return that it adds nothing."""
+        del memory, step
+        return {}
+
+    def done(self, memory: Progress, begun: Progress) -> Array:
+        """Return whether the run has converged."""
+        del begun
+        return memory.converged
+
+    def has_converged(self, state: State) -> Array:
+        """Return whether a run with this hook has converged; ``()``, boolean."""
+        return state.memory[type(self).__name__].converged
+
+    def explain(self, state: State) -> str:
+        """Return the message of a run that has ended by this."""
+        return (
+            f"converged after {int(state.step)} outer steps: the last {_WINDOW} values agree to "
+            f"tol={float(self.tol):.3g}, and the hypergradient is small."
+        )
+
+
+register_node(Convergence)
