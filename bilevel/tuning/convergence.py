@@ -14,7 +14,7 @@ _SLOPE = 10  # times tol: what a move by one unit of the coordinates may still p
 DEFAULT = 1e-4
 
 
-class Progress(NamedTuple):
+class ConvergenceState(NamedTuple):
     """What a run's convergence is judged by, part of its state.
 
     ``values``, ``[6]``, the latest; ``slope``, ``()``, the norm of the hypergradient in
@@ -55,13 +55,13 @@ class Convergence:
         """Validate the tolerance."""
         require_tolerance("Convergence", self.tol)
 
-    def init(self, hyper: PyTree, params: PyTree) -> Progress:
+    def init(self, hyper: PyTree, params: PyTree) -> ConvergenceState:
         """Return that nothing is known."""
         kind = jnp.promote_types(dtype(hyper), dtype(params))
         worst = jnp.full((), jnp.inf, kind)
-        return Progress(jnp.full(_WINDOW, jnp.inf, kind), worst, jnp.array(False))
+        return ConvergenceState(jnp.full(_WINDOW, jnp.inf, kind), worst, jnp.array(False))
 
-    def update(self, memory: Progress, step: Step) -> Progress:
+    def update(self, memory: ConvergenceState, step: Step) -> ConvergenceState:
         """Return what is known after a step."""
         old = memory.values
         value = jnp.asarray(step.best, old.dtype)
@@ -73,14 +73,14 @@ class Convergence:
         size = jnp.abs(value)
         stands = jnp.max(values) - jnp.min(values) <= self.tol * size
         converged = stands & (slope <= _SLOPE * self.tol * size) & jnp.all(jnp.isfinite(values))
-        return Progress(values, slope, converged)
+        return ConvergenceState(values, slope, converged)
 
-    def columns(self, memory: Progress, step: Step) -> Columns:
+    def columns(self, memory: ConvergenceState, step: Step) -> Columns:
         """Return that it adds nothing."""
         del memory, step
         return {}
 
-    def done(self, memory: Progress, begun: Progress) -> Array:
+    def done(self, memory: ConvergenceState, begun: ConvergenceState) -> Array:
         """Return whether the run has converged."""
         del begun
         return memory.converged

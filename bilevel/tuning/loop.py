@@ -174,9 +174,8 @@ class Loop:
 
     def seen(self, state: State, made: Estimate) -> Step:
         """Return a step as hooks see it."""
-        free = kept = to_coordinates(self.outer, made, state.outer)
-        if made is not state.estimate:
-            kept = to_coordinates(self.outer, state.estimate, state.outer)
+        free, own = to_coordinates(self.outer, made, state.outer), made is state.estimate
+        kept = free if own else to_coordinates(self.outer, state.estimate, state.outer)
         rule, at = find_capability(self.outer, TracksBest), (state.outer, state.hyper)
         best = made.value if rule is None else rule.best(*at, state.estimate.value)[1]
         return Step(state, made, kept, free, best)
@@ -184,9 +183,9 @@ class Loop:
     def row(self, step: Step) -> Columns:
         """Return what the history says of a step."""
         tracks = find_capability(self.outer, TracksBest) is not None
-        values = estimate_columns(step.made) | ({"best": step.best} if tracks else {})
-        columns = hooking.add_columns(self.hooks, step)
-        return values | history_columns(self.outer, step.free) | columns
+        best = {"best": step.best} if tracks else {}
+        own = estimate_columns(step.made) | best | history_columns(self.outer, step.free)
+        return own | hooking.add_columns(self.hooks, step)
 
     def blank(self, state: State) -> tuple[Columns, Stop]:
         """Return the shapes of a row of the history, and the ``stop`` of a run that goes on."""

@@ -169,37 +169,31 @@ _FEWEST = 32  # rows of a block, so that runs of fewer steps share one program
 
 
 def _run_blocks(
-    loop: Loop,
-    current: State,
-    steps: int,
-    blocks: Blocks,
-    max_error: float,
-    interrupts: RememberInterrupts,
+    loop: Loop, current: State, steps: int, blocks: Blocks, most: float, heard: RememberInterrupts
 ) -> Result:
     """Return the result of ``steps`` outer steps, a compiled call after the other."""
     every, callback, rows, left = blocks.every, blocks.callback, [], steps
     length, estimator = min(every, max(steps, _FEWEST)), loop.estimator
-    adaptive = find_hook(loop.hooks, Adaptive)
     while True:
         # To the next multiple of ``every``; a block also ends where the inner work is to grow.
         count, begun = min(left, every - (steps - left) % every), int(current.step)
-        if adaptive is not None:
+        if find_hook(loop.hooks, Adaptive) is not None:
             loop = replace(loop, estimator=scale_work(estimator, 2 ** level_of(current)))
         current, stop, new = _run(loop, current, jnp.asarray(count), length=length)
         made = int(current.step) - begun
         rows.append(jax.tree.map(lambda column, n=made: column[:n], jax.device_get(new)))
         left -= made
-        interrupts.check()
+        heard.check()
         over = bool(stop.diverged) or bool(is_done(loop.hooks, current, current))
         if over or not left or (callback is not None and (steps - left) % every == 0):
             rows = [join_rows(rows)]
             result = make_result(loop, current, stop, jax.tree.map(jnp.asarray, rows[0]))
             result = explain_end(loop, result, stop) if over else result
             if (over or not left) and not bool(stop.diverged):
-                result = warn_of_result(loop, result, max_error)
+                result = warn_of_result(loop, result, most)
             if callback is not None:
                 callback(result)
-                interrupts.check()
+                heard.check()
             if over or not left:
                 return result
 

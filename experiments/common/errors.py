@@ -12,7 +12,7 @@ class DamagedError(BadInputError):
     """A file that is not what was written."""
 
 
-_MANY = 24
+_MANY = 30
 
 
 def suggest(name: str, names: Iterable[str]) -> str:

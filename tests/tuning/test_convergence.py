@@ -108,3 +108,8 @@ def test_bad_tolerances_are_refused():
         run(bl.outer.Auto(), steps=5, tol="tight")
     with pytest.raises(ValueError, match=r"tol must lie in \[0, 1\)"):
         run(bl.outer.Auto(), steps=5, tol=2.0)
+
+
+def test_a_hook_of_the_users_own_takes_the_place_of_tol():
+    result = run(optax.adam(0.3), steps=500, tol=None, hooks=[bl.Convergence(1e-3)])
+    assert bool(result.converged)
