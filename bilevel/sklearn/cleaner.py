@@ -9,12 +9,10 @@ Liang, ICML 2017.
 
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from scipy.special import expit
 from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval
@@ -22,59 +20,28 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 
 from bilevel.sklearn.base import FLOATS
-from bilevel.sklearn.losses import (
-    LOGISTIC,
-    MULTINOMIAL,
-    SQUARED,
-    FoldFits,
-    Link,
-    WeightedRows,
-    init_fits,
-    make_rows,
-    solve_fold,
-)
-from bilevel.sklearn.search import RESOLUTION, Evaluation, OuterLoss, minimise_outer
+from bilevel.sklearn.losses import LOGISTIC, MULTINOMIAL, SQUARED, Folds, GlmFolds, GlmLoss, Link
+from bilevel.sklearn.search import RESOLUTION, Evaluation, minimise_outer
 
 
-class TrustData(NamedTuple):
-    """Training and trusted rows as one matrix; ``trained [n]`` is 1 for the former; ``alpha``."""
+class TrustLoss:
+    """The loss on trusted rows; ``theta``: log-odds of the weights of the others."""
 
-    rows: WeightedRows
-    trained: Any
-    trusted: Any
-    alpha: Any
+    def __init__(self, link: Link, rows: GlmFolds, trained: np.ndarray, alpha: float) -> None:
+        """Take rows of one fold; ``trained [n]`` is 1 for those that are weighed."""
+        self.rows, self.trained, self.alpha = rows, trained, alpha
+        self.loss = GlmLoss(link, rows)
 
-
-def _trust_loss(link: Link, theta: Array, data: TrustData, lower: FoldFits) -> Evaluation:
-    """Return the loss on trusted rows at log-odds ``theta`` of the weights, and its gradient."""
-    trust = jax.nn.sigmoid(theta)
-    train, of = data.trained * trust, data.rows
-    lower = jax.tree.map(lambda x: x[0], lower)
-    penalty = jnp.full((len(of.centre), of.target.shape[1]), data.alpha)
-    squares = jnp.sum(train[:, None] * of.X**2, 0)
-    loss, _, lower, inner, linear = solve_fold(
-        link, of, penalty, train, data.trusted, squares, lower
-    )
-    slope = link.mean(of.product(lower.w)) - of.target
-    influence = -jnp.sum(slope * of.product(lower.adjoint), 1) / jnp.sum(train)
-    grad = data.trained * influence * trust * (1 - trust)
-    lower = jax.tree.map(lambda x: x[None], lower)
-    return Evaluation(loss, grad, loss[None], lower.w, inner, linear, lower)
-
-
-def logistic_trust(theta: Array, data: TrustData, lower: FoldFits) -> Evaluation:
-    """Return the loss of two classes on trusted rows."""
-    return _trust_loss(LOGISTIC, theta, data, lower)
-
-
-def multinomial_trust(theta: Array, data: TrustData, lower: FoldFits) -> Evaluation:
-    """Return the loss of more classes on trusted rows."""
-    return _trust_loss(MULTINOMIAL, theta, data, lower)
-
-
-def squared_trust(theta: Array, data: TrustData, lower: FoldFits) -> Evaluation:
-    """Return the loss of a regression on trusted rows."""
-    return _trust_loss(SQUARED, theta, data, lower)
+    def __call__(self, theta: np.ndarray) -> Evaluation:
+        """Return the value and its gradient."""
+        trust, rows = expit(theta), self.rows
+        weight = self.trained * trust
+        total = weight.sum()
+        rows.train, rows.size = (weight / total)[:, None], np.array([total])
+        found = self.loss.evaluate_exactly(np.array([np.log(self.alpha)]))
+        slope = self.loss.link.mean(rows.product(self.loss.w)) - rows.target
+        influence = -np.sum(slope * rows.product(self.loss.adjoint), (1, 2)) / total
+        return found._replace(grad=weight * influence * (1 - trust))
 
 
 def _estimator_has(name: str) -> Callable[["DataCleaner"], bool]:
@@ -177,40 +144,33 @@ class DataCleaner(BaseEstimator):
     ) -> np.ndarray:
         """Return the weights of ``X, y``, and set the path of the loss."""
         n, both = len(y), np.vstack([X, X_trusted])
-        objective, target = self._target(np.concatenate([y, y_trusted]), n)
+        link, target = self._target(np.concatenate([y, y_trusted]), n)
         # Both tables as one matrix; which rows are trained on and which are trusted, as weights.
-        is_trained = np.arange(len(both)) < n
-        base, _ = make_rows(both, target, is_trained.astype(float), True)
-        length = len(base.target)
-        trained = np.zeros(length)
-        trained[:n] = 1
-        trusted = np.zeros(length)
-        trusted[n : len(both)] = 1
-        data = TrustData(base, trained, trusted, np.float64(self.alpha))
-        start = init_fits(base._replace(train=trained[None]))
-        with jax.enable_x64(True):
-            path, losses = minimise_outer(
-                OuterLoss(objective, data, start),
-                np.zeros(length),
-                np.tile([-8.0, 8.0], (length, 1)),
-                max_iter=self.max_iter,
-                tol=self.tol,
-            )
+        trained = (np.arange(len(both)) < n).astype(float)
+        sides = Folds(trained[None] > 0, trained[None] == 0, np.ones(1))
+        rows = GlmFolds(both.astype(np.float64), target, np.ones(len(both)), sides, True)
+        path, losses = minimise_outer(
+            TrustLoss(link, rows, trained, float(self.alpha)),
+            np.zeros(len(both)),
+            np.tile([-8.0, 8.0], (len(both), 1)),
+            max_iter=self.max_iter,
+            tol=self.tol,
+        )
         # Losses that differ by rounding are equal: the first of them, the closest to equal trust.
         last = int(np.argmax(losses <= np.min(losses) + RESOLUTION * losses[0]))
         self.trusted_loss_path_ = losses[: last + 1]
-        return 1 / (1 + np.exp(-path[last, :n]))
+        return expit(path[last, :n])
 
-    def _target(self, y: np.ndarray, n: int) -> tuple[Callable[..., Evaluation], np.ndarray]:
+    def _target(self, y: np.ndarray, n: int) -> tuple[Link, np.ndarray]:
         if not is_classifier(self.estimator):
-            return squared_trust, np.asarray(y, np.float64)[:, None]
+            return SQUARED, np.asarray(y, np.float64)[:, None]
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"DataCleaner needs at least 2 classes, got only {classes[0]!r}.")
         if strange := set(labels[n:]) - set(labels[:n]):
             raise ValueError(f"y_trusted has classes that y has not: {classes[list(strange)]}.")
         target = np.eye(len(classes))[labels]
-        return (logistic_trust, target[:, 1:]) if len(classes) == 2 else (multinomial_trust, target)
+        return (LOGISTIC, target[:, 1:]) if len(classes) == 2 else (MULTINOMIAL, target)
 
     def fit_transform(self, X, y, X_trusted=None, y_trusted=None, *, trusted=None):
         """Fit, and return the weights ``[n]``, for any tool that takes ``sample_weight``."""

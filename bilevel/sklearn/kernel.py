@@ -8,15 +8,8 @@ from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevel.sklearn.base import FLOATS, HypergradEstimator
-from bilevel.sklearn.losses import (
-    compute_column_squares,
-    kernel_loss,
-    make_folds,
-    make_rows,
-    set_folds,
-)
+from bilevel.sklearn.losses import KernelLoss, compute_column_squares, make_folds
 from bilevel.sklearn.search import (
-    OuterLoss,
     check_alphas,
     group_columns,
     share_in_groups,
@@ -87,8 +80,7 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
         # The kernel sees differences alone, which rounding spoils where the mean is large.
         self._centre = weight @ X.astype(np.float64) / weight.sum()
-        base, _ = make_rows(X - self._centre, targets, weight, False)
-        length = len(base.centre)
+        rows = X - self._centre
         # Widths about the inverse variance of all columns, or, where they are many, of each group;
         # entry 0 of theta is the penalty.
         squares = compute_column_squares(X, weight, True) / weight.sum()
@@ -96,26 +88,24 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         if columns.max() > 0:
             scales.append(share_in_groups(squares, columns))
         usual = check_alphas((1e-4, 1e-2, 1.0) if self.alphas is None else self.alphas)
-        widths = [np.pad(np.log(2 / (d * scale)), (0, length - d)) for scale in scales]
+        widths = [np.log(2 / (d * scale)) for scale in scales]
         grids = [
             np.array([np.append(np.log(a), w + np.log(g)) for a in usual for g in (0.1, 1, 10)])
             for w in widths
         ]
         grid = np.concatenate(grids)
-        first = np.append(0, np.ones(length, int))
+        first = np.append(0, np.ones(d, int))
         own = first.copy()
         own[1 : d + 1] = 1 + columns
         bounds = np.stack([np.min(grid, 0) - 12.0, np.max(grid, 0) + 9.0], 1)
         bounds[0] = min(-23.0, np.min(grid[:, 0])), max(9.0, np.max(grid[:, 0]))
 
-        def outer_of(without: int | None) -> OuterLoss:
-            return OuterLoss(
-                kernel_loss, set_folds(base, make_folds(train, held, weight, without), weight)
-            )
+        def outer_of(without: int | None) -> KernelLoss:
+            return KernelLoss(rows, targets, weight, make_folds(train, held, weight, without))
 
         both = [first] if columns.max() == 0 else [first, own]
         # The smoother of two equally good functions: a large penalty first, then wide kernels.
-        strength = np.append(1.0, np.full(length, -1e-3 / length))
+        strength = np.append(1.0, np.full(d, -1e-3 / d))
         search = self._search(bounds, columns, (train, held), strength)
         found = tune_penalties(outer_of, grids, both, search)
         self._report(found, own[: d + 1], lambda log: log[0])

@@ -13,6 +13,7 @@ from bilevel.sklearn.losses import (
     make_quadratics,
 )
 from bilevel.sklearn.search import (
+    ITERATED,
     SearchResult,
     check_alphas,
     group_columns,
@@ -23,7 +24,6 @@ from bilevel.sklearn.search import (
 
 # Of the l1 part of the elastic net's grid, where both parts are in units of the data.
 RATIOS = (0.01, 0.1, 0.5, 0.9, 0.999)
-EXACT = 1e-10  # of the losses: the solver's, above rounding
 POINTS, DECADES = 60, 4  # of the grid of the lasso, down from the penalty that leaves no column
 
 
@@ -95,7 +95,7 @@ class HypergradLasso(LinearRegressor):
             bounds[d:, 1] += 10.0
         bounds[:, 0] = np.minimum(bounds[:, 0], np.min(grid, 0))
         bounds[:, 1] = np.maximum(bounds[:, 1], np.max(grid, 0))
-        search = replace(self._search(bounds, columns, splits), resolution=EXACT)
+        search = replace(self._search(bounds, columns, splits), resolution=ITERATED)
         found = tune_penalties(outer_of, grids, self._stages(columns), search)
         coef = found.evaluation.params[-1]
         intercept = self._intercept(rows, target[:, None], weight, coef)

@@ -1,37 +1,42 @@
 """Logistic regression that tunes its penalties by hypergradient."""
 
 import warnings
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
+from scipy import sparse
 from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 
-from bilevel.sklearn.base import HypergradEstimator
+from bilevel.sklearn.base import HypergradEstimator, to_float64
 from bilevel.sklearn.losses import (
-    compute_mean_square_sum,
-    init_fits,
-    logistic_loss,
+    LOGISTIC,
+    MULTINOMIAL,
+    GlmFolds,
+    GlmLoss,
+    compute_column_squares,
     make_folds,
-    make_rows,
-    multinomial_loss,
-    set_folds,
+    rotate_rows,
 )
 from bilevel.sklearn.search import (
-    OuterLoss,
+    ITERATED,
+    check_alphas,
     group_columns,
     make_log_bounds,
-    make_log_grid,
     make_stages,
+    share_in_groups,
     tune_penalties,
 )
 
-EXPONENTS = -4, 4, 10  # of 1 / C, the ten of LogisticRegressionCV
+POINTS = 3, -6, -1  # powers of 10 of the grid, in units of the mean curvature of a column
 # Folds that a plane separates have a loss that falls to 0 with the penalty, and the more it falls
 # the surer the model is of its next mistake: so the search ends at this power of 10.
 LOWEST = -5
+_FEW = 500  # rows up to which sparse ones are rotated
 
 
 class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
@@ -45,8 +50,8 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
     ----------
     penalty : ``"global"``, one alpha; ``"per_feature"``; ``"per_class"``;
         ``"per_feature_and_class"``; or a group label per column of X.
-    alphas : the single penalties to start from, the best of them; by default the inverses of the
-        ten of ``LogisticRegressionCV`` and 5 about the scale of the data.
+    alphas : the single penalties to start from, the best of them; by default one a decade about the
+        scale of the data, so that the choice depends on no unit.
     cv, guard, max_iter, tol, n_jobs, random_state : as for :class:`HypergradRidge`, with folds.
 
     Attributes
@@ -98,29 +103,44 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
             )
         binary = len(self.classes_) == 2
         target = np.eye(len(self.classes_))[labels][:, 1 if binary else 0 :]
-        objective = logistic_loss if binary else multinomial_loss
-        train, held = self._splits(X, y, groups)
-        warn_of_missing_classes(train, labels, weight, self.classes_)
-        # Rows once for all folds, penalties flattened as the coefficients are, ``[d, T]``.
-        base, centre = make_rows(X, target, weight, self.fit_intercept)
-        shape = X.shape[1], target.shape[1]
-        entries = self._entries(*shape)
-        length = len(base.centre) * target.shape[1]
-        scale = compute_mean_square_sum(X, weight, self.fit_intercept) / 4
-        grid = np.tile(
-            make_log_grid(self.alphas, scale, np.logspace(*EXPONENTS), 5, LOWEST)[:, None], length
-        )
-        search = self._search(make_log_bounds(scale, length, LOWEST), entries, (train, held))
+        link = LOGISTIC if binary else MULTINOMIAL
+        splits = self._splits(X, y, groups)
+        warn_of_missing_classes(splits[0], labels, weight, self.classes_)
+        rows: Any = to_float64(X)
+        entries = self._entries(X.shape[1], target.shape[1])
+        back: Callable[[np.ndarray], np.ndarray] = np.asarray
+        single = entries.max() == 0
+        if single and X.shape[1] > X.shape[0] and (not sparse.issparse(X) or X.shape[0] <= _FEW):
+            rows, back = rotate_rows(rows, weight, self.fit_intercept)
 
-        def outer_of(without: int | None) -> OuterLoss:
-            batch = set_folds(base, make_folds(train, held, weight, without), weight)
-            return OuterLoss(objective, batch, init_fits(batch))
+        def outer_of(without: int | None) -> GlmLoss:
+            folds = make_folds(*splits, weight, without)
+            return GlmLoss(link, GlmFolds(rows, target, weight, folds, self.fit_intercept))
 
-        found = tune_penalties(outer_of, [grid], make_stages(entries, length), search)
+        # Penalties flattened as the coefficients are, ``[d, T]``; from the strongest on.
+        squares = compute_column_squares(X, weight, self.fit_intercept) / 4
+        scales = [np.full(1 if single else len(entries), squares.mean())]
+        if not single:
+            each = np.repeat(squares, target.shape[1])
+            scales.append(share_in_groups(each, entries))
+        points = np.log(10.0) * np.arange(*POINTS)
+        grids = [points[:, None] + np.log(scale) for scale in scales]
+        if self.alphas is not None:
+            alphas = np.log(check_alphas(self.alphas))[:, None]
+            grids = [alphas + np.log(scale / scales[0]) for scale in scales]
+        grid = np.concatenate(grids)
+        bounds = make_log_bounds(scales[-1], grid.shape[1], LOWEST)
+        bounds[:, 0] = np.minimum(bounds[:, 0], np.min(grid, 0))
+        bounds[:, 1] = np.maximum(bounds[:, 1], np.max(grid, 0))
+        search = replace(self._search(bounds, entries, splits), resolution=ITERATED)
+        stages = make_stages(entries[: grid.shape[1]], grid.shape[1])
+        found = tune_penalties(outer_of, grids, stages, search)
         params = found.evaluation.params
-        coef = params[-1, : X.shape[1]]
-        intercept = params[-1, -1] - centre @ coef
-        self._report(found, entries, lambda theta: self._view(theta, shape))
+        coef, intercept = back(params[-1, :-1]), params[-1, -1]
+        if self.fit_intercept:
+            intercept = intercept - np.asarray(weight @ X).ravel() / weight.sum() @ coef
+        shape = X.shape[1], target.shape[1]
+        self._report(found, entries[: len(found.theta)], lambda theta: self._view(theta, shape))
         self._set_linear(coef.T, intercept, False, X.dtype)
         self.C_ = 1 / self.alpha_
         return self
@@ -135,10 +155,10 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
 
     def _view(self, theta: np.ndarray, shape: tuple[int, int]) -> float | np.ndarray:
         """Return entries of the coefficients as ``alpha_`` shows them."""
-        entries = theta[: shape[0] * shape[1]].reshape(shape)
+        if len(theta) == 1:
+            return theta[0]
+        entries = theta.reshape(shape)
         if isinstance(self.penalty, str):
-            if self.penalty == "global":
-                return entries[0, 0]
             if self.penalty == "per_class":
                 return entries[0]
             if self.penalty == "per_feature_and_class":

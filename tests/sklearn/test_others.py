@@ -25,15 +25,14 @@ from bilevel.sklearn import (
     HypergradLasso,
     HypergradRidge,
 )
-from bilevel.sklearn.cleaner import TrustData, logistic_trust
+from bilevel.sklearn.cleaner import TrustLoss
 from bilevel.sklearn.losses.active_set import minimise_on_columns
 from bilevel.sklearn.losses.fold_quadratics import make_quadratics
-from bilevel.sklearn.losses.folds import make_folds, make_splits
-from bilevel.sklearn.losses.glm import init_fits
-from bilevel.sklearn.losses.kernel import kernel_loss
+from bilevel.sklearn.losses.folds import Folds, make_folds, make_splits
+from bilevel.sklearn.losses.glm_folds import LOGISTIC, SQUARED, GlmFolds
+from bilevel.sklearn.losses.kernel import KernelLoss
 from bilevel.sklearn.losses.lasso import ElasticNetLoss
-from bilevel.sklearn.losses.rows import make_rows, set_folds
-from tests.sklearn.derivatives import differences, host_differences
+from tests.sklearn.derivatives import differences
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 8))
@@ -53,7 +52,7 @@ def test_elastic_net_gradient_is_its_own(wide):
     problem = make_quadratics(A, Y, WEIGHT, (train, held), True)(None)
     rng = np.random.default_rng(5)
     theta = np.log(np.append(rng.uniform(0.1, 1.5, d), rng.uniform(0.05, 0.3, d)))
-    found, reference = host_differences(ElasticNetLoss(problem, 2), theta)
+    found, reference = differences(ElasticNetLoss(problem, 2), theta)
     assert 0 < np.sum(found[:d] == 0) < d  # some columns are out
     np.testing.assert_allclose(found, reference, rtol=1e-5, atol=1e-7)
 
@@ -96,10 +95,9 @@ def test_kernel_ridge_is_scikit_learns_and_its_gradient_its_own():
     other.fit(X, Y, sample_weight=WEIGHT)
     np.testing.assert_allclose(model.predict(X), other.predict(X), rtol=1e-6)
     train, held = folds_of_four()
-    base, _ = make_rows(X, Y[:, None], WEIGHT, False)
-    batch = set_folds(base, make_folds(train, held, WEIGHT), WEIGHT)
+    loss = KernelLoss(X, np.stack([Y, Y**2], 1), WEIGHT, make_folds(train, held, WEIGHT))
     theta = np.append(-1.0, np.linspace(-4, -1, 8))
-    np.testing.assert_allclose(*differences(kernel_loss, batch, theta), rtol=1e-6)
+    np.testing.assert_allclose(*differences(loss, theta), rtol=1e-6)
 
 
 def loss(w, log_penalty, batch):
@@ -150,16 +148,16 @@ def test_search_without_a_prediction_says_so():
         search.predict(X)
 
 
-def test_trust_gradient_is_its_own():
+@pytest.mark.parametrize("link", [LOGISTIC, SQUARED], ids=["logistic", "squared"])
+def test_trust_gradient_is_its_own(link):
     y = (Y > 0) * 1.0
-    base, _ = make_rows(X, y[:, None], np.ones(40), True)
-    trained = np.append(np.arange(40) < 30, np.zeros(len(base.target) - 40)).astype(float)
-    trusted = np.append(np.arange(40) >= 30, np.zeros(len(base.target) - 40)).astype(float)
-    data = TrustData(base, trained, trusted, np.float64(0.5))
-    lower = init_fits(base._replace(train=trained[None]))
-    theta = np.random.default_rng(1).normal(size=len(trained))
-    found, reference = differences(logistic_trust, data, theta, lower)
-    np.testing.assert_allclose(found, reference, rtol=1e-4, atol=1e-8)
+    trained = (np.arange(40) < 30) * 1.0
+    folds = Folds(trained[None] > 0, trained[None] == 0, np.ones(1))
+    rows = GlmFolds(X, y[:, None], np.ones(40), folds, True)
+    loss = TrustLoss(link, rows, trained, 0.5)
+    theta = np.random.default_rng(1).normal(size=40)
+    found, reference = differences(loss, theta, 1e-3)
+    np.testing.assert_allclose(found, reference, rtol=1e-3, atol=1e-6)
 
 
 def test_cleaner_distrusts_flipped_labels():

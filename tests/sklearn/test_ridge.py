@@ -19,7 +19,7 @@ from bilevel.sklearn.losses.fold_sums import (
 )
 from bilevel.sklearn.losses.folds import make_folds, make_splits
 from bilevel.sklearn.losses.ridge import RidgeLoss
-from tests.sklearn.derivatives import host_differences
+from tests.sklearn.derivatives import differences
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 8)) + 3.0
@@ -46,7 +46,7 @@ def test_loss_is_that_of_fits_fold_by_fold_and_gradient_is_its_own(cv, kind):
     parts = compute_group_sums(kind(X), Y, WEIGHT, label_groups(train, held)[0], True)
     loss = RidgeLoss(compute_fold_sums(parts, make_folds(train, held, WEIGHT))[0])
     np.testing.assert_allclose(loss(THETA).value, by_hand(cv, THETA), rtol=1e-9)
-    np.testing.assert_allclose(*host_differences(loss, THETA), rtol=1e-6)
+    np.testing.assert_allclose(*differences(loss, THETA), rtol=1e-6)
 
 
 def test_a_problem_without_a_fold_never_sees_it():

@@ -4,221 +4,206 @@ r"""Cross-validation loss of a penalised linear model, by implicit differentiati
     outer = sum_i v_i loss(x_i . w + b, y_i) / sum_i v_i,   the mean over folds
     H a = grad_w outer,   d outer / d theta_j = -e^{theta_j} w_j a_j
 
-What `bilevel.Implicit(bl.Newton(), ...)` computes, written out so that it compiles in a third of
-the time: the Newton steps and the adjoint system are passes of one loop, all folds in one vmapped
-call. Systems are factorised where they are small; else CG sees products with the rows alone, and
-sparse rows stay sparse. ``theta`` and ``w`` are ``[d, T]``, theta flattened.
+Truncated Newton with conjugate gradients (Nocedal, Wright, Numerical Optimization, 2006, ch. 7),
+all folds in the same products with the rows, so these are read once. The preconditioner is one for
+all folds: the Hessian of their mean, factorised, where columns are few; else its diagonal. The
+value has the first-order correction ``-a . gradient``, so its error is of the second order in that
+of the inner solution.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.scipy.linalg import cho_solve
 
-from bilevel.linear import CG, Matvec, Solution, relative_residual
-from bilevel.sklearn.losses.rows import WeightedRows
+from bilevel.sklearn.losses.glm_folds import GlmFolds, Link
+from bilevel.sklearn.losses.preconditioner import Preconditioner
 from bilevel.sklearn.search.descent import Evaluation
 
-_FLAT = 1e-8  # curvature of the intercepts per unit of weight, where the data give none
-_STEPS = 60  # of Newton's method, at most, refused ones included
-_DENSE = 300  # coefficients up to which Newton's systems are factorised
-_LINEAR, _FORCING = 1e-10, 1e-3  # residuals of the adjoint and of the Newton system
+_FLAT = 1e-12  # curvature of the intercepts per unit of weight, where the data give none
+_STEPS, _PRODUCTS = 60, 300  # of Newton's method, and of conjugate gradients in each, at most
+# Decrements squared, relative to the loss, at which Newton ends: at the end, along a descent and on
+# the grid; and residuals of the adjoint at the first two.
+_EXACT, _FINE, _COARSE = 1e-14, 1e-8, 1e-5
+_LINEAR, _FORCING = 1e-9, 1e-4
+_SLACK = 6  # products of a solve that no preconditioner saves
 
 
-class Link(NamedTuple):
-    """A loss of ``z, y [n, T]``: ``value [n]``, ``mean`` with slope ``mean(z) - y``.
+class GlmState(NamedTuple):
+    """Coefficients ``w [d + 1, F, T]``, scores and means ``[n, F, T]``, gradient, inner losses."""
 
-    ``curved(m, t)``: the Hessian in z, at the mean m, times ``t [n, T]``.
+    w: np.ndarray
+    z: np.ndarray
+    mean: np.ndarray
+    gradient: np.ndarray
+    value: np.ndarray
+
+
+class GlmLoss:
+    """The mean over folds; ``theta``: logarithms of the penalties, ``[d, T]`` flattened, or one.
+
+    Each call starts where the last one ended.
     """
 
-    value: Callable[[Array, Array], Array]
-    mean: Callable[[Array], Array]
-    curved: Callable[[Array, Array], Array]
+    def __init__(self, link: Link, folds: GlmFolds) -> None:
+        """Start at 0."""
+        self.link, self.folds = link, folds
+        self.w = np.zeros(folds.shape)
+        self.known: list[tuple[np.ndarray, np.ndarray]] = []  # theta and w, the last few
+        self.last: tuple[np.ndarray, Evaluation] | None = None
+        self.adjoint = np.zeros(folds.shape)
+        self.precondition = Preconditioner(folds, link)
+        self.first = 0.0
 
-
-LOGISTIC = Link(
-    lambda z, y: jnp.sum(jax.nn.softplus(z) - y * z, 1),
-    jax.nn.sigmoid,
-    lambda m, t: m * (1 - m) * t,
-)
-MULTINOMIAL = Link(
-    lambda z, y: jax.nn.logsumexp(z, 1) - jnp.sum(y * z, 1),
-    lambda z: jax.nn.softmax(z, 1),
-    lambda m, t: m * t - m * jnp.sum(m * t, 1, keepdims=True),
-)
-SQUARED = Link(lambda z, y: jnp.sum((z - y) ** 2, 1) / 2, lambda z: z, lambda _, t: t)
-
-
-def logistic_loss(theta: Array, rows: WeightedRows, lower: "FoldFits") -> Evaluation:
-    """Return the log-loss of two classes, ``target [n, 1]`` 0 or 1."""
-    return compute_cv_loss(LOGISTIC, theta, rows, lower)
-
-
-def multinomial_loss(theta: Array, rows: WeightedRows, lower: "FoldFits") -> Evaluation:
-    """Return the log-loss of more classes, ``target [n, T]`` one-hot."""
-    return compute_cv_loss(MULTINOMIAL, theta, rows, lower)
-
-
-class FoldFits(NamedTuple):
-    """Fit and adjoint of every fold, ``[F, d + 1, T]``; the gradient's first norm, ``[F]``."""
-
-    w: Any
-    adjoint: Any
-    scale: Any
-
-
-def init_fits(rows: WeightedRows) -> FoldFits:
-    """Return where the first inner solves start: at 0."""
-    folds = len(rows.train)
-    zeros = np.zeros((folds, len(rows.centre) + 1, rows.target.shape[1]))
-    return FoldFits(zeros, zeros, np.zeros(folds))
-
-
-class FoldNewtonState(NamedTuple):
-    """State of the loop: the last good ``u``, a ``step`` from it, its ``length``, what is known."""
-
-    u: Array
-    step: Array
-    length: Array
-    value: Array
-    gain: Array
-    adjoint: Array
-    scale: Array
-    loss: Array
-    inner_residual: Array
-    linear_residual: Array
-    done: Array
-    passes: Array
-
-
-def compute_cv_loss(link: Link, theta: Array, rows: WeightedRows, lower: FoldFits) -> Evaluation:
-    """Return value and gradient over all folds."""
-    theta = theta.reshape(len(rows.centre), -1)
-
-    fold = partial(solve_fold, link, rows, jnp.exp(theta))
-    squares = rows.squares()
-    losses, grads, lower, inner, linear = jax.vmap(fold)(rows.train, rows.held, squares, lower)
-    share, used = rows.share, rows.share > 0
-    worst = lambda x: jnp.max(jnp.where(used, x, 0))  # noqa: E731
-    grad = jnp.tensordot(share, grads, 1).ravel()
-    value = jnp.sum(share * losses)
-    return Evaluation(value, grad, losses, lower.w, worst(inner), worst(linear), lower)
-
-
-def solve_fold(
-    link: Link,
-    rows: WeightedRows,
-    penalty: Array,
-    train: Array,
-    held: Array,
-    squares: Array,
-    lower: FoldFits,
-) -> tuple[Array, Array, FoldFits, Array, Array]:
-    """Return loss, gradient, fit and the two residuals of one fold; ``penalty [d, T]``."""
-    (s, size), (v, _) = _normalise_weights(train), _normalise_weights(held)
-    targets = penalty.shape[1]
-    strength = jnp.concatenate([penalty / size, jnp.full((1, targets), _FLAT)])
-    # Jacobi: coordinates u = w / unit, in which CG sees a diagonal of about ones.
-    unit = 1 / jnp.sqrt(jnp.append(squares, size)[:, None] / (4 * size) + strength)
-
-    def advance(at: FoldNewtonState) -> FoldNewtonState:
-        """Try a step; from a good point the next one, or the adjoint if it is the minimum."""
-        u = at.u - at.length * at.step
-        z = rows.product(unit * u)
-        each, mean = link.value(z, rows.target), link.mean(z)
-        value = s @ each + jnp.sum(strength * (unit * u) ** 2) / 2
-        # The loss of a sure row is a difference of numbers as large as z.
-        rounding = jnp.finfo(value.dtype).eps * (value + s @ jnp.max(jnp.abs(z), 1))
-        last = at.passes == _STEPS - 1
-        good = (value <= at.value + 4 * rounding) | last
-        done = good & ((at.gain <= rounding) | last)
-
-        # One product with the rows gives the gradient and the adjoint's right-hand side.
-        weighted = [weight[:, None] * (mean - rows.target) for weight in (s, v)]
-        slopes = rows.back(jnp.concatenate(weighted, 1))
-        gradient = unit * (slopes[:, :targets] + strength * unit * u)
-        right = jnp.where(done, unit * slopes[:, targets:], gradient)
-
-        product = partial(_multiply_hessian, link, rows, s, strength, unit, mean)
-        found = solve_system(product, right, done, at.adjoint)
-        norm = jnp.linalg.norm(gradient)
-        scale = jnp.where(at.scale > 0, at.scale, norm)
-        new = FoldNewtonState(
-            u=u,
-            step=found.x,
-            length=jnp.ones_like(value),
-            value=value,
-            gain=jnp.vdot(gradient, found.x),
-            adjoint=jnp.where(done, found.x, at.adjoint),
-            scale=scale,
-            loss=v @ each,
-            inner_residual=norm / jnp.where(scale > 0, scale, 1),
-            linear_residual=found.residual,
-            done=done,
-            passes=at.passes + 1,
+    def _strength(self, theta: np.ndarray) -> np.ndarray:
+        """Return the penalty of every coefficient per unit of training weight."""
+        d, _, outputs = self.folds.shape
+        penalty = np.exp(theta)
+        grid = np.broadcast_to(
+            penalty if len(penalty) == 1 else penalty.reshape(d - 1, -1), (d - 1, outputs)
         )
-        # A refused step is tried again at half its length.
-        again = at._replace(length=at.length / 2, passes=at.passes + 1)
-        return jax.tree.map(lambda new, old: jnp.where(good, new, old), new, again)
+        strength = np.full(self.folds.shape, _FLAT)
+        strength[:-1] = grid[:, None, :] / self.folds.size[None, :, None]
+        return strength
 
-    first = _init_newton(lower.w / unit, lower.adjoint / unit, lower.scale)
-    end = jax.lax.while_loop(lambda at: ~at.done, advance, first)
-    w, adjoint = unit * end.u, unit * end.adjoint
-    grad = -penalty / size * (w * adjoint)[:-1]
-    return end.loss, grad, FoldFits(w, adjoint, end.scale), end.inner_residual, end.linear_residual
+    def _look(self, w: np.ndarray, z: np.ndarray, strength: np.ndarray) -> GlmState:
+        mean = self.link.mean(z)
+        weighted = self.folds.train[:, :, None] * (mean - self.folds.target)
+        value = np.sum(self.folds.train * self.link.value(z, self.folds.target), 0)
+        value = value + _dot(strength * w, w) / 2
+        return GlmState(w, z, mean, self.folds.back(weighted) + strength * w, value)
+
+    def solve(self, theta: np.ndarray, tol: float) -> tuple[GlmState, np.ndarray]:
+        """Minimise the inner losses until the decrement squared is below ``tol`` of the loss."""
+        strength = self._strength(theta)
+        at = self._start(theta, strength)
+        self.first = max(self.first, float(np.max(_norm(at.gradient))))
+        for _ in range(_STEPS):
+            self.precondition.prepare(at.mean, strength)
+            rate = float(np.max(_norm(at.gradient))) / max(self.first, 1e-300)
+            step, image, _ = self._solve_system(at, strength, at.gradient, min(0.1, rate**0.5))
+            decrement = _dot(at.gradient, step)
+            done = decrement <= tol * np.maximum(at.value, 1e-12)
+            rounding = 1e-15 * np.sqrt(
+                np.sum(self.folds.train * np.einsum("nft,nft->nf", at.z, at.z), 0)
+            )
+            length, new = np.ones(len(decrement)), at
+            for _ in range(30):
+                new = self._look(
+                    at.w - length[:, None] * step, at.z - length[:, None] * image, strength
+                )
+                worse = new.value > at.value + rounding + 1e-15 * at.value
+                if not worse.any():
+                    break
+                length[worse] /= 2
+            at = new
+            if done.all():
+                break
+        self.w = at.w
+        self.known = [*self.known[-2:], (theta, at.w)]
+        return at, strength
+
+    def _start(self, theta: np.ndarray, strength: np.ndarray) -> GlmState:
+        """Return the better of the last solution and the line through the two that are nearest."""
+        last = self._look(self.w, self.folds.product(self.w), strength)
+        known = sorted(self.known, key=lambda pair: float(np.sum((pair[0] - theta) ** 2)))
+        if len(known) < 2:
+            return last
+        (near, w), (far, other) = known[:2]
+        way = near - far
+        part = float((theta - near) @ way) / max(float(way @ way), 1e-300)
+        if part == 0 or abs(part) > 1.5:
+            return last
+        line = w + part * (w - other)
+        guess = self._look(line, self.folds.product(line), strength)
+        return guess if np.sum(guess.value) < np.sum(last.value) else last
+
+    def _solve_system(
+        self,
+        at: GlmState,
+        strength: np.ndarray,
+        right: np.ndarray,
+        tol: float,
+        start: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Solve ``H x = right`` in every fold: ``x``, its scores, the largest relative residual."""
+
+        def multiply(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            image = self.folds.product(x)
+            curved = self.link.curved(at.mean, image)
+            curved *= self.folds.train[:, :, None]
+            return self.folds.back(curved) + strength * x, image
+
+        size = np.maximum(_norm(right), 1e-300)
+        x, image, r = np.zeros_like(right), np.zeros_like(at.z), right
+        if start is not None:
+            product, image = multiply(start)
+            x, r = start.copy(), right - product
+        p, rho = np.zeros_like(right), np.ones(len(size))
+        for k in range(_PRODUCTS):
+            active = _norm(r) > tol * size
+            if not active.any():
+                break
+            s = self.precondition(r)
+            new = _dot(r, s)
+            p = s + np.where(k > 0, new / rho, 0)[:, None] * p
+            rho = np.where(new > 0, new, 1)
+            product, direction = multiply(p)
+            curvature = _dot(p, product)
+            length = np.where(
+                active & (curvature > 0), new / np.where(curvature > 0, curvature, 1), 0
+            )
+            x = x + length[:, None] * p
+            image = image + length[:, None] * direction
+            r = r - length[:, None] * product
+            self.precondition.wasted += 1 / _SLACK if k < _SLACK else 1
+        return x, image, float(np.max(_norm(r) / size))
+
+    def evaluate_grid(self, grid: np.ndarray) -> np.ndarray:
+        """Return the loss at ``grid [G, q]``, coarsely, from the strongest penalties on.
+
+        Ends where it has risen for two points by a twentieth: weaker penalties take longest.
+        """
+        values = np.full(len(grid), np.inf)
+        for i, theta in enumerate(grid):
+            at, _ = self.solve(theta, _COARSE)
+            each = np.sum(self.folds.held * self.link.value(at.z, self.folds.target), 0)
+            values[i] = self.folds.share @ each
+            best = np.min(values[: i + 1])
+            if i > 1 and values[i] > values[i - 1] > 1.05 * best:
+                break
+        return values
+
+    def __call__(self, theta: np.ndarray) -> Evaluation:
+        """Return value, gradient and fits, as exactly as a descent needs."""
+        if self.last is None or not np.array_equal(self.last[0], theta):
+            self.last = np.array(theta), self._evaluate(theta, _FINE, _FORCING)
+        return self.last[1]
+
+    def evaluate_exactly(self, theta: np.ndarray) -> Evaluation:
+        """Return value, gradient and fits up to rounding."""
+        return self._evaluate(theta, _EXACT, _LINEAR)
+
+    def _evaluate(self, theta: np.ndarray, tol: float, residual: float) -> Evaluation:
+        at, strength = self.solve(theta, tol)
+        error = self.link.mean(at.z) - self.folds.target
+        right = self.folds.back(self.folds.held[:, :, None] * error)
+        adjoint, _, linear = self._solve_system(at, strength, right, residual, self.adjoint)
+        self.adjoint = adjoint
+        losses = np.sum(self.folds.held * self.link.value(at.z, self.folds.target), 0)
+        losses = losses - _dot(adjoint, at.gradient)
+        share = self.folds.share
+        grad = -np.einsum("f,dft->dt", share, (strength * at.w * adjoint)[:-1])
+        grad = np.array([grad.sum()]) if len(theta) == 1 else grad.ravel()
+        params = np.moveaxis(at.w, 1, 0)
+        inner = float(np.max(_norm(at.gradient))) / max(self.first, 1e-300)
+        return Evaluation(float(share @ losses), grad, losses, params, inner, linear)
 
 
-def _multiply_hessian(
-    link: Link,
-    rows: WeightedRows,
-    s: Array,
-    strength: Array,
-    unit: Array,
-    mean: Array,
-    t: Array,
-) -> Array:
-    """Multiply ``t`` by the Hessian in coordinates ``w / unit``, at the mean of the link."""
-    curved = s[:, None] * link.curved(mean, rows.product(unit * t))
-    return unit * (rows.back(curved) + strength * unit * t)
+def _norm(x: np.ndarray) -> np.ndarray:
+    """Return the norm of every fold's part, ``[F]``."""
+    return np.sqrt(_dot(x, x))
 
 
-def _init_newton(u: Array, adjoint: Array, scale: Array) -> FoldNewtonState:
-    """Return the state whose first trial is ``u`` itself, which is accepted."""
-    none = jnp.zeros(())
-    return FoldNewtonState(
-        u=u,
-        step=jnp.zeros_like(u),
-        length=none,
-        value=none + jnp.inf,
-        gain=none + jnp.inf,
-        adjoint=adjoint,
-        scale=scale,
-        loss=none,
-        inner_residual=none,
-        linear_residual=none,
-        done=none > 0,
-        passes=jnp.zeros((), jnp.int32),
-    )
-
-
-def _normalise_weights(weights: Array) -> tuple[Array, Array]:
-    """Return weights that sum to 1, and their sum before, 1 where there are none."""
-    total = jnp.sum(weights)
-    total = jnp.where(total > 0, total, 1)
-    return weights / total, total
-
-
-def solve_system(product: Matvec, right: Array, exact: Array, start: Array) -> Solution:
-    """Solve the linear system of one step: factorised where it is small, else by CG."""
-    if right.size > _DENSE:
-        solver = CG(tol=jnp.where(exact, _LINEAR, _FORCING))
-        return solver.solve(product, right, jnp.where(exact, start, 0))
-    basis = jnp.eye(right.size).reshape(-1, *right.shape)
-    factor = (jnp.linalg.cholesky(jax.vmap(product)(basis).reshape(right.size, -1)), True)
-    x = cho_solve(factor, right.ravel()).reshape(right.shape)
-    return Solution(x, relative_residual(product, right, x), right.size)
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the inner product of every fold's parts, ``[F]``."""
+    return np.einsum("dft,dft->f", a, b)

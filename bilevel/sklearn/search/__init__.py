@@ -3,31 +3,34 @@
 from bilevel.sklearn.search.descent import (
     Evaluation,
     OuterFunction,
-    OuterLoss,
     minimise_outer,
 )
-from bilevel.sklearn.search.path import RESOLUTION, SearchOptions, SearchResult, tune_penalties
+from bilevel.sklearn.search.path import (
+    ITERATED,
+    RESOLUTION,
+    SearchOptions,
+    SearchResult,
+    tune_penalties,
+)
 from bilevel.sklearn.search.penalties import (
     check_alphas,
     group_columns,
     make_log_bounds,
-    make_log_grid,
     make_spectral_grid,
     make_stages,
     share_in_groups,
 )
 
 __all__ = [
+    "ITERATED",
     "RESOLUTION",
     "Evaluation",
     "OuterFunction",
-    "OuterLoss",
     "SearchOptions",
     "SearchResult",
     "check_alphas",
     "group_columns",
     "make_log_bounds",
-    "make_log_grid",
     "make_spectral_grid",
     "make_stages",
     "minimise_outer",

@@ -5,18 +5,10 @@ millisecond, and on the host the inner solver's start is carried from step to st
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from scipy.optimize import OptimizeResult, minimize
-
-from bilevel.utils import PyTree
-
-Tree = TypeVar("Tree")
 
 _BOX = 4.0  # farthest that a logarithm goes in one descent, a factor of 55
 
@@ -25,7 +17,7 @@ class Evaluation(NamedTuple):
     """The outer loss at one point: ``value ()``, ``grad [q]``, and ``losses [F]`` of the folds.
 
     ``params`` leads with F, its last entry fitted to all rows of the problem; the residuals are
-    the largest over the folds; ``lower`` is where the next inner solve starts.
+    the largest over the folds.
     """
 
     value: Any
@@ -34,35 +26,10 @@ class Evaluation(NamedTuple):
     params: Any
     inner_residual: Any
     linear_residual: Any
-    lower: PyTree = None
 
 
 # An outer loss as NumPy sees it: logarithms of penalties ``[q]`` to an evaluation.
 OuterFunction = Callable[[np.ndarray], Evaluation]
-# ``(theta [q], batch, lower) -> Evaluation``, a function of a module: it names the program.
-Objective = Callable[[Array, Any, Any], Evaluation]
-
-
-@partial(jax.jit, static_argnames="objective")
-def _evaluate(objective: Objective, theta: Array, batch: PyTree, lower: PyTree) -> Evaluation:
-    return objective(theta, batch, lower)
-
-
-class OuterLoss:
-    """A compiled outer loss as NumPy sees it; each call starts where the last one ended."""
-
-    def __init__(self, objective: Objective, batch: PyTree, lower: PyTree = None) -> None:
-        """Move ``batch`` and ``lower`` to the device once."""
-        self.objective = objective
-        self.batch, self.lower = to_device((batch, lower))
-
-    def __call__(self, theta: np.ndarray) -> Evaluation:
-        """Return value, gradient, fits and evidence at ``theta``."""
-        theta = np.asarray(theta, np.float64)
-        found = _evaluate(self.objective, theta, self.batch, self.lower)
-        if np.isfinite(found.value):
-            self.lower = found.lower
-        return found
 
 
 def minimise_outer(
@@ -120,13 +87,3 @@ def minimise_outer(
             break
         last = found.fun
     return np.array([phi, *points]), np.array([first, *values])
-
-
-def to_device(tree: Tree) -> Tree:
-    """Convert to arrays of JAX, floats in float64, once for all calls that use them."""
-    return jax.tree.map(jnp.asarray, tree)
-
-
-def to_host(tree: Tree) -> Tree:
-    """Convert to NumPy arrays."""
-    return jax.tree.map(np.asarray, tree)

@@ -13,12 +13,11 @@ decades of penalties, and the order of a sum must not decide between them.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from sklearn.utils.parallel import Parallel, delayed
 
-from bilevel.sklearn.search.descent import Evaluation, OuterFunction, minimise_outer, to_host
-from bilevel.sklearn.search.scalar import minimise_scalar
+from bilevel.sklearn.search.descent import Evaluation, OuterFunction, minimise_outer
+from bilevel.sklearn.search.scalar import find_vertex, minimise_scalar
 
 SHRINKAGE = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # how much of the way from common to own penalties
 MOST_GUARDED = 10  # folds that the guard leaves out, one after the other
@@ -26,6 +25,7 @@ MOST_GUARDED = 10  # folds that the guard leaves out, one after the other
 # variance of the target. Losses that differ by less differ by rounding: they are differences of
 # sums of that size over up to thousands of terms, each rounded to 2e-16.
 RESOLUTION = 1e-12
+ITERATED = 1e-10  # that of losses whose inner solver iterates
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,23 @@ def select_strongest(
     return int(equal[np.argmax(total[equal])])
 
 
+@dataclass
+class Descent:
+    """The way of one start: points and losses; ``common``, the last before the last stage."""
+
+    path: list[np.ndarray]
+    losses: list[float]
+    common: int = 0
+    curvature: float = 0.0
+
+
 def tune_penalties(
     outer_of: Callable[[int | None], OuterFunction],
     grids: Sequence[np.ndarray],
     stages: list[np.ndarray],
     search: SearchOptions,
 ) -> SearchResult:
-    """Tune ``theta`` for ``outer_of(None)``, in float64.
+    """Tune ``theta`` for ``outer_of(None)``.
 
     Parameters
     ----------
@@ -96,32 +106,6 @@ def tune_penalties(
     stages : the entries of ``theta`` that move together, ``[q]``, of one stage after the other;
         each descends from where the one before ended, the last under the guard.
     """
-    with jax.enable_x64(True):
-        return _tune(outer_of, grids, stages, search)
-
-
-def evaluate_grid(outer: OuterFunction, grid: np.ndarray) -> np.ndarray:
-    """Return the loss at each point, infinite where it is not finite."""
-    at_once = getattr(outer, "evaluate_grid", None)
-    values = at_once(grid) if at_once else np.array([float(outer(theta).value) for theta in grid])
-    return np.where(np.isfinite(values), values, np.inf)
-
-
-@dataclass
-class Descent:
-    """The way of one start: points and losses; ``common``, the last before the last stage."""
-
-    path: list[np.ndarray]
-    losses: list[float]
-    common: int = 0
-
-
-def _tune(
-    outer_of: Callable[[int | None], OuterFunction],
-    grids: Sequence[np.ndarray],
-    stages: list[np.ndarray],
-    search: SearchOptions,
-) -> SearchResult:
     outer = outer_of(None)
     # Evaluated first: the solvers then start where all coefficients are almost 0.
     worst = float(outer(search.bounds[:, 1]).value)
@@ -136,6 +120,13 @@ def _tune(
         if any(np.array_equal(grid[best], way.path[0]) for way in ways):
             continue
         ways.append(Descent([grid[best]], [values[best]]))
+        shift = grid - grid[best]
+        if stages[0].max() == 0 and np.allclose(shift, shift[:, :1], atol=1e-9):
+            vertex, ways[-1].curvature = find_vertex(shift[:, 0], values, best)
+            value = float(outer(grid[best] + vertex).value) if vertex else np.inf
+            if value < values[best]:
+                ways[-1].path.append(grid[best] + vertex)
+                ways[-1].losses.append(value)
     if not ways:
         raise ValueError(
             "The cross-validation loss is not finite at any point of the grid of penalties. Are "
@@ -145,7 +136,7 @@ def _tune(
         for i, stage in enumerate(stages):
             if i == len(stages) - 1:
                 way.common = len(way.path) - 1
-            _append_stage(way.path, way.losses, outer, stage, search, resolution)
+            _append_stage(way.path, way.losses, outer, stage, search, resolution, way.curvature)
     best_way = min(ways, key=lambda way: way.losses[-1])
     path, losses, shrinkage, seen = best_way.path, best_way.losses, 1.0, None
     if len(search.guarded):
@@ -163,9 +154,16 @@ def _tune(
             path.append(points[chosen])
             losses.append(own[chosen])
     theta = path[-1]
-    at = to_host(outer(theta))
+    at = getattr(outer, "evaluate_exactly", outer)(theta)
     steps, values = (np.array(path), np.array(losses)), np.concatenate(seen_values)
     return SearchResult(theta, at, *steps, values, shrinkage, seen, search.bounds)
+
+
+def evaluate_grid(outer: OuterFunction, grid: np.ndarray) -> np.ndarray:
+    """Return the loss at each point, infinite where it is not finite."""
+    at_once = getattr(outer, "evaluate_grid", None)
+    values = at_once(grid) if at_once else np.array([float(outer(theta).value) for theta in grid])
+    return np.where(np.isfinite(values), values, np.inf)
 
 
 def _choose_part(losses: np.ndarray, own: np.ndarray, resolution: float) -> int:
@@ -191,6 +189,7 @@ def _append_stage(
     stage: np.ndarray,
     search: SearchOptions,
     resolution: float,
+    curvature: float = 0.0,
 ) -> None:
     """Append the steps of one stage, up to the best of them, if they lead down.
 
@@ -202,7 +201,9 @@ def _append_stage(
     np.minimum.at(reach[:, 1], stage, np.maximum(search.bounds[:, 1] - start, 0))
     options = {"max_iter": search.max_iter, "tol": search.tol, "least": resolution}
     if size == 1:
-        steps, values = minimise_scalar(outer, start, tuple(reach[0]), **options)
+        steps, values = minimise_scalar(
+            outer, start, tuple(reach[0]), curvature=curvature, **options
+        )
         steps = steps[:, None]
     else:
         steps, values = minimise_outer(
@@ -230,11 +231,10 @@ def _score_without_folds(
     """Return the loss on each fold of penalties tuned without it, ``[folds, parts of the way]``."""
 
     def one(k: int) -> list[float]:
-        with jax.enable_x64(True):  # holds in one thread
-            outer = outer_of(k)
-            path, losses = [common], [float(outer(common).value)]
-            _append_stage(path, losses, outer, stage, search, resolution)
-            return [float(outer(theta).losses[-1]) for theta in _interpolate(common, path[-1])]
+        outer = outer_of(k)
+        path, losses = [common], [float(outer(common).value)]
+        _append_stage(path, losses, outer, stage, search, resolution)
+        return [float(outer(theta).losses[-1]) for theta in _interpolate(common, path[-1])]
 
     run = Parallel(n_jobs=search.n_jobs, prefer="threads")
     return np.array(run(delayed(one)(k) for k in search.guarded[:MOST_GUARDED]))

@@ -1,7 +1,5 @@
 """Which coefficients share a penalty, as scikit-learn's users say it."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -73,20 +71,3 @@ def make_spectral_grid(extremes: tuple[float, float]) -> tuple[np.ndarray, np.nd
     bounds = np.array([low - np.log(1e6), high + np.log(1e8)])
     first, last = high + np.log(1e4), low - np.log(1e4)
     return np.linspace(first, last, 1 + int(np.ceil((first - last) * 2))), bounds
-
-
-def make_log_grid(
-    alphas: ArrayLike | None,
-    scale: float,
-    usual: Sequence[float] | np.ndarray,
-    about: int,
-    lowest: float = -7,
-) -> np.ndarray:
-    """Return logarithms of the penalties to try, largest first.
-
-    The given ones; or those of scikit-learn's own tool, and ``about`` many from ``10**lowest`` to
-    100 times ``scale``, the curvature of the loss along a mean column.
-    """
-    if alphas is None:
-        alphas = np.concatenate([scale * np.logspace(lowest, 2, about), usual])
-    return np.log(check_alphas(alphas))

@@ -6,7 +6,7 @@ import numpy as np
 
 from bilevel.sklearn.search.descent import OuterFunction
 
-_SHARP = 1e-3  # of tol: at this possible gain the search ends, as the root is found fast near it
+_SHARP = 0.03  # of tol: at this possible gain the search ends, as the root is found fast near it
 
 
 class ScalarPoint(NamedTuple):
@@ -25,13 +25,14 @@ def minimise_scalar(
     max_iter: int,
     tol: float,
     least: float = 0.0,
+    curvature: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Minimise ``outer(start + t)`` over the number ``t`` in ``reach``, downhill from 0.
 
-    Steps that double until the loss or the slope turns, then the secant of the slopes, and
-    bisection where that is slow. Ends where the gain to expect is below ``tol * 1e-3`` of the loss
-    or below ``least``, or after ``max_iter`` evaluations of each kind. Returns the ``t`` seen and
-    their losses, the start first.
+    Steps, the first by the ``curvature`` if it is known, that double until the loss or the slope
+    turns, then the secant of the slopes, and bisection where that is slow. Ends where the gain to
+    expect is below ``tol * 0.03`` of the loss or below ``least``, or after ``max_iter`` evaluations
+    of each kind. Returns the ``t`` seen and their losses, the start first.
     """
 
     def look(t: float) -> ScalarPoint:
@@ -43,7 +44,8 @@ def minimise_scalar(
     seen: list[ScalarPoint] = []
     near = look(0.0)
     enough = max(tol * _SHARP * abs(near.value), least)
-    far, step = None, 1.0 if near.slope < 0 else -1.0
+    length = 1.5 * abs(near.slope) / curvature if curvature > 0 else 1.0
+    far, step = None, -np.sign(near.slope) * min(max(length, 0.02), 1.0)
     end = reach[1] if step > 0 else reach[0]
 
     def turns(point: ScalarPoint) -> bool:
@@ -71,3 +73,19 @@ def minimise_scalar(
             point = look((near.t + far.t) / 2)
             near, far = (near, point) if turns(point) else (point, far)
     return np.array([p.t for p in seen]), np.array([p.value for p in seen])
+
+
+def find_vertex(at: np.ndarray, values: np.ndarray, best: int) -> tuple[float, float]:
+    """Return where the parabola through a grid's best point and its neighbours is smallest.
+
+    From the best point, and the parabola's curvature; both 0 at an end of the grid.
+    """
+    if not 0 < best < len(at) - 1 or not np.all(np.isfinite(values[best - 1 : best + 2])):
+        return 0.0, 0.0
+    (a, b), middle = at[[best - 1, best + 1]] - at[best], values[best]
+    left, right = (values[best - 1] - middle) / a, (values[best + 1] - middle) / b
+    curvature = 2 * (right - left) / (b - a)
+    if not curvature > 0:
+        return 0.0, 0.0
+    slope = left - curvature * a / 2
+    return float(np.clip(-slope / curvature, min(a, b) / 2, max(a, b) / 2)), float(curvature)

@@ -1,0 +1,50 @@
+"""One preconditioner for all folds of a generalised linear model."""
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from bilevel.sklearn.losses.glm_folds import GlmFolds, Link
+
+_DENSE = 1000  # columns up to which the preconditioner is factorised
+
+
+class Preconditioner:
+    """An approximation of the inverse Hessian of all folds, made again when it is stale."""
+
+    def __init__(self, folds: GlmFolds, link: Link) -> None:
+        """Nothing is known yet."""
+        self.folds, self.link = folds, link
+        self.hessian: np.ndarray | None = None
+        d, count, outputs = folds.shape
+        self.factorised = folds.dense and d <= _DENSE
+        self.price = d / (2 * count * outputs) if self.factorised else 1.0  # in products
+        self.wasted = np.inf
+
+    def prepare(self, mean: np.ndarray, strength: np.ndarray) -> None:
+        """Take the curvature at ``mean`` if that pays, and the penalties ``[d + 1, F, T]``."""
+        if self.hessian is None or self.wasted > self.price:
+            weight = np.mean(self.folds.train * self.link.diagonal(mean), 1)
+            make = self.folds.weigh_products if self.factorised else self.folds.weigh_squares
+            self.hessian, self.wasted = make(weight), 0.0
+        if not self.factorised:
+            self.diagonal = self.hessian[:, None, None] + strength
+            return
+        common = np.exp(np.mean(np.log(strength), (1,)))
+        same = np.allclose(common, common[:, :1], rtol=1e-9)
+        self.factors = [
+            cho_factor(self.hessian + np.diag(column), lower=True, check_finite=False)
+            for column in (common[:, :1] if same else common).T
+        ]
+
+    def __call__(self, r: np.ndarray) -> np.ndarray:
+        """Apply to ``[d + 1, F, T]``."""
+        if not self.factorised:
+            return r / self.diagonal
+        if len(self.factors) == 1:
+            flat = cho_solve(self.factors[0], r.reshape(len(r), -1), check_finite=False)
+            return flat.reshape(r.shape)
+        parts = [
+            cho_solve(factor, r[:, :, k], check_finite=False)
+            for k, factor in enumerate(self.factors)
+        ]
+        return np.stack(parts, 2)
