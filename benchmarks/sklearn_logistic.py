@@ -74,7 +74,8 @@ def load_news(least: int, rows: int, classes: int) -> Table | None:
     chosen = np.flatnonzero((z["y_train"] >= 1) & (z["y_train"] <= classes))[:rows]
     X, y = X[chosen], z["y_train"][chosen]
     used = np.flatnonzero(np.asarray((X > 0).sum(0)).ravel() >= least)
-    return normalize(X[:, used].log1p()).tocsr(), y if classes > 4 else (y > 2).astype(int)
+    rows: Any = normalize(X[:, used].log1p())
+    return rows.tocsr(), y if classes > 4 else (y > 2).astype(int)
 
 
 def list_tables() -> dict[str, Callable[[], Table | None]]:
