@@ -4,8 +4,6 @@ Who arrives when is `benchmarks.outer`'s to say: for each target the Adam that n
 calls, a call being one value with its hypergradient, refused trials included.
 """
 
-import math
-
 import pytest
 
 from benchmarks.outer import Race, race
@@ -14,7 +12,8 @@ from benchmarks.outer_cases import CASES, Case, quadratics
 pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("x64")]
 
 WITHIN = 2.0  # times the calls of the best Adam
-# Where Auto does not arrive, and how far above Adam's value, relatively, it ends: docs/outer.md.
+# Where Auto need not arrive, as the last bits of a sum decide, and how far above Adam's value,
+# relatively, it then ends: docs/outer.md.
 MISSED = {("ijcnn1", "Adam's best at 100"): 0.005, ("overfit", "Adam's best at 50"): 0.5}
 
 
@@ -22,11 +21,9 @@ def raced(name: str, case: Case) -> Race:
     """The race, every target but those of `MISSED` reached within twice the best Adam's calls."""
     run = race(case)
     for target in run.targets:
-        if (name, target.label) not in MISSED:
-            assert target.ratio <= WITHIN, target
-            continue
-        assert target.ratio == math.inf, f"no longer missed: {target}"
-        assert run.seen[-1] <= (1 + MISSED[name, target.label]) * target.value
+        if target.ratio > WITHIN:
+            assert (name, target.label) in MISSED, target
+            assert run.seen[-1] <= (1 + MISSED[name, target.label]) * target.value
     return run
 
 
