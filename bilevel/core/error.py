@@ -27,8 +27,8 @@ class KnownErrors(Protocol):
         ...
 
     @property
-    def standard_error(self) -> FloatTree:
-        """``Evidence.standard_error``."""
+    def known_noise(self) -> FloatTree:
+        """``Evidence.known_noise``."""
         ...
 
 
@@ -36,7 +36,7 @@ def relative_error(grad: PyTree, evidence: KnownErrors) -> Array:
     r"""Return what is known of ``|grad - exact| / |exact|``, ``()``.
 
         sqrt(systematic^2 + noise^2),   systematic^2 = (|bias| / |grad - bias|)^2 + residual_error^2
-        noise = |standard_error| / |grad - bias|
+        noise = |standard error of grad - bias| / |grad - bias|
 
     An estimator that knows neither bias nor what its residuals stand for is taken at the largest of
     its residuals. Infinite where the estimate is known to be worthless (a number that is not
@@ -54,8 +54,8 @@ def relative_error(grad: PyTree, evidence: KnownErrors) -> Array:
         parts += (
             [jnp.max(jnp.stack(some))] if (some := [r for r in residuals if r is not None]) else []
         )
-    if evidence.standard_error is not None:
-        parts.append(relative_size(norm(evidence.standard_error), exact))
+    if evidence.known_noise is not None:
+        parts.append(relative_size(norm(evidence.known_noise), exact))
     if not parts:
         return jnp.full_like(exact, jnp.nan)
     total = norm([jnp.asarray(part, exact.dtype) for part in parts])

@@ -47,6 +47,8 @@ class Evidence:
     residual_error : ``()``; relative error of ``grad`` that the residuals stand for, to first
         order, by a few products with the inner Hessian at the returned params.
     freedom : ``()``; degrees of freedom of ``standard_error``; ``None`` for a predicted one.
+    corrected_error : like ``hyper``; standard error of ``grad - bias`` where it is measured: a bias
+        that is estimated run by run has the run's noise in it, and takes it out of ``grad``.
     directions_only : ``standard_error`` is the spread over random directions of one run, and has
         none of the noise of the inner solver in it; static.
     """
@@ -59,7 +61,13 @@ class Evidence:
     derivative_residual: FloatTree = None
     residual_error: FloatTree = None
     freedom: PyTree = None
+    corrected_error: FloatTree = None
     directions_only: bool = field(default=False, metadata={"static": True})
+
+    @property
+    def known_noise(self) -> FloatTree:
+        """The standard error of ``grad`` less its bias; ``None`` where there is none."""
+        return self.standard_error if self.corrected_error is None else self.corrected_error
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,10 @@ class Estimate:
     def interval(self, level: float = 0.95) -> PyTree:
         """Return ``(low, high)`` around each entry of ``grad`` less its bias: a tree of pairs.
 
-        Student's t with ``evidence.freedom`` degrees of freedom, the normal where it is ``None``.
+        Student's t with ``evidence.freedom`` degrees of freedom, the normal where it is ``None``,
+        times the standard error of ``grad``. That of ``grad - bias`` is smaller where each run has
+        a bias of its own, but what is left is of second order and far from normal: the interval
+        then covers more than ``level``.
 
         Raises
         ------

@@ -97,7 +97,13 @@ class Replicated:
         first: InnerState = jax.tree.map(lambda x: x[0], copies)
         value, grad = jax.tree.map(lambda x: jnp.mean(x, 0), (every.value, every.grad))
         got = every.evidence
-        error = jax.tree.map(lambda x: jnp.std(x, 0, ddof=1) / self.n**0.5, every.grad)
+
+        def spread(copies: Hyper) -> Hyper:
+            return jax.tree.map(lambda x: jnp.std(x, 0, ddof=1) / self.n**0.5, copies)
+
+        error, corrected = spread(every.grad), None
+        if got.bias is not None:
+            corrected = spread(jax.tree.map(jnp.subtract, every.grad, got.bias))
         evidence = Evidence(
             inner_residual=jax.tree.map(lambda x: x[0], got.inner_residual),
             linear_residual=jax.tree.map(jnp.max, got.linear_residual),
@@ -107,6 +113,7 @@ class Replicated:
             derivative_residual=jax.tree.map(jnp.max, got.derivative_residual),
             residual_error=self._common(got.residual_error, grad, error),
             freedom=jnp.asarray(self.n - 1, jnp.int32),
+            corrected_error=corrected,
         )
         lower = InnerState(first.params, first.solver_state, copies, first.reference)
         aux = jax.tree.map(lambda x: x[0], every.aux)

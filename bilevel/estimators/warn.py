@@ -85,7 +85,7 @@ def _cause(estimate: Estimate, find: Callable[[], str | None] | None) -> str:
     evidence = estimate.evidence
     if (text := _describe_nonfinite(estimate, find)) is not None:
         return text
-    noise = _size(evidence.standard_error)
+    noise = _size(evidence.known_noise)
     wrong = max(_size(evidence.bias), _float(evidence.residual_error) * float(norm(estimate.grad)))
     if math.isinf(noise):
         return (

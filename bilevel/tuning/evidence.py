@@ -25,7 +25,7 @@ def is_unreliable(estimate: Estimate, history: Mapping[str, ArrayLike], max_erro
 def absolute_error(estimate: Estimate) -> float:
     """Return what is known of ``|grad - exact|``, from ``|grad|`` and the parts of its error."""
     evidence, size = estimate.evidence, float(norm(estimate.grad))
-    noise = 0.0 if evidence.standard_error is None else float(norm(evidence.standard_error))
+    noise = 0.0 if evidence.known_noise is None else float(norm(evidence.known_noise))
     if evidence.bias is not None:
         return math.hypot(float(norm(evidence.bias)), noise)
     share = evidence.residual_error

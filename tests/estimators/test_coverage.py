@@ -91,7 +91,27 @@ def test_intervals_cover_the_mean(x64):
     """Of 200 repetitions 95 %, within 4 standard errors of a share (1.5 % each)."""
     case = cases(quick=True)[0]
     for name, estimator in coverage.estimators(case):
-        if name.startswith("Replicated(") and "Implicit" not in name:  # its bias is noisy too
+        if name.startswith("Replicated(") and "Implicit" not in name:  # wider, as it says
             found = coverage.coverage(case, estimator, 200)
             assert found["applies"] == 1
             assert abs(found["mean"] - 0.95) < 4 * (0.95 * 0.05 / 200) ** 0.5, name
+
+
+def test_a_bias_of_each_run_takes_its_noise_with_it(x64):
+    """The error is that of the corrected copies, which are run here one by one."""
+    case = cases(quick=True)[0]
+    one = bl.Implicit(case.solver, 60, average=30, bias=True)
+    arguments = case.hyper, case.params, case.data
+
+    def run(estimator, key):
+        return bl.hypergradient(case.problem, estimator, *arguments, key, max_error=np.inf)[0]
+
+    every = [run(one, key) for key in jax.random.split(KEY, 4)]
+    grad = np.array([estimate.grad[0] for estimate in every])
+    bias = np.array([estimate.evidence.bias[0] for estimate in every])
+    together = run(bl.Replicated(one, 4), KEY)
+    corrected = (grad - bias).std(ddof=1) / 2
+    np.testing.assert_allclose(together.evidence.corrected_error[0], corrected, rtol=1e-6)
+    expected = np.hypot(bias.mean(), corrected) / abs((grad - bias).mean())
+    np.testing.assert_allclose(together.relative_error, expected, rtol=1e-6)
+    assert corrected < 0.5 * together.evidence.standard_error[0]
