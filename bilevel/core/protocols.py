@@ -64,13 +64,13 @@ class MonitoredEstimator(Protocol):
 
 @runtime_checkable
 class ScalesWork(Protocol):
-    """An estimator whose noise falls with the inner work that it does: it can be adaptive."""
+    """An estimator whose error falls with the inner work that it does: it can be adaptive."""
 
     def scaled(self, times: int) -> Estimator:
         """Return the estimator with ``times`` its inner work, its state of the same structure.
 
-        More random directions, or more steps with a longer window of averaging. Raise
-        ``ValueError`` where these settings leave no such number.
+        More random directions, or more steps, with a longer window of averaging where there is
+        noise. Raise ``ValueError`` where these settings leave no such number.
         """
         ...
 

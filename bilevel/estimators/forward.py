@@ -29,7 +29,7 @@ from bilevel.core import (
     inner_loss,
 )
 from bilevel.estimators import directions as dirs
-from bilevel.estimators.rebuild import no_window
+from bilevel.estimators.rebuild import require_window
 from bilevel.estimators.recursion import ForwardMemory, Tangents, contract_tangents, run_chain
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.remainder import Budget, Remainder, tangent_remainder
@@ -184,11 +184,10 @@ class Forward:
         return estimate, InnerState(params, state, memory, reference)
 
     def scaled(self, times: int) -> "Forward":
-        """Return the estimator with so many times its random directions, or its window."""
+        """Return the estimator with so many times its random directions, or its steps."""
         if isinstance(self.directions, dirs.Random):
             return replace(self, directions=dirs.Random(times * self.directions.n))
-        if not self.average:
-            raise no_window(self)
+        require_window(self, self.solver, self.average)
         steps, start, average = (times * n for n in (self.steps, self.start, self.average))
         return replace(self, steps=steps, start=start, average=average)
 

@@ -28,7 +28,7 @@ from bilevel.core import (
     inner_loss,
 )
 from bilevel.estimators.adjoint import System, adjoint_system, first_order_bias, proximal_step
-from bilevel.estimators.rebuild import no_window
+from bilevel.estimators.rebuild import require_window
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.remainder import Budget, system_remainder
 from bilevel.estimators.residuals import full_gradient, inner_residual
@@ -153,9 +153,8 @@ class Implicit:
         return estimate, InnerState(params, state, carried, reference)
 
     def scaled(self, times: int) -> "Implicit":
-        """Return the estimator with so many times its steps and the window averaged over."""
-        if not self.average:
-            raise no_window(self)
+        """Return the estimator with so many times its steps, and the window averaged over."""
+        require_window(self, self.solver, self.average)
         return replace(self, steps=times * self.steps, average=times * self.average)
 
     def _minimise(

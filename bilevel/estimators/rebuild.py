@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from bilevel.core import Estimator, ScalesWork
+from bilevel.solvers import Solver
 
 
 def inner_estimator(estimator: Estimator) -> Estimator | None:
@@ -31,11 +32,11 @@ def map_innermost(estimator: Estimator, change: Callable[[Any], Estimator]) -> E
 
 
 def scale_work(estimator: Estimator, multiple: int) -> Estimator:
-    """Return the estimator with ``multiple`` times its inner work, which reduces its noise.
+    """Return the estimator with ``multiple`` times its inner work, which reduces its error.
 
     Raises
     ------
-    ValueError : an estimator whose noise no such number reduces.
+    ValueError : an estimator whose error no such number reduces.
     """
     if multiple == 1:
         return estimator
@@ -46,6 +47,12 @@ def scale_work(estimator: Estimator, multiple: int) -> Estimator:
         raise no_window(inside)
 
     return map_innermost(estimator, scale)
+
+
+def require_window(estimator: Estimator, solver: Solver, average: int) -> None:
+    """Raise where steps are noisy and no window of them is averaged: more would not help."""
+    if getattr(solver, "batch_size", None) is not None and not average:
+        raise no_window(estimator)
 
 
 def no_window(estimator: Estimator) -> ValueError:

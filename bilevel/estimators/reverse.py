@@ -28,6 +28,7 @@ from bilevel.core import (
     inner_loss,
 )
 from bilevel.estimators.mixed_mode import mixed_mode
+from bilevel.estimators.rebuild import require_window
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.remainder import adjoint_evidence
 from bilevel.solvers import (
@@ -161,6 +162,12 @@ class Reverse:
         evidence = replace(evidence, counts=counts)
         estimate = Estimate(value, grad, evidence, end.aux)
         return estimate, InnerState(params, state, None, reference)
+
+    def scaled(self, times: int) -> "Reverse":
+        """Return the estimator with so many times its steps, and those that it differentiates."""
+        require_window(self, self.solver, average=0)
+        truncate = None if self.truncate is None else times * self.truncate
+        return replace(self, steps=times * self.steps, truncate=truncate)
 
     def _plan(
         self, problem: Problem, hyper: Hyper, carry: Carry, data: Data, key: Key, n: int

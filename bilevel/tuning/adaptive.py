@@ -1,9 +1,10 @@
-r"""Doubles inner work when the signal-to-noise ratio of the hypergradient falls below a target.
+r"""Doubles inner work when the signal-to-error ratio of the hypergradient falls below a target.
 
 Far from the optimum a rough hypergradient will do; near it the same noise is all that is left. With
 means over the recent outer steps, since one estimate's ratio is noise itself,
 
-    snr^2 = mean |grad|^2 / mean |standard_error|^2 - 1      (E |grad|^2 = |E grad|^2 + noise)
+    snr^2 = mean |grad|^2 / mean |error|^2 - 1      (E |grad|^2 = |E grad|^2 + noise)
+    |error|^2 = |standard_error|^2 + |bias|^2 + (residual_error |grad|)^2,   what is known of each
 
 and work is doubled when ``snr < target``. Work is the number of inner steps with the window that is
 averaged over, or the number of random directions: the noise falls like 1 / sqrt(work), and nothing
@@ -27,13 +28,15 @@ from bilevel.utils import PyTree, dtype, register_node, require_positive, vdot
 class Adaptive:
     """When :func:`bilevel.tune` doubles the inner work: ``tune(..., hooks=[Adaptive(...)])``.
 
-    The estimator must report a standard error. The history then has ``work``, the multiple of the
+    The estimator must report a standard error, a bias or what its residuals stand for
+    (``evidence.residual_error``): a poor step is followed by one of twice the inner steps, and so
+    on until the hypergradient is good enough. The history then has ``work``, the multiple of the
     estimator's own, and ``signal_to_noise``. Each doubling compiles once (not under ``jit`` or
     ``vmap``).
 
     Parameters
     ----------
-    target : signal-to-noise ratio ``|E grad| / |standard_error|`` below which work is doubled.
+    target : ratio ``|E grad| / |error|`` below which work is doubled; 2 is a relative error of .5.
     memory : outer steps that the ratio is a mean over, and at least to wait after a doubling.
     most : work never exceeds this many times the estimator's own.
 
@@ -92,7 +95,7 @@ class WorkLevel:
     ----------
     level : work is ``2 ** level`` times the estimator's own.
     count : estimates since the last doubling.
-    power, noise : recent means of ``|grad|^2`` and ``|standard_error|^2``.
+    power, noise : recent means of ``|grad|^2`` and ``|error|^2``.
     shown : ``[2]``, multiple and ratio of the last step.
     """
 
@@ -124,16 +127,26 @@ class WorkLevel:
         """Return the same level with one more estimate in its means over so many."""
         share = 1 / jnp.minimum(self.count + 1, memory)
 
-        def mean(old: Array, new: PyTree) -> Array:
-            return (old + share * (vdot(new, new) - old)).astype(old.dtype)
+        def mean(old: Array, new: Array) -> Array:
+            return (old + share * (new - old)).astype(old.dtype)
 
-        power = mean(self.power, estimate.grad)
-        noise = mean(self.noise, estimate.evidence.standard_error)
+        power = mean(self.power, vdot(estimate.grad, estimate.grad))
+        noise = mean(self.noise, _squared_error(estimate))
         return WorkLevel(self.level, self.count + 1, power, noise, self.shown)
 
 
 for _node in (Adaptive, WorkLevel):
     register_node(_node)
+
+
+def _squared_error(estimate: Estimate) -> Array:
+    """Return what is known of ``|grad - exact|^2``, for infinite a million times ``|grad|^2``."""
+    evidence, power = estimate.evidence, vdot(estimate.grad, estimate.grad)
+    known = [x for x in (evidence.known_noise, evidence.bias) if x is not None]
+    total = jnp.sum(jnp.stack([vdot(x, x) for x in known])) if known else jnp.zeros_like(power)
+    if evidence.residual_error is not None:
+        total += evidence.residual_error**2 * power
+    return jnp.where(jnp.isfinite(total), total, 1e6 * power)
 
 
 def level_of(state: State) -> int:
@@ -142,18 +155,24 @@ def level_of(state: State) -> int:
     return 0 if work is None else int(work.level)
 
 
-def require_adaptive(estimator: Estimator, standard_error: PyTree, traced: bool) -> None:
-    """Raise unless inner work may grow, and the estimator knows its noise and can reduce it."""
+def require_adaptive(estimator: Estimator, estimate: Estimate, traced: bool) -> None:
+    """Raise unless inner work may grow, and the estimator knows its error and can reduce it."""
     if traced:
         raise ValueError(
             "tune: Adaptive chooses between compiled programs by what it sees, so it cannot "
             "run under jit or vmap. Call it outside, or fix the work."
         )
-    if standard_error is None:
+    evidence = estimate.evidence
+    if (
+        evidence.standard_error is None
+        and evidence.bias is None
+        and evidence.residual_error is None
+    ):
         raise ValueError(
-            f"Adaptive compares the hypergradient with its standard error, and {estimator!r} "
-            "reports none. Wrap it: Replicated(estimator, n) measures it, Predicted(estimator) "
-            "predicts it for SGD; Evolution reports its own, and so do random directions "
-            "(Forward(..., directions=m), m > 1) of several hyperparameters."
+            f"Adaptive compares the hypergradient with its error, and {estimator!r} reports none. "
+            "Wrap it: Replicated(estimator, n) measures the noise, Predicted(estimator) predicts "
+            "it for SGD; Evolution reports its own, and so do random directions (Forward(..., "
+            "directions=m), m > 1) of several hyperparameters. Evidence that is off, or that would "
+            "cost too much, reports no error either."
         )
     scale_work(estimator, 2)

@@ -158,7 +158,7 @@ def tune(
         current = _begin(loop, hyper, params, key) if state is None else _resume(loop, state)
         traced = is_traced((loop, current))
         if find_hook(loop.hooks, Adaptive) is not None:
-            require_adaptive(loop.estimator, current.estimate.evidence.standard_error, traced)
+            require_adaptive(loop.estimator, current.estimate, traced)
         if traced:
             current, stop, history = _run(loop, current, jnp.asarray(steps), length=steps)
             return make_result(loop, current, stop, history)

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import bilevel as bl
@@ -36,18 +35,6 @@ def test_the_spread_over_directions_of_one_run_is_not_its_noise(x64):
     assert "noise of the inner solver" in one.unknown
     assert two.evidence.standard_error.max() > 0
     assert "noise of the inner solver" in two.unknown
-    with pytest.raises(ValueError, match="Adaptive compares"):
-        bl.tune(
-            problem,
-            estimator,
-            optax.sgd(0.1),
-            np.zeros(1),
-            jnp.array(0.0),
-            data,
-            steps=2,
-            key=KEY,
-            hooks=[bl.Adaptive()],
-        )
 
 
 @pytest.mark.parametrize("damping", [0.003, 0.03, 0.3])

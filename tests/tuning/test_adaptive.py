@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 CASE = ridge(seed=1)
 KEY = jax.random.key(2)
+CALM = bl.GradientDescent(0.1)
 SOLVER = bl.SGD(0.1, batch_size=3)
 ONE = bl.Forward(SOLVER, steps=4, average=2)
 TWO = bl.Replicated(ONE, 2)
@@ -135,6 +136,9 @@ def test_divergence_is_still_reported() -> None:
 GROWN = {
     "window": (ONE, bl.Forward(SOLVER, steps=12, average=6)),
     "late start": (bl.Forward(SOLVER, 4, 1, 2), bl.Forward(SOLVER, 12, 3, 6)),
+    "no noise, implicit": (bl.Implicit(CALM, 4), bl.Implicit(CALM, 12)),
+    "no noise, reverse": (bl.Reverse(CALM, 4, truncate=2), bl.Reverse(CALM, 12, truncate=6)),
+    "no noise, forward": (bl.Forward(CALM, 4), bl.Forward(CALM, 12)),
     "implicit": (bl.Implicit(SOLVER, 4, average=2), bl.Implicit(SOLVER, 12, average=6)),
     "directions": (bl.Forward(SOLVER, 4, directions=2), bl.Forward(SOLVER, 4, directions=6)),
     "evolution": (bl.Evolution(SOLVER, 4, pairs=2), bl.Evolution(SOLVER, 4, pairs=6)),
@@ -149,9 +153,35 @@ def test_work_is_what_reduces_the_noise(name: str) -> None:
     assert scale_work(least, 1) == least
 
 
+@pytest.mark.parametrize("kind", [bl.Forward, bl.Reverse])
+def test_a_derivative_that_has_not_converged_is_given_more_steps(kind: Any) -> None:
+    """Curvatures 1 and .02: exact by hand; six steps are 90 % off, and 64 times as many are not."""
+    scale = jnp.array([1.0, 0.02])
+    problem = bl.Problem(
+        lambda w, h, x: jnp.sum(scale * (w - h * x[0]) ** 2) / 2,
+        lambda w, h, x: jnp.sum((w - x[0]) ** 2) / 2,
+    )
+    data = bl.Data(jnp.ones((1, 2)), jnp.array([[0.0, 1.0]]))
+    short = kind(bl.GradientDescent(1.0), 6)
+    how = {"steps": 12, "key": KEY, "warm_start": False}
+    start = jnp.array([0.5, 0.0]), jnp.zeros(2), data
+    poor = bl.tune(problem, short, optax.sgd(1e-9), *start, max_error=np.inf, **how)
+    better = bl.tune(problem, short, optax.sgd(1e-9), *start, hooks=[bl.Adaptive(memory=1)], **how)
+    exact = np.array([0.5, -1.0])  # h - (0, 1)
+
+    def error(result: bl.Result) -> float:
+        return float(np.linalg.norm(result.estimate.grad - exact) / np.linalg.norm(exact))
+
+    assert error(poor) > 0.5
+    assert error(better) < 0.5
+    assert better.message is None
+    assert better.history["work"][0] == 1
+    assert 1 < better.history["work"][-1] <= 64
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"reports none.*Replicated.*Predicted"):
-        tune(ONE)
+        tune(ONE, evidence="off")
     with pytest.raises(ValueError, match=r"window.*Forward\(\.\.\., average=\)"):
         tune(bl.Replicated(bl.Reverse(SOLVER, 4), 2))
     with pytest.raises(ValueError, match="at 4 times the estimator's work"):
