@@ -15,6 +15,7 @@ PURE |= {"operator", "string", "textwrap", "types", "typing", "warnings"}
 CORE = PURE | {"jax", "optax", "numpy", "bilevel"}
 EDGE = STDLIB | CORE | {"flax", "sklearn", "scipy", "pandas", "tasks"}
 EDGE |= {"threadpoolctl"}  # comes with scikit-learn
+EDGE |= {"pyarrow"}  # with pandas: it reads the columns of a Parquet file
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ LAYERS = {
     "bilevel/checks/cost.py": Layer(
         CORE | {"time"}
     ),  # the one clock of the library: what a call costs
+    # A signal that comes while XLA compiles is lost unless someone remembers it.
+    "bilevel/utils/interrupts.py": Layer(CORE | {"signal", "threading"}),
     "bilevel/utils/types.py": Layer(CORE | {"jaxtyping"}),  # where it is installed
     "bilevel/sklearn": Layer(CORE | {"sklearn", "scipy"}),
     "tasks": Layer(EDGE),
