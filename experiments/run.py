@@ -6,26 +6,25 @@ Exit status: 0 done, 1 bad input, 2 diverged, 3 another process is at work in th
 JAX is imported by the run itself, so that `--cfg job`, `--help` and completion stay fast.
 """
 
+import os
 import signal
 import sys
 import threading
-import traceback
-from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli import completion, hydra_compat, listing
+from experiments.cli.compatibility import refuse_mismatched, unused_solver
 from experiments.cli.hydra_compat import Launch
 from experiments.cli.settings import check, defaults
-from experiments.cli.trust import needed, refuse_untrusted
+from experiments.cli.trust import refuse_untrusted
 from experiments.common.errors import BadInputError
-from experiments.common.files import write_json
 from experiments.runs import workers
+from experiments.runs.recording import RunError, SweepStopped, recorded, stopping
 from experiments.storage.lock import BusyError, held
 from experiments.storage.result_file import RESULT
-from experiments.storage.resume import command, finished, origin, repeat, saved_settings
+from experiments.storage.resume import finished, origin, repeat, saved_settings
 from experiments.sweeps import ending, seed_jobs
 
 if TYPE_CHECKING:
@@ -37,10 +36,6 @@ hydra_compat.register_resolvers()
 
 OK, BAD_INPUT, DIVERGED, BUSY, UNRELIABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 ENDED_BADLY = {"diverged": DIVERGED, "unreliable": UNRELIABLE}
-
-
-class RunError(Exception):
-    """The run ended without a result; the text says why."""
 
 
 class EndedBadlyError(RunError):
@@ -61,7 +56,7 @@ def main() -> int:
         try:
             hydra_compat.launch(task)
         finally:
-            if text := ending.unreliable():
+            if text := ending.conclude():
                 print(text)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -70,7 +65,13 @@ def main() -> int:
     except BusyError as error:
         print(f"left alone: {error}", file=sys.stderr)
         return BUSY
-    except (RunError, BadInputError) as error:
+    except (RunError, BadInputError, SweepStopped) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except BrokenProcessPool:  # joblib's: a process that dies takes the others' jobs with it
@@ -100,7 +101,9 @@ def task(config: "DictConfig") -> float | None:
     if config["mesh"]["hosts"] and not _first(config, launch):
         return _follow(config, launch, facts)
     again = f"the same command and hydra.run.dir={launch.folder}" if many else ""
-    with held(launch.folder), _recorded(launch.folder, facts, console, again):
+    stop = launch.sweep and not config["keep_going"]
+    recording = recorded(launch.folder, facts, console, again, sweep=launch.sweep)
+    with stopping(launch.folder, stop), held(launch.folder), recording:
         do = _many if many else _one
         result = do(config, launch, facts, console)
     if result["status"] in ENDED_BADLY:
@@ -118,23 +121,6 @@ def _origin(config: "DictConfig", launch: Launch) -> dict[str, Any]:
     return facts | {"command": repeat(facts["overrides"], launch.sources, sweep=launch.sweep)}
 
 
-@contextmanager
-def _recorded(
-    folder: Path, facts: dict[str, Any], console: "Console", again: str
-) -> Iterator[None]:
-    """Write down a failure, and say how to go on after an interruption."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        text = f"\ninterrupted; go on with: {again or command(folder, needed(facts))}"
-        console.print(text, highlight=False, soft_wrap=True)
-        raise
-    except BusyError:  # of one of many: nothing has failed
-        raise
-    except Exception as error:
-        raise _failed(error, folder, facts) from error
-
-
 def _one(
     config: "DictConfig", launch: Launch, facts: dict[str, Any], console: "Console"
 ) -> dict[str, Any]:
@@ -142,6 +128,9 @@ def _one(
     folder = launch.folder
     settings = prepare(config, launch)
     console.print(f"run folder      {folder}", highlight=False, soft_wrap=True)
+    if said := unused_solver(settings, facts):
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        facts["choices"] = {g: name for g, name in facts["choices"].items() if g != "solver"}
     if result := finished(folder, settings):
         console.print(_already(result), highlight=False, markup=False)
         return result
@@ -222,6 +211,7 @@ def prepare(config: "DictConfig", launch: Launch) -> dict[str, Any]:
     settings = hydra_compat.plain(config)
     check(settings, defaults(launch.choices, launch.sources))
     refuse_untrusted(settings, launch.overrides)
+    refuse_mismatched(settings, launch.choices)
     if settings["resume"] is None:
         return settings
     if launch.sweep:
@@ -233,17 +223,6 @@ def prepare(config: "DictConfig", launch: Launch) -> dict[str, Any]:
     check(saved, defaults({}, launch.sources))
     refuse_untrusted(saved, launch.overrides)
     return saved
-
-
-def _failed(error: Exception, folder: Path, facts: dict[str, Any]) -> RunError:
-    """Say in a sentence why the run failed, and write it down beside the trace."""
-    refused = isinstance(error, BadInputError)
-    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    path = folder / RESULT
-    if not (refused and path.exists()):  # a refusal to go on leaves the run as it is
-        trace = "".join(traceback.format_exception(error))
-        write_json(path, facts | {"status": "failed", "error": text, "traceback": trace})
-    return RunError(text)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,16 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 from yaml import YAMLError
 
 from experiments.cli import listing
@@ -91,15 +97,27 @@ def launch(task: Callable[[DictConfig], Any]) -> None:
 @contextmanager
 def _raising() -> Iterator[None]:
     """Let Hydra raise what it would otherwise print: the exit status depends on what it is."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
+    before, returned = os.environ.get("HYDRA_FULL_ERROR"), JobReturn.return_value
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    setter: Any = returned
+    JobReturn.return_value = property(  # pyright: ignore[reportAttributeAccessIssue]
+        _value_of, setter.fset
+    )
     try:
         yield
     finally:
+        JobReturn.return_value = returned  # pyright: ignore[reportAttributeAccessIssue]
         if before is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _value_of(job: Any) -> Any:
+    """What a job returned, or raised; Hydra's own property also writes a line of overrides."""
+    if job.status == JobStatus.COMPLETED:
+        return job._return_value
+    raise job._return_value
 
 
 def explain(error: Exception) -> str:
@@ -108,7 +126,8 @@ def explain(error: Exception) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = error.options or [path.stem for path in (CONF / group).glob("*.yaml")]
         if group:
-            return f"{group}={name}: there is no such {group}. {suggest(name, options)}"
+            near = suggest(name, options) or f"--list {group} names all {len(options)}."
+            return f"{group}={name}: there is no such {group}. {near}"
     cause: Any = error.__cause__
     parent = getattr(cause, "parent_node", None)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(parent, DictConfig):
@@ -214,6 +233,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """
     try:
         content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise BadInputError(
+            f"{error.full_key}: has no default and must be given: {error.full_key}=VALUE (Missing "
+            "mandatory value)."
+        ) from error
     except OmegaConfBaseException as error:
         raise BadInputError(f"{error.full_key}: {error.msg or error}") from error
     assert isinstance(content, dict)

@@ -14,6 +14,7 @@ from experiments.common.errors import BadInputError, suggest
 STEP_SIZES = ("bilevel.Relative", "bilevel.InverseTime", "bilevel.Decay")
 REFERENCE = re.compile(r"\$\{(\w+)\}")
 LEAST = {"steps": 1, "every": 1, "seed": 0, "starts": 1, "start_steps": 1, "early_stopping": 1}
+LARGEST_SEED = 2**32 - 1  # that NumPy takes
 CHOICES = {"precision": (None, "float32", "float64"), "progress": ("auto", "plain", "off")}
 CHOICES |= {"evidence": ("auto", "full", "off")}
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
@@ -46,6 +47,10 @@ def check(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
         wrong.append("mesh.hosts: all of their devices take part; say how many, mesh.data=N")
     if _is_a(value := settings["max_error"], float) and not value > 0:
         wrong.append(f"max_error: expected a number above 0, got {value}")
+    if _is_a(value := settings["limit"], float) and not value > 0:
+        wrong.append(f"limit: expected a number above 0, got {value}")
+    if _is_a(value := settings["seed"], int) and value > LARGEST_SEED:
+        wrong.append(f"seed: expected an integer of at most {LARGEST_SEED}, got {value}")
     for name, least in LEAST.items():
         if _is_a(value := settings[name], int) and value < least:
             wrong.append(f"{name}: expected an integer of at least {least}, got {value}")
@@ -103,6 +108,8 @@ class _Comparison:
             name = reference[1]
             if value == self.settings.get(name):
                 return []  # said once, where it points to
+            if name in NODES and not isinstance(value, dict):
+                return [f"{where}: expected a {name}, got {value!r}. Choose one by {name}=NAME"]
             default = self.defaults.get(name)
         if isinstance(default, str) and "${" in default:
             return []  # computed: of no known kind

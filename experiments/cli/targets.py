@@ -14,6 +14,7 @@ from experiments.cli.allowed import allowed
 from experiments.common.errors import BadInputError, suggest
 
 PAGE = "docs/trust.md"
+_OPTIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _KEYS = frozenset({"_target_", "_partial_", "_args_"})
 
 
@@ -66,7 +67,8 @@ def refuse_unknown(node: Any, where: str, trust: Collection[str] = ()) -> None:
         if "_target_" not in settings:
             continue
         target = settings["_target_"]
-        accepted = inspect.signature(locate(target, f"{path}._target_")).parameters
+        signature = inspect.signature(locate(target, f"{path}._target_"))
+        accepted = signature.parameters
         if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
             continue
         for name in settings:
@@ -74,6 +76,12 @@ def refuse_unknown(node: Any, where: str, trust: Collection[str] = ()) -> None:
                 raise BadInputError(
                     f"{path}.{name}: {target} has no such setting. {suggest(name, accepted)}"
                 )
+        for name, parameter in accepted.items():
+            optional = parameter.default is not parameter.empty or parameter.kind in _OPTIONAL
+            if not (
+                optional or name in settings or "_args_" in settings or settings.get("_partial_")
+            ):
+                raise BadInputError(f"{path}.{name}: {target} needs it: {path}.{name}=VALUE")
 
 
 def nodes(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:

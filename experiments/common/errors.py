@@ -12,7 +12,7 @@ class DamagedError(BadInputError):
     """A file that is not what was written."""
 
 
-_MANY = 30
+_MANY = 32
 
 
 def suggest(name: str, names: Iterable[str]) -> str:

@@ -10,13 +10,13 @@ import jax
 from rich.console import Console
 
 import bilevel as bl
-from experiments.common.errors import DamagedError
+from experiments.common.errors import BadInputError, DamagedError
 from experiments.common.files import set_aside, write_json
 from experiments.runs import plots, results, summary
 from experiments.runs.job import Job, Run
 from experiments.runs.workers import about
 from experiments.storage import checkpoint
-from experiments.storage.result_file import FINISHED, MODEL, RESULT
+from experiments.storage.result_file import FINISHED, MODEL, RESULT, read_result
 from experiments.storage.resume import refuse_other
 from tasks.models import save_model
 
@@ -38,6 +38,8 @@ def perform(
         facts |= {"task": job.task.name, "seed": settings["seed"], "settings": settings}
         facts |= {"versions": results.versions()}
         run = _begin(job, folder, console)
+        if run.done:
+            facts |= _earlier_versions(folder, facts["versions"], console)
         folder = into or folder
         write_json(folder / RESULT, facts | {"status": "running"})
         with bl.extend.RememberInterrupts() as interrupts:
@@ -48,6 +50,26 @@ def perform(
             except KeyboardInterrupt:
                 write_json(folder / RESULT, facts | {"status": "interrupted", "steps": run.done})
                 raise
+
+
+def _earlier_versions(folder: Path, now: dict[str, Any], console: Console) -> dict[str, Any]:
+    """What made the part of the run that is there; says so where it is not what goes on with it."""
+    try:
+        result = read_result(folder / RESULT)
+    except BadInputError:
+        return {}
+    earlier = [*result.get("versions_before", []), result.get("versions", {})]
+    before = earlier[-1]
+    if changed := [name for name in now if name in before and before[name] != now[name]]:
+        text = ", ".join(f"{name} {now[name]} (before {before[name]})" for name in changed)
+        console.print(
+            f"other versions  {text}: the numbers may differ from those of an uninterrupted run",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        return {"versions_before": earlier}
+    return {"versions_before": earlier[:-1]} if earlier[:-1] else {}
 
 
 def _begin(job: Job, folder: Path, console: Console) -> Run:

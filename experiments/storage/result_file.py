@@ -77,6 +77,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "process": _NODE,
     "evidence": _NODE,
     "versions": _NODE,
+    "versions_before": _list_of(_NODE),
     "notes": _NODE,
     "coefficients": _NODE,
 }

@@ -13,7 +13,7 @@ from experiments.storage.result_file import ENDED_AS, RESULT, read_result
 
 # What may differ from the saved settings when a run goes on; the rest decides its numbers.
 FREE = frozenset({"steps", "resume", "progress", "plot", "baselines", "compile_cache", "max_error"})
-FREE |= {"trust"}
+FREE |= {"trust", "keep_going"}
 # The command line's alone: they decide over code.
 NEVER_SAVED = ("resume", "trust", "compile_cache")
 

@@ -24,8 +24,8 @@ class Ending(Callback):
         Ending.folder = Path(str(config.hydra.sweep.dir))
 
 
-def unreliable() -> str | None:
-    """Count and name the unreliable runs of the sweep of this process; `None` where none is."""
+def conclude() -> str | None:
+    """Count and name the failed and the unreliable runs of the sweep of this process, if any."""
     folder, Ending.folder = Ending.folder, None
     if folder is None:
         return None
@@ -35,11 +35,19 @@ def unreliable() -> str | None:
             results.append(read_result(path) | {"folder": path.parent.relative_to(folder)})
         except BadInputError:  # of a run that is being made, or was killed
             continue
-    bad = [result for result in results if result["status"] == "unreliable"]
-    if not bad:
-        return None
-    of = f"{len(bad)} of {len(results)} runs {_are(bad)} unreliable"
-    return f"\n{of}, the last hypergradient is known to be wrong:\n{name_runs(bad)}"
+    said = []
+    if failed := [result for result in results if result["status"] == "failed"]:
+        lines = [f"  {r['folder']}: {_first_line(r.get('error', ''))}" for r in failed]
+        head = f"{len(failed)} of {len(results)} runs failed, in {folder}:"
+        said.append("\n".join([head, *lines]))
+    if bad := [result for result in results if result["status"] == "unreliable"]:
+        of = f"{len(bad)} of {len(results)} runs {_are(bad)} unreliable"
+        said.append(f"{of}, the last hypergradient is known to be wrong:\n{name_runs(bad)}")
+    return "\n" + "\n\n".join(said) if said else None
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0][:300]
 
 
 def of_many(results: list[dict[str, Any]]) -> dict[str, Any]:

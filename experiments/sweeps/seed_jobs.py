@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.cli.compatibility import refuse_mismatched
 from experiments.cli.hydra_compat import Launch, changed, folder_name, plain, write_yaml
 from experiments.cli.settings import check, defaults
 from experiments.cli.trust import refuse_untrusted
@@ -75,6 +76,7 @@ def lanes(config: "DictConfig", launch: Launch) -> list[Lane]:
         settings = plain(alone)
         check(settings, known)
         refuse_untrusted(settings, launch.overrides)
+        refuse_mismatched(settings, launch.choices)
         overrides = given + [f"{name}={value}" for name, value in changes.items()]
         named = sorted(o for o in overrides if _name(o) not in launch.unnamed)
         folder = launch.folder / folder_name(",".join(named))

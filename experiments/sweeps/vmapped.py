@@ -81,8 +81,12 @@ def _begin(stack: Stack, saved: checkpoint.Checkpoint | None, lanes: list[Lane])
     if about["lanes"] != [lane.folder.name for lane in lanes]:
         raise BadInputError("vmap: the runs are in another order than in the folder's checkpoint.")
     watch = Stopwatch(about["seconds"], about["compile_seconds"])
-    done = np.asarray(state.step)
-    return Group(state, saved.history, watch, done, about["checks"], about["messages"])
+    done, steps = np.asarray(state.step), lanes[0].settings["steps"]
+    checks = [
+        [check for check in own if reached >= steps or check["step"] == 0]
+        for own, reached in zip(about["checks"], done, strict=True)
+    ]
+    return Group(state, saved.history, watch, done, checks, about["messages"])
 
 
 def _go(

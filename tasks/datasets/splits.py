@@ -49,7 +49,7 @@ def split(table: Table, *, validation: float, test: float, seed: int, rows: int 
     fixed = np.isin(order, () if table.test_rows is None else table.test_rows)
     dealt, total = order[~fixed], len(order)
     for name, size in (("validation", validation), ("test", test)):
-        if not 0 < size < total:
+        if not 0 < size < total or (size >= 1 and size != round(size)):
             raise ValueError(
                 f"{name}={size} must be a share of the rows between 0 and 1, or a number of rows "
                 f"below the {total} there are."

@@ -86,7 +86,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"; complete -p python"""
     [
         # bash replaces what follows `=` only.
         ("python -m experiments.run -m task=ridge solver=sg", ["sgd", "sgd_decreasing"]),
-        (f"{sys.executable} -m experiments.run solver.st", ["solver.step_size="]),
+        (f"{sys.executable} -m experiments.run solver.ba", ["solver.batch_size="]),
         ("python my_own.py solver=sg", [""]),
     ],
 )

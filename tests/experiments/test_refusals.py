@@ -39,7 +39,14 @@ WORDS = [
     ("solver.step_size=-1", "SGD: step_size must be a positive finite number, got -1"),
     ("solver.sampling=random", "sampling must be one of ('iid', 'epoch'), got 'random'"),
     ("estimator.steps=0", "Forward: steps must be at least 1, got 0"),
-    ("task.n=???", "task.n: Missing mandatory value"),
+    ("seed=4294967296", "seed: expected an integer of at most 4294967295, got 4294967296"),
+    ("limit=0", "limit: expected a number above 0, got 0"),
+    ("limit=-1", "limit: expected a number above 0, got -1"),
+    ("limit=nan", "limit: expected a number above 0, got nan"),
+    ("estimator.solver=null", "estimator.solver: expected a solver, got None. Choose one by"),
+    ("~solver.step_size", "solver.step_size: bilevel.SGD needs it: solver.step_size=VALUE"),
+    ("experiment=nope", "there is no such experiment. --list experiment names all"),
+    ("task.n=???", "task.n: has no default and must be given"),
     ("solver=[", "["),
 ]
 
@@ -50,6 +57,7 @@ def test_sentence(command: Command, tmp_path: Path, argument: str, words: str) -
     assert outcome.status == 1
     assert words in outcome.err
     assert "Traceback" not in outcome.err
+    assert "Error executing job" not in outcome.err
 
 
 def test_all_mistakes_are_said_at_once(command: Command) -> None:
