@@ -64,7 +64,7 @@ class Convergence:
     def update(self, memory: ConvergenceState, step: Step) -> ConvergenceState:
         """Return what is known after a step."""
         old = memory.values
-        value = jnp.asarray(step.best, old.dtype)
+        value = jnp.asarray(step.made.value if step.best is None else step.best, old.dtype)
         values = jnp.concatenate([old[1:], value[None]])
         error = step.state.estimate.relative_error
         known = norm(step.kept.grad) * jnp.clip(1 - jnp.nan_to_num(error), 0, 1)

@@ -86,6 +86,10 @@ class Blocks:
     every : outer steps per compiled call: one length, so that every run shares one program.
     callback : called with the :class:`bilevel.Result` so far after every ``every`` steps (not under
         ``jit`` or ``vmap``).
+    compare : whether a run that makes all its steps ends with the better of two points, compared at
+        equal accuracy: the best on record, and the last. Each costs four more estimates, with the
+        same randomness for both, unless the values are exact. A run that is cut into calls
+        compares in the last one.
 
     Examples
     --------
@@ -95,6 +99,7 @@ class Blocks:
 
     every: int = 32
     callback: Callable[[Result], None] | None = None
+    compare: bool = True
 
     def __post_init__(self) -> None:
         """Validate the arguments."""

@@ -174,8 +174,7 @@ class Loop:
 
     def seen(self, state: State, made: Estimate) -> Step:
         """Return a step as hooks see it."""
-        free, own = to_coordinates(self.outer, made, state.outer), made is state.estimate
-        kept = free if own else to_coordinates(self.outer, state.estimate, state.outer)
+        kept, free = (to_coordinates(self.outer, e, state.outer) for e in (state.estimate, made))
         rule, at = find_capability(self.outer, TracksBest), (state.outer, state.hyper)
         best = made.value if rule is None else rule.best(*at, state.estimate.value)[1]
         return Step(state, made, kept, free, best)
@@ -183,7 +182,7 @@ class Loop:
     def row(self, step: Step) -> Columns:
         """Return what the history says of a step."""
         tracks = find_capability(self.outer, TracksBest) is not None
-        best = {"best": step.best} if tracks else {}
+        best = {"best": step.best} if tracks and step.best is not None else {}
         own = estimate_columns(step.made) | best | history_columns(self.outer, step.free)
         return own | hooking.add_columns(self.hooks, step)
 

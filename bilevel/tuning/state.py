@@ -54,7 +54,7 @@ class Step(NamedTuple):
     made: Estimate
     kept: Estimate
     free: Estimate
-    best: Array
+    best: Array | None = None
 
 
 @dataclass(frozen=True)

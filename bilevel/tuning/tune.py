@@ -30,7 +30,7 @@ from bilevel.tuning.diagnosis import (
     warn_of_result,
 )
 from bilevel.tuning.early_stopping import EarlyStopping
-from bilevel.tuning.ending import make_result
+from bilevel.tuning.ending import compare_points, make_result
 from bilevel.tuning.history import join_rows
 from bilevel.tuning.hooks import (
     AnyHook,
@@ -191,6 +191,8 @@ def _run_blocks(
             result = explain_end(loop, result, stop) if over else result
             if (over or not left) and not bool(stop.diverged):
                 result = warn_of_result(loop, result, most)
+                again = over or blocks.compare
+                result = compare_points(loop, result, _run, length) if again else result
             if callback is not None:
                 callback(result)
                 heard.check()

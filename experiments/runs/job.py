@@ -91,12 +91,18 @@ class Job:
         return names(self.task.hyper, self.task.notes.get("penalties", ()))
 
     def tune(
-        self, data: bl.Data, *, hooks: list[Any] | None = None, every: int = 32, **how: Any
+        self,
+        data: bl.Data,
+        *,
+        hooks: list[Any] | None = None,
+        every: int = 32,
+        compare: bool = True,
+        **how: Any,
     ) -> bl.Result:
         """:func:`bilevel.tune` on this job, a compiled call for every so many steps."""
         task, warm_start = self.task, self.settings["warm_start"]
         # One length of a block, also for the first step alone: one program.
-        blocks = bl.Blocks(min(every, 32))
+        blocks = bl.Blocks(min(every, 32), compare=compare)
         hooks = [*(self.hooks if hooks is None else hooks), blocks]
         return bl.tune(
             task.problem,
@@ -160,9 +166,9 @@ class Job:
                 with run.watch, warnings.catch_warnings():
                     for kind in (bl.DivergenceWarning, bl.EvidenceWarning):  # the summary says it
                         warnings.simplefilter("ignore", kind)
-                    result = self.tune(
-                        data, steps=count, key=self.key, state=run.state, every=every
-                    )
+                    last = run.done + count >= steps
+                    how = {"state": run.state, "every": every, "compare": last}
+                    result = self.tune(data, steps=count, key=self.key, **how)
                     jax.block_until_ready(result.state)
                 self._take(run, result)
                 self.save(run, folder)
