@@ -18,6 +18,7 @@ from bilevel.core import (
     InverseTime,
     Problem,
     Relative,
+    Stream,
     loss_key,
     transform,
 )
@@ -150,6 +151,7 @@ __all__ = [
     "SGDLinear",
     "Sampled",
     "SingleLoop",
+    "Stream",
     "check",
     "check_noise",
     "estimate_cost",

@@ -36,6 +36,7 @@ from bilevel.core.schedules import (
     as_setting_tree,
     evaluate,
 )
+from bilevel.core.stream import Stream, take_block
 from bilevel.core.transforms import StaticTransform, Transform, as_pytree, transform
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "Setting",
     "ShownBatch",
     "StaticTransform",
+    "Stream",
     "Transform",
     "as_pytree",
     "as_schedule",
@@ -82,5 +84,6 @@ __all__ = [
     "rebind_key",
     "require_arguments",
     "require_model_state",
+    "take_block",
     "transform",
 ]

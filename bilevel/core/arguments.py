@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.core.problem import Data, Problem
+from bilevel.core.stream import Stream
 
 _PARTS = {
     "solver": (("init", "step"), "a solver such as bl.SGD(step_size=0.1)"),
@@ -20,6 +21,12 @@ def require_arguments(problem: object, estimator: object, data: object, key: obj
     _require_estimator(estimator)
     if not isinstance(data, Data):
         raise TypeError(_wrong("data", data, "bl.Data(inner=..., outer=...)"))
+    for level in ("inner", "outer"):
+        if isinstance(getattr(data, level), Stream):
+            raise TypeError(
+                f"data.{level} is a Stream, from which bl.tune reads a block for every outer step. "
+                "Here give one block: stream.block(0, steps), with SGD(..., sampling='stream')."
+            )
     dtype = getattr(key, "dtype", None)
     raw = dtype == jnp.uint32 and len(getattr(key, "shape", ())) > 0
     if dtype is None or not (raw or jnp.issubdtype(dtype, jax.dtypes.prng_key)):

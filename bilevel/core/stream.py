@@ -1,15 +1,14 @@
 """Data that do not fit, or are no arrays: minibatches from the host, a block of them per call."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
+from typing import cast
 
 import jax
 import numpy as np
 
 from bilevel.utils import DataTree, PyTree, describe, require_positive_int
-
-Reiterable = Iterable[PyTree] | Callable[[int], Iterable[PyTree]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,14 +106,15 @@ class Stream:
             if taken[0] > first:
                 yield _as_arrays(batch)
         raise ValueError(
-            f"Stream: the iterator ended after {taken[0]} minibatches, and the run needs more. Give "
-            "a loader or fn(epoch), which begins again, or take fewer steps."
+            f"Stream: the iterator ended after {taken[0]} minibatches, and the run needs more. "
+            "Give a loader or fn(epoch), which begins again, or take fewer steps."
         )
 
     def _read_epochs(self) -> Iterator[DataTree]:
         for epoch in count():
             empty = True
-            for batch in self.source(epoch) if callable(self.source) else self.source:
+            source = self.source(epoch) if callable(self.source) else self.source
+            for batch in cast(Iterable[PyTree], source):
                 empty = False
                 yield _as_arrays(batch)
             if empty:

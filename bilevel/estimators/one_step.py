@@ -79,7 +79,7 @@ class OneStep:
     >>> estimator = bl.OneStep(bl.SGD(step_size=0.1, batch_size=32), steps=1000, last=5)
     """
 
-    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux")
+    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "stream")
 
     solver: Solver
     steps: int

@@ -95,7 +95,7 @@ class PES:
 
     differentiates: ClassVar[str] = "values"  # what must have finite derivatives
 
-    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running")
+    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running", "stream")
 
     solver: Solver
     steps: int

@@ -82,7 +82,7 @@ class Reverse:
     >>> estimator = bl.Reverse(bl.SGD(step_size=0.1, batch_size=32), steps=1000)
     """
 
-    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running")
+    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running", "stream")
 
     solver: Solver
     steps: int

@@ -79,7 +79,7 @@ class UORO:
     >>> estimator = bl.Replicated(one, n=64)
     """
 
-    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running")
+    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running", "stream")
 
     solver: Solver
     steps: int

@@ -87,7 +87,7 @@ class Batches:
 
         The next ones of the epoch, or independent ones, all drawn with one key.
         """
-        if self.size is None or self.sampling == "epoch":
+        if self.size is None or self.sampling != "iid":
             return self.ahead(data, partial(jax.random.fold_in, key), state, count)
         n, width = (self.count(data), 1) if self.blocks else (count_examples(data), self.size)
         rows = jax.random.randint(key, (count, width), 0, n, jnp.int32)

@@ -97,6 +97,12 @@ class DoubleLoop(Monitored):
         """Params and adjoint, measured every ``check_every`` calls."""
         return monitor_adjoint(self._minibatches(), self.check_every)
 
+    @property
+    def minibatches(self) -> int:
+        """The inner minibatches of a call."""
+        more = self.v.steps if isinstance(self.v, Series) else self.adjoint_steps
+        return self.inner_steps + (more or self.inner_steps) + 1
+
     def init(self, params: PyTree, data: Data) -> InnerState:
         """Return start point, samplers and states of the two steps; all else begins at zero."""
         samplers = self._minibatches().init(data)

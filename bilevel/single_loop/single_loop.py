@@ -124,6 +124,11 @@ class SingleLoop(Monitored):
         """Params and adjoint, measured every ``check_every`` calls."""
         return monitor_adjoint(self._minibatches(), self.check_every, self.steps)
 
+    @property
+    def minibatches(self) -> int:
+        """The inner minibatches of a call."""
+        return self.steps * (1 + (self.v.steps if isinstance(self.v, Series) else 0))
+
     def init(self, params: PyTree, data: Data) -> InnerState:
         """Return start point, samplers and states of the two steps; all else begins at zero."""
         samplers = self._minibatches().init(data)

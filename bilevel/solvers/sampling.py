@@ -32,7 +32,8 @@ class Sampler:
 
     ``"iid"`` draws with replacement. ``"epoch"`` takes one random permutation after the
     other; where the batch size does not divide n a batch runs on into the next permutation, so
-    that every example is drawn exactly once per n draws.
+    that every example is drawn exactly once per n draws. ``"stream"`` takes the rows in their
+    order, and begins again where they end: a block of minibatches of a :class:`bilevel.Stream`.
 
     Raises
     ------
@@ -44,7 +45,7 @@ class Sampler:
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
-        if self.sampling not in SAMPLINGS:
+        if self.sampling not in (*SAMPLINGS, "stream"):
             raise ValueError(f"sampling must be one of {SAMPLINGS}, got {self.sampling!r}.")
         if self.batch_size is not None:
             require_positive_int("minibatches", "batch_size", self.batch_size)
@@ -59,6 +60,8 @@ class Sampler:
             )
         if self.batch_size is None or self.sampling == "iid":
             return ()
+        if self.sampling == "stream":
+            return (jnp.zeros((), jnp.int32),)
         return jnp.arange(n, dtype=jnp.int32), jnp.asarray(n, jnp.int32)
 
     def indices(
@@ -73,6 +76,9 @@ class Sampler:
             return jnp.arange(n, dtype=jnp.int32), state
         if self.sampling == "iid":
             return jax.random.randint(_made(key), (b,), 0, n, jnp.int32), state
+        if self.sampling == "stream":
+            rows = (state[0] + jnp.arange(b, dtype=jnp.int32)) % n
+            return rows, ((state[0] + b) % n,)
         order, position = state
         exhausted = position + b > n
 
@@ -100,6 +106,9 @@ class Sampler:
         steps = jnp.arange(count)
         if b is None or self.sampling == "iid":
             return jax.vmap(lambda k: self.indices(data, keys(k), state)[0])(steps), state
+        if self.sampling == "stream":
+            rows = (state[0] + jnp.arange(count * b, dtype=jnp.int32)) % n
+            return rows.reshape(count, b), ((state[0] + count * b) % n,)
         if count * b > n:  # more than one shuffle may be due
 
             def one(state: SamplerState, k: Counter) -> tuple[SamplerState, Array]:

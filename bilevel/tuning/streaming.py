@@ -3,23 +3,15 @@
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 
 from bilevel.core import Data, Estimator, Stream, take_block
 from bilevel.estimators import innermost_estimator, map_innermost
+from bilevel.solvers import SAGA, SVRG
+from bilevel.tuning.state import State
 from bilevel.utils import DataTree
-
-
-@runtime_checkable
-class ReadsStream(Protocol):
-    """An estimator that says how many inner minibatches a call draws, one after the other."""
-
-    @property
-    def minibatches(self) -> int:
-        """The minibatches of a call."""
-        ...
 
 
 class Feed:
@@ -35,14 +27,20 @@ class Feed:
             if isinstance(getattr(data, level), Stream)
         }
         self._pool, self._step = ThreadPoolExecutor(1), first
-        self._next: Future[Data] = self._pool.submit(self._read)
-        self._now = self._next.result()
+        self._next: Future[Data] | None = None
+        self._now = self._read()
+
+    @property
+    def data(self) -> Data:
+        """The data of the step that was taken last."""
+        return self._now
 
     def take(self, step: int) -> Data:
         """Return the data of a step, the last one or the next."""
         if step > self._step:
-            self._step, self._now = step, self._next.result()
-        if step + 1 < self._end and self._next.done():
+            self._now = self._read() if self._next is None else self._next.result()
+            self._step, self._next = step, None
+        if self._next is None and step + 1 < self._end:
             self._next = self._pool.submit(self._read)
         return self._now
 
@@ -54,10 +52,10 @@ class Feed:
         size = rows // self._counts["inner"]
 
         def read_in_order(inside: Any) -> Estimator:
-            if isinstance(inside, ReadsStream):
+            if hasattr(inside, "minibatches"):
                 outer = inside.batch_size[1] if isinstance(inside.batch_size, tuple) else size
                 return replace(inside, batch_size=(size, outer), sampling="stream")
-            if not hasattr(inside.solver, "sampling"):
+            if not hasattr(inside.solver, "sampling") or isinstance(inside.solver, SAGA | SVRG):
                 raise ValueError(
                     f"{type(inside.solver).__name__} needs all rows, and data.inner is a Stream. "
                     "Use SGD or Optax."
@@ -72,19 +70,32 @@ class Feed:
         return replace(self._data, **jax.device_put(blocks))
 
 
-def has_stream(data: Data) -> bool:
-    """Return whether a level of the data is a stream."""
-    return isinstance(data.inner, Stream) or isinstance(data.outer, Stream)
+def open_streams(
+    data: Data, estimator: Estimator, state: State | None, steps: int, adaptive: bool
+) -> tuple[Estimator, Data, Feed | None]:
+    """Return the estimator as it reads streams, the data of the first step, and of all steps.
+
+    Raises
+    ------
+    ValueError : what needs all rows, or changes how many minibatches a call draws.
+    """
+    levels = (getattr(data, "inner", None), getattr(data, "outer", None))
+    if not any(isinstance(level, Stream) for level in levels):
+        return estimator, data, None
+    if adaptive:
+        raise ValueError("Adaptive changes how many minibatches a call draws, a Stream does not.")
+    feed = Feed(data, estimator, 0 if state is None else int(state.step), steps)
+    return feed.estimator(estimator), feed.data, feed
 
 
 def _count_minibatches(data: Data, estimator: Estimator) -> int:
     """Return how many minibatches a call draws; raise if the estimator needs all rows."""
-    inside = innermost_estimator(estimator)
+    inside: Any = innermost_estimator(estimator)
     if not isinstance(data.inner, Stream):
         return 0
-    if isinstance(inside, ReadsStream):
+    if hasattr(inside, "minibatches"):  # of a method that draws its own
         return inside.minibatches
-    if getattr(inside, "sees_steps", False):
+    if "stream" in getattr(inside, "handles", ()):
         return inside.steps
     raise ValueError(
         f"{type(inside).__name__} needs all inner rows, and data.inner is a Stream. Use Reverse, "

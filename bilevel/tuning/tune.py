@@ -44,6 +44,7 @@ from bilevel.tuning.hooks import (
 from bilevel.tuning.keywords import Keywords, translate_keywords
 from bilevel.tuning.loop import Block, Loop
 from bilevel.tuning.state import Result, State
+from bilevel.tuning.streaming import Feed, open_streams
 from bilevel.utils import (
     Number,
     PyTree,
@@ -86,7 +87,8 @@ def tune(
 
     Parameters
     ----------
-    problem, estimator, data : as for :func:`bilevel.hypergradient`.
+    problem, estimator, data : as for :func:`bilevel.hypergradient`; levels of the data may be a
+        :class:`bilevel.Stream`, of which every outer step reads a block.
     outer : a rule of :mod:`bilevel.outer`, such as ``bl.outer.Auto()``, which needs no step size;
         an optax transformation, or :func:`bilevel.transform`, whose numbers never recompile.
     hyper, params : where to start, float pytrees; with ``state`` only their structure counts.
@@ -147,8 +149,10 @@ def tune(
         problem = replace(problem, evidence=evidence)
     if state is None and key is None:
         raise ValueError("tune needs key=jax.random.key(seed), or the state of an earlier run.")
-    require_arguments(problem, estimator, data, key if state is None else state.key)
     require_positive_int("tune", "steps", steps)
+    adaptive = find_hook(options.hooks, Adaptive) is not None
+    estimator, data, feed = open_streams(data, estimator, state, steps, adaptive)
+    require_arguments(problem, estimator, data, key if state is None else state.key)
     hyper, params = _variables(problem, hyper, params, state)
     begun, first = (None, key) if state is None else (state.lower, state.key)
     estimator = carry_model(problem, estimator, hyper, params, data, first, begun, model_state)
@@ -157,19 +161,25 @@ def tune(
     with RememberInterrupts() as interrupts:
         current = _begin(loop, hyper, params, key) if state is None else _resume(loop, state)
         traced = is_traced((loop, current))
-        if find_hook(loop.hooks, Adaptive) is not None:
+        if adaptive:
             require_adaptive(loop.estimator, current.estimate, traced)
         if traced:
             current, stop, history = _run(loop, current, jnp.asarray(steps), length=steps)
             return make_result(loop, current, stop, history)
-        return _run_blocks(loop, current, steps, options.blocks, max_error, interrupts)
+        return _run_blocks(loop, current, steps, options.blocks, max_error, interrupts, feed)
 
 
 _FEWEST = 32  # rows of a block, so that runs of fewer steps share one program
 
 
 def _run_blocks(
-    loop: Loop, current: State, steps: int, blocks: Blocks, most: float, heard: RememberInterrupts
+    loop: Loop,
+    current: State,
+    steps: int,
+    blocks: Blocks,
+    most: float,
+    heard: RememberInterrupts,
+    feed: Feed | None,
 ) -> Result:
     """Return the result of ``steps`` outer steps, a compiled call after the other."""
     every, callback, rows, left = blocks.every, blocks.callback, [], steps
@@ -177,6 +187,8 @@ def _run_blocks(
     while True:
         # To the next multiple of ``every``; a block also ends where the inner work is to grow.
         count, begun = min(left, every - (steps - left) % every), int(current.step)
+        if feed is not None:
+            count, loop = 1, replace(loop, data=feed.take(begun))
         if find_hook(loop.hooks, Adaptive) is not None:
             loop = replace(loop, estimator=scale_work(estimator, 2 ** level_of(current)))
         current, stop, new = _run(loop, current, jnp.asarray(count), length=length)
