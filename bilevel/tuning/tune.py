@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Estimator, Problem, require_arguments
+from bilevel.core import Data, Estimator, Problem, as_pytree, require_arguments
 from bilevel.estimators import (
     bind_call,
     carry_model,
@@ -81,14 +81,12 @@ def tune(
     Each step moves ``hyper`` by the last estimate (the first step stays where it is) and estimates
     value and hypergradient there; the last estimate's move is made at the end. With
     ``problem.space`` free coordinates move (the chain rule is applied here). The whole run is
-    compiled. It watches the evidence: when the inner solver diverges (typically because ``hyper``
-    raised the inner curvature past 2 / step size) it stops, warns with the cause, and returns the
-    last good state.
+    compiled. When the inner solver diverges (typically because ``hyper`` raised the inner curvature
+    past 2 / step size) it stops, warns with the cause, and returns the last good state.
 
     Parameters
     ----------
-    problem, estimator, data : as for :func:`bilevel.hypergradient`; levels of the data may be a
-        :class:`bilevel.Stream`, of which every outer step reads a block.
+    problem, estimator, data : as for :func:`bilevel.hypergradient`; or data of a ``bl.Stream``.
     outer : a rule of :mod:`bilevel.outer`, such as ``bl.outer.Auto()``, which needs no step size;
         an optax transformation, or :func:`bilevel.transform`, whose numbers never recompile.
     hyper, params : where to start, float pytrees; with ``state`` only their structure counts.
@@ -96,8 +94,7 @@ def tune(
     key : a JAX random key; with ``state`` its own key is used.
     state : ``result.state`` of an earlier run, to go on from it bit for bit.
     warm_start : start each inner solve where the last one ended (``False``: at ``params``).
-    model_state : where the model state of a problem that ``has_state`` begins, and where it goes
-        back to without a warm start; with ``state`` the run goes on from ``state.lower``.
+    model_state : where that of a problem that ``has_state`` begins, by cold starts every time.
     evidence : ``"full"``, ``"auto"`` or ``"off"``, see :class:`bilevel.Problem`.
     max_error : warn where the last hypergradient's relative error is above this, and the error
         itself above this share of the largest hypergradient of the run: near an optimum it is
@@ -110,8 +107,7 @@ def tune(
         every step on a second validation set, returns the best and stops when it is past;
         :class:`bilevel.Adaptive` doubles the inner work where the hypergradient's noise is too
         large; :class:`bilevel.Divergence` sets the limit at which a run counts as diverged;
-        :class:`bilevel.Blocks` has a callback after every so many steps. Your own: the protocol
-        ``bl.extend.Hook``.
+        :class:`bilevel.Blocks` has a callback after every so many steps. Your own: ``extend.Hook``.
     old : keywords that hooks have replaced, for one more release, with a warning.
 
     Warns
@@ -119,7 +115,6 @@ def tune(
     DivergenceWarning : the inner solver diverged; ``result.message`` has the same text. Also
         before the first step, if the step size is above the stability limit there and this is
         known to hold for the whole inner solve: a constant inner Hessian, no schedule, no prox.
-
     EvidenceWarning : the last hypergradient is known to be wrong by more than ``max_error``;
         ``result.message`` has the same text, and ``history["relative_error"]`` every step's number.
 
@@ -150,18 +145,19 @@ def tune(
     if state is None and key is None:
         raise ValueError("tune needs key=jax.random.key(seed), or the state of an earlier run.")
     require_positive_int("tune", "steps", steps)
-    adaptive = find_hook(options.hooks, Adaptive) is not None
-    estimator, data, feed = open_streams(data, estimator, state, steps, adaptive)
+    adaptive = find_hook(options.hooks, Adaptive)
+    estimator, data, feed = open_streams(data, estimator, state, steps, adaptive is not None)
     require_arguments(problem, estimator, data, key if state is None else state.key)
     hyper, params = _variables(problem, hyper, params, state)
-    begun, first = (None, key) if state is None else (state.lower, state.key)
-    estimator = carry_model(problem, estimator, hyper, params, data, first, begun, model_state)
+    begun = (key, None) if state is None else (state.key, state.lower)
+    estimator = carry_model(problem, estimator, hyper, params, data, *begun, model_state)
     watching = add_convergence(options.hooks, tol, outer, estimator)
-    loop = Loop(problem, estimator, outer, data, watching, options.divergence, warm_start)
+    parts = problem, estimator, as_pytree("tune", outer), data, watching
+    loop = Loop(*parts, options.divergence, warm_start)
     with RememberInterrupts() as interrupts:
         current = _begin(loop, hyper, params, key) if state is None else _resume(loop, state)
         traced = is_traced((loop, current))
-        if adaptive:
+        if adaptive is not None:
             require_adaptive(loop.estimator, current.estimate, traced)
         if traced:
             current, stop, history = _run(loop, current, jnp.asarray(steps), length=steps)
@@ -189,7 +185,7 @@ def _run_blocks(
         count, begun = min(left, every - (steps - left) % every), int(current.step)
         if feed is not None:
             count, loop = 1, replace(loop, data=feed.take(begun))
-        if find_hook(loop.hooks, Adaptive) is not None:
+        elif find_hook(loop.hooks, Adaptive) is not None:
             loop = replace(loop, estimator=scale_work(estimator, 2 ** level_of(current)))
         current, stop, new = _run(loop, current, jnp.asarray(count), length=length)
         made = int(current.step) - begun
