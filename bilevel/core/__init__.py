@@ -36,6 +36,7 @@ from bilevel.core.schedules import (
     as_setting_tree,
     evaluate,
 )
+from bilevel.core.sparse import SparseRows
 from bilevel.core.stream import Stream, take_block
 from bilevel.core.transforms import StaticTransform, Transform, as_pytree, transform
 
@@ -65,6 +66,7 @@ __all__ = [
     "Schedule",
     "Setting",
     "ShownBatch",
+    "SparseRows",
     "StaticTransform",
     "Stream",
     "Transform",

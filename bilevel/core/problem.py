@@ -7,6 +7,7 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
+from bilevel.core.sparse import with_sparse_rows
 from bilevel.spaces import Spaces
 from bilevel.utils import (
     DataTree,
@@ -134,7 +135,8 @@ class Data:
 
     Data is always an argument, never closed over. For one hyperparameter per example put
     ``jnp.arange(n)`` in ``inner`` and index ``hyper`` with it. For folds, seeds or tasks add one
-    more leading axis everywhere and use ``jax.vmap``.
+    more leading axis everywhere and use ``jax.vmap``. Sparse matrices (SciPy's, JAX's ``BCOO``)
+    become :class:`bilevel.SparseRows`. For data that do not fit there is :class:`bilevel.Stream`.
 
     Raises
     ------
@@ -153,7 +155,9 @@ class Data:
     def __post_init__(self) -> None:
         """Check what is concrete; tracers and ``in_axes`` specifications pass through."""
         for level in ("inner", "outer"):
-            _check_level(level, getattr(self, level))
+            rows = with_sparse_rows(level, getattr(self, level))
+            object.__setattr__(self, level, rows)
+            _check_level(level, rows)
 
 
 register_node(Data, data_fields=["inner", "outer"], meta_fields=[])

@@ -120,8 +120,7 @@ def tune(
 
     Raises
     ------
-    ValueError : structures that do not match, bad ``steps``, non-finite start values, a
-        hyperparameter that the estimator cannot see; ``Adaptive`` and no standard error.
+    ValueError : structures that do not match, bad start values, what an estimator cannot see.
 
     Examples
     --------
@@ -188,9 +187,8 @@ def _run_blocks(
         elif find_hook(loop.hooks, Adaptive) is not None:
             loop = replace(loop, estimator=scale_work(estimator, 2 ** level_of(current)))
         current, stop, new = _run(loop, current, jnp.asarray(count), length=length)
-        made = int(current.step) - begun
+        left -= (made := int(current.step) - begun)
         rows.append(jax.tree.map(lambda column, n=made: column[:n], jax.device_get(new)))
-        left -= made
         heard.check()
         over = bool(stop.diverged) or bool(is_done(loop.hooks, current, current))
         if over or not left or (callback is not None and (steps - left) % every == 0):
