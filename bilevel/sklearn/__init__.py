@@ -15,8 +15,9 @@ except ImportError as error:
 from typing import Any as _Any
 
 from bilevel.sklearn.cleaner import DataCleaner
+from bilevel.sklearn.elastic_net import HypergradElasticNet
 from bilevel.sklearn.kernel import HypergradKernelRidge
-from bilevel.sklearn.lasso import HypergradElasticNet, HypergradLasso
+from bilevel.sklearn.lasso import HypergradLasso
 from bilevel.sklearn.logistic import HypergradLogisticRegression
 from bilevel.sklearn.losses import compute_gcv, compute_sure, leave_one_out
 from bilevel.sklearn.ridge import HypergradRidge

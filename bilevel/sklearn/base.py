@@ -16,7 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from bilevel.core import Evidence
 from bilevel.sklearn.losses import Matrix, find_nested_folds, make_splits
-from bilevel.sklearn.search import SearchOptions, SearchResult
+from bilevel.sklearn.search import ColumnPenalties, SearchOptions, SearchResult, group_columns
 
 FLOATS = (np.float64, np.float32)
 
@@ -25,7 +25,8 @@ class HypergradEstimator(BaseEstimator):
     """Base of the estimators: penalties tuned by hypergradient on cross-validation folds."""
 
     _parameter_constraints: ClassVar[dict[str, list]] = {
-        "penalty": [StrOptions({"global", "per_feature"}), "array-like"],
+        "penalty": [StrOptions({"global", "per_feature"}), "array-like", dict],
+        "choose": [StrOptions({"smallest_loss", "one_standard_error"})],
         "alphas": ["array-like", None],
         "fit_intercept": ["boolean"],
         "cv": ["cv_object"],
@@ -45,6 +46,7 @@ class HypergradEstimator(BaseEstimator):
         fit_intercept=True,
         cv=None,
         guard=True,
+        choose="smallest_loss",
         max_iter=30,
         tol=1e-4,
         n_jobs=None,
@@ -55,6 +57,7 @@ class HypergradEstimator(BaseEstimator):
         self.fit_intercept = fit_intercept
         self.cv = cv
         self.guard = guard
+        self.choose = choose
         self.max_iter = max_iter
         self.tol = tol
         self.n_jobs = n_jobs
@@ -85,8 +88,19 @@ class HypergradEstimator(BaseEstimator):
         splits: tuple[np.ndarray, np.ndarray] | None,
         strength: np.ndarray | None = None,
     ) -> SearchOptions:
-        guarded = self._guarded(columns, splits)
-        return SearchOptions(bounds, self.max_iter, self.tol, self.n_jobs, guarded, strength)
+        guarded, one = self._guarded(columns, splits), self.choose == "one_standard_error"
+        if one and (splits is None or len(splits[0]) < 2):
+            raise ValueError(
+                "choose='one_standard_error' needs the losses of at least two folds: give cv more "
+                "splits, or choose='smallest_loss'."
+            )
+        return SearchOptions(
+            bounds, self.max_iter, self.tol, self.n_jobs, guarded, strength, one_error=one
+        )
+
+    def _group_columns(self, d: int) -> ColumnPenalties:
+        """Read ``penalty`` for ``d`` columns, by their names if X has them."""
+        return group_columns(self.penalty, d, getattr(self, "feature_names_in_", None))
 
     def _guarded(
         self, columns: np.ndarray, splits: tuple[np.ndarray, np.ndarray] | None
@@ -118,6 +132,13 @@ class HypergradEstimator(BaseEstimator):
         self.cv_loss_path_ = found.values
         self.cv_loss_ = float(found.evaluation.value)
         self.best_score_ = -self.cv_loss_
+        share = found.evaluation.share
+        self.cv_losses_ = np.asarray(found.evaluation.losses)[: None if share is None else -1]
+        self.cv_results_ = {
+            "alpha": np.exp(np.stack([view(theta) for theta in found.points])),
+            "mean_loss": found.grid,
+            "fold_losses": found.losses,
+        }
         self.n_iter_ = max(1, len(found.path) - 1)
         grad = np.bincount(groups, found.evaluation.grad[: len(groups)])
         self.hypergradient_ = float(grad[0]) if len(grad) == 1 else grad

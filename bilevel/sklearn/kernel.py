@@ -11,7 +11,6 @@ from bilevel.sklearn.base import FLOATS, HypergradEstimator
 from bilevel.sklearn.losses import KernelLoss, compute_column_squares, make_folds
 from bilevel.sklearn.search import (
     check_alphas,
-    group_columns,
     share_in_groups,
     tune_penalties,
 )
@@ -28,7 +27,8 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
     penalty : which columns share a ``gamma``: ``"global"``, ``"per_feature"``, or a group label per
         column of X. There is one ``alpha``.
     alphas : of the grid, each with three widths.
-    cv, guard, max_iter, tol, n_jobs, random_state : as for :class:`HypergradRidge`, with folds.
+    cv, guard, choose, max_iter, tol, n_jobs, random_state : as for :class:`HypergradRidge`, with
+        folds.
 
     Attributes
     ----------
@@ -58,6 +58,7 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         alphas=(1e-4, 1e-2, 1.0),
         cv=None,
         guard=True,
+        choose="smallest_loss",
         max_iter=30,
         tol=1e-4,
         n_jobs=None,
@@ -67,6 +68,7 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         self.alphas = alphas
         self.cv = cv
         self.guard = guard
+        self.choose = choose
         self.max_iter = max_iter
         self.tol = tol
         self.n_jobs = n_jobs
@@ -75,7 +77,12 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune on the folds, then fit all rows; arguments as for :class:`HypergradRidge`."""
         X, y, weight = self._validate(X, y, sample_weight, multi_output=True, y_numeric=True)
-        columns, d = group_columns(self.penalty, X.shape[1]), X.shape[1]
+        (columns, offset), d = self._group_columns(X.shape[1]), X.shape[1]
+        if offset.any():
+            raise ValueError(
+                "penalty of HypergradKernelRidge groups columns by their width, which has no "
+                "factor: give labels of groups alone."
+            )
         train, held = self._splits(X, y, groups)
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
         # The kernel sees differences alone, which rounding spoils where the mean is large.

@@ -1,4 +1,4 @@
-"""Lasso and elastic net that tune their penalties by hypergradient."""
+"""Lasso that tunes its penalties by hypergradient."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -14,16 +14,14 @@ from bilevel.sklearn.losses import (
 )
 from bilevel.sklearn.search import (
     ITERATED,
+    ColumnPenalties,
     SearchResult,
     check_alphas,
-    group_columns,
     make_stages,
     share_in_groups,
     tune_penalties,
 )
 
-# Of the l1 part of the elastic net's grid, where both parts are in units of the data.
-RATIOS = (0.01, 0.1, 0.5, 0.9, 0.999)
 POINTS, DECADES = 60, 4  # of the grid of the lasso, down from the penalty that leaves no column
 
 
@@ -36,10 +34,12 @@ class HypergradLasso(LinearRegressor):
 
     Parameters
     ----------
-    penalty : ``"global"``, one alpha; ``"per_feature"``; or a group label per column of X.
+    penalty : as for :class:`HypergradRidge`.
+    positive : coefficients are not below 0.
     alphas : the single penalties to start from, the best of them; by default 60 from the smallest
         that leaves no column, 15 a decade.
-    cv, guard, max_iter, tol, n_jobs, random_state : as for :class:`HypergradRidge`, with folds.
+    cv, guard, choose, max_iter, tol, n_jobs, random_state : as for :class:`HypergradRidge`, with
+        folds.
 
     Attributes
     ----------
@@ -57,6 +57,39 @@ class HypergradLasso(LinearRegressor):
     """
 
     _kinds = 1  # of penalties: of |w| alone
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        **LinearRegressor._parameter_constraints,
+        "positive": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        penalty="global",
+        *,
+        alphas=None,
+        fit_intercept=True,
+        positive=False,
+        cv=None,
+        guard=True,
+        choose="smallest_loss",
+        max_iter=30,
+        tol=1e-4,
+        n_jobs=None,
+        random_state=None,
+    ):
+        super().__init__(
+            penalty,
+            alphas=alphas,
+            fit_intercept=fit_intercept,
+            cv=cv,
+            guard=guard,
+            choose=choose,
+            max_iter=max_iter,
+            tol=tol,
+            n_jobs=n_jobs,
+            random_state=random_state,
+        )
+        self.positive = positive
 
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.
@@ -74,20 +107,26 @@ class HypergradLasso(LinearRegressor):
         """
         X, y, weight = self._validate(X, y, sample_weight, accept_sparse="csr", y_numeric=True)
         rows, target = to_float64(X), np.asarray(y, np.float64)
-        columns, d = group_columns(self.penalty, X.shape[1]), X.shape[1]
+        penalties, d = self._group_columns(X.shape[1]), X.shape[1]
+        columns = penalties.groups
         splits = self._splits(X, y, groups)
         problem_of = make_quadratics(rows, target, weight, splits, self.fit_intercept)
-        loss = ElasticNetLoss(problem_of(None), self._kinds)
+
+        def make_loss(without: int | None) -> ElasticNetLoss:
+            return ElasticNetLoss(problem_of(without), self._kinds, positive=self.positive)
+
+        loss = make_loss(None)
 
         def outer_of(without: int | None) -> ElasticNetLoss:
-            return loss if without is None else ElasticNetLoss(problem_of(without), self._kinds)
+            return loss if without is None else make_loss(without)
 
         # Columns as they are; for penalties that are many, also in units of their deviation.
         squares = compute_column_squares(rows, weight, self.fit_intercept) / weight.sum()
         scales = [np.ones(d)]
         if columns.max() > 0:
             scales.append(np.sqrt(share_in_groups(squares, columns)))
-        grids = [self._expand(self._grid(loss.problem, scale), scale) for scale in scales]
+        offset = np.tile(penalties.offset, self._kinds)
+        grids = [self._expand(self._grid(loss.problem, scale), scale) + offset for scale in scales]
         grid = np.concatenate(grids)
         unit = self._expand(np.log(self._units(loss.problem, scales[-1]))[None], scales[-1])[0]
         bounds = unit[:, None] + np.array([-16.0, 3.0])
@@ -95,12 +134,13 @@ class HypergradLasso(LinearRegressor):
             bounds[d:, 1] += 10.0
         bounds[:, 0] = np.minimum(bounds[:, 0], np.min(grid, 0))
         bounds[:, 1] = np.maximum(bounds[:, 1], np.max(grid, 0))
+        bounds = penalties.free(bounds)
         search = replace(self._search(bounds, columns, splits), resolution=ITERATED)
         found = tune_penalties(outer_of, grids, self._stages(columns), search)
         coef = found.evaluation.params[-1]
         intercept = self._intercept(rows, target[:, None], weight, coef)
         self._set_linear(coef.T, intercept, True, X.dtype)
-        self._set_penalties(found, columns)
+        self._set_penalties(found, penalties)
         self.undetermined_ = loss.count_undetermined(found.theta)
         return self
 
@@ -124,113 +164,16 @@ class HypergradLasso(LinearRegressor):
         """Return logarithms of the penalties to try, ``[G, kinds]``."""
         if self.alphas is not None:
             return np.log(check_alphas(self.alphas))[:, None]
-        decades = self._decades(problem)
-        points = np.logspace(0, -decades, 1 + int(decades * POINTS / DECADES))
+        points = np.logspace(0, -DECADES, POINTS)
         return np.log(self._units(problem, scale)[0] * points)[:, None]
-
-    def _decades(self, problem: FoldQuadratics) -> float:
-        """Return how far down the grid goes: less far where columns are more than rows."""
-        return DECADES
 
     def _stages(self, columns: np.ndarray) -> list[np.ndarray]:
         return make_stages(columns, len(columns))
 
-    def _set_penalties(self, found: SearchResult, columns: np.ndarray) -> None:
-        self._report(found, columns, lambda log: log[0] if columns.max() == 0 else log)
+    def _set_penalties(self, found: SearchResult, penalties: ColumnPenalties) -> None:
+        self._report(found, penalties.groups, lambda log: log[0] if penalties.single else log)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
-
-
-class HypergradElasticNet(HypergradLasso):
-    r"""Elastic net; both its penalties minimise the cross-validated squared error.
-
-    ``min_w 1/(2 n) sum_i (y_i - x_i . w - b)^2 + sum_j alpha_j (r_j |w_j| + (1 - r_j) w_j^2 / 2)``
-
-    Parameters
-    ----------
-    alphas : the ``alpha`` of the grid, each with ``l1_ratios``; by default from the data, so that
-        the choice depends on no unit.
-    l1_ratios : the ``r`` of the grid; without ``alphas`` of penalties in units of the data: of the
-        largest slope at 0, and of the mean curvature. Both are tuned from the best pair on.
-    Others : as for :class:`HypergradLasso`.
-
-    Attributes
-    ----------
-    alpha_, l1_ratio_ : numbers, or one per column.
-    hypergradient_ : in the logarithms of ``alpha r`` and of ``alpha (1 - r)``.
-    Others : as for :class:`HypergradRidge`.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_diabetes
-    >>> from bilevel.sklearn import HypergradElasticNet
-    >>> X, y = load_diabetes(return_X_y=True)
-    >>> 0 < HypergradElasticNet().fit(X, y).l1_ratio_ < 1
-    True
-    """
-
-    _kinds = 2
-    _parameter_constraints: ClassVar[dict[str, list]] = {
-        **HypergradLasso._parameter_constraints,
-        "l1_ratios": ["array-like"],
-    }
-
-    def __init__(
-        self,
-        penalty="global",
-        *,
-        alphas=None,
-        l1_ratios=RATIOS,
-        fit_intercept=True,
-        cv=None,
-        guard=True,
-        max_iter=30,
-        tol=1e-4,
-        n_jobs=None,
-        random_state=None,
-    ):
-        super().__init__(
-            penalty,
-            alphas=alphas,
-            fit_intercept=fit_intercept,
-            cv=cv,
-            guard=guard,
-            max_iter=max_iter,
-            tol=tol,
-            n_jobs=n_jobs,
-            random_state=random_state,
-        )
-        self.l1_ratios = l1_ratios
-
-    def _grid(self, problem: FoldQuadratics, scale: np.ndarray) -> np.ndarray:
-        ratios = np.asarray(self.l1_ratios, np.float64).ravel()
-        if not ratios.size or np.any(ratios <= 0) or np.any(ratios >= 1):
-            raise ValueError(f"l1_ratios must lie between 0 and 1, got {self.l1_ratios!r}.")
-        if self.alphas is not None:
-            alphas = check_alphas(self.alphas)
-            return np.log([(a * r, a * (1 - r)) for r in ratios for a in alphas])
-        slope, curvature = self._units(problem, scale)
-        parts = np.logspace(0, -self._decades(problem), 17)
-        return np.log(
-            [(a * slope, a * curvature * (1 - r) / r) for r in ratios[::-1] for a in parts]
-        )
-
-    def _stages(self, columns: np.ndarray) -> list[np.ndarray]:
-        each = make_stages(columns, len(columns))
-        return [np.concatenate([groups, groups + groups.max() + 1]) for groups in each]
-
-    def _set_penalties(self, found: SearchResult, columns: np.ndarray) -> None:
-        d, single = len(columns), columns.max() == 0
-
-        def parts(log: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            l1, l2 = np.exp(log[:d]), np.exp(log[d:])
-            return (l1[0], l2[0]) if single else (l1, l2)
-
-        l1, l2 = parts(found.theta)
-        self._report(found, np.arange(2 * d), lambda log: np.log(sum(parts(log))), 2)
-        grad = found.evaluation.grad.reshape(2, d)
-        self.hypergradient_ = np.array([np.bincount(columns, g) for g in grad])
-        self.l1_ratio_ = float(l1 / (l1 + l2)) if single else l1 / (l1 + l2)

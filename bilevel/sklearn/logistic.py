@@ -24,8 +24,8 @@ from bilevel.sklearn.losses import (
 )
 from bilevel.sklearn.search import (
     ITERATED,
+    ColumnPenalties,
     check_alphas,
-    group_columns,
     make_log_bounds,
     make_stages,
     share_in_groups,
@@ -49,10 +49,12 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
     Parameters
     ----------
     penalty : ``"global"``, one alpha; ``"per_feature"``; ``"per_class"``;
-        ``"per_feature_and_class"``; or a group label per column of X.
+        ``"per_feature_and_class"``; or groups and factors of columns, as for
+        :class:`HypergradRidge`.
     alphas : the single penalties to start from, the best of them; by default one a decade about the
         scale of the data, so that the choice depends on no unit.
-    cv, guard, max_iter, tol, n_jobs, random_state : as for :class:`HypergradRidge`, with folds.
+    cv, guard, choose, max_iter, tol, n_jobs, random_state : as for :class:`HypergradRidge`, with
+        folds.
 
     Attributes
     ----------
@@ -75,6 +77,7 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         "penalty": [
             StrOptions({"global", "per_feature", "per_class", "per_feature_and_class"}),
             "array-like",
+            dict,
         ],
     }
     _classifier = True
@@ -107,9 +110,10 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         splits = self._splits(X, y, groups)
         warn_of_missing_classes(splits[0], labels, weight, self.classes_)
         rows: Any = to_float64(X)
-        entries = self._entries(X.shape[1], target.shape[1])
+        penalties = self._entries(X.shape[1], target.shape[1])
+        entries, offset = penalties
         back: Callable[[np.ndarray], np.ndarray] = np.asarray
-        single = entries.max() == 0
+        single = penalties.single
         if single and X.shape[1] > X.shape[0] and (not sparse.issparse(X) or X.shape[0] <= _FEW):
             rows, back = rotate_rows(rows, weight, self.fit_intercept)
 
@@ -128,10 +132,13 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         if self.alphas is not None:
             alphas = np.log(check_alphas(self.alphas))[:, None]
             grids = [alphas + np.log(scale / scales[0]) for scale in scales]
+        if not single:
+            grids = [grid + offset for grid in grids]
         grid = np.concatenate(grids)
         bounds = make_log_bounds(scales[-1], grid.shape[1], LOWEST)
         bounds[:, 0] = np.minimum(bounds[:, 0], np.min(grid, 0))
         bounds[:, 1] = np.maximum(bounds[:, 1], np.max(grid, 0))
+        bounds = bounds if single else penalties.free(bounds)
         search = replace(self._search(bounds, entries, splits), resolution=ITERATED)
         stages = make_stages(entries[: grid.shape[1]], grid.shape[1])
         found = tune_penalties(outer_of, grids, stages, search)
@@ -142,16 +149,18 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         shape = X.shape[1], target.shape[1]
         self._report(found, entries[: len(found.theta)], lambda theta: self._view(theta, shape))
         self._set_linear(coef.T, intercept, False, X.dtype)
-        self.C_ = 1 / self.alpha_
+        with np.errstate(divide="ignore"):  # a column without penalty
+            self.C_ = 1 / self.alpha_
         return self
 
-    def _entries(self, d: int, targets: int) -> np.ndarray:
-        """Return the group of each coefficient ``[d, T]``, flattened."""
-        if isinstance(self.penalty, str) and self.penalty.startswith("per_class"):
-            return np.tile(np.arange(targets), d)
+    def _entries(self, d: int, targets: int) -> ColumnPenalties:
+        """Return group and factor of each coefficient ``[d, T]``, flattened."""
+        none = np.zeros(d * targets)
+        if isinstance(self.penalty, str) and self.penalty == "per_class":
+            return ColumnPenalties(np.tile(np.arange(targets), d), none)
         if isinstance(self.penalty, str) and self.penalty == "per_feature_and_class":
-            return np.arange(d * targets)
-        return np.repeat(group_columns(self.penalty, d), targets)
+            return ColumnPenalties(np.arange(d * targets), none)
+        return ColumnPenalties(*(np.repeat(part, targets) for part in self._group_columns(d)))
 
     def _view(self, theta: np.ndarray, shape: tuple[int, int]) -> float | np.ndarray:
         """Return entries of the coefficients as ``alpha_`` shows them."""

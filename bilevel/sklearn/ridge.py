@@ -12,10 +12,9 @@ from bilevel.sklearn.base import LinearRegressor, to_float64
 from bilevel.sklearn.losses import Matrix, compute_column_squares
 from bilevel.sklearn.ridge_problem import RidgeProblem
 from bilevel.sklearn.search import (
-    SearchOptions,
+    ColumnPenalties,
     SearchResult,
     check_alphas,
-    group_columns,
     make_log_bounds,
     make_spectral_grid,
     share_in_groups,
@@ -34,7 +33,9 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
 
     Parameters
     ----------
-    penalty : ``"global"``, one alpha; ``"per_feature"``; or a group label per column of X.
+    penalty : ``"global"``, one alpha; ``"per_feature"``; a group label per column of X; or a
+        mapping from column names, patterns or numbers to a group label, to a factor of the common
+        penalty, or to 0 for none: ``{"age": 0, "gene*": "genes"}``.
     alphas : the single penalties to start from, the best of them; by default two in each factor of
         e over the spectrum of the data. The result is never worse on the folds.
     cv : folds as in scikit-learn, 5 by default; or, without folds and in closed form, ``"loo"``
@@ -42,6 +43,8 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
     noise_variance : of the targets, for ``cv="sure"``.
     guard : penalties that are more than one follow the descent only as far as it generalises, by
         the folds that each descent has not seen (not without folds).
+    choose : ``"smallest_loss"`` on the folds, or ``"one_standard_error"``: the largest penalties
+        whose loss is within one standard error of it.
     max_iter, tol : most descent steps; the relative gain of a step at which to stop.
     n_jobs : threads of the guard.
     random_state : shuffles the folds, if given and ``cv`` is a number.
@@ -52,6 +55,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
     alpha_ : the penalty, or one per column; ``alpha_path_``, ``cv_loss_path_``: at every step.
     cv_loss_, best_score_ : mean squared error over the folds (mean of the folds' means), and
         minus it.
+    cv_losses_, cv_results_ : the loss of every fold; those at each point of the grid.
     hypergradient_ : of the loss in the logarithms of the penalties, at the end.
     evidence_ : :class:`bilevel.Evidence`, how exactly the linear systems were solved.
     shrinkage_, guard_loss_ : how far the guard went from one penalty (0) to all (1); what it saw.
@@ -82,6 +86,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         cv=None,
         noise_variance=None,
         guard=True,
+        choose="smallest_loss",
         max_iter=30,
         tol=1e-4,
         n_jobs=None,
@@ -93,6 +98,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
             fit_intercept=fit_intercept,
             cv=cv,
             guard=guard,
+            choose=choose,
             max_iter=max_iter,
             tol=tol,
             n_jobs=n_jobs,
@@ -129,7 +135,8 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
                 f"noise_variance, the known variance of the targets' noise, belongs to cv='sure' "
                 f"and to it alone; got cv={self.cv!r}, noise_variance={self.noise_variance!r}."
             )
-        columns = group_columns(self.penalty, X.shape[1])
+        penalties = self._group_columns(X.shape[1])
+        columns = penalties.groups
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
         rows: Any = to_float64(X)
         splits = None if by_rows else self._splits(X, y, groups)
@@ -137,14 +144,14 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         problem = RidgeProblem(
             rows, targets, weight, splits, self.fit_intercept, str(self.cv), noise
         )
-        if columns.max() == 0:
+        if penalties.single:
             found, coef = self._tune_one(problem, rows)
         else:
-            found = self._tune_many(problem, columns)
+            found = self._tune_many(problem, penalties)
             coef = found.evaluation.params[-1]
         intercept = self._intercept(rows, targets, weight, coef)
         free = columns[: len(found.theta)]
-        self._report(found, free, lambda log: log[0] if columns.max() == 0 else log)
+        self._report(found, free, lambda log: log[0] if penalties.single else log)
         self._set_linear(coef.T, intercept, np.ndim(y) == 1, X.dtype)
         return self
 
@@ -157,31 +164,34 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         if self.alphas is not None:
             grid = np.log(check_alphas(self.alphas))
             bounds = np.array([min(bounds[0], grid[-1]), max(bounds[1], grid[0])])
-        search = SearchOptions(bounds[None], self.max_iter, min(self.tol, 1e-6))
-        found = tune_penalties(lambda _: path, [grid[:, None]], [np.zeros(1, int)], search)
+        zeros = np.zeros(1, int)
+        search = replace(self._search(bounds[None], zeros, problem.splits), tol=min(self.tol, 1e-6))
+        found = tune_penalties(lambda _: path, [grid[:, None]], [zeros], search)
         return found, back(found.evaluation.params[-1])
 
-    def _tune_many(self, problem: RidgeProblem, columns: np.ndarray) -> SearchResult:
+    def _tune_many(self, problem: RidgeProblem, penalties: ColumnPenalties) -> SearchResult:
         """Return the best penalties of groups of columns, from one for all on.
 
         One for all columns as they are, or of unit variance: from both, and the better end.
         """
-        rows, d = problem.rows, len(columns)
+        rows, (columns, offset), d = problem.rows, penalties, len(penalties.groups)
         squares = compute_column_squares(rows, problem.weight, self.fit_intercept)
         shared = share_in_groups(squares, columns)
-        starts = []
+        grids = []
         for scale in (np.ones(d), shared):
             unit = 1 / np.sqrt(scale)
             scaled = rows * unit if isinstance(rows, np.ndarray) else rows.multiply(unit).tocsr()
-            starts.append(self._tune_one(problem, scaled)[0].theta[0] + np.log(scale))
+            one = self._tune_one(problem, scaled)[0]
+            # With factors the best of one penalty is elsewhere: its whole grid is tried.
+            points = one.points if offset.any() else one.theta[None]
+            grids.append(points + np.log(scale) + offset)
         bounds = make_log_bounds(squares, d)
-        bounds[:, 0] = np.minimum(bounds[:, 0], np.min(starts, 0))
-        bounds[:, 1] = np.maximum(bounds[:, 1], np.max(starts, 0))
+        bounds[:, 0] = np.minimum(bounds[:, 0], np.min(np.concatenate(grids), 0))
+        bounds[:, 1] = np.maximum(bounds[:, 1], np.max(np.concatenate(grids), 0))
+        bounds = penalties.free(bounds)
         # A step costs little: so far on that the end is within tol, not only the last step.
         search = replace(self._search(bounds, columns, problem.splits), tol=self.tol / 100)
-        return tune_penalties(
-            problem.make_loss(), [start[None] for start in starts], [columns], search
-        )
+        return tune_penalties(problem.make_loss(), grids, [columns], search)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

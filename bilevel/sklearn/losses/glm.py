@@ -159,19 +159,20 @@ class GlmLoss:
         return x, image, float(np.max(_norm(r) / size))
 
     def evaluate_grid(self, grid: np.ndarray) -> np.ndarray:
-        """Return the loss at ``grid [G, q]``, coarsely, from the strongest penalties on.
+        """Return the losses ``[G, F]`` of the folds, coarsely, from the strongest penalties on.
 
         Ends where it has risen for two points by a twentieth: weaker penalties take longest.
         """
-        values = np.full(len(grid), np.inf)
+        share, values = self.folds.share, np.full(len(grid), np.inf)
+        losses = np.full((len(grid), len(share)), np.inf)
         for i, theta in enumerate(grid):
             at, _ = self.solve(theta, _COARSE)
-            each = np.sum(self.folds.held * self.link.value(at.z, self.folds.target), 0)
-            values[i] = self.folds.share @ each
+            losses[i] = np.sum(self.folds.held * self.link.value(at.z, self.folds.target), 0)
+            values[i] = share @ losses[i]
             best = np.min(values[: i + 1])
             if i > 1 and values[i] > values[i - 1] > 1.05 * best:
                 break
-        return values
+        return losses[:, share > 0]
 
     def __call__(self, theta: np.ndarray) -> Evaluation:
         """Return value, gradient and fits, as exactly as a descent needs."""
@@ -196,7 +197,7 @@ class GlmLoss:
         grad = np.array([grad.sum()]) if len(theta) == 1 else grad.ravel()
         params = np.moveaxis(at.w, 1, 0)
         inner = float(np.max(_norm(at.gradient))) / max(self.first, 1e-300)
-        return Evaluation(float(share @ losses), grad, losses, params, inner, linear)
+        return Evaluation(float(share @ losses), grad, losses, params, inner, linear, share)
 
 
 def _norm(x: np.ndarray) -> np.ndarray:

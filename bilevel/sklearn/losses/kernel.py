@@ -66,4 +66,4 @@ class KernelLoss(NamedTuple):
         both = (pairs.sum(0) + pairs.sum(1)) @ scaled**2
         by_rho = -(both - 2 * np.sum(scaled * (pairs @ scaled), 0)) / 2
         grad = np.append(alpha * by_alpha, by_rho)
-        return Evaluation(float(share @ losses), grad, losses, dual, worst, worst)
+        return Evaluation(float(share @ losses), grad, losses, dual, worst, worst, share)

@@ -27,9 +27,9 @@ class Preconditioner:
             make = self.folds.weigh_products if self.factorised else self.folds.weigh_squares
             self.hessian, self.wasted = make(weight), 0.0
         if not self.factorised:
-            self.diagonal = self.hessian[:, None, None] + strength
+            self.diagonal = np.maximum(self.hessian[:, None, None] + strength, 1e-300)
             return
-        common = np.exp(np.mean(np.log(strength), (1,)))
+        common = strength.mean(1)
         same = np.allclose(common, common[:, :1], rtol=1e-9)
         self.factors = [
             cho_factor(self.hessian + np.diag(column), lower=True, check_finite=False)

@@ -48,7 +48,9 @@ class RidgeLoss:
             params[k] = w
             residuals[k] = _relative(matrix @ w, cross), _relative(matrix @ v, 2 * slope)
         inner, linear = residuals.max(0)
-        return Evaluation(float(self.sums.share @ losses), grad, losses, params, inner, linear)
+        return Evaluation(
+            float(self.sums.share @ losses), grad, losses, params, inner, linear, self.sums.share
+        )
 
 
 def _relative(image: np.ndarray, target: np.ndarray) -> float:

@@ -115,15 +115,14 @@ class RidgePath:
         self.folds = [_make_fold(parts, *pair, centred) for pair in zip(*sides, strict=True)]
 
     def evaluate_grid(self, grid: np.ndarray) -> np.ndarray:
-        """Return the loss at each of ``grid [G, 1]``."""
-        alphas = np.exp(grid[:, 0])
-        total = np.zeros(len(grid))
+        """Return the losses ``[G, F]`` of the folds at each of ``grid [G, 1]``."""
+        alphas, losses = np.exp(grid[:, 0]), []
         for share, fold in zip(self.share, self.folds, strict=True):
             if share > 0:
                 w = fold.images[:, :, None] / (fold.values[:, None] + alphas)[:, None, :]
                 change = np.tensordot(fold.gram, w, 1) - 2 * fold.cross[:, :, None]
-                total += share * np.maximum(fold.square + np.sum(w * change, (0, 1)), 0)
-        return total
+                losses.append(np.maximum(fold.square + np.sum(w * change, (0, 1)), 0))
+        return np.stack(losses, 1)
 
     def __call__(self, theta: np.ndarray) -> Evaluation:
         """Return value, derivative and the fit of all rows at one penalty."""
@@ -140,7 +139,7 @@ class RidgePath:
         last = self.folds[-1]
         coef = last.basis @ (last.images / (last.values + alpha)[:, None])
         value = float(self.share @ losses)
-        return Evaluation(value, np.array([slope]), losses, coef[None], worst, worst)
+        return Evaluation(value, np.array([slope]), losses, coef[None], worst, worst, self.share)
 
     def extremes(self) -> tuple[float, float]:
         """Return the smallest and the largest curvature over the folds; 1 where there is none."""

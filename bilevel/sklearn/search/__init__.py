@@ -5,14 +5,10 @@ from bilevel.sklearn.search.descent import (
     OuterFunction,
     minimise_outer,
 )
-from bilevel.sklearn.search.path import (
-    ITERATED,
-    RESOLUTION,
-    SearchOptions,
-    SearchResult,
-    tune_penalties,
-)
+from bilevel.sklearn.search.options import ITERATED, RESOLUTION, SearchOptions
+from bilevel.sklearn.search.path import SearchResult, tune_penalties
 from bilevel.sklearn.search.penalties import (
+    ColumnPenalties,
     check_alphas,
     group_columns,
     make_log_bounds,
@@ -24,6 +20,7 @@ from bilevel.sklearn.search.penalties import (
 __all__ = [
     "ITERATED",
     "RESOLUTION",
+    "ColumnPenalties",
     "Evaluation",
     "OuterFunction",
     "SearchOptions",

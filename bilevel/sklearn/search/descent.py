@@ -17,7 +17,8 @@ class Evaluation(NamedTuple):
     """The outer loss at one point: ``value ()``, ``grad [q]``, and ``losses [F]`` of the folds.
 
     ``params`` leads with F, its last entry fitted to all rows of the problem; the residuals are
-    the largest over the folds.
+    the largest over the folds. ``share [F]`` weighs the folds in the value; ``None`` where a
+    criterion needs none.
     """
 
     value: Any
@@ -26,6 +27,7 @@ class Evaluation(NamedTuple):
     params: Any
     inner_residual: Any
     linear_residual: Any
+    share: Any = None
 
 
 # An outer loss as NumPy sees it: logarithms of penalties ``[q]`` to an evaluation.

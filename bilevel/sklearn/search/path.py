@@ -17,34 +17,12 @@ import numpy as np
 from sklearn.utils.parallel import Parallel, delayed
 
 from bilevel.sklearn.search.descent import Evaluation, OuterFunction, minimise_outer
+from bilevel.sklearn.search.one_error import find_one_error
+from bilevel.sklearn.search.options import SearchOptions
 from bilevel.sklearn.search.scalar import find_vertex, minimise_scalar
 
 SHRINKAGE = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # how much of the way from common to own penalties
 MOST_GUARDED = 10  # folds that the guard leaves out, one after the other
-# Of the loss of the strongest penalties, which leave the intercept alone: for squared errors the
-# variance of the target. Losses that differ by less differ by rounding: they are differences of
-# sums of that size over up to thousands of terms, each rounded to 2e-16.
-RESOLUTION = 1e-12
-ITERATED = 1e-10  # that of losses whose inner solver iterates
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """Options of the search for penalties.
-
-    ``bounds [q, 2]`` of ``theta``; at most ``max_iter`` steps a stage, or until one gains less than
-    ``tol``; ``n_jobs`` threads of the guard and the folds that it leaves out, ``guarded``, none by
-    default. ``strength [q]``: how strongly each entry of ``theta`` regularises, by default all
-    alike. Losses that differ by less than ``resolution`` of the strongest penalties' are equal.
-    """
-
-    bounds: np.ndarray
-    max_iter: int
-    tol: float
-    n_jobs: int | None = None
-    guarded: Sequence[int] = ()
-    strength: np.ndarray | None = None
-    resolution: float = RESOLUTION
 
 
 @dataclass(frozen=True)
@@ -54,7 +32,7 @@ class SearchResult:
     ``theta [q]``, its :class:`Evaluation`; ``path [steps + 1, q]`` with ``values``, from the best
     grid point on; ``grid``, the outer loss at each grid point; ``shrinkage``, the part of the way
     from the common penalty that the guard allowed, and ``guard``, the loss it saw for each part;
-    ``bounds [q, 2]`` of the search.
+    ``bounds [q, 2]`` of the search; ``points [G, q]`` of the grid with ``losses [G, F]``.
     """
 
     theta: np.ndarray
@@ -65,6 +43,8 @@ class SearchResult:
     shrinkage: float
     guard: np.ndarray | None
     bounds: np.ndarray
+    points: np.ndarray
+    losses: np.ndarray
 
 
 def select_strongest(
@@ -108,12 +88,15 @@ def tune_penalties(
     """
     outer = outer_of(None)
     # Evaluated first: the solvers then start where all coefficients are almost 0.
-    worst = float(outer(search.bounds[:, 1]).value)
+    strongest = outer(search.bounds[:, 1])
+    worst, share = float(strongest.value), strongest.share
     resolution = search.resolution * worst if np.isfinite(worst) else 0.0
-    seen_values, ways = [], []
+    parts = np.ones(1) if share is None else share[share > 0]
+    tables, ways = [], []
     for grid in grids:
-        values = evaluate_grid(outer, grid)
-        seen_values.append(values)
+        table = evaluate_grid(outer, grid)
+        values = table @ parts
+        tables.append(table)
         best = select_strongest(grid, values, resolution, search.strength)
         if not np.isfinite(values[best]):
             continue
@@ -153,17 +136,30 @@ def tune_penalties(
         if shrinkage < 1:
             path.append(points[chosen])
             losses.append(own[chosen])
+    if search.one_error:
+        path.append(find_one_error(outer, path[-1], search))
+        losses.append(float(outer(path[-1]).value))
     theta = path[-1]
     at = getattr(outer, "evaluate_exactly", outer)(theta)
-    steps, values = (np.array(path), np.array(losses)), np.concatenate(seen_values)
-    return SearchResult(theta, at, *steps, values, shrinkage, seen, search.bounds)
+    steps, table = (np.array(path), np.array(losses)), np.concatenate(tables)
+    values, points = (
+        table @ (np.ones(1) if share is None else share[share > 0]),
+        np.concatenate(grids),
+    )
+    return SearchResult(theta, at, *steps, values, shrinkage, seen, search.bounds, points, table)
 
 
 def evaluate_grid(outer: OuterFunction, grid: np.ndarray) -> np.ndarray:
-    """Return the loss at each point, infinite where it is not finite."""
+    """Return the losses ``[G, F]`` of the folds at each point, infinite where not finite."""
     at_once = getattr(outer, "evaluate_grid", None)
-    values = at_once(grid) if at_once else np.array([float(outer(theta).value) for theta in grid])
-    return np.where(np.isfinite(values), values, np.inf)
+    if at_once:
+        table = at_once(grid)
+    else:
+        found = [outer(theta) for theta in grid]
+        table = np.array(
+            [at.losses if at.share is None else at.losses[at.share > 0] for at in found]
+        )
+    return np.where(np.isfinite(table), table, np.inf)
 
 
 def _choose_part(losses: np.ndarray, own: np.ndarray, resolution: float) -> int:

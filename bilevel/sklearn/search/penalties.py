@@ -1,32 +1,101 @@
 """Which coefficients share a penalty, as scikit-learn's users say it."""
 
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from numbers import Integral, Real
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike
 
+UNPENALISED = -1000.0  # logarithm of a penalty that is 0, whatever is added to it
 
-def group_columns(penalty: str | ArrayLike, d: int) -> np.ndarray:
-    """Return the group of each of ``d`` columns, numbered from 0 in order of appearance.
 
-    ``penalty`` is ``"global"``, ``"per_feature"``, or one label per column.
+class ColumnPenalties(NamedTuple):
+    """The group of each of d columns, numbered from 0, and the logarithms of their factors.
+
+    The penalty of a column is that of its group times its factor; ``offset`` of a column without
+    penalty is :data:`UNPENALISED`.
+    """
+
+    groups: np.ndarray
+    offset: np.ndarray
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one penalty, the same for all columns."""
+        return self.groups.max() == 0 and not self.offset.any()
+
+    def free(self, bounds: np.ndarray) -> np.ndarray:
+        """Return bounds ``[k d, 2]`` that hold no column without penalty in the way of others."""
+        none = np.tile(self.offset == UNPENALISED, len(bounds) // len(self.offset))
+        return np.where(none[:, None], [10 * UNPENALISED, 0.75 * UNPENALISED], bounds)
+
+
+def group_columns(
+    penalty: str | ArrayLike | Mapping, d: int, names: np.ndarray | None = None
+) -> ColumnPenalties:
+    """Return who shares a penalty with whom, and factors.
+
+    ``penalty`` is ``"global"``, ``"per_feature"``, one label per column, or a mapping from column
+    names (patterns as of a shell) or numbers to a label of a group, to a factor of the common
+    penalty, or to 0 for none; columns that it does not name have the common penalty.
 
     Raises
     ------
-    ValueError : another number of labels than columns.
+    ValueError : another number of labels than columns; a name that no column has; no column left.
     """
+    if isinstance(penalty, Mapping):
+        return _read_mapping(penalty, d, names)
     if isinstance(penalty, str) and penalty == "global":
-        return np.zeros(d, int)
+        return ColumnPenalties(np.zeros(d, int), np.zeros(d))
     if isinstance(penalty, str) and penalty == "per_feature":
-        return np.arange(d)
+        return ColumnPenalties(np.arange(d), np.zeros(d))
     labels = np.asarray(penalty)
     if labels.shape != (d,):
         raise ValueError(
             f"penalty must hold one group label per column of X: X has {d} features, penalty has "
             f"shape {labels.shape}."
         )
+    return ColumnPenalties(_number_labels(labels), np.zeros(d))
+
+
+def _number_labels(labels: np.ndarray) -> np.ndarray:
+    """Number labels from 0 in order of appearance."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     order = np.empty(len(first), int)
     order[np.argsort(first)] = np.arange(len(first))
     return order[inverse.ravel()]
+
+
+def _read_mapping(penalty: Mapping, d: int, names: np.ndarray | None) -> ColumnPenalties:
+    labels, offset = np.full(d, "common:", object), np.zeros(d)
+    for key, value in penalty.items():
+        if isinstance(key, str) and names is not None:
+            found = [j for j, name in enumerate(names) if fnmatchcase(str(name), key)]
+        else:
+            found = [int(key)] if isinstance(key, Integral) and 0 <= int(key) < d else []
+        if not found:
+            known = "X has no column names" if names is None else f"the columns are {list(names)}"
+            raise ValueError(
+                f"penalty names {key!r}, which is no column of X: {known}, numbers from 0 to "
+                f"{d - 1}. Give the name of a column, a pattern such as 'gene*', or its number."
+            )
+        if isinstance(value, str):
+            labels[found] = f"group:{value}"
+        elif isinstance(value, Real) and 0 <= float(value) < np.inf:
+            offset[found] = np.log(float(value)) if value else UNPENALISED
+        else:
+            raise ValueError(
+                f"penalty[{key!r}] must be a group label, or a factor of the common penalty that "
+                f"is 0 or positive, got {value!r}."
+            )
+    free = offset == UNPENALISED
+    if free.all():
+        raise ValueError("penalty leaves no column with a penalty: nothing is tuned.")
+    groups = np.zeros(d, int)
+    groups[~free] = _number_labels(labels[~free].astype(str))
+    return ColumnPenalties(groups, offset)
 
 
 def make_stages(groups: np.ndarray, length: int) -> list[np.ndarray]:
