@@ -32,6 +32,7 @@ from bilevel.utils import (
     PyTree,
     is_inexact,
     require_same,
+    require_unchecked_axes,
     strip_weak_types,
     zeros_like,
 )
@@ -108,9 +109,10 @@ def carry_model(
 
     Raises
     ------
-    ValueError : an estimator that does not handle this; no ``model_state`` for a problem that
-        ``has_state``, or one for a problem that has none.
+    ValueError : an estimator that does not handle this; a ``shard_map`` with checks; no
+        ``model_state`` for a problem that ``has_state``, or one for a problem that has none.
     """
+    require_unchecked_axes((hyper, params, data, key))
     if model_state is None and lower is not None:
         model_state = lower.model_state
     require_model_state(problem, model_state)

@@ -67,6 +67,7 @@ from bilevel.utils.validation import (
     require_same,
     require_smooth,
     require_tolerance,
+    require_unchecked_axes,
     require_variables,
 )
 
@@ -126,6 +127,7 @@ __all__ = [
     "require_smooth",
     "require_symmetric",
     "require_tolerance",
+    "require_unchecked_axes",
     "require_variables",
     "resolve_renamed",
     "size",

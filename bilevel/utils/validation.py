@@ -117,6 +117,24 @@ def require_tolerance(owner: str, tol: object) -> None:
         raise ValueError(f"{owner}: tol must lie in [0, 1), got {tol}.")
 
 
+def require_unchecked_axes(tree: PyTree) -> None:
+    """Raise inside a ``jax.shard_map`` that keeps books of what varies over its axes.
+
+    There a gradient in what does not vary is summed over the devices, silently.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if not is_traced(leaf):
+            continue
+        kind = jax.typeof(leaf)  # until JAX 0.9 the set is an attribute of its own
+        kind = getattr(kind, "manual_axis_type", kind)
+        if getattr(kind, "varying", getattr(kind, "vma", None)):
+            raise ValueError(
+                "inside jax.shard_map, gradients in what is the same on all devices are summed "
+                "over them, so that hypergradients would be wrong. Switch that off: "
+                "jax.shard_map(..., check_vma=False)."
+            )
+
+
 def require_smooth(owner: str, problem: ProblemParts) -> None:
     """Raise if the inner problem is more than the minimisation of a smooth loss."""
     if problem.start is not None:
