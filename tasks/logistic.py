@@ -122,7 +122,7 @@ def logistic(
         notes=design.notes()
         | stability(_with_intercept(inner), start, bound)
         | {"classes": list(design.table.classes), "penalties": list(shrinkage.strengths.names)},
-        picture=partial(penalties, shrinkage.strengths.names, start),
+        picture=partial(penalties, shrinkage.strengths.names, start, partial(_losses, design)),
         model=lambda hyper, _: make_model(design, fit(hyper)),
     )
 
@@ -186,6 +186,20 @@ def _fit(design: Design, model: Model, hyper: Array) -> LinearCore:
     return LinearCore(np.asarray(params["weights"]), np.asarray(params["intercept"]))
 
 
+@one_thread
+def _losses(design: Design, hypers: np.ndarray) -> np.ndarray:
+    """Return the outer loss of each fold at each log-penalty, shared by all columns, ``[k, F]``."""
+    X, y = (a if design.folds else a[:, None] for a in (design.X, design.y))
+    train = design.train if design.folds else design.train[:, None]
+    losses = np.empty((len(hypers), train.shape[1]))
+    for f, used in enumerate(train.T):
+        for k, hyper in enumerate(hypers):
+            model = LogisticRegression(C=1 / (np.exp(hyper) * used.sum()), max_iter=1000)
+            scores = model.fit(X[used, f], y[used, f]).decision_function(X[~used, f])
+            losses[k, f] = _log_loss(scores, y[~used, f])
+    return losses
+
+
 @partial(jax.jit, static_argnums=0)  # here, that tasks of the same shapes compile it once
 def _loss(model: Model, flat: Array, like: PyTree, hyper: Array, batch: tuple) -> Any:
     """Return the inner loss at the parameters ``flat``, shaped ``like``, and its slope."""
@@ -196,13 +210,17 @@ def _loss(model: Model, flat: Array, like: PyTree, hyper: Array, batch: tuple) -
 def _score(scores: np.ndarray, design: Design) -> Metrics:
     """Score log-odds ``[n]``, or of scores ``[n, C]``."""
     y = design.test[1]
+    chosen = scores > 0 if scores.ndim == 1 else np.argmax(scores, axis=1)
+    return {
+        "test_log_loss": _log_loss(scores, y),
+        "test_accuracy": float(np.mean(chosen == y)),
+    }
+
+
+def _log_loss(scores: np.ndarray, y: np.ndarray) -> float:
     if scores.ndim == 1:
         scores = np.stack([np.zeros_like(scores), scores], axis=-1)
-    losses = logsumexp(scores, axis=1) - scores[np.arange(len(y)), y]
-    return {
-        "test_log_loss": float(np.mean(losses)),
-        "test_accuracy": float(np.mean(np.argmax(scores, axis=1) == y)),
-    }
+    return float(np.mean(logsumexp(scores, axis=1) - scores[np.arange(len(y)), y]))
 
 
 @one_thread

@@ -106,7 +106,7 @@ def ridge(
         exact=partial(in_float64(partial(_exact, strengths)), levels),
         second=None if aside is None else cast(aside),
         notes=design.notes() | stability(weighted, start) | {"penalties": list(strengths.names)},
-        picture=partial(penalties, strengths.names, start),
+        picture=partial(penalties, strengths.names, start, partial(_losses, levels)),
         model=lambda hyper, _: make_model(design, _fit(design, strengths, hyper)),
     )
 
@@ -118,6 +118,17 @@ def _exact(strengths: Penalty, levels: tuple[Moments, Moments], hyper: Array) ->
 
 def _value(levels: tuple[Moments, Moments], strengths: Penalty) -> Callable[[Array], Array]:
     return lambda hyper: validation_loss(*levels, strengths(hyper))
+
+
+def _losses(levels: tuple[Moments, Moments], hypers: np.ndarray) -> np.ndarray:
+    """Return the outer loss of each fold at each log-penalty, shared by all columns, ``[k, F]``."""
+
+    def of_each(hyper: Array, inner: Moments, outer: Moments) -> Array:
+        solve = jax.vmap if inner.A.ndim == 3 else lambda fn: fn
+        each = solve(lambda i, o: o.loss(i.minimiser(jnp.exp(hyper))))(inner, outer)
+        return jnp.atleast_1d(each)
+
+    return in_float64(jax.vmap(of_each, (0, None, None)))(hypers, *levels)
 
 
 def _fit(design: Design, strengths: Penalty, hyper: Array) -> LinearCore:

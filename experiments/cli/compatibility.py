@@ -6,6 +6,7 @@ from typing import Any
 from experiments.common.errors import BadInputError
 
 _COORDINATES = "tasks.judges.exact_sparse.external"
+_META, _SAMPLED = "tasks.meta.meta", "bilevel.Sampled"
 _SPARSE = ("lasso", "elastic_net")
 _UNKNOWN = re.compile(r"((?:task|solver|estimator|outer)\.[\w.]+): \S+ has no such setting")
 
@@ -27,7 +28,14 @@ def refuse_mismatched(settings: dict[str, Any], choices: dict[str, str]) -> None
             f"solver=coordinate_descent minimises a lasso or elastic net, and task={named['task']} "
             "is another problem. Use it with task=lasso or task=lasso_elastic, or another solver."
         )
-    many = str(estimator.get("_target_")) == "bilevel.Sampled" and estimator.get("draw") is None
+    samples = estimator.get("_target_") == _SAMPLED
+    if task.get("_target_") == _META and not samples:
+        raise BadInputError(
+            f"task={named['task']} has many inner problems, and estimator={named['estimator']} is "
+            "for one. Use estimator=sampled, and this one for each of them: "
+            "estimator@estimator.estimator=NAME."
+        )
+    many = samples and estimator.get("draw") is None
     own = str(task.get("_target_")).startswith("tasks.") and not _is_open(task)
     if many and own:
         raise BadInputError(
@@ -49,7 +57,7 @@ def _is_sparse(task: dict[str, Any]) -> bool:
 
 def _is_open(task: dict[str, Any]) -> bool:
     """Whether the task may have many inner problems: the built-in one that does, and yours."""
-    return task["_target_"] == "tasks.meta.meta" or task.get("function") is not None
+    return task["_target_"] == _META or task.get("function") is not None
 
 
 def uses_solver(estimator: dict[str, Any]) -> bool:

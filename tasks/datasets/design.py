@@ -90,7 +90,8 @@ def prepare(chosen: Tabular, kind: Kind) -> Design:
     fitted = parts.train if chosen.outer == "holdout" else parts.development
     columns, X, remarks = _encoded(table, fitted)
     names = tuple(name for column in columns for name in column.names)
-    features = Features.fit(X[fitted], names, chosen.degree, chosen.clip, X)
+    inputs = tuple(column.name for column in columns for _ in column.names)
+    features = Features.fit(X[fitted], names, chosen.degree, chosen.clip, X, inputs)
     Z, y = features.transform(X[parts.development]), table.y[parts.development]
     if chosen.outer == "holdout":
         rows, targets, train = Z, y, np.arange(len(y)) < len(parts.train)

@@ -19,7 +19,7 @@ class Features:
     ``transform(X)`` is ``[n, d]``: each column has mean 0 and variance 1 over the fitted rows.
     Columns that are constant, or equal to an earlier one up to sign, are left out; a linear model
     cannot tell them apart, and ``dropped`` names them. ``powers [d, raw]`` says how often each raw
-    column enters.
+    column enters, ``inputs`` which column of the table it came from, one for each that enters.
     """
 
     raw: "Scale"
@@ -30,6 +30,7 @@ class Features:
     names: tuple[str, ...]
     powers: np.ndarray
     dropped: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
 
     @classmethod
     def fit(
@@ -39,11 +40,14 @@ class Features:
         degree: int = 1,
         clip: float | None = None,
         every: np.ndarray | None = None,
+        inputs: tuple[str, ...] | None = None,
     ) -> "Features":
         """Learn scales from the rows of ``X``; which columns exist, from ``every`` row there is.
 
         A column that varies in ``every`` (by default ``X``), but not in ``X``, stays, as zeros on
         the rows of ``X``: all seeds of a data set have the same columns, hence one program.
+
+        ``inputs`` names the column of a table that each column came from, by default itself.
 
         Raises
         ------
@@ -77,6 +81,7 @@ class Features:
             tuple(titles[j] for j in kept),
             expansion.powers_[kept],
             tuple(name for j, name in enumerate(titles) if j not in set(kept.tolist())),
+            names if inputs is None else inputs,
         )
 
     def transform(self, X: np.ndarray) -> np.ndarray:

@@ -46,7 +46,8 @@ class Penalty:
         Parameters
         ----------
         spec : ``"global"``, one penalty; ``"per_feature"``, one per column of the design matrix;
-            ``"per_input"``, one per raw column, one for all squares and one for all products;
+            ``"per_input"``, one per raw column (levels of a category share theirs), one for all
+            squares and one for all products;
             ``"by_degree"``, one each for raw columns, squares and products; or groups of column
             names, a list of lists or a dict, where names may be patterns such as ``"*^2"`` and the
             first group that fits a column has it.
@@ -60,7 +61,7 @@ class Penalty:
         if spec == "per_feature":
             return cls(features.names)
         if spec == "per_input":
-            return _grouped([_by_input(name, p) for name, p in _columns(features)])
+            return _grouped([_by_input(features, powers) for powers in features.powers])
         if spec == "by_degree":
             return _grouped([_degree(p) for _, p in _columns(features)])
         if isinstance(spec, str) or not isinstance(spec, Mapping | Sequence):
@@ -79,8 +80,8 @@ def _degree(powers: np.ndarray) -> str:
     return "columns" if powers.sum() == 1 else "squares" if powers.max() == 2 else "products"
 
 
-def _by_input(name: str, powers: np.ndarray) -> str:
-    return name if powers.sum() == 1 else _degree(powers)
+def _by_input(features: Features, powers: np.ndarray) -> str:
+    return features.inputs[int(powers.argmax())] if powers.sum() == 1 else _degree(powers)
 
 
 def _grouped(labels: list[str]) -> Penalty:

@@ -135,6 +135,12 @@ def test_nouns_that_do_not_fit_are_refused(command: Command, asked: str) -> None
     assert "Traceback" not in outcome.err
 
 
+def test_many_inner_problems_need_an_estimator_of_many(command: Command) -> None:
+    outcome = command("task=meta", "estimator=forward", quick=["compile_cache=null"])
+    assert outcome.status == 1
+    assert "task=meta has many inner problems, and estimator=forward is for one" in outcome.err
+
+
 def test_solver_that_nothing_uses_is_said_once(command: Command, tmp_path: Path) -> None:
     quick = ["task=tiny", "steps=2", "compile_cache=null", "plot=false", "solver=proximal_gradient"]
     folder = tmp_path / "run"

@@ -121,3 +121,9 @@ def test_decimal_commas_are_numbers_in_the_target_too(tmp_path: Path) -> None:
 def test_tasks_that_take_numbers_only_say_so(table: str) -> None:
     with pytest.raises(ValueError, match="is not a number"):
         load(table)
+
+
+def test_levels_of_a_category_share_the_penalty_of_their_column(table: str) -> None:
+    found = ridge({"data": table, "drop": ["firm"]}).notes["penalties"]
+    assert set(found) == {"city", "age", "member", "day", "products", "squares"}
+    assert len(found) == 6

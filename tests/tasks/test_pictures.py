@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import bilevel as bl
 from tasks.base import Task
 from tasks.judges.pictures import MOST
 from tasks.kernel import kernel_ridge
@@ -59,3 +62,34 @@ def test_coefficients_are_those_of_the_columns_kept() -> None:
     assert len(names) == made.describe(np.log(0.1))["columns kept"]
     assert {"bmi", "s5"} <= set(names)
     assert ends[names.index("bmi")] > 0 > ends[names.index("s3")]
+
+
+@pytest.mark.parametrize("outer", ["kfold", "holdout"])
+@pytest.mark.parametrize("make", [ridge, logistic])
+def test_of_one_penalty_the_curve_of_the_criterion_is_drawn(make: Any, outer: str) -> None:
+    """The curve at the point that was found is the outer loss, by the task's own problem."""
+    made = make({"outer": outer, "degree": 1}, "global")
+    assert made.picture is not None
+    found = -2.0
+    figure = Figure()
+    made.picture(figure, found, made.params)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert "logarithmic" in axes.get_xlabel()
+    lines: dict[str, Any] = {str(line.get_label()): line for line in axes.lines}
+    (point,) = [line for label, line in lines.items() if label.startswith("found")]
+    with jax.enable_x64(True):
+        data = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, float)), made.data)
+        if make is logistic:
+            data = jax.tree.map(lambda x, y: x.astype(y.dtype), data, made.data)
+        h, params = jnp.asarray(found), jax.tree.map(jnp.zeros_like, made.params)
+        key = jax.random.key(0)
+        fitted = bl.solve(made.problem, bl.LBFGS(), h, params, data, key, steps=300)
+        value = float(made.problem.outer(fitted, h, data.outer))
+    assert point.get_ydata()[0] == pytest.approx(value, rel=1e-3)
+    curve = lines["outer loss"]
+    assert np.interp(np.exp(found), curve.get_xdata(), curve.get_ydata()) == pytest.approx(
+        value, rel=0.05
+    )
+    bands = [label for label in axes.get_legend_handles_labels()[1] if "folds" in label]
+    assert len(bands) == (outer == "kfold")
