@@ -7,6 +7,8 @@ from experiments.common.errors import BadInputError
 
 _COORDINATES = "tasks.judges.exact_sparse.external"
 _META, _SAMPLED = "tasks.meta.meta", "bilevel.Sampled"
+_POSITIVE = "tasks.solvers.online_reweighting.positive_part"
+_WEIGHTS = ("tasks.imbalance.imbalance", "tasks.cleaning.cleaning")
 _SPARSE = ("lasso", "elastic_net")
 _UNKNOWN = re.compile(r"((?:task|solver|estimator|outer)\.[\w.]+): \S+ has no such setting")
 
@@ -41,6 +43,13 @@ def refuse_mismatched(settings: dict[str, Any], choices: dict[str, str]) -> None
         raise BadInputError(
             f"estimator=sampled takes some of many inner problems, and task={named['task']} has "
             "one. Use it with task=meta, or give estimator.draw=FUNCTION."
+        )
+    factory = settings["outer"].get("factory")
+    weighs = isinstance(factory, dict) and factory.get("_target_") == _POSITIVE
+    if weighs and own and task["_target_"] not in _WEIGHTS:
+        raise BadInputError(
+            f"outer=positive_part makes weights of examples, and the hyperparameters of task="
+            f"{named['task']} are none. Use it with task=imbalance or task=cleaning."
         )
     for name in ("learning_rate", "first", "scale", "longest"):
         value = settings["outer"].get(name)

@@ -123,6 +123,7 @@ MISMATCHED = {
     "solver=external": "solver.fn: has no default and must be given: solver.fn=VALUE",
     "estimator=sampled": "estimator=sampled takes some of many inner problems, and task=tiny",
     "solver=coordinate_descent": "coordinate_descent minimises a lasso or elastic net, and task",
+    "outer=positive_part": "outer=positive_part makes weights of examples, and the hyperparameters",
     "outer.learning_rate=-1": "outer.learning_rate: expected a number above 0, got -1",
 }
 
