@@ -33,7 +33,7 @@ from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.remainder import Budget, system_remainder
 from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver, solve_scaled
-from bilevel.solvers import Carry, Solver, end_chain, run_counted, start_solver
+from bilevel.solvers import Carry, Solver, draw_ahead, end_chain, run_counted, start_solver
 from bilevel.utils import (
     Counter,
     Hyper,
@@ -161,7 +161,8 @@ class Implicit:
         self, problem: Problem, hyper: Hyper, carry: Carry, data: Data, key: Key
     ) -> tuple[Carry, Counter | int]:
         """Return ``(params, solver state)``, the params averaged if asked, and the steps taken."""
-        steps = partial(run_counted, inner_loss(problem), self.solver, hyper, data=data, key=key)
+        keys = draw_ahead(self.solver, data.inner, key, self.steps)
+        steps = partial(run_counted, inner_loss(problem), self.solver, hyper, data=data, key=keys)
         first = self.steps - self.average
         carry, taken = steps(carry, steps=first)
 

@@ -19,9 +19,11 @@ from bilevel.solvers import (
     Carry,
     Solver,
     begin_again,
+    draw_ahead,
     repeat_step,
     run_steps,
     start_solver,
+    step_key,
 )
 from bilevel.utils import Float, Hyper, Key, Params, PyTree, partition
 
@@ -67,10 +69,11 @@ def run_chain(
     if late:
         carry = run_steps(loss, solver, hyper, carry, data, key, steps=late)
     moving, fixed, merge = partition(carry)
+    keys = draw_ahead(solver, data.inner, key, steps - late, late)
 
     def advance(k: Array, loop: ChainCarry) -> ChainCarry:
         moving, fixed, tangents = loop
-        key_k = jax.random.fold_in(key, k)
+        key_k = step_key(keys, k)
 
         def move(moving: list[Array], hyper: Hyper) -> tuple[list[Array], list[Array]]:
             params, state = merge(moving, fixed)

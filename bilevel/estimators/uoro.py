@@ -30,7 +30,7 @@ from bilevel.core import (
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.residuals import find_progress
-from bilevel.solvers import Solver, begin_again, end_chain, start_solver
+from bilevel.solvers import Solver, begin_again, draw_ahead, end_chain, start_solver, step_key
 from bilevel.utils import (
     FloatTree,
     Hyper,
@@ -107,12 +107,13 @@ class UORO:
         factors = self._init_factors(problem, hyper, lower, data, signs_by)
         moving, fixed, merge = partition(carry)
         loss = inner_loss(problem)
+        keys = draw_ahead(self.solver, data.inner, key, self.steps)
 
         def advance(loop: tuple, _: None) -> tuple[tuple, None]:
             k, moving, fixed, factors = loop
 
             def move(moving: list[Array], hyper: Hyper) -> tuple[list[Array], list[Array]]:
-                key_k = jax.random.fold_in(key, k)
+                key_k = step_key(keys, k)
                 params, state = merge(moving, fixed)
                 moved = self.solver.step(loss, params, hyper, data.inner, key_k, state)
                 return partition(moved)[:2]

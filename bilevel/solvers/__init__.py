@@ -1,5 +1,6 @@
 """Inner solvers: how ``params`` move."""
 
+from bilevel.solvers.ahead import draw_ahead, step_key
 from bilevel.solvers.base import (
     Carry,
     ChecksProblem,
@@ -75,6 +76,7 @@ __all__ = [
     "begin_again",
     "constant_stability_limit",
     "descent_direction",
+    "draw_ahead",
     "end_chain",
     "exceeds_stability_limit",
     "largest_curvature",
@@ -86,5 +88,6 @@ __all__ = [
     "solve",
     "stability_limit",
     "start_solver",
+    "step_key",
     "take_rows",
 ]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, InnerState, Loss, Problem, inner_loss
+from bilevel.solvers.ahead import draw_ahead, step_key
 from bilevel.solvers.repeat import repeat_step
 from bilevel.utils import (
     Counter,
@@ -213,9 +214,11 @@ def run_counted(
 ) -> tuple[Carry, Counter | int]:
     """Return what :func:`run` does, and how many steps were taken before the solver stopped."""
 
+    keys = draw_ahead(solver, data.inner, key, steps, first)
+
     def advance(k: Array, carry: Carry) -> Carry:
         params, state = carry
-        return solver.step(loss, params, hyper, data.inner, jax.random.fold_in(key, k), state)
+        return solver.step(loss, params, hyper, data.inner, step_key(keys, k), state)
 
     plain, taken = steps - average, steps
     if not isinstance(solver, Stops) or solver.stopped(carry[1]) is None:

@@ -57,9 +57,14 @@ class Optax:
         object.__setattr__(self, "tx", as_pytree("Optax", self.tx))
         Sampler(self.batch_size, self.sampling)
 
+    @property
+    def sampler(self) -> Sampler:
+        """How minibatches are drawn."""
+        return Sampler(self.batch_size, self.sampling)
+
     def init(self, params: Params, data: DataTree) -> OptaxState:
         """Return ``(count, optax state, sampler state)``."""
-        sampler = Sampler(self.batch_size, self.sampling).init(data)
+        sampler = self.sampler.init(data)
         return jnp.zeros((), jnp.int32), self.tx.init(params), sampler
 
     def why_not_unrolled(self, state: OptaxState) -> str | None:
@@ -70,7 +75,7 @@ class Optax:
 
     def drawn(self, data: DataTree, key: Key, state: OptaxState) -> DataTree:
         """Return the minibatch that ``step`` with this key and state sees."""
-        return Sampler(self.batch_size, self.sampling).draw(data, key, state[2])[0]
+        return self.sampler.draw(data, key, state[2])[0]
 
     def refresh(self, state: OptaxState) -> OptaxState:
         """Return the state to begin a call with: a learned schedule begins anew."""
@@ -82,7 +87,7 @@ class Optax:
     ) -> tuple[Params, OptaxState]:
         """Draw a batch, apply the transformed gradient."""
         count, inner, sampler = state
-        batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
+        batch, sampler = self.sampler.draw(data, key, sampler)
 
         def objective(params: Params) -> Scalar:
             return loss(params, hyper, batch)

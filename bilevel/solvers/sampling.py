@@ -18,12 +18,24 @@ from bilevel.utils import (
     Key,
     Shaped,
     cond_without_select,
+    register_node,
     require_positive_int,
 )
 
 SAMPLINGS = ("iid", "epoch")
 Lazy: TypeAlias = Callable[[], Key]
 SamplerState: TypeAlias = tuple[Int[Array, "..."], ...]  # permutation, position
+
+
+@dataclass(frozen=True)
+class DrawnKey:
+    """The key of a step, and the rows ``[b]`` that it draws."""
+
+    key: Key
+    rows: Int[Array, " b"]
+
+
+register_node(DrawnKey)
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ class Sampler:
         return jnp.arange(n, dtype=jnp.int32), jnp.asarray(n, jnp.int32)
 
     def indices(
-        self, data: DataTree, key: Key | Lazy, state: SamplerState
+        self, data: DataTree, key: Key | DrawnKey | Lazy, state: SamplerState
     ) -> tuple[Int[Array, " b"], SamplerState]:
         """Return the row numbers of the next batch, ``[batch_size]``, and the new state.
 
@@ -74,6 +86,8 @@ class Sampler:
         n, b = count_examples(data), self.batch_size
         if b is None:
             return jnp.arange(n, dtype=jnp.int32), state
+        if isinstance(key, DrawnKey):
+            return key.rows, state
         if self.sampling == "iid":
             return jax.random.randint(_made(key), (b,), 0, n, jnp.int32), state
         if self.sampling == "stream":
@@ -132,7 +146,7 @@ class Sampler:
         return rows.reshape(count, b), (following, jnp.where(exhausted, end - n, end))
 
     def draw(
-        self, data: DataTree, key: Key | Lazy, state: SamplerState
+        self, data: DataTree, key: Key | DrawnKey | Lazy, state: SamplerState
     ) -> tuple[DataTree, SamplerState]:
         """Return the next batch, leading axis ``batch_size``, and the new state."""
         if self.batch_size is None:

@@ -83,10 +83,15 @@ class SGD:
             raise ValueError(f"SGD: momentum must lie in [0, 1), got {self.momentum!r}.")
         Sampler(self.batch_size, self.sampling)
 
+    @property
+    def sampler(self) -> Sampler:
+        """How minibatches are drawn."""
+        return Sampler(self.batch_size, self.sampling)
+
     def init(self, params: Params, data: DataTree) -> SGDState:
         """Return ``(count, velocity, sampler state)``."""
         velocity = None if self.momentum is None else zeros_like(params)
-        sampler = Sampler(self.batch_size, self.sampling).init(data)
+        sampler = self.sampler.init(data)
         return init_count(self.step_size, params), velocity, sampler
 
     def measure(
@@ -109,7 +114,7 @@ class SGD:
 
     def drawn(self, data: DataTree, key: Key, state: SGDState) -> DataTree:
         """Return the minibatch that ``step`` with this key and state sees."""
-        return Sampler(self.batch_size, self.sampling).draw(data, key, state[2])[0]
+        return self.sampler.draw(data, key, state[2])[0]
 
     def refresh(self, state: SGDState) -> SGDState:
         """Return the state to begin a call with: a learned schedule begins anew."""
@@ -120,7 +125,7 @@ class SGD:
     ) -> tuple[Params, SGDState]:
         """Draw a batch and move along its gradient."""
         count, velocity, sampler = state
-        batch, sampler = Sampler(self.batch_size, self.sampling).draw(data, key, sampler)
+        batch, sampler = self.sampler.draw(data, key, sampler)
         direction = jax.grad(loss)(params, hyper, batch)
         if self.momentum is not None:
             momentum = self._momentum(count, hyper)
