@@ -20,19 +20,21 @@ from bilevel.utils import DataTree, Hyper, Params, PyTree, Scalar, partition
 Saved: TypeAlias = tuple[PyTree, ...]  # params, hyper, batch
 
 
-def mixed_mode(loss: Loss) -> Loss:
+def mixed_mode(loss: Loss, *, once: bool = False) -> Loss:
     """Return the same loss, whose ``jax.grad`` in ``params`` is pulled back in mixed mode.
 
     Any solver that calls ``jax.grad(loss)`` or ``jax.value_and_grad(loss)`` profits unchanged. The
-    result supports reverse mode only.
+    result supports reverse mode only. ``once`` says that nobody differentiates it again: what is
+    the same in all steps of a loop is then kept once, and not at every step.
     """
+    keep = _unfenced if once else _fenced
 
     @jax.custom_vjp
     def gradient(params: Params, hyper: Hyper, batch: DataTree) -> Params:
         return jax.grad(loss)(params, hyper, batch)
 
     def gradient_forward(*at: PyTree) -> tuple[Params, Saved]:
-        return gradient(*at), _fenced(*at)
+        return gradient(*at), keep(*at)
 
     def gradient_backward(saved: Saved, cotangent: Params) -> tuple[Params, Hyper, PyTree]:
         params, hyper, batch = saved
@@ -54,7 +56,7 @@ def mixed_mode(loss: Loss) -> Loss:
         return loss(params, hyper, batch)
 
     def value_forward(*at: PyTree) -> tuple[Scalar, Saved]:
-        return loss(*at), _fenced(*at)
+        return loss(*at), keep(*at)
 
     def value_backward(saved: Saved, cotangent: Scalar) -> tuple[Params, Hyper, PyTree]:
         params, hyper, batch = saved
@@ -99,3 +101,7 @@ def _fenced(*saved: PyTree) -> tuple[PyTree, ...]:
     differentiated in reverse twice (JAX 0.10): the second derivative is then wrong, or fails.
     """
     return jax.lax.optimization_barrier(saved)
+
+
+def _unfenced(*saved: PyTree) -> tuple[PyTree, ...]:
+    return saved

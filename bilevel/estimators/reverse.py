@@ -10,6 +10,7 @@ al., AISTATS 2019.
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -28,11 +29,13 @@ from bilevel.core import (
     inner_loss,
 )
 from bilevel.estimators.mixed_mode import mixed_mode
+from bilevel.estimators.once import step_once
 from bilevel.estimators.rebuild import require_window
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.remainder import adjoint_evidence
 from bilevel.solvers import (
     Carry,
+    NumberedRows,
     Solver,
     end_chain,
     run_steps,
@@ -110,6 +113,21 @@ class Reverse:
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain forwards, then pull the outer gradient back through it."""
+        if problem.is_plain and NumberedRows.of(self.solver, data).rows is not None:
+            return step_once(problem, self, hyper, lower, data, key)
+        return self.take(problem, hyper, lower, data, key, once=False)
+
+    def take(
+        self,
+        problem: Problem,
+        hyper: Hyper,
+        lower: InnerState,
+        data: Data,
+        key: Key,
+        *,
+        once: bool,
+    ) -> tuple[Estimate, InnerState]:
+        """Take a step; ``once`` says that nobody differentiates its derivative again."""
         data = draw_outer(data, self.outer_batch_size, key)
         check_unrolled("Reverse", problem, self.solver, hyper, lower, data, key)
         tracked = self.steps if self.truncate is None else self.truncate
@@ -120,13 +138,18 @@ class Reverse:
                 inner_loss(problem), self.solver, hyper, carry, data, key, steps=skipped
             )
 
-        loss, checkpoints = self._plan(problem, hyper, carry, data, key, tracked)
+        # A step keeps the numbers of the rows that it saw, not the rows.
+        numbered = NumberedRows.of(self.solver, data) if once else NumberedRows(data, None)
+        rule = functools.partial(mixed_mode, once=once)
+        loss, checkpoints = self._plan(problem, numbered, rule, hyper, carry, key, tracked)
 
         moving, fixed, merge = partition(carry)
 
         def run(hyper: PyTree, moving: list[Array]) -> tuple[list[Array], Carry]:
             begun = merge(moving, fixed)
-            end = self._tracked(loss, hyper, begun, data, key, skipped, tracked, checkpoints)
+            end = self._tracked(
+                loss, hyper, begun, numbered.data, key, skipped, tracked, checkpoints
+            )
             return end_chain(problem, hyper, end, data).seen, end
 
         seen, pull, (params, state) = jax.vjp(run, hyper, moving, has_aux=True)
@@ -170,26 +193,33 @@ class Reverse:
         return replace(self, steps=times * self.steps, truncate=truncate)
 
     def _plan(
-        self, problem: Problem, hyper: Hyper, carry: Carry, data: Data, key: Key, n: int
+        self,
+        problem: Problem,
+        numbered: NumberedRows,
+        rule: Callable[[Loss], Loss],
+        hyper: Hyper,
+        carry: Carry,
+        key: Key,
+        n: int,
     ) -> tuple[Loss, bool]:
         """Return the loss to step on, and whether to checkpoint: as told, or by the budget."""
 
         def pull_back(loss: Loss) -> PyTree:
             def step(hyper: Hyper, params: Params, state: PyTree) -> Carry:
-                return self.solver.step(loss, params, hyper, data.inner, key, state)
+                return self.solver.step(loss, params, hyper, numbered.data.inner, key, state)
 
             return jax.eval_shape(lambda *args: jax.vjp(step, *args)[1], hyper, *carry)
 
-        loss = inner_loss(problem, mixed_mode(problem.inner))
+        loss = inner_loss(problem, numbered.loss(problem.inner, rule))
         try:
             pull = pull_back(loss)
         except (TypeError, NotImplementedError):
             # A step that pushes tangents through the loss (Newton's) needs the loss itself.
-            loss = inner_loss(problem)
+            loss = inner_loss(problem, numbered.loss(problem.inner))
             pull = pull_back(loss)
         if self.memory != "auto":
             return loss, self.memory == "checkpoint"
-        return loss, n * (nbytes(pull) - nbytes(hyper)) > self.budget
+        return loss, n * (nbytes(pull) - nbytes((hyper, numbered.rows))) > self.budget
 
     def _tracked(
         self,

@@ -1,6 +1,6 @@
 """Inner solvers: how ``params`` move."""
 
-from bilevel.solvers.ahead import draw_ahead, step_key
+from bilevel.solvers.ahead import NumberedBatch, NumberedRows, draw_ahead, step_key
 from bilevel.solvers.base import (
     Carry,
     ChecksProblem,
@@ -63,6 +63,8 @@ __all__ = [
     "ModelSolver",
     "Newton",
     "NotUnrollable",
+    "NumberedBatch",
+    "NumberedRows",
     "Optax",
     "Pairs",
     "ProximalGradient",
