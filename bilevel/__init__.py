@@ -3,6 +3,7 @@
 from typing import Any as _Any
 
 from bilevel import extend, outer, single_loop, spaces, testing
+from bilevel.checks.confidence import Confidence, confidence
 from bilevel.checks.cost import Cost, estimate_cost
 from bilevel.checks.hypergradient import check
 from bilevel.checks.noise import NoiseReport, check_noise
@@ -105,6 +106,7 @@ __all__ = [
     "Blocks",
     "CheckReport",
     "ClosedForm",
+    "Confidence",
     "Continued",
     "Convergence",
     "Cost",
@@ -156,6 +158,7 @@ __all__ = [
     "Stream",
     "check",
     "check_noise",
+    "confidence",
     "estimate_cost",
     "extend",
     "hypergradient",

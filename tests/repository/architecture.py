@@ -43,9 +43,15 @@ LAYERS = {
     "docs": Layer(),
     ".ci": Layer(STDLIB),
 }
-# `tune` and `hypergradient` are the two verbs that compile on the user's behalf.
+# `tune` and `hypergradient` are the two verbs that compile on the user's behalf, and `confidence`
+# asks once, after a run, for derivatives of third order.
 JIT_FILES = frozenset(
-    {"bilevel/tuning/tune.py", "bilevel/tuning/ending.py", "bilevel/estimators/call.py"}
+    {
+        "bilevel/tuning/tune.py",
+        "bilevel/tuning/ending.py",
+        "bilevel/estimators/call.py",
+        "bilevel/checks/confidence.py",
+    }
 )
 # Tools that run whole solves, which eager only compile longer; and `fit`, which nobody composes:
 # it is called with NumPy arrays, and its one program is compiled once for each shape.
