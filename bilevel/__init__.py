@@ -40,6 +40,7 @@ from bilevel.estimators import (
     Reverse,
     Richardson,
     Sampled,
+    curvature,
     hypergradient,
 )
 from bilevel.linear import (
@@ -159,6 +160,7 @@ __all__ = [
     "check",
     "check_noise",
     "confidence",
+    "curvature",
     "estimate_cost",
     "extend",
     "hypergradient",

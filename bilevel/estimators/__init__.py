@@ -21,6 +21,7 @@ from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.nonfinite import find_nonfinite
 from bilevel.estimators.one_step import OneStep
+from bilevel.estimators.outer_hessian import curvature
 from bilevel.estimators.penalty import Penalty
 from bilevel.estimators.pes import PES
 from bilevel.estimators.predicted import Predicted
@@ -56,6 +57,7 @@ __all__ = [
     "check_losses",
     "check_minimiser",
     "compiled_step",
+    "curvature",
     "data_of_call",
     "describe_error",
     "explain_modes",
