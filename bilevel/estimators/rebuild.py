@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from bilevel.core import Estimator, ScalesWork
-from bilevel.solvers import Solver
 
 
 def inner_estimator(estimator: Estimator) -> Estimator | None:
@@ -49,7 +48,7 @@ def scale_work(estimator: Estimator, multiple: int) -> Estimator:
     return map_innermost(estimator, scale)
 
 
-def require_window(estimator: Estimator, solver: Solver, average: int) -> None:
+def require_window(estimator: Estimator, solver: object, average: int) -> None:
     """Raise where steps are noisy and no window of them is averaged: more would not help."""
     if getattr(solver, "batch_size", None) is not None and not average:
         raise no_window(estimator)

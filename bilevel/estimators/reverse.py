@@ -10,7 +10,6 @@ al., AISTATS 2019.
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -29,13 +28,13 @@ from bilevel.core import (
     inner_loss,
 )
 from bilevel.estimators.mixed_mode import mixed_mode
+from bilevel.estimators.numbered import NumberedRows
 from bilevel.estimators.once import step_once
 from bilevel.estimators.rebuild import require_window
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.remainder import adjoint_evidence
 from bilevel.solvers import (
     Carry,
-    NumberedRows,
     Solver,
     end_chain,
     run_steps,
@@ -140,9 +139,7 @@ class Reverse:
 
         # A step keeps the numbers of the rows that it saw, not the rows.
         numbered = NumberedRows.of(self.solver, data) if once else NumberedRows(data, None)
-        rule = functools.partial(mixed_mode, once=once)
-        loss, checkpoints = self._plan(problem, numbered, rule, hyper, carry, key, tracked)
-
+        loss, checkpoints = self._plan(problem, numbered, once, hyper, carry, key, tracked)
         moving, fixed, merge = partition(carry)
 
         def run(hyper: PyTree, moving: list[Array]) -> tuple[list[Array], Carry]:
@@ -154,16 +151,11 @@ class Reverse:
 
         seen, pull, (params, state) = jax.vjp(run, hyper, moving, has_aux=True)
         end = end_chain(problem, hyper, (params, state), data)
-        value, (cotangent, direct) = jax.value_and_grad(end.outer, argnums=(0, 1))(seen, hyper)
+        value, (cotangent, grad) = jax.value_and_grad(end.outer, argnums=(0, 1))(seen, hyper)
         through, oldest = pull(cotangent)
-        grad = axpy(1, through, direct)
+        grad = axpy(1, through, grad)
         if problem.start is not None and not skipped:
-
-            def begin(hyper: PyTree) -> list:
-                return partition(start_solver(problem, self.solver, hyper, lower, data))[0]
-
-            grad = axpy(1, jax.vjp(begin, hyper)[1](oldest)[0], grad)
-
+            grad = axpy(1, self._pull_start(problem, hyper, lower, data, oldest), grad)
         leaves, tree = jax.tree.flatten(params)
         evidence, reference = adjoint_evidence(
             end.problem,
@@ -182,9 +174,18 @@ class Reverse:
         )
         gradients = self.steps + (tracked if checkpoints else 0) + 1
         counts = Counts.of(gradients=gradients, vjps=tracked, hvps=evidence.counts.hvps)
-        evidence = replace(evidence, counts=counts)
-        estimate = Estimate(value, grad, evidence, end.aux)
+        estimate = Estimate(value, grad, replace(evidence, counts=counts), end.aux)
         return estimate, InnerState(params, state, None, reference)
+
+    def _pull_start(
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, oldest: list[Array]
+    ) -> Hyper:
+        """Return the cotangent of ``hyper`` by the start point that depends on it."""
+
+        def begin(hyper: Hyper) -> list[Array]:
+            return partition(start_solver(problem, self.solver, hyper, lower, data))[0]
+
+        return jax.vjp(begin, hyper)[1](oldest)[0]
 
     def scaled(self, times: int) -> "Reverse":
         """Return the estimator with so many times its steps, and those that it differentiates."""
@@ -196,7 +197,7 @@ class Reverse:
         self,
         problem: Problem,
         numbered: NumberedRows,
-        rule: Callable[[Loss], Loss],
+        once: bool,
         hyper: Hyper,
         carry: Carry,
         key: Key,
@@ -210,6 +211,7 @@ class Reverse:
 
             return jax.eval_shape(lambda *args: jax.vjp(step, *args)[1], hyper, *carry)
 
+        rule = functools.partial(mixed_mode, once=once)
         loss = inner_loss(problem, numbered.loss(problem.inner, rule))
         try:
             pull = pull_back(loss)

@@ -1,6 +1,5 @@
 """Inner solvers: how ``params`` move."""
 
-from bilevel.solvers.ahead import NumberedBatch, NumberedRows, draw_ahead, step_key
 from bilevel.solvers.base import (
     Carry,
     ChecksProblem,
@@ -31,7 +30,7 @@ from bilevel.solvers.model import (
 from bilevel.solvers.newton import Newton
 from bilevel.solvers.optax_solver import Optax
 from bilevel.solvers.proximal import FISTA, ProximalGradient
-from bilevel.solvers.repeat import repeat_step
+from bilevel.solvers.repeat import DrawsAhead, draw_ahead, repeat_step, step_key
 from bilevel.solvers.saga import SAGA
 from bilevel.solvers.sampling import Lazy, Sampler, take_rows
 from bilevel.solvers.sgd import SGD
@@ -54,6 +53,7 @@ __all__ = [
     "ChecksProblem",
     "DeclaresStability",
     "Direct",
+    "DrawsAhead",
     "DrawsBatch",
     "External",
     "GradientDescent",
@@ -63,8 +63,6 @@ __all__ = [
     "ModelSolver",
     "Newton",
     "NotUnrollable",
-    "NumberedBatch",
-    "NumberedRows",
     "Optax",
     "Pairs",
     "ProximalGradient",

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, InnerState, Loss, Problem, inner_loss
-from bilevel.solvers.ahead import draw_ahead, step_key
-from bilevel.solvers.repeat import repeat_step
+from bilevel.solvers.repeat import draw_ahead, repeat_step, step_key
 from bilevel.utils import (
     Counter,
     DataTree,

@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bilevel.core import count_examples
+from bilevel.solvers.repeat import DrawnKey
 from bilevel.utils import (
     Counter,
     DataTree,
@@ -18,24 +19,12 @@ from bilevel.utils import (
     Key,
     Shaped,
     cond_without_select,
-    register_node,
     require_positive_int,
 )
 
 SAMPLINGS = ("iid", "epoch")
 Lazy: TypeAlias = Callable[[], Key]
 SamplerState: TypeAlias = tuple[Int[Array, "..."], ...]  # permutation, position
-
-
-@dataclass(frozen=True)
-class DrawnKey:
-    """The key of a step, and the rows ``[b]`` that it draws."""
-
-    key: Key
-    rows: Int[Array, " b"]
-
-
-register_node(DrawnKey)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def estimate_columns(estimate: Estimate) -> dict[str, Array]:
         if (entry := getattr(evidence, name)) is not None:
             columns[name] = entry
     columns |= {name: jnp.asarray(n) for name, n in evidence.counts._asdict().items()}
-    return columns | _metric_columns(estimate.aux or {}, taken=set(columns))
+    return columns | (_metric_columns(estimate.aux, taken=set(columns)) if estimate.aux else {})
 
 
 def _metric_columns(aux: dict[str, PyTree], taken: set[str]) -> dict[str, Array]:

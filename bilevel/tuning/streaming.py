@@ -72,16 +72,13 @@ class Feed:
 
 def open_streams(
     data: Data, estimator: Estimator, state: State | None, steps: int, adaptive: bool
-) -> tuple[Estimator, Data, Feed | None]:
+) -> tuple[Estimator, Data, Feed]:
     """Return the estimator as it reads streams, the data of the first step, and of all steps.
 
     Raises
     ------
     ValueError : what needs all rows, or changes how many minibatches a call draws.
     """
-    levels = (getattr(data, "inner", None), getattr(data, "outer", None))
-    if not any(isinstance(level, Stream) for level in levels):
-        return estimator, data, None
     if adaptive:
         raise ValueError("Adaptive changes how many minibatches a call draws, a Stream does not.")
     feed = Feed(data, estimator, 0 if state is None else int(state.step), steps)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Estimator, Problem, as_pytree, require_arguments
+from bilevel.core import Data, Estimator, Problem, Stream, as_pytree, require_arguments
 from bilevel.estimators import (
     bind_call,
     carry_model,
@@ -136,16 +136,15 @@ def tune(
     >>> jnp.exp(result.hyper).round(3)  # w* = 2 / (1 + e^h) = 1.5
     Array(0.333, dtype=float32)
     """
-    if old:
-        hooks = [*hooks, *translate_keywords("tune", old)]
-    options = sort_hooks("tune", hooks)
-    if evidence is not None:
-        problem = replace(problem, evidence=evidence)
+    options = sort_hooks("tune", [*hooks, *(translate_keywords("tune", old) if old else ())])
+    problem = problem if evidence is None else replace(problem, evidence=evidence)
     if state is None and key is None:
         raise ValueError("tune needs key=jax.random.key(seed), or the state of an earlier run.")
     require_positive_int("tune", "steps", steps)
     adaptive = find_hook(options.hooks, Adaptive)
-    estimator, data, feed = open_streams(data, estimator, state, steps, adaptive is not None)
+    feed = None
+    if Stream in (type(data.inner), type(data.outer)):
+        estimator, data, feed = open_streams(data, estimator, state, steps, adaptive is not None)
     require_arguments(problem, estimator, data, key if state is None else state.key)
     hyper, params = _variables(problem, hyper, params, state)
     begun = (key, None) if state is None else (state.key, state.lower)

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 STDLIB = frozenset(sys.stdlib_module_names)
 # The standard library without files, clocks, processes, arguments and logs.
 PURE = frozenset({"__future__", "abc", "collections", "contextlib", "copy", "dataclasses", "enum"})
-PURE |= {"fractions", "functools", "graphlib", "inspect", "itertools", "math", "numbers"}
+PURE |= {"fnmatch", "fractions", "functools", "graphlib", "inspect", "itertools", "math", "numbers"}
 PURE |= {"operator", "string", "textwrap", "types", "typing", "warnings"}
 CORE = PURE | {"jax", "optax", "numpy", "bilevel"}
 EDGE = STDLIB | CORE | {"flax", "sklearn", "scipy", "pandas", "tasks"}
@@ -33,6 +33,8 @@ LAYERS = {
     ),  # the one clock of the library: what a call costs
     # A signal that comes while XLA compiles is lost unless someone remembers it.
     "bilevel/utils/interrupts.py": Layer(CORE | {"signal", "threading"}),
+    # The next minibatches are read while a step runs.
+    "bilevel/tuning/streaming.py": Layer(CORE | {"concurrent"}),
     "bilevel/utils/types.py": Layer(CORE | {"jaxtyping"}),  # where it is installed
     "bilevel/sklearn": Layer(CORE | {"sklearn", "scipy"}),
     "tasks": Layer(EDGE),

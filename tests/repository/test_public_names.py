@@ -12,6 +12,7 @@ from tests.repository.rooms import is_facade
 
 # Values that a call returns, which no test makes: the call.
 RETURNED = {"bilevel.Cost": "bilevel.estimate_cost", "bilevel.Plan": "bilevel.plan"}
+RETURNED |= {"bilevel.Confidence": "bilevel.confidence"}
 
 
 @pytest.fixture(scope="module")

@@ -92,24 +92,7 @@ def tune_penalties(
     worst, share = float(strongest.value), strongest.share
     resolution = search.resolution * worst if np.isfinite(worst) else 0.0
     parts = np.ones(1) if share is None else share[share > 0]
-    tables, ways = [], []
-    for grid in grids:
-        table = evaluate_grid(outer, grid)
-        values = table @ parts
-        tables.append(table)
-        best = select_strongest(grid, values, resolution, search.strength)
-        if not np.isfinite(values[best]):
-            continue
-        if any(np.array_equal(grid[best], way.path[0]) for way in ways):
-            continue
-        ways.append(Descent([grid[best]], [values[best]]))
-        shift = grid - grid[best]
-        if stages[0].max() == 0 and np.allclose(shift, shift[:, :1], atol=1e-9):
-            vertex, ways[-1].curvature = find_vertex(shift[:, 0], values, best)
-            value = float(outer(grid[best] + vertex).value) if vertex else np.inf
-            if value < values[best]:
-                ways[-1].path.append(grid[best] + vertex)
-                ways[-1].losses.append(value)
+    tables, ways = _start_descents(outer, grids, parts, stages[0], search, resolution)
     if not ways:
         raise ValueError(
             "The cross-validation loss is not finite at any point of the grid of penalties. Are "
@@ -147,6 +130,37 @@ def tune_penalties(
         np.concatenate(grids),
     )
     return SearchResult(theta, at, *steps, values, shrinkage, seen, search.bounds, points, table)
+
+
+def _start_descents(
+    outer: OuterFunction,
+    grids: Sequence[np.ndarray],
+    parts: np.ndarray,
+    stage: np.ndarray,
+    search: SearchOptions,
+    resolution: float,
+) -> tuple[list[np.ndarray], list[Descent]]:
+    """Return the losses on each grid, and a descent from the best point of each."""
+    tables: list[np.ndarray] = []
+    ways: list[Descent] = []
+    for grid in grids:
+        table = evaluate_grid(outer, grid)
+        values = table @ parts
+        tables.append(table)
+        best = select_strongest(grid, values, resolution, search.strength)
+        if not np.isfinite(values[best]):
+            continue
+        if any(np.array_equal(grid[best], way.path[0]) for way in ways):
+            continue
+        ways.append(Descent([grid[best]], [values[best]]))
+        shift = grid - grid[best]
+        if stage.max() == 0 and np.allclose(shift, shift[:, :1], atol=1e-9):
+            vertex, ways[-1].curvature = find_vertex(shift[:, 0], values, best)
+            value = float(outer(grid[best] + vertex).value) if vertex else np.inf
+            if value < values[best]:
+                ways[-1].path.append(grid[best] + vertex)
+                ways[-1].losses.append(value)
+    return tables, ways
 
 
 def evaluate_grid(outer: OuterFunction, grid: np.ndarray) -> np.ndarray:
