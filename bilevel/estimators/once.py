@@ -6,7 +6,7 @@ somebody will is not known while tracing: but a rule of the whole step is called
 """
 
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 
@@ -14,6 +14,7 @@ from bilevel.core import Data, Estimate, InnerState, Problem
 from bilevel.utils import Hyper, Key, PyTree
 
 
+@runtime_checkable
 class StepsOnce(Protocol):
     """An estimator whose step can do without what only second derivatives need."""
 

@@ -58,7 +58,7 @@ from bilevel.solvers import (
     Stops,
     backtrack_step,
 )
-from bilevel.tuning import Hook, Step, add_convergence
+from bilevel.tuning import Hook, Step, add_convergence, compare_points
 from bilevel.utils import (
     PyTree,
     RememberInterrupts,
@@ -99,6 +99,7 @@ __all__ = [
     "add_convergence",
     "as_pytree",
     "backtrack_step",
+    "compare_points",
     "find_progress",
     "full_gradient",
     "init_filled",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, InnerState, Loss, Problem, inner_loss
-from bilevel.solvers.repeat import draw_ahead, repeat_step, step_key
+from bilevel.solvers.repeat import CallKey, StepKey, draw_ahead, repeat_step, step_key
 from bilevel.utils import (
     Counter,
     DataTree,
@@ -121,7 +121,7 @@ class DrawsBatch(Protocol):
     Needed for a model state, side results and a running loss, which see the same.
     """
 
-    def drawn(self, data: DataTree, key: Key, state: PyTree) -> DataTree:
+    def drawn(self, data: DataTree, key: StepKey, state: PyTree) -> DataTree:
         """Return the minibatch that ``step`` with this key and state draws from ``data``."""
         ...
 
@@ -152,7 +152,7 @@ def start_solver(
     return params, state
 
 
-def batch_of_step(solver: Solver, data: DataTree, key: Key, state: PyTree) -> DataTree:
+def batch_of_step(solver: Solver, data: DataTree, key: StepKey, state: PyTree) -> DataTree:
     """Return the minibatch that a step with this key and state sees.
 
     Raises
@@ -182,7 +182,7 @@ def run_steps(
     hyper: Hyper,
     carry: Carry,
     data: Data,
-    key: Key,
+    key: Key | CallKey,
     *,
     steps: int,
     first: int | Array = 0,
@@ -205,7 +205,7 @@ def run_counted(
     hyper: Hyper,
     carry: Carry,
     data: Data,
-    key: Key,
+    key: Key | CallKey,
     *,
     steps: int,
     first: int | Array = 0,

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from bilevel.core import Loss, StaticTransform, Transform, as_pytree
+from bilevel.solvers.repeat import StepKey
 from bilevel.solvers.sampling import Sampler, SamplerState
 from bilevel.solvers.smooth_update import update_smoothly
 from bilevel.solvers.steps import plain_count, restart_count
-from bilevel.utils import Counter, DataTree, Hyper, Key, Params, PyTree, Scalar, register_node
+from bilevel.utils import Counter, DataTree, Hyper, Params, PyTree, Scalar, register_node
 
 _SEARCHES = (
     "its line search stops by comparing numbers, so the derivative of its steps need not be that "
@@ -73,7 +74,7 @@ class Optax:
         nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, searches))
         return _SEARCHES if any(isinstance(node, searches) for node in nodes) else None
 
-    def drawn(self, data: DataTree, key: Key, state: OptaxState) -> DataTree:
+    def drawn(self, data: DataTree, key: StepKey, state: OptaxState) -> DataTree:
         """Return the minibatch that ``step`` with this key and state sees."""
         return self.sampler.draw(data, key, state[2])[0]
 
@@ -83,7 +84,13 @@ class Optax:
         return plain_count(restart_count(state[0], *settings)), *state[1:]
 
     def step(
-        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: OptaxState
+        self,
+        loss: Loss,
+        params: Params,
+        hyper: Hyper,
+        data: DataTree,
+        key: StepKey,
+        state: OptaxState,
     ) -> tuple[Params, OptaxState]:
         """Draw a batch, apply the transformed gradient."""
         count, inner, sampler = state

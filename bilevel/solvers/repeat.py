@@ -6,7 +6,7 @@ The rows are those that the steps would draw one by one, from the same keys.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +61,10 @@ class DrawnKey:
 
 
 register_node(DrawnKey)
+StepKey: TypeAlias = Key | DrawnKey  # the latter for a solver that :class:`DrawsAhead`
 
 
+@runtime_checkable
 class DrawsRows(Protocol):
     """What draws the rows of minibatches, as :class:`bilevel.solvers.Sampler` does."""
 
@@ -105,7 +107,9 @@ class CallKey:
 register_node(CallKey)
 
 
-def draw_ahead(solver: object, data: DataTree, key: Key, count: int, first: int | Array = 0) -> Key:
+def draw_ahead(
+    solver: object, data: DataTree, key: Key | CallKey, count: int, first: int | Array = 0
+) -> Key | CallKey:
     """Return the key of a call with the rows of ``count`` steps, or as it is where that is moot."""
     if isinstance(key, CallKey) or not isinstance(solver, DrawsAhead) or count < 2:
         return key
@@ -114,12 +118,15 @@ def draw_ahead(solver: object, data: DataTree, key: Key, count: int, first: int 
     if size is None or sampler.sampling != "iid" or count * size > _MOST:
         return key
     rows, _ = sampler.ahead(data, lambda k: jax.random.fold_in(key, first + k), (), count)
-    return cast(Key, CallKey(key, rows, jnp.asarray(first, jnp.int32)))
+    return CallKey(key, rows, jnp.asarray(first, jnp.int32))
 
 
-def step_key(key: Key, k: int | Array) -> Key:
-    """Return the key of step ``k``: ``fold_in(key, k)``, with its rows where they are drawn."""
+def step_key(key: Key | CallKey, k: int | Array) -> Any:
+    """Return the key of step ``k``: ``fold_in(key, k)``, with its rows where they are drawn.
+
+    A :class:`DrawnKey` for a solver that :class:`DrawsAhead`; others see plain keys only.
+    """
     if not isinstance(key, CallKey):
         return jax.random.fold_in(key, k)
     rows = jax.lax.dynamic_index_in_dim(key.rows, k - key.first, keepdims=False)
-    return cast(Key, DrawnKey(jax.random.fold_in(key.key, k), rows))
+    return DrawnKey(jax.random.fold_in(key.key, k), rows)

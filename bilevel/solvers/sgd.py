@@ -6,6 +6,7 @@ from typing import TypeAlias
 import jax
 
 from bilevel.core import Loss, Relative, Setting, as_setting, evaluate
+from bilevel.solvers.repeat import StepKey
 from bilevel.solvers.sampling import Sampler, SamplerState
 from bilevel.solvers.steps import (
     SolverStepSize,
@@ -21,7 +22,6 @@ from bilevel.solvers.steps import (
 from bilevel.utils import (
     DataTree,
     Hyper,
-    Key,
     Number,
     Params,
     Scalar,
@@ -112,7 +112,7 @@ class SGD:
         )
         return count, velocity, sampler
 
-    def drawn(self, data: DataTree, key: Key, state: SGDState) -> DataTree:
+    def drawn(self, data: DataTree, key: StepKey, state: SGDState) -> DataTree:
         """Return the minibatch that ``step`` with this key and state sees."""
         return self.sampler.draw(data, key, state[2])[0]
 
@@ -121,7 +121,13 @@ class SGD:
         return restart_count(state[0], self.step_size, self.momentum), *state[1:]
 
     def step(
-        self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: SGDState
+        self,
+        loss: Loss,
+        params: Params,
+        hyper: Hyper,
+        data: DataTree,
+        key: StepKey,
+        state: SGDState,
     ) -> tuple[Params, SGDState]:
         """Draw a batch and move along its gradient."""
         count, velocity, sampler = state

@@ -9,6 +9,7 @@ from bilevel.tuning.adaptive import Adaptive
 from bilevel.tuning.convergence import Convergence
 from bilevel.tuning.diagnosis import DivergenceWarning
 from bilevel.tuning.early_stopping import EarlyStopping
+from bilevel.tuning.ending import compare_points
 from bilevel.tuning.history import ROW, HistoryRows, columns_of, unwritten_rows, write_row
 from bilevel.tuning.hooks import Blocks, Hook, Record, add_convergence
 from bilevel.tuning.loop import Block, Loop
@@ -35,6 +36,7 @@ __all__ = [
     "Stop",
     "add_convergence",
     "columns_of",
+    "compare_points",
     "unwritten_rows",
     "write_row",
 ]

@@ -47,7 +47,7 @@ def step_size_warning(curvature: Array | float, limit: Array | float) -> str | N
     )
 
 
-def warn_of_result(loop: Loop, result: Result, max_error: float) -> Result:
+def warn_of_result(loop: Loop, result: Result, max_error: float | None) -> Result:
     """Return the result with a message, and warn, if its last hypergradient is known to be bad."""
     problem, estimator, state = loop.problem, loop.estimator, result.state
     if problem.evidence == "off" or not is_unreliable(result.estimate, result.history, max_error):

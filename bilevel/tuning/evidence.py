@@ -14,9 +14,11 @@ from bilevel.core import Estimate
 from bilevel.utils import norm
 
 
-def is_unreliable(estimate: Estimate, history: Mapping[str, ArrayLike], max_error: float) -> bool:
+def is_unreliable(
+    estimate: Estimate, history: Mapping[str, ArrayLike], max_error: float | None
+) -> bool:
     """Return whether the error is above ``max_error``, and not small beside the largest."""
-    if not float(estimate.relative_error) > max_error:
+    if max_error is None or not float(estimate.relative_error) > max_error:
         return False
     largest = find_largest_known(history, max_error)
     return not (largest > 0 and absolute_error(estimate) <= max_error * largest)
@@ -35,10 +37,10 @@ def absolute_error(estimate: Estimate) -> float:
     return math.hypot(wrong, noise)
 
 
-def find_largest_known(history: Mapping[str, ArrayLike], most: float) -> float:
+def find_largest_known(history: Mapping[str, ArrayLike], most: float | None) -> float:
     """Return the largest norm of hypergradients with an error of at most ``most``; 0 for none."""
     if "relative_error" not in history:
         return 0.0
     error, size = (np.asarray(history[name], float) for name in ("relative_error", "grad_norm"))
-    good = np.isfinite(size) & (error <= most)
+    good = np.isfinite(size) & (error <= (np.inf if most is None else most))
     return float(np.max(size[good] / np.hypot(1, error[good]), initial=0.0))

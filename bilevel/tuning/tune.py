@@ -71,7 +71,7 @@ def tune(
     warm_start: bool = True,
     model_state: PyTree = None,
     evidence: str | None = None,
-    max_error: float = 0.5,
+    max_error: float | None = 0.5,
     tol: Number | str | None = "auto",
     hooks: Sequence[AnyHook] = (),
     **old: Unpack[Keywords],
@@ -98,7 +98,7 @@ def tune(
     evidence : ``"full"``, ``"auto"`` or ``"off"``, see :class:`bilevel.Problem`.
     max_error : warn where the last hypergradient's relative error is above this, and the error
         itself above this share of the largest hypergradient of the run: near an optimum it is
-        mostly error, and harmless.
+        mostly error, and harmless. ``None`` never warns.
     tol : the run ends where the value and the hypergradient say that it has converged, see
         :class:`bilevel.Convergence`: then ``steps`` is an upper bound. ``"auto"`` is 1e-4 for the
         rules of :mod:`bilevel.outer` and none for others; ``None`` makes every step.
@@ -171,7 +171,7 @@ def _run_blocks(
     current: State,
     steps: int,
     blocks: Blocks,
-    most: float,
+    most: float | None,
     heard: RememberInterrupts,
     feed: Feed | None,
 ) -> Result:

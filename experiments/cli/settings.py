@@ -46,7 +46,7 @@ def check(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
     if hosts not in (None, False) and devices is None:
         wrong.append("mesh.hosts: all of their devices take part; say how many, mesh.data=N")
     if _is_a(value := settings["max_error"], float) and not value > 0:
-        wrong.append(f"max_error: expected a number above 0, got {value}")
+        wrong.append(f"max_error: expected a number above 0, or null for any, got {value}")
     if _is_a(value := settings["limit"], float) and not value > 0:
         wrong.append(f"limit: expected a number above 0, got {value}")
     if _is_a(value := settings["seed"], int) and value > LARGEST_SEED:

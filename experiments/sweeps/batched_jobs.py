@@ -25,9 +25,11 @@ class Stack:
 
     def __init__(self, jobs: list[Job]) -> None:
         first = jobs[0]
-        if first.settings["starts"] > 1 or first.settings["early_stopping"] is not None:
+        single = first.settings["starts"] > 1 or first.settings["adaptive"]
+        if single or first.settings["early_stopping"] is not None:
             raise BadInputError(
-                "vmap: starts and early_stopping belong to single runs. Make a sweep: -m 'seed=...'"
+                "vmap: starts, early_stopping and adaptive belong to single runs. "
+                "Make a sweep: -m 'seed=...'"
             )
         leaves, structures = zip(*(jax.tree.flatten(_parts(job)) for job in jobs), strict=True)
         for job, structure, own in zip(jobs, structures, leaves, strict=True):
@@ -48,10 +50,15 @@ class Stack:
         problem, structure = first.task.problem, structures[0]
 
         def loop(numbers: list[Any]) -> tuple[Any, ...]:
-            estimator, outer, hyper, params, data, limit, key = structure.unflatten(numbers)
-            hooks, divergence = (bl.Record(Trajectory()),), bl.Divergence(limit)
+            parts = structure.unflatten(numbers)
+            estimator, outer, hyper, params, data, ending, limit, key = parts
+            hooks, divergence = (bl.Record(Trajectory()), *ending), bl.Divergence(limit)
             made = bl.Loop(problem, estimator, outer, data, hooks, divergence, warm_start)
             return made, (hyper, params, key)
+
+        def compared(parts: PyTree, result: bl.Result) -> bl.Result:
+            made = loop(jax.tree.leaves(parts))[0]
+            return bl.extend.compare_points(made, result, _run, every)
 
         def start(numbers: list[Any]) -> Any:
             made, begin = loop(numbers)
@@ -63,6 +70,7 @@ class Stack:
         def last(numbers: list[Any], state: Any, diverged: Any) -> Any:
             return loop(numbers)[0].final(state, diverged)
 
+        self.compared = compared
         self.begin: Callable[..., Any] = jax.jit(jax.vmap(start, in_axes=(axes,)))
         self.block: Callable[..., Any] = jax.jit(jax.vmap(advance, in_axes=(axes, 0, None)))
         self.final: Callable[..., Any] = jax.jit(jax.vmap(last, in_axes=(axes, 0, 0)))
@@ -70,6 +78,10 @@ class Stack:
     def template(self) -> PyTree:
         """Structure, shapes and dtypes of the stacked state."""
         return jax.eval_shape(self.begin, self.numbers)
+
+    def settled(self, job: Job, result: bl.Result) -> bl.Result:
+        """Return the result with the better of its last point and the best on record."""
+        return self.compared(_parts(job), result)
 
     def results(self, state: Any, diverged: np.ndarray) -> list[bl.Result]:
         """Of every job, without its history."""
@@ -84,18 +96,26 @@ class Stack:
         return [one(i) for i in range(self.size)]
 
 
+_run = jax.jit(bl.Loop.run, static_argnames="length")
+
+
 @jax.jit
 def pick(tree: PyTree, i: Any) -> PyTree:
     """Entry `i` of every leaf; compiled once for all `i`."""
     return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
+def convergence_of(job: Job) -> tuple[bl.Convergence, ...]:
+    """Return what ends the run before its steps, if anything does."""
+    return tuple(hook for hook in job.hooks if isinstance(hook, bl.Convergence))
+
+
 def _parts(job: Job) -> PyTree:
     """All that a program needs to know of a job, as arrays; the key comes last."""
     task = job.task
     limit = np.asarray(job.settings["limit"], jnp.result_type(*jax.tree.leaves(task.hyper)))
-    outer = bl.extend.as_pytree("tune", job.outer)
-    numbers = (job.estimator, outer, task.hyper, task.params, task.data, limit)
+    outer, ending = bl.extend.as_pytree("tune", job.outer), convergence_of(job)
+    numbers = (job.estimator, outer, task.hyper, task.params, task.data, ending, limit)
     return (*bl.extend.strip_weak_types(numbers), job.key)
 
 

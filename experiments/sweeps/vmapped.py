@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from experiments.runs.verify import against_exact
 from experiments.storage import checkpoint
 from experiments.storage.lock import held
 from experiments.storage.resume import finished, refuse_other
-from experiments.sweeps.batched_jobs import Stack, pick
+from experiments.sweeps.batched_jobs import Stack, convergence_of, pick
 from experiments.sweeps.seed_jobs import Lane
 
 UNSAID = "the inner solver diverged in a run of many; run it alone to be told why."
@@ -38,6 +38,7 @@ class Group:
     done: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
     checks: list[list[dict[str, float]]] = field(default_factory=list)
     messages: list[str | None] = field(default_factory=list)
+    converged: list[bool] = field(default_factory=list)
 
 
 def perform(
@@ -76,17 +77,19 @@ def _saved(folder: Path) -> checkpoint.Checkpoint | None:
 def _begin(stack: Stack, saved: checkpoint.Checkpoint | None, lanes: list[Lane]) -> Group:
     n = len(lanes)
     if saved is None:
-        return Group(done=np.zeros(n, int), checks=[[] for _ in lanes], messages=[None] * n)
+        none = {"messages": [None] * n, "converged": [False] * n}
+        return Group(done=np.zeros(n, int), checks=[[] for _ in lanes], **none)
     about, state = saved.about, checkpoint.restore(saved, stack.template())
     if about["lanes"] != [lane.folder.name for lane in lanes]:
         raise BadInputError("vmap: the runs are in another order than in the folder's checkpoint.")
     watch = Stopwatch(about["seconds"], about["compile_seconds"])
     done, steps = np.asarray(state.step), lanes[0].settings["steps"]
+    messages, converged = about["messages"], about["converged"]
     checks = [
-        [check for check in own if reached >= steps or check["step"] == 0]
-        for own, reached in zip(about["checks"], done, strict=True)
+        [check for check in own if ended or reached >= steps or check["step"] == 0]
+        for own, reached, ended in zip(about["checks"], done, converged, strict=True)
     ]
-    return Group(state, saved.history, watch, done, checks, about["messages"])
+    return Group(state, saved.history, watch, done, checks, messages, converged)
 
 
 def _go(
@@ -138,13 +141,19 @@ def _take(
     first = not group.done.any()
     group.state, group.done = state, np.asarray(state.step)
     steps = jobs[0].settings["steps"]
-    if first or (group.done >= steps).any():
-        for i, result in enumerate(stack.results(state, diverged)):
-            if group.done[i] and group.messages[i] is None:
-                group.checks[i] += against_exact(jobs[i].task, result)
-    for i in np.flatnonzero(diverged):
-        if group.messages[i] is None:
-            group.messages[i] = _why(jobs[i], pick(state, int(i)))
+    found = None
+    for i, job in enumerate(jobs):
+        if group.messages[i] is not None:
+            continue
+        own = pick(state, i)
+        for hook in convergence_of(job):
+            if not diverged[i] and hook.has_converged(own):
+                group.converged[i], group.messages[i] = True, hook.explain(own)
+        if group.done[i] and (first or group.converged[i] or group.done[i] >= steps):
+            found = found or stack.results(state, diverged)
+            group.checks[i] += against_exact(job.task, found[i])
+        if diverged[i]:
+            group.messages[i] = _why(job, own)
 
 
 def _why(job: Job, state: Any) -> str:
@@ -165,6 +174,7 @@ def _save(group: Group, lanes: list[Lane], folder: Path) -> None:
         "compile_seconds": group.watch.compiling,
         "checks": group.checks,
         "messages": group.messages,
+        "converged": group.converged,
     }
     checkpoint.save(folder / checkpoint.PLACE, group.state, group.history, about)
 
@@ -173,14 +183,18 @@ def _conclude(
     stack: Stack, jobs: list[Job], group: Group, lanes: list[Lane], facts: dict[str, Any]
 ) -> None:
     """The files of every run, as it would have left them alone; seconds are shared evenly."""
-    diverged = np.array([message is not None for message in group.messages])
+    ended = zip(group.messages, group.converged, strict=True)
+    diverged = np.array([message is not None and not stands for message, stands in ended])
     n, versions = len(jobs), results.versions()
     watch = Stopwatch(group.watch.running / n, group.watch.compiling / n)
     quiet = Console(file=io.StringIO())
     found = stack.results(group.state, diverged)
     for i, (lane, job, result) in enumerate(zip(lanes, jobs, found, strict=True)):
         history = {name: rows[i, : group.done[i]] for name, rows in group.history.items()}
-        run = Run(result.state, result.hyper, history, watch, group.checks[i], group.messages[i])
+        if not diverged[i]:
+            result = stack.settled(job, replace(result, history=history))
+        about = group.checks[i], group.messages[i], group.converged[i]
+        run = Run(result.state, result.hyper, history, watch, *about)
         own = {"overrides": lane.overrides, "command": lane.command, "task": job.task.name}
         own |= {"versions": versions, "seed": lane.settings["seed"], "settings": lane.settings}
         with held(lane.folder):

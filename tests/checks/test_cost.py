@@ -36,11 +36,18 @@ def bytes_of(case, make, steps):
 SOLVER = bl.SGD(step_size=0.01, batch_size=16)
 
 
+def per_step(case, make):
+    """Bytes that each of 20 000 more steps adds."""
+    return (bytes_of(case, make, 30_000) - bytes_of(case, make, 10_000)) / 20_000
+
+
+ROWS = 4 * 16  # the row numbers of a step; drawn ahead, they are held twice for a moment
+
+
 @pytest.mark.extended
-def test_forward_memory_does_not_grow_with_steps(case):
-    """One to ten thousand steps (whose evidence is the same): the same scratch memory."""
-    sizes = [bytes_of(case, lambda k: bl.Forward(SOLVER, k), k) for k in (1000, 3000, 10_000)]
-    assert max(sizes) <= 1.05 * min(sizes)
+def test_forward_memory_grows_by_row_numbers_alone(case):
+    """Twenty thousand more steps (whose evidence is the same): neither params nor minibatches."""
+    assert per_step(case, lambda k: bl.Forward(SOLVER, k)) <= 2.05 * ROWS
 
 
 @pytest.mark.extended
@@ -72,18 +79,17 @@ def test_checkpointed_reverse_grows_as_the_root_of_steps(case):
 
 
 @pytest.mark.extended
-def test_full_reverse_stores_params_and_batch_per_step(case):
-    """The stored bytes are those of ``steps`` params and minibatches, within 20 %."""
-    size = bytes_of(case, lambda k: bl.Reverse(SOLVER, k, memory="full"), 1000)
-    expected = 1000 * 4 * (40 + 16 * 40 + 16)
-    assert abs(size - expected) <= 0.2 * expected
+def test_full_reverse_stores_params_and_row_numbers_per_step(case):
+    """And not the minibatch, 16 times the params."""
+    size = per_step(case, lambda k: bl.Reverse(SOLVER, k, memory="full"))
+    assert 4 * 40 <= size <= 1.05 * (4 * 40 + 3 * ROWS)
 
 
 @pytest.mark.extended
 def test_auto_stays_within_its_budget(case):
     """The budget decides between the two arrangements."""
-    generous = bytes_of(case, lambda k: bl.Reverse(SOLVER, k, budget=2**28), 1000)
-    tight = bytes_of(case, lambda k: bl.Reverse(SOLVER, k, budget=2**20), 1000)
+    generous = bytes_of(case, lambda k: bl.Reverse(SOLVER, k, budget=2**28), 10_000)
+    tight = bytes_of(case, lambda k: bl.Reverse(SOLVER, k, budget=2**20), 10_000)
     assert tight <= 2**20 < generous
 
 

@@ -36,7 +36,7 @@ def test_work_is_in_the_history_and_goes_on_after_a_resume(
     assert columns[0]["work"][0] == 1
 
 
-def test_an_estimator_without_a_standard_error_is_refused(command: Command) -> None:
-    outcome = command("adaptive=true")
+def test_an_estimator_that_knows_no_error_is_refused(command: Command) -> None:
+    outcome = command("adaptive=true", "evidence=off")
     assert outcome.status == 1
     assert "Wrap it: Replicated(estimator, n)" in outcome.err

@@ -86,6 +86,7 @@ RESULT = {
     "compile_seconds": 2.0,
     "status": "completed",
     "message": None,
+    "notes": {},
 }
 
 

@@ -54,7 +54,7 @@ def test_the_best_start_goes_on(command: Command, tmp_path: Path) -> None:
     outcome = command(f"hydra.run.dir={tmp_path / 'a'}", "starts=2", "adaptive=true")
     assert "so adaptive=true cannot" in outcome.err
     outcome = command(f"hydra.run.dir={tmp_path / 'b'}", "starts=2", "vmap.seeds=2")
-    assert "starts and early_stopping belong to single runs" in outcome.err
+    assert "starts, early_stopping and adaptive belong to single runs" in outcome.err
 
 
 @pytest.mark.slow
@@ -113,8 +113,8 @@ def test_a_hybrid_search_runs_what_it_should(
     """Every trial for the scout's steps, then the best two to the end; the runs are made up."""
     pytest.importorskip("optuna", reason="pip install -e '.[optuna]'")
     steps, found = [], {"status": "completed", "choices": {}, "overrides": [], "settings": {}}
-    found |= {"task": "t", "seed": 0, "test_metrics": {}, "counts": {}}
-    found |= {"seconds": 0.0, "compile_seconds": 0.0}
+    found |= {"task": "t", "seed": 0, "test_metrics": {"mse": 1.0}, "counts": {}}
+    found |= {"seconds": 0.0, "compile_seconds": 0.0, "process": {"peak_memory_mib": 1.0}}
 
     def make(arguments: list[str]) -> int:
         given = dict(argument.split("=", 1) for argument in arguments)
@@ -159,6 +159,11 @@ def test_a_hybrid_search_goes_on_with_the_best(
 def test_patience_is_a_number() -> None:
     settings = dict.fromkeys(["precision", "compile_cache", "early_stopping"])
     settings |= {"progress": "off", "steps": 1, "every": 1, "seed": 0, "starts": 1}
-    settings |= {"mesh": {"data": None, "hosts": None}, "evidence": "auto", "max_error": 0.5}
+    settings |= {
+        "mesh": {"data": None, "hosts": None},
+        "evidence": "auto",
+        "max_error": 0.5,
+        "limit": None,
+    }
     with pytest.raises(BadInputError, match="early_stopping: expected an integer or null, got 'a'"):
         check(settings | {"start_steps": 1, "early_stopping": "a"}, {})
