@@ -101,8 +101,7 @@ def peers(case: Case) -> Iterator[Candidate]:
 
         call = gradient(unrolled)
         yield "JAXopt GD, unrolled", f"{n} steps", lambda c=call: c(0.0)
-    keys = jax.random.split(KEY, case.steps)
     for name in ("reverse", "implicit"):
         hand = jax.jit(lambda *args, name=name: getattr(hand_written, name)(case, *args)[1])
-        args = (keys, case.hyper, case.params, data)
+        args = (KEY, case.hyper, case.params, data)
         yield f"hand-written, {name}", f"{case.steps} steps", lambda h=hand, a=args: h(*a)

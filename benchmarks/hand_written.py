@@ -11,56 +11,56 @@ from jax.scipy.sparse.linalg import cg
 from benchmarks.problems import Case
 
 
-def sgd(case: Case, keys: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
-    """A plain scan over minibatch gradient steps."""
+def draw_rows(case: Case, key: jax.Array, data: Any) -> jax.Array:
+    """Draw the rows of all minibatches, ``[steps, batch]``, once and ahead of the loop."""
     n = jax.tree.leaves(data.inner)[0].shape[0]
+    return jax.random.randint(key, (case.steps, case.batch), 0, n)
 
-    def step(w: Any, key: jax.Array) -> Any:
-        rows = jax.random.randint(key, (case.batch,), 0, n)
+
+def sgd(case: Case, key: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
+    """A plain scan over minibatch gradient steps."""
+
+    def step(w: Any, rows: jax.Array) -> Any:
         batch = jax.tree.map(lambda x: x[rows], data.inner)
         g = jax.grad(case.problem.inner)(w, hyper, batch)
         return jax.tree.map(lambda a, b: a - case.step_size * b, w, g), None
 
-    return jax.lax.scan(step, params, keys)[0]
+    return jax.lax.scan(step, params, draw_rows(case, key, data))[0]
 
 
-def reverse(case: Case, keys: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
+def reverse(case: Case, key: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
     """``jax.grad`` through the scan."""
 
     def objective(hyper: Any) -> jax.Array:
-        return case.problem.outer(sgd(case, keys, hyper, params, data), hyper, data.outer)
+        return case.problem.outer(sgd(case, key, hyper, params, data), hyper, data.outer)
 
     return jax.value_and_grad(objective)(hyper)
 
 
-def reverse_checkpointed(case: Case, keys: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
+def reverse_checkpointed(case: Case, key: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
     """``jax.grad`` through the scan with ``jax.checkpoint`` around the step."""
-    n = jax.tree.leaves(data.inner)[0].shape[0]
 
     def objective(hyper: Any) -> jax.Array:
         @jax.checkpoint
-        def step(w: Any, key: jax.Array) -> Any:
-            rows = jax.random.randint(key, (case.batch,), 0, n)
+        def step(w: Any, rows: jax.Array) -> Any:
             batch = jax.tree.map(lambda x: x[rows], data.inner)
             g = jax.grad(case.problem.inner)(w, hyper, batch)
             return jax.tree.map(lambda a, b: a - case.step_size * b, w, g), None
 
-        w = jax.lax.scan(step, params, keys)[0]
+        w = jax.lax.scan(step, params, draw_rows(case, key, data))[0]
         return case.problem.outer(w, hyper, data.outer)
 
     return jax.value_and_grad(objective)(hyper)
 
 
-def forward(case: Case, keys: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
+def forward(case: Case, key: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
     """The recursion for D with vmapped Jacobian-vector products of the step."""
-    n = jax.tree.leaves(data.inner)[0].shape[0]
     flat, unflatten = ravel_pytree(hyper)
     directions = jax.vmap(unflatten)(jnp.eye(flat.size))
     tangents = jax.tree.map(lambda x: jnp.zeros((flat.size, *x.shape)), params)
 
-    def step(carry: Any, key: jax.Array) -> Any:
+    def step(carry: Any, rows: jax.Array) -> Any:
         w, D = carry
-        rows = jax.random.randint(key, (case.batch,), 0, n)
         batch = jax.tree.map(lambda x: x[rows], data.inner)
 
         def move(w: Any, h: Any) -> Any:
@@ -72,7 +72,7 @@ def forward(case: Case, keys: jax.Array, hyper: Any, params: Any, data: Any) -> 
 
         return jax.vmap(push, out_axes=(None, 0))(D, directions), None
 
-    (w, D), _ = jax.lax.scan(step, (params, tangents), keys)
+    (w, D), _ = jax.lax.scan(step, (params, tangents), draw_rows(case, key, data))
     value, g = jax.value_and_grad(case.problem.outer)(w, hyper, data.outer)
     flat_grad = sum(
         jnp.tensordot(d, x, x.ndim)
@@ -81,27 +81,27 @@ def forward(case: Case, keys: jax.Array, hyper: Any, params: Any, data: Any) -> 
     return value, unflatten(flat_grad)
 
 
-def forward_ridge(case: Case, keys: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
+def forward_ridge(case: Case, key: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
     """The same for ridge with every derivative written out: the least anyone could do."""
     X, y = data.inner
-    n, penalty = X.shape[0], jnp.exp(hyper)
+    penalty = jnp.exp(hyper)
 
-    def step(carry: Any, key: jax.Array) -> Any:
+    def step(carry: Any, rows: jax.Array) -> Any:
         w, D = carry
-        rows = jax.random.randint(key, (case.batch,), 0, n)
         Xb, yb = X[rows], y[rows]
         g = Xb.T @ (Xb @ w - yb) / case.batch + penalty * w
         dD = Xb.T @ (Xb @ D) / case.batch + penalty[:, None] * D + jnp.diag(penalty * w)
         return (w - case.step_size * g, D - case.step_size * dD), None
 
-    (w, D), _ = jax.lax.scan(step, (params, jnp.zeros((w0 := params.size, w0))), keys)
+    start = params, jnp.zeros((params.size, params.size))
+    (w, D), _ = jax.lax.scan(step, start, draw_rows(case, key, data))
     value, g = jax.value_and_grad(case.problem.outer)(w, hyper, data.outer)
     return value, D.T @ g
 
 
-def implicit(case: Case, keys: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
+def implicit(case: Case, key: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
     """SGD, then JAX's own conjugate gradients on the full Hessian."""
-    w = sgd(case, keys, hyper, params, data)
+    w = sgd(case, key, hyper, params, data)
     grad = jax.grad(case.problem.inner)
     value, g = jax.value_and_grad(case.problem.outer)(w, hyper, data.outer)
 
@@ -113,9 +113,9 @@ def implicit(case: Case, keys: jax.Array, hyper: Any, params: Any, data: Any) ->
     return value, jax.tree.map(jnp.negative, pull(v)[0])
 
 
-def gram_cholesky(case: Case, keys: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
+def gram_cholesky(case: Case, key: jax.Array, hyper: Any, params: Any, data: Any) -> Any:
     """Ridge solved exactly: the Gram matrix, one Cholesky factor for solution and adjoint."""
-    del keys, params
+    del key, params
     X, y = data.inner
     n, penalty = X.shape[0], jnp.exp(hyper)
     factor = cho_factor(X.T @ X / n + jnp.diag(penalty), lower=True)

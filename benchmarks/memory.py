@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import bilevel as bl
+from benchmarks import hand_written
 from benchmarks.problems import CASES, Case, softmax_loss
 from benchmarks.timing import cpu_clock, single_thread
 from bilevel.estimators.call import compiled_step
@@ -43,20 +44,12 @@ def network(width: int = 64) -> Case:
 
 def plain(case: Case, rematerialise: bool) -> Any:
     """``jax.grad`` through a scan, what a user would write; each step recomputed if asked."""
-    problem, n = case.problem, len(jax.tree.leaves(case.data.inner)[0])
+    made = hand_written.reverse_checkpointed if rematerialise else hand_written.reverse
 
-    def objective(hyper: Any, params: Any, data: bl.Data, key: Any) -> jax.Array:
-        def step(w: Any, key: Any) -> Any:
-            rows = jax.random.randint(key, (case.batch,), 0, n)
-            batch = jax.tree.map(lambda x: x[rows], data.inner)
-            g = jax.grad(problem.inner)(w, hyper, batch)
-            return jax.tree.map(lambda a, b: a - case.step_size * b, w, g), None
+    def gradient(hyper: Any, params: Any, data: bl.Data, key: Any) -> jax.Array:
+        return made(case, key, hyper, params, data)[1]
 
-        step = jax.checkpoint(step) if rematerialise else step
-        w, _ = jax.lax.scan(step, params, jax.random.split(key, case.steps))
-        return problem.outer(w, hyper, data.outer)
-
-    return jax.grad(objective)
+    return gradient
 
 
 def row(name: str, case: Case, what: Any, repeats: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_diabetes, load_digits
 
 import bilevel as bl
 
@@ -26,27 +26,40 @@ class Case:
     steps: int
 
 
+def diabetes() -> Case:
+    """Ridge on the diabetes table, one log-penalty per column: 10 penalties, tiny steps."""
+    X, y = load_diabetes(return_X_y=True, scaled=True)
+    X, y = jnp.asarray(X / X.std(0)), jnp.asarray((y - y.mean()) / y.std())
+    data = bl.Data((X[:300], y[:300]), (X[300:], y[300:]))
+    problem = bl.Problem(*ridge_losses(), quadratic=True)
+    return Case("diabetes", problem, data, jnp.full(10, -3.0), jnp.zeros(10), 0.02, 32, 1000)
+
+
+def ridge_losses() -> tuple[Any, Any]:
+    """The two losses of least squares with one log-penalty per column."""
+
+    def inner(w: Any, h: Any, batch: Any) -> jax.Array:
+        X, y = batch
+        return jnp.mean((X @ w - y) ** 2) / 2 + jnp.sum(jnp.exp(h) * w**2) / 2
+
+    def outer(w: Any, h: Any, batch: Any) -> jax.Array:
+        X, y = batch
+        return jnp.mean((X @ w - y) ** 2) / 2
+
+    return inner, outer
+
+
 def ridge(n: int = 10_000, d: int = 200, seed: int = 0) -> Case:
     """One log-penalty per feature: 200 penalties, 1 000 steps of batch 32."""
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(n + 2000, d))
     w = rng.normal(size=d) * (rng.random(d) < 0.3)
     y = X @ w + rng.normal(size=len(X))
-
-    def inner(w, h, batch):
-        X, y = batch
-        return jnp.mean((X @ w - y) ** 2) / 2 + jnp.sum(jnp.exp(h) * w**2) / 2
-
-    def outer(w, h, batch):
-        X, y = batch
-        return jnp.mean((X @ w - y) ** 2) / 2
-
     data = bl.Data((jnp.asarray(X[:n]), jnp.asarray(y[:n])), (X[n:], y[n:]))
     data = jax.tree.map(jnp.asarray, data)
     hyper, params = jnp.full(d, -3.0), jnp.zeros(d)
-    return Case(
-        "ridge", bl.Problem(inner, outer, quadratic=True), data, hyper, params, 0.002, 32, 1000
-    )
+    problem = bl.Problem(*ridge_losses(), quadratic=True)
+    return Case("ridge", problem, data, hyper, params, 0.002, 32, 1000)
 
 
 def softmax_loss(w: Any, X: jax.Array, y: jax.Array) -> jax.Array:
@@ -104,6 +117,7 @@ def many_weights() -> Case:
 
 
 CASES: dict[str, Callable[[], Case]] = {
+    "diabetes": diabetes,
     "ridge": ridge,
     "digits": digits,
     "weights": weights,

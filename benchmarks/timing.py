@@ -20,14 +20,22 @@ class Timing:
     best: float
 
 
-def compare(candidates: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, Timing]:
-    """Time every candidate; the repeats take turns, so that a drifting machine hits all alike."""
+def compare(
+    candidates: dict[str, Callable[[], Any]],
+    repeats: int = 7,
+    seconds: Callable[[Callable[[], Any]], float] | None = None,
+) -> dict[str, Timing]:
+    """Time every candidate; the repeats take turns, so that a drifting machine hits all alike.
+
+    By the wall clock, unless ``seconds`` is another one, such as :func:`cpu_clock`.
+    """
+    seconds = seconds or clock
     first, later = {}, {name: [] for name in candidates}
     for name, call in candidates.items():
-        first[name] = clock(call)
+        first[name] = seconds(call)
     for _ in range(repeats):
         for name, call in candidates.items():
-            later[name].append(clock(call))
+            later[name].append(seconds(call))
     return {
         name: Timing(name, first[name], statistics.median(times), min(times))
         for name, times in later.items()
@@ -45,7 +53,7 @@ def table(title: str, timings: dict[str, Timing], base: dict[str, str]) -> str:
     for name, t in timings.items():
         other = base.get(name)
         ratio = f"{t.best / timings[other].best:.2f}" if other else ""
-        times = f"{1e3 * t.median:.1f} | {1e3 * t.best:.1f}"
+        times = f"{1e3 * t.median:.2f} | {1e3 * t.best:.2f}"
         lines.append(f"| {name} | {times} | {other or ''} | {ratio} | {t.first:.2f} |")
     return "\n".join(lines) + "\n"
 

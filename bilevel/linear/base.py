@@ -110,8 +110,14 @@ def solve_scaled(
 
         return jax.tree.map(times, tree)
 
-    found = solver.solve(hessian, scale(b, -exponent), scale(x0, -exponent), key)
-    return found._replace(x=scale(found.x, exponent))
+    def solve(_: Matvec, b: PyTree) -> tuple[PyTree, Solution]:
+        found = solver.solve(hessian, b, scale(x0, -exponent), key)
+        return found.x, found._replace(x=None)
+
+    # Differentiated as a solution, in either mode: a loop that stops by itself has no reverse mode.
+    system = jax.lax.custom_linear_solve
+    x, found = system(hessian, scale(b, -exponent), solve, symmetric=True, has_aux=True)
+    return found._replace(x=scale(x, exponent))
 
 
 def relative_residual(hessian: Matvec, b: PyTree, x: PyTree) -> Array:
