@@ -88,6 +88,8 @@ def has_diverged(
     the estimator measures it every so many calls, is not looked into again.
     """
     finite = all_finite((estimate.value, estimate.grad, after.params))
+    if estimate.evidence.inner_residual is None:  # nothing to look into
+        return ~finite
     residual = reported_residual(estimate)
     grown = (state.step > 0) & (residual > 1e-3) & (residual > 10 * state.floor)
     new = residual != reported_residual(state.estimate)
