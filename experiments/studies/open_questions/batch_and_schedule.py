@@ -20,7 +20,7 @@ import bilevel as bl
 from experiments.studies.base import Check, Result, Track, caption, command, figure, near, quiet
 from experiments.studies.open_questions import measure, problems
 from experiments.studies.open_questions.schedules import SCHEDULES, STEP, make_schedule, run_stages
-from experiments.studies.open_questions.theory import predict_moments
+from experiments.studies.open_questions.theory import predict_epoch_bias, predict_moments
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     fixed = _vary_batch(at, sizes, seed, track)
     equal = _compare_batches(at, sizes, seed, track)
     timed = _compare_schedules(at, sizes, seed, track)
-    findings, checks = _conclude(fixed, equal, timed, sizes)
+    findings, checks = _conclude(at, fixed, equal, timed, sizes)
     tables = {"batch size": fixed, "batch at equal cost": equal, "schedules": timed}
     drawn = _draw(fixed, equal, timed)
     return Result("Mini-batch size and schedule", drawn, tables, findings, checks)
@@ -131,7 +131,9 @@ def _compare_schedules(
     return rows
 
 
-def _conclude(fixed: Any, equal: Any, timed: Any, sizes: Sizes) -> tuple[list[str], list[Check]]:
+def _conclude(
+    at: problems.Setting, fixed: Any, equal: Any, timed: Any, sizes: Sizes
+) -> tuple[list[str], list[Check]]:
     batches = [row["batch"] for row in fixed]
     variance = [row["sd"] ** 2 for row in fixed]
     fall = measure.fit_slope(batches, variance)
@@ -163,9 +165,11 @@ def _conclude(fixed: Any, equal: Any, timed: Any, sizes: Sizes) -> tuple[list[st
     last = timed[len(sizes.budgets) - 1 :: len(sizes.budgets)]
     order = sorted(last, key=lambda r: r["relative MSE"])
     epochs = last[SCHEDULES.index("tail average, epochs")]
+    leading = predict_epoch_bias(at, STEP / 2 / at.largest)
     findings.append(
         f"Epochs leave a bias in the tail average: {100 * epochs['bias']:.2f} % of the gradient, "
-        f"{epochs['bias / s.e.']:.0f} s.e., where independent draws leave "
+        f"{epochs['bias / s.e.']:.0f} s.e. ({100 * leading:.2f} % to leading order in the step, "
+        f"``noise.epochs.tail_average_shift``), where independent draws leave "
         f"{100 * last[SCHEDULES.index('tail average')]['bias']:.2f} % "
         f"({last[SCHEDULES.index('tail average')]['bias / s.e.']:.1f} s.e.)."
     )
@@ -177,6 +181,7 @@ def _conclude(fixed: Any, equal: Any, timed: Any, sizes: Sizes) -> tuple[list[st
     )
     checks = [
         near("exponent of the variance in B", fall, -1.0, 4 * error + 0.1),
+        near("bias of epochs over its leading order", epochs["bias"] / leading, 1.0, 0.15),
         Check("bias from exact moments, in s.e.", off, "less than 4 for every B", off < 4),
     ]
     return findings, checks
