@@ -19,7 +19,7 @@ run: $(VENV)/.run ## the main job; ARGS="task=logistic" changes it
 test: $(VENV)/.test ## the tests of every change, minutes; ARGS="tests/linear -k name" chooses
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-all: $(VENV)/.test ## with the extended ones: real processes, whole experiments, Monte Carlo
+test-all: $(VENV)/.test $(VENV)/.docs ## with the extended ones: real processes, whole experiments, Monte Carlo
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 lint: $(VENV)/.lint ## ruff, its formatter and pyright

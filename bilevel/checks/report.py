@@ -85,7 +85,6 @@ class CheckReport:
     uncertainty : relative change of ``reference`` when its step is halved.
     start, minimum : where inner solves start, and the minimum at which the differences were taken.
     distance : of the two, relative to the norm of the minimum.
-    agrees : whether every row does.
     """
 
     rows: tuple[CheckRow, ...]
