@@ -31,7 +31,7 @@ wheel-check: $(VENV)/.lint ## build the wheel and import it away from the checko
 	$(PY) .ci/check_wheel.py
 
 docs: $(VENV)/.docs ## the documentation, in site/
-	$(PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 bench: $(VENV)/.bench ## the benchmarks, alone and in one process
 	$(PY) -m pytest benchmarks -p no:xdist -o addopts= -W default $(ARGS)

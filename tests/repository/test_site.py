@@ -23,6 +23,7 @@ DOCS = ROOT / "docs"
 REFERENCE = sorted((DOCS / "reference").glob("*.md"))
 # Rooms with an `__all__` for the other rooms, not for users.
 INSIDE = {"bilevel.core", "bilevel.utils"}
+GROUPS = ["Learn", "How-to", "Reference", "Background"]
 ENTRY = re.compile(r"^(?:\[\]\(\)\{#([\w.]+)\}|::: ([\w.]+))$", re.MULTILINE)
 
 
@@ -100,6 +101,7 @@ def nav_pages(nav: object) -> list[str]:
 
 def test_every_page_is_in_the_navigation_once() -> None:
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert [name for group in settings["nav"] for name in group] == GROUPS
     pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
     listed = nav_pages(settings["nav"])
     assert sorted(listed) == sorted(pages)
@@ -113,6 +115,11 @@ def test_the_site_has_each_public_name_with_its_signature(public: set[str], tmp_
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    everything = "".join(p.read_text(encoding="utf-8") for p in tmp_path.rglob("*.html"))
+    assert (
+        re.findall(r'(?:src="|<link rel="stylesheet" href=")(?:https?:)?//[^"]*', everything) == []
+    )
+    assert 'class="mermaid"' not in everything  # the theme would fetch a script for it
     pages = [page.read_text(encoding="utf-8") for page in tmp_path.rglob("reference/*/index.html")]
     anchors = {name for page in pages for name in re.findall(r'id="(bilevel[\w.]*)"', page)}
     assert public - anchors == set()
@@ -136,11 +143,10 @@ def signatures(page: str) -> Iterator[str]:
             yield part.partition('"')[0]
 
 
-@pytest.fixture(scope="module")
-def docstrings() -> ModuleType:
-    """What rewrites docstrings for the site."""
-    pytest.importorskip("griffe", reason="the extra `docs` is not installed: make docs")
-    spec = importlib.util.spec_from_file_location("docstrings", DOCS / "docstrings.py")
+def module_of_docs(name: str, needs: str) -> ModuleType:
+    """Return a module that the site is built with."""
+    pytest.importorskip(needs, reason="the extra `docs` is not installed: make docs")
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -148,7 +154,8 @@ def docstrings() -> ModuleType:
     return module
 
 
-def test_items_of_a_section_stand_below_their_names(docstrings: ModuleType) -> None:
+def test_items_of_a_section_stand_below_their_names() -> None:
+    docstrings = module_of_docs("docstrings", "griffe")
     text = (
         "One : two.\n\nParameters\n----------\na, b : the\n    pair.\nOthers : as in f.\n\nRaises"
     )
@@ -157,11 +164,20 @@ def test_items_of_a_section_stand_below_their_names(docstrings: ModuleType) -> N
     assert docstrings.split_items(text) == expected
 
 
-def test_roles_become_references(docstrings: ModuleType) -> None:
-    import griffe
-
-    module = griffe.visit("bilevel.a", Path("a.py"), "def f(): ...")
+def test_roles_become_references() -> None:
+    docstrings = module_of_docs("docstrings", "griffe")
+    module = docstrings.griffe.visit("bilevel.a", Path("a.py"), "def f(): ...")
     linked = docstrings.link_roles(":func:`f`, :func:`bilevel.g` and :func:`h`", module)
     reference = '<autoref optional identifier="bilevel.{0}"><code>{1}</code></autoref>'
     first, second = reference.format("a.f", "f"), reference.format("g", "bilevel.g")
     assert linked == f"{first}, {second} and `h`"
+
+
+def test_formulas_are_drawn_without_a_script() -> None:
+    formulas = module_of_docs("formulas", "latex2mathml")
+    inline = r'<p>if <span class="arithmatex">\(a &lt; b\)</span></p>'
+    block = '<div class="arithmatex">\n\\[x^2\\]\n</div>'
+    page = formulas.on_page_content(inline + block, page=None)
+    assert page.startswith("<p>if <math")
+    assert 'display="block"' in page
+    assert "arithmatex" not in page
