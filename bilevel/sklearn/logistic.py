@@ -146,6 +146,8 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         coef, intercept = back(params[-1, :-1]), params[-1, -1]
         if self.fit_intercept:
             intercept = intercept - np.asarray(weight @ X).ravel() / weight.sum() @ coef
+            # One number added to all of them changes no probability: rounding would choose it.
+            intercept = intercept if binary else intercept - intercept.mean()
         shape = X.shape[1], target.shape[1]
         self._report(found, entries[: len(found.theta)], lambda theta: self._view(theta, shape))
         self._set_linear(coef.T, intercept, False, X.dtype)

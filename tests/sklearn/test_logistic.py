@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import sparse
-from sklearn.datasets import load_breast_cancer
+from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import log_loss
@@ -148,6 +148,17 @@ def test_penalties_by_class_and_feature(penalty):
     assert model.alpha_.shape == SHAPES[penalty]
     assert model.cv_loss_path_[-1] < model.cv_loss_path_[0]
     np.testing.assert_allclose(model.predict_proba(X).sum(1), 1)
+
+
+def test_intercepts_of_several_classes_add_up_to_nothing():
+    """As in LogisticRegression: one number for all of them changes no probability."""
+    X, y = load_iris(return_X_y=True)
+    for kind in ("global", "per_class"):
+        model = HypergradLogisticRegression(kind).fit(X + 100, y)
+        assert abs(model.intercept_.sum()) <= 1e-12 * np.abs(model.intercept_).max()
+    model = HypergradLogisticRegression().fit(X, y)
+    other = LogisticRegression(C=model.C_, tol=1e-12, solver="newton-cholesky").fit(X, y)
+    np.testing.assert_allclose(model.intercept_, other.intercept_, rtol=1e-4)
 
 
 def test_one_class_is_refused():
