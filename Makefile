@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-all lint wheel-check docs bench dev constraints clean
+.PHONY: help run test test-all lint wheel-check release-check docs bench dev constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ lint: $(VENV)/.lint ## ruff, its formatter and pyright
 
 wheel-check: $(VENV)/.lint ## build the wheel and import it away from the checkout
 	$(PY) .ci/check_wheel.py
+
+release-check: $(VENV)/.lint ## build, check the metadata, install from nothing and run the README's example
+	$(PY) .ci/check_release.py
 
 docs: $(VENV)/.docs ## the documentation, in site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

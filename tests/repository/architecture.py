@@ -36,6 +36,8 @@ LAYERS = {
     # The next minibatches are read while a step runs.
     "bilevel/tuning/streaming.py": Layer(CORE | {"concurrent"}),
     "bilevel/utils/types.py": Layer(CORE | {"jaxtyping"}),  # where it is installed
+    # A command: it reads the version of what is installed, and writes.
+    "bilevel/__main__.py": Layer(CORE | {"importlib", "sys"}),
     "bilevel/sklearn": Layer(CORE | {"sklearn", "scipy"}),
     "tasks": Layer(EDGE),
     "conf": Layer(frozenset()),

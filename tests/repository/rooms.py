@@ -17,7 +17,7 @@ FLOORS = (
 ABOVE = ("extend",)
 # The most that may lie beside the folders; what is there on purpose does not count.
 LOOSE = {"bilevel/": 0, "experiments/": 4, "tasks/": 15}
-ON_PURPOSE = {"__init__.py", "tasks/base.py"}
+ON_PURPOSE = {"__init__.py", "bilevel/__main__.py", "tasks/base.py"}
 
 Graph = Mapping[str, frozenset[str]]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from setuptools import find_packages
 
@@ -86,3 +87,26 @@ def test_wheel_holds_the_library_only() -> None:
     packages = find_packages(str(ROOT), include=settings["packages"]["find"]["include"])
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "bilevel").rglob("*.py")}
     assert set(packages) == {".".join(folder.parts) for folder in folders}
+
+
+def test_the_module_says_its_version_and_where_the_command_line_is() -> None:
+    command = [sys.executable, "-m", "bilevel"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    said = subprocess.check_output(command, cwd=ROOT, env=environment, text=True)
+    assert said.startswith("bilevel ")
+    assert "python -m experiments.run" in said
+
+
+def test_the_citation_names_the_version_and_the_papers() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PYPROJECT["project"]["version"]
+    assert citation["license"] == PYPROJECT["project"]["license"]
+    addresses = [paper["url"].rpartition("/")[2] for paper in citation["references"]]
+    assert addresses == ["2405.15894", "2012.03636", "2405.18373"]
+
+
+def test_the_workflow_runs_every_python_that_is_promised() -> None:
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    matrix = yaml.safe_load(text)["jobs"]["ci"]["strategy"]["matrix"]
+    classifiers = PYPROJECT["project"]["classifiers"]
+    assert matrix["python"] == [c.split()[-1] for c in classifiers if ":: 3." in c]
