@@ -8,7 +8,7 @@ from pathlib import Path
 
 FILE = Path(__file__).with_name("durations.json")
 SHORT = 1.0  # seconds: below, a test counts in the total of its file only
-LONGEST = 1.5  # seconds: above, a test waits for `make test-all`
+LONGEST = 1.0  # seconds: above, a test waits for `make test-all`
 # But the examples of docstrings: they are what a reader tries first, and stand for their names.
 ALWAYS = "tests/contract/test_public_api.py"
 

@@ -11,6 +11,7 @@ from experiments.cli.targets import instantiate, locate, refuse_foreign
 from experiments.cli.trust import needed, refuse_untrusted
 from experiments.common.errors import BadInputError
 from tests.experiments.conftest import Command
+from tests.marks import quick_cases
 
 # What each attempt would do if it were run: make this file.
 CANARY = "canary"
@@ -103,7 +104,7 @@ def evil(leaves: Path, tmp_path: Path) -> Path:
     return leaves / "task" / "evil.yaml"
 
 
-@pytest.mark.parametrize(("text", "words"), LEAVES.values(), ids=LEAVES)
+@quick_cases(12, ("text", "words"), LEAVES.values(), ids=LEAVES)
 def test_hostile_leaf_is_refused(
     command: Command, evil: Path, tmp_path: Path, text: str, words: str
 ) -> None:

@@ -22,6 +22,7 @@ from experiments.cli.targets import instantiate
 from experiments.cli.trust import NODES
 from tasks.datasets.tables import SHARED
 from tests.conftest import ROOT
+from tests.marks import quick_cases
 
 CONF = ROOT / "conf"
 LEAVES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
@@ -181,7 +182,7 @@ def test_folders_are_named_without_what_needs_quoting() -> None:
 EXPERIMENTS = [leaf.name for leaf in LEAVES if leaf.parts[0] == "experiment"]
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@quick_cases(8, "name", EXPERIMENTS)
 def test_experiment_composes(name: str) -> None:
     chosen = hydra_compat.compose([f"experiment={name}"], with_hydra=True)
     choices = {node: chosen.hydra.runtime.choices[node] for node in NODES}
