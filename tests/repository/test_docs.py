@@ -10,6 +10,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Words that only the authors understand, or that lack the term of the field.
+PRIVATE = re.compile(
+    r"\b(?:V1?[0-9]|the issue|not to be had|at rest|astray|bent|acceptance figure)\b"
+)
+FIGURE = re.compile(r"^!\[(.*?)\]\(.*?\)\n\n(\*?)", re.MULTILINE)
 PRINTS = {"README.md", "hypergradients.md"}  # whose one block of text is what the code prints
 OUTPUT = re.compile(r"^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -47,3 +52,13 @@ def test_links_between_pages_resolve():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_a_page_speaks_to_its_readers(page):
+    """No private words; a figure has a text in its place, and a caption that says what it shows."""
+    text = page.read_text(encoding="utf-8")
+    assert PRIVATE.findall(text) == []
+    figures = FIGURE.findall(text)
+    assert len(figures) == text.count("\n![")
+    assert all(len(instead) > 15 and caption == "*" for instead, caption in figures)
