@@ -57,9 +57,9 @@ class Budget(NamedTuple):
             return cls(_PRODUCTS, n, n, exact, random)
         if products >= _FEWEST:
             return cls(products, n, n, random=random)
-        rows = int(gradients / (6 + 2.5 * _FEWEST))
+        rows = min(int(gradients / (6 + 2.5 * _FEWEST)), n // 2)
         if rows >= _ROWS:
-            return cls(_FEWEST, min(rows, n), n, random=random)
+            return cls(_FEWEST, rows, n, random=random)
         few = min(n, max(int(gradients / 3), _ROWS))
         return cls(0, n if n * d <= 100 * _TINY else few, n)
 
