@@ -93,7 +93,7 @@ def test_a_name_that_nothing_uses_is_missing() -> None:
 
 def test_what_took_long_waits_for_test_all(request: pytest.FixtureRequest) -> None:
     """The marks of this run's tests are those of the record."""
-    long = durations.long_ones({"tests/a.py": {"": 9.0, "test_x[1]": 2.0, "test_y": 1.2}})
+    long = durations.long_ones({"tests/a.py": {"": 9.0, "test_x[1]": 2.0, "test_y": 0.9}})
     assert long == {"tests/a.py::test_x[1]"}
     recorded = durations.long_ones(durations.read())
     items = {item.nodeid: item for item in request.session.items}
