@@ -35,7 +35,10 @@ def long_ones(record: Durations) -> set[str]:
 
 
 def merge(before: Durations, taken: dict[str, float], root: Path) -> Durations:
-    """Return the record with the files that ``taken`` measured replaced; absent files drop out.
+    """Return the record with what ``taken`` measured replaced; absent files drop out.
+
+    A test that was not run this time stays as it was: what is short where others compile for it is
+    long in `make test`, whose record may follow that of `make test-all`.
 
     Parameters
     ----------
@@ -44,10 +47,11 @@ def merge(before: Durations, taken: dict[str, float], root: Path) -> Durations:
     measured: Durations = {}
     for node, seconds in taken.items():
         file, _, name = node.partition("::")
-        rows = measured.setdefault(file, {"": 0.0})
-        rows[""] += seconds
-        if seconds >= SHORT:
-            rows[name] = seconds
+        measured.setdefault(file, {})[name] = seconds
+    for file, rows in measured.items():
+        rows |= {name: s for name, s in before.get(file, {}).items() if name and name not in rows}
+        total = sum(rows.values())
+        measured[file] = {name: s for name, s in rows.items() if s >= SHORT} | {"": total}
     merged = {file: rows for file, rows in {**before, **measured}.items() if (root / file).exists()}
     return {
         file: {name: round(seconds, 1) for name, seconds in sorted(rows.items())}
