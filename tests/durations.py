@@ -9,11 +9,12 @@ from pathlib import Path
 FILE = Path(__file__).with_name("durations.json")
 SHORT = 1.0  # seconds: below, a test counts in the total of its file only
 LONGEST = 1.0  # seconds: above, a test waits for `make test-all`
-# But the examples of docstrings, which are what a reader tries first and stand for their names, and
-# one estimator under the laws of all.
+# But the examples of docstrings, which are what a reader tries first and stand for their names, one
+# estimator under the laws of all, and one run that diverges.
 ALWAYS = (
     "tests/contract/test_public_api.py",
     "tests/contract/test_conformance.py::test_conforms[Reverse-ridge-float32]",
+    "tests/tuning/test_divergence.py::test_a_step_size_too_large_from_the_start",
 )
 
 Durations = dict[str, dict[str, float]]
