@@ -129,9 +129,7 @@ class Forward:
         check_unrolled("Forward", problem, self.solver, hyper, lower, data, key)
         before, _ = start_solver(problem, self.solver, hyper, lower, data)
         twin = self._twin(problem, hyper, lower, data, key) if self.cross else None
-        # All tangents in one product with the batch: each costs far less than a gradient.
-        passes = self.steps * (1 + dirs.count_tangents(self.directions, hyper) // 4)
-        budget = Budget.of(problem, self.solver, data, lower.params, passes)
+        budget = Budget.of(problem, self.solver, data, lower.params, self._passes(hyper))
         sample = budget.draw(data, key)
         drawn = None  # chunk by chunk
         if self.directions is not None or self.chunk is None:
@@ -191,6 +189,10 @@ class Forward:
         require_window(self, self.solver, self.average)
         steps, start, average = (times * n for n in (self.steps, self.start, self.average))
         return replace(self, steps=steps, start=start, average=average)
+
+    def _passes(self, hyper: Hyper) -> int:
+        """Return the cost in gradients: tangents share a product, each is far below one."""
+        return self.steps * (1 + dirs.count_tangents(self.directions, hyper) // 4)
 
     def _carries(self) -> bool:
         """Return whether tangents go on from call to call."""

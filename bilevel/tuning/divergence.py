@@ -57,10 +57,9 @@ def diverged_variables(
 
 def going_on(estimator: Estimator, state: State, divergence: Divergence) -> Stop:
     """Return what is said of a run that nothing has stopped."""
-    residual = reported_residual(state.estimate)
+    residual, value = reported_residual(state.estimate), state.estimate.value
     lost = diverged_variables(estimator, state.estimate, state.lower, divergence.limit)
-    lost = jax.tree.map(jnp.zeros_like, lost)
-    return Stop(jnp.array(False), state.estimate.value, residual, residual, lost)
+    return Stop(jnp.array(False), value, residual, residual, jax.tree.map(jnp.zeros_like, lost))
 
 
 def has_diverged(
@@ -101,8 +100,7 @@ def has_diverged(
     def confirm() -> Array:
         begun, end = size(start_point(problem, hyper, before.params)), size(after.params)
         scale = jnp.maximum(state.scale, gradient_scale(problem, hyper, state.start, data))
-        known = (state.step >= 3) | (end > scale)
-        sudden = grown & known & (end > 10 * begun)
+        sudden = grown & ((state.step >= 3) | (end > scale)) & (end > 10 * begun)
         worse = (end > begun) & (residual > 1)
         unstable = exceeds_stability_limit(problem, solver, hyper, after, data, state.key, worse)
         return sudden | unstable | (end > limit * scale) | ~jnp.isfinite(end)

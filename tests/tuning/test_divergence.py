@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -228,38 +227,3 @@ def test_a_divergence_at_the_first_step_is_not_laid_to_a_proposal(diabetes: bl.D
             *arguments, np.zeros(10), np.zeros(10), diabetes, steps=5, key=jax.random.key(0)
         )
     assert "at the hyperparameters where it starts" in result.message
-
-
-@dataclass(frozen=True)
-class WithoutResidual:
-    """An estimator of a user's own, which says nothing of the inner problem."""
-
-    inside: Any
-
-    def init(self, params: Any, data: bl.Data) -> Any:
-        return self.inside.init(params, data)
-
-    def step(self, problem: bl.Problem, hyper: Any, lower: Any, data: bl.Data, key: Any) -> Any:
-        estimate, lower = self.inside.step(problem, hyper, lower, data, key)
-        return replace(estimate, evidence=bl.Evidence()), lower
-
-
-bl.extend.register_node(WithoutResidual)
-
-
-def test_a_step_without_a_residual_looks_at_no_row_but_its_own(diabetes: bl.Data) -> None:
-    """XLA would hoist a look at all rows out of the branch that is never taken."""
-    rows: set[int] = set()
-
-    def inner(w: Any, h: Any, batch: Any) -> Any:
-        rows.add(len(batch[1]))
-        return ridge(w, h, batch)
-
-    estimator = WithoutResidual(bl.Reverse(bl.SGD(0.01, batch_size=8), steps=3))
-    problem = bl.Problem(inner, loss, evidence="off")
-    loop = bl.Loop(problem, estimator, optax.adam(0.1), diabetes)
-    state = loop.init(jnp.array(0.0), jnp.zeros(10), jax.random.key(0))
-    rows.clear()
-    jax.jit(bl.Loop.step).lower(loop, state)
-    assert 8 in rows
-    assert len(diabetes.inner[1]) not in rows
