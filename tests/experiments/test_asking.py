@@ -89,6 +89,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"; complete -p python"""
         (f"{sys.executable} -m experiments.run solver.ba", ["solver.batch_size="]),
         ("python my_own.py solver=sg", [""]),
     ],
+    ids=["a leaf", "a setting, this Python", "another program"],
 )
 def test_shell_completes_groups_leaves_and_settings(line: str, words: list[str]) -> None:
     assert completed(line) == words
