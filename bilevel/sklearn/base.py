@@ -10,11 +10,13 @@ from numpy.typing import DTypeLike
 from scipy import sparse
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import get_scorer_names
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from bilevel.core import Evidence
+from bilevel.sklearn.choice import FitData, Place
 from bilevel.sklearn.losses import Matrix, find_nested_folds, make_splits
 from bilevel.sklearn.search import ColumnPenalties, SearchOptions, SearchResult, group_columns
 
@@ -31,6 +33,8 @@ class HypergradEstimator(BaseEstimator):
         "fit_intercept": ["boolean"],
         "cv": ["cv_object"],
         "guard": ["boolean"],
+        "scoring": [StrOptions(set(get_scorer_names())), callable, None],
+        "refit": ["boolean"],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "n_jobs": [Integral, None],
@@ -47,6 +51,8 @@ class HypergradEstimator(BaseEstimator):
         cv=None,
         guard=True,
         choose="smallest_loss",
+        scoring=None,
+        refit=True,
         max_iter=30,
         tol=1e-4,
         n_jobs=None,
@@ -58,6 +64,8 @@ class HypergradEstimator(BaseEstimator):
         self.cv = cv
         self.guard = guard
         self.choose = choose
+        self.scoring = scoring
+        self.refit = refit
         self.max_iter = max_iter
         self.tol = tol
         self.n_jobs = n_jobs
@@ -95,7 +103,8 @@ class HypergradEstimator(BaseEstimator):
                 "splits, or choose='smallest_loss'."
             )
         return SearchOptions(
-            bounds, self.max_iter, self.tol, self.n_jobs, guarded, strength, one_error=one
+            *(bounds, self.max_iter, self.tol, self.n_jobs, guarded, strength),
+            one_error=one and self.scoring is None,
         )
 
     def _group_columns(self, d: int) -> ColumnPenalties:
@@ -125,7 +134,8 @@ class HypergradEstimator(BaseEstimator):
         self, found: SearchResult, groups: np.ndarray, view: Callable, kinds: int = 1
     ) -> None:
         """Set the attributes that say what the search did; ``view(theta)`` is like alpha_."""
-        warn_at_bounds(found, kinds)
+        if found.scores is None:
+            warn_at_bounds(found, kinds)
         alphas = np.exp(np.stack([view(theta) for theta in found.path]))
         self.alpha_path_ = alphas
         self.alpha_ = float(alphas[-1]) if alphas.ndim == 1 else alphas[-1]
@@ -139,6 +149,10 @@ class HypergradEstimator(BaseEstimator):
             "mean_loss": found.grid,
             "fold_losses": found.losses,
         }
+        if found.scores is not None:
+            scores = found.scores @ found.evaluation.share[found.evaluation.share > 0]
+            self.cv_results_ |= {"mean_score": scores, "fold_scores": found.scores}
+            self.cv_scores_, self.best_score_ = found.scores[found.chosen], scores[found.chosen]
         self.n_iter_ = max(1, len(found.path) - 1)
         grad = np.bincount(groups, found.evaluation.grad[: len(groups)])
         self.hypergradient_ = float(grad[0]) if len(grad) == 1 else grad
@@ -149,19 +163,18 @@ class HypergradEstimator(BaseEstimator):
             linear_residual=float(found.evaluation.linear_residual),
         )
 
-    def _set_linear(
+    def _place_linear(
         self, coef: np.ndarray, intercept: np.ndarray, single: bool, dtype: DTypeLike
-    ) -> None:
-        """Set ``coef_`` and ``intercept_`` in the dtype of the data, shaped as in scikit-learn."""
+    ) -> dict[str, Any]:
+        """Return ``coef_`` and ``intercept_`` in the dtype of the data, shaped as usual."""
         coef, intercept = coef.astype(dtype), intercept.astype(dtype)
-        self.coef_ = coef[0] if single else coef
-        if not self.fit_intercept:
-            self.intercept_ = 0.0
-        else:
-            self.intercept_ = intercept[0] if single else intercept
+        shift = (intercept[0] if single else intercept) if self.fit_intercept else 0.0
+        return {"coef_": coef[0] if single else coef, "intercept_": shift}
 
     def _linear(self, X) -> np.ndarray:
         """Return ``X @ coef_.T + intercept_`` of a fitted model."""
+        self.coef_: np.ndarray
+        self.intercept_: float | np.ndarray
         check_is_fitted(self)
         checked: Any = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False)
         return safe_sparse_dot(checked, self.coef_.T, dense_output=True) + self.intercept_
@@ -173,7 +186,7 @@ def warn_at_bounds(found: SearchResult, kinds: int) -> None:
     One penalty of many at its upper bound switches its column off, and one of two ``kinds`` at its
     lower bound leaves the column to the other: both are answers.
     """
-    slope, (lower, upper) = found.evaluation.grad, found.bounds.T
+    slope, (lower, upper) = found.evaluation.grad, found.search.bounds.T
     falls = slope > 0, slope < 0
     at = [found.theta <= lower + 1e-6, found.theta >= upper - 1e-6]
     low, high = (side & fall for side, fall in zip(at, falls, strict=True))
@@ -199,13 +212,20 @@ def warn_at_bounds(found: SearchResult, kinds: int) -> None:
 class LinearRegressor(RegressorMixin, HypergradEstimator):
     """Base of the linear models for squared errors."""
 
-    def _intercept(
-        self, rows: Matrix, targets: np.ndarray, weight: np.ndarray, coef: np.ndarray
-    ) -> np.ndarray:
-        """Return the intercept of ``coef [d, T]`` by the weighted means; 0 where there is none."""
-        if not self.fit_intercept:
-            return np.zeros(targets.shape[1])
-        return (weight @ targets - np.asarray(weight @ rows) @ coef) / weight.sum()
+    def _place_coef(
+        self, data: FitData, back: Callable[[np.ndarray], np.ndarray] = np.asarray
+    ) -> Place:
+        """Return the way from coefficients ``[d, T]``, before ``back``, to those of a model."""
+        rows, targets = to_float64(data.X), np.asarray(data.y, np.float64)
+        targets = targets.reshape(len(targets), -1)
+
+        def place(_: np.ndarray, params: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
+            coef, shift = back(params), np.zeros(targets.shape[1])
+            if self.fit_intercept:
+                shift = (weight @ targets - np.asarray(weight @ rows) @ coef) / weight.sum()
+            return self._place_linear(coef.T, shift, np.ndim(data.y) == 1, data.X.dtype)
+
+        return place
 
     def predict(self, X):
         """Return ``X @ coef_.T + intercept_``, in the dtype of the training data."""

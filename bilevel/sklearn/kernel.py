@@ -8,6 +8,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevel.sklearn.base import FLOATS, HypergradEstimator
+from bilevel.sklearn.choice import FitData, finish_fit
 from bilevel.sklearn.losses import KernelLoss, compute_column_squares, make_folds
 from bilevel.sklearn.search import (
     check_alphas,
@@ -59,6 +60,8 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         cv=None,
         guard=True,
         choose="smallest_loss",
+        scoring=None,
+        refit=True,
         max_iter=30,
         tol=1e-4,
         n_jobs=None,
@@ -69,6 +72,8 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         self.cv = cv
         self.guard = guard
         self.choose = choose
+        self.scoring = scoring
+        self.refit = refit
         self.max_iter = max_iter
         self.tol = tol
         self.n_jobs = n_jobs
@@ -115,12 +120,20 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         strength = np.append(1.0, np.full(d, -1e-3 / d))
         search = self._search(bounds, columns, (train, held), strength)
         found = tune_penalties(outer_of, grids, both, search)
-        self._report(found, own[: d + 1], lambda log: log[0])
-        gamma = np.exp(found.theta[1 : d + 1]) / 2
-        self.gamma_ = float(gamma[0]) if columns.max() == 0 else gamma
-        dual = found.evaluation.params[-1, : len(y)].astype(X.dtype)
-        self.dual_coef_ = dual[:, 0] if np.ndim(y) == 1 else dual
         self.X_fit_ = X
+        self.gamma_: float | np.ndarray
+        self.dual_coef_: np.ndarray
+
+        def place(theta: np.ndarray, params: np.ndarray, _: np.ndarray) -> dict:
+            gamma, dual = np.exp(theta[1 : d + 1]) / 2, params[: len(y)].astype(X.dtype)
+            return {
+                "gamma_": float(gamma[0]) if columns.max() == 0 else gamma,
+                "dual_coef_": dual[:, 0] if np.ndim(y) == 1 else dual,
+            }
+
+        data = FitData(X, y, sample_weight, weight, (train, held))
+        found = finish_fit(self, found, data, place)
+        self._report(found, own[: d + 1], lambda log: log[0])
         return self
 
     def predict(self, X):

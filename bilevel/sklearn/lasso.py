@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from bilevel.sklearn.base import LinearRegressor, to_float64
+from bilevel.sklearn.choice import FitData, finish_fit
 from bilevel.sklearn.losses import (
     ElasticNetLoss,
     FoldQuadratics,
@@ -72,6 +73,8 @@ class HypergradLasso(LinearRegressor):
         cv=None,
         guard=True,
         choose="smallest_loss",
+        scoring=None,
+        refit=True,
         max_iter=30,
         tol=1e-4,
         n_jobs=None,
@@ -84,6 +87,8 @@ class HypergradLasso(LinearRegressor):
             cv=cv,
             guard=guard,
             choose=choose,
+            scoring=scoring,
+            refit=refit,
             max_iter=max_iter,
             tol=tol,
             n_jobs=n_jobs,
@@ -137,9 +142,8 @@ class HypergradLasso(LinearRegressor):
         bounds = penalties.free(bounds)
         search = replace(self._search(bounds, columns, splits), resolution=ITERATED)
         found = tune_penalties(outer_of, grids, self._stages(columns), search)
-        coef = found.evaluation.params[-1]
-        intercept = self._intercept(rows, target[:, None], weight, coef)
-        self._set_linear(coef.T, intercept, True, X.dtype)
+        data = FitData(X, y, sample_weight, weight, splits)
+        found = finish_fit(self, found, data, self._place_coef(data))
         self._set_penalties(found, penalties)
         self.undetermined_ = loss.count_undetermined(found.theta)
         return self

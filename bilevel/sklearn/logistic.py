@@ -1,45 +1,23 @@
 """Logistic regression that tunes its penalties by hypergradient."""
 
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy import sparse
+from numpy.typing import DTypeLike
 from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin
+from sklearn.utils import compute_class_weight
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 
-from bilevel.sklearn.base import HypergradEstimator, to_float64
-from bilevel.sklearn.losses import (
-    LOGISTIC,
-    MULTINOMIAL,
-    GlmFolds,
-    GlmLoss,
-    compute_column_squares,
-    make_folds,
-    rotate_rows,
-)
-from bilevel.sklearn.search import (
-    ITERATED,
-    ColumnPenalties,
-    check_alphas,
-    make_log_bounds,
-    make_stages,
-    share_in_groups,
-    tune_penalties,
-)
-
-POINTS = 3, -6, -1  # powers of 10 of the grid, in units of the mean curvature of a column
-# Folds that a plane separates have a loss that falls to 0 with the penalty, and the more it falls
-# the surer the model is of its next mistake: so the search ends at this power of 10.
-LOWEST = -5
-_FEW = 500  # rows up to which sparse ones are rotated
+from bilevel.sklearn.choice import FitData
+from bilevel.sklearn.glm import GlmEstimator
+from bilevel.sklearn.losses import LOGISTIC, MULTINOMIAL
+from bilevel.sklearn.search import ColumnPenalties
 
 
-class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
+class HypergradLogisticRegression(ClassifierMixin, GlmEstimator):
     r"""Logistic regression; its penalties minimise the cross-validated log-loss.
 
     ``min_w sum_i s_i loss(x_i . w + b, y_i) + 1/2 sum alpha w^2``, multinomial for more than two
@@ -53,8 +31,10 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         :class:`HypergradRidge`.
     alphas : the single penalties to start from, the best of them; by default one a decade about the
         scale of the data, so that the choice depends on no unit.
-    cv, guard, choose, max_iter, tol, n_jobs, random_state : as for :class:`HypergradRidge`, with
-        folds.
+    class_weight : as in ``LogisticRegression``, of the rows of each class in training and in
+        held-out losses, beside ``sample_weight``; a scorer sees ``sample_weight`` alone.
+    cv, guard, choose, scoring, refit, max_iter, tol, n_jobs, random_state : as for
+        :class:`HypergradRidge`, with folds.
 
     Attributes
     ----------
@@ -73,7 +53,8 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
     """
 
     _parameter_constraints: ClassVar[dict[str, list]] = {
-        **HypergradEstimator._parameter_constraints,
+        **GlmEstimator._parameter_constraints,
+        "class_weight": [dict, StrOptions({"balanced"}), None],
         "penalty": [
             StrOptions({"global", "per_feature", "per_class", "per_feature_and_class"}),
             "array-like",
@@ -81,6 +62,39 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         ],
     }
     _classifier = True
+
+    def __init__(
+        self,
+        penalty="global",
+        *,
+        alphas=None,
+        fit_intercept=True,
+        class_weight=None,
+        cv=None,
+        guard=True,
+        choose="smallest_loss",
+        scoring=None,
+        refit=True,
+        max_iter=30,
+        tol=1e-4,
+        n_jobs=None,
+        random_state=None,
+    ):
+        super().__init__(
+            penalty,
+            alphas=alphas,
+            fit_intercept=fit_intercept,
+            cv=cv,
+            guard=guard,
+            choose=choose,
+            scoring=scoring,
+            refit=refit,
+            max_iter=max_iter,
+            tol=tol,
+            n_jobs=n_jobs,
+            random_state=random_state,
+        )
+        self.class_weight = class_weight
 
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.
@@ -96,7 +110,8 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         ------
         ValueError : bad data or parameters, in the words of scikit-learn.
         """
-        X, y, weight = self._validate(X, y, sample_weight, accept_sparse="csr")
+        by_rows = isinstance(self.cv, str)
+        X, y, weight = self._validate(X, y, sample_weight, accept_sparse=not by_rows and "csr")
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -104,77 +119,44 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
                 "This solver needs samples of at least 2 classes in the data, but the data "
                 f"contains only one class: {self.classes_[0]!r}"
             )
+        of_class = compute_class_weight(
+            self.class_weight, classes=self.classes_, y=y, sample_weight=weight
+        )
+        weight = weight * of_class[labels]
         binary = len(self.classes_) == 2
         target = np.eye(len(self.classes_))[labels][:, 1 if binary else 0 :]
+        splits = None if by_rows else self._splits(X, y, groups)
+        if splits:
+            warn_of_missing_classes(splits[0], labels, weight, self.classes_)
         link = LOGISTIC if binary else MULTINOMIAL
-        splits = self._splits(X, y, groups)
-        warn_of_missing_classes(splits[0], labels, weight, self.classes_)
-        rows: Any = to_float64(X)
-        penalties = self._entries(X.shape[1], target.shape[1])
-        entries, offset = penalties
-        back: Callable[[np.ndarray], np.ndarray] = np.asarray
-        single = penalties.single
-        if single and X.shape[1] > X.shape[0] and (not sparse.issparse(X) or X.shape[0] <= _FEW):
-            rows, back = rotate_rows(rows, weight, self.fit_intercept)
-
-        def outer_of(without: int | None) -> GlmLoss:
-            folds = make_folds(*splits, weight, without)
-            return GlmLoss(link, GlmFolds(rows, target, weight, folds, self.fit_intercept))
-
-        # Penalties flattened as the coefficients are, ``[d, T]``; from the strongest on.
-        squares = compute_column_squares(X, weight, self.fit_intercept) / 4
-        scales = [np.full(1 if single else len(entries), squares.mean())]
-        if not single:
-            each = np.repeat(squares, target.shape[1])
-            scales.append(share_in_groups(each, entries))
-        points = np.log(10.0) * np.arange(*POINTS)
-        grids = [points[:, None] + np.log(scale) for scale in scales]
-        if self.alphas is not None:
-            alphas = np.log(check_alphas(self.alphas))[:, None]
-            grids = [alphas + np.log(scale / scales[0]) for scale in scales]
-        if not single:
-            grids = [grid + offset for grid in grids]
-        grid = np.concatenate(grids)
-        bounds = make_log_bounds(scales[-1], grid.shape[1], LOWEST)
-        bounds[:, 0] = np.minimum(bounds[:, 0], np.min(grid, 0))
-        bounds[:, 1] = np.maximum(bounds[:, 1], np.max(grid, 0))
-        bounds = bounds if single else penalties.free(bounds)
-        search = replace(self._search(bounds, entries, splits), resolution=ITERATED)
-        stages = make_stages(entries[: grid.shape[1]], grid.shape[1])
-        found = tune_penalties(outer_of, grids, stages, search)
-        params = found.evaluation.params
-        coef, intercept = back(params[-1, :-1]), params[-1, -1]
-        if self.fit_intercept:
-            intercept = intercept - np.asarray(weight @ X).ravel() / weight.sum() @ coef
-            # One number added to all of them changes no probability: rounding would choose it.
-            intercept = intercept if binary else intercept - intercept.mean()
-        shape = X.shape[1], target.shape[1]
-        self._report(found, entries[: len(found.theta)], lambda theta: self._view(theta, shape))
-        self._set_linear(coef.T, intercept, False, X.dtype)
+        data = FitData(X, y, sample_weight, weight, splits)
+        self._tune_glm(data, target, link, curvature=0.25)
         with np.errstate(divide="ignore"):  # a column without penalty
             self.C_ = 1 / self.alpha_
         return self
 
-    def _entries(self, d: int, targets: int) -> ColumnPenalties:
-        """Return group and factor of each coefficient ``[d, T]``, flattened."""
-        none = np.zeros(d * targets)
+    def _place(self, coef: np.ndarray, intercept: np.ndarray, dtype: DTypeLike) -> dict[str, Any]:
+        if len(intercept) > 1:
+            # One number added to all of them changes no probability: rounding would choose it.
+            intercept = intercept - intercept.mean()
+        return self._place_linear(coef.T, intercept, False, dtype)
+
+    def _entries(self, d: int, outputs: int) -> ColumnPenalties:
+        none = np.zeros(d * outputs)
         if isinstance(self.penalty, str) and self.penalty == "per_class":
-            return ColumnPenalties(np.tile(np.arange(targets), d), none)
+            return ColumnPenalties(np.tile(np.arange(outputs), d), none)
         if isinstance(self.penalty, str) and self.penalty == "per_feature_and_class":
-            return ColumnPenalties(np.arange(d * targets), none)
-        return ColumnPenalties(*(np.repeat(part, targets) for part in self._group_columns(d)))
+            return ColumnPenalties(np.arange(d * outputs), none)
+        return super()._entries(d, outputs)
 
     def _view(self, theta: np.ndarray, shape: tuple[int, int]) -> float | np.ndarray:
-        """Return entries of the coefficients as ``alpha_`` shows them."""
-        if len(theta) == 1:
-            return theta[0]
-        entries = theta.reshape(shape)
-        if isinstance(self.penalty, str):
+        if len(theta) > 1 and isinstance(self.penalty, str):
+            entries = theta.reshape(shape)
             if self.penalty == "per_class":
                 return entries[0]
             if self.penalty == "per_feature_and_class":
                 return entries.T
-        return entries[:, 0]
+        return super()._view(theta, shape)
 
     def decision_function(self, X):
         """Return ``X @ coef_.T + intercept_``: ``[n]`` for two classes, else ``[n, classes]``."""
@@ -199,11 +181,6 @@ class HypergradLogisticRegression(ClassifierMixin, HypergradEstimator):
         if scores.ndim == 1:
             return np.stack([log_expit(-scores), log_expit(scores)], 1)
         return log_softmax(scores, axis=1)
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
 
 
 def warn_of_missing_classes(

@@ -1,5 +1,6 @@
 """Ridge regression that tunes its penalties by hypergradient."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from numbers import Real
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from sklearn.base import MultiOutputMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from bilevel.sklearn.base import LinearRegressor, to_float64
+from bilevel.sklearn.choice import FitData, finish_fit
 from bilevel.sklearn.losses import Matrix, compute_column_squares
 from bilevel.sklearn.ridge_problem import RidgeProblem
 from bilevel.sklearn.search import (
@@ -45,6 +47,10 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         the folds that each descent has not seen (not without folds).
     choose : ``"smallest_loss"`` on the folds, or ``"one_standard_error"``: the largest penalties
         whose loss is within one standard error of it.
+    scoring : chooses among the grid and the points of the descent, which follows the squared error:
+        a name or a callable of scikit-learn; by default that loss itself. Equal scores: the largest
+        penalties. Needs folds.
+    refit : ``False``: the mean of the folds' fits at the chosen penalties, not the fit of all rows.
     max_iter, tol : most descent steps; the relative gain of a step at which to stop.
     n_jobs : threads of the guard.
     random_state : shuffles the folds, if given and ``cv`` is a number.
@@ -56,6 +62,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
     cv_loss_, best_score_ : mean squared error over the folds (mean of the folds' means), and
         minus it.
     cv_losses_, cv_results_ : the loss of every fold; those at each point of the grid.
+    cv_scores_, best_score_ : with ``scoring``, the scores of the folds, and their mean.
     hypergradient_ : of the loss in the logarithms of the penalties, at the end.
     evidence_ : :class:`bilevel.Evidence`, how exactly the linear systems were solved.
     shrinkage_, guard_loss_ : how far the guard went from one penalty (0) to all (1); what it saw.
@@ -87,6 +94,8 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         noise_variance=None,
         guard=True,
         choose="smallest_loss",
+        scoring=None,
+        refit=True,
         max_iter=30,
         tol=1e-4,
         n_jobs=None,
@@ -99,6 +108,8 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
             cv=cv,
             guard=guard,
             choose=choose,
+            scoring=scoring,
+            refit=refit,
             max_iter=max_iter,
             tol=tol,
             n_jobs=n_jobs,
@@ -145,20 +156,19 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
             rows, targets, weight, splits, self.fit_intercept, str(self.cv), noise
         )
         if penalties.single:
-            found, coef = self._tune_one(problem, rows)
+            found, back = self._tune_one(problem, rows)
         else:
-            found = self._tune_many(problem, penalties)
-            coef = found.evaluation.params[-1]
-        intercept = self._intercept(rows, targets, weight, coef)
+            found, back = self._tune_many(problem, penalties), np.asarray
+        data = FitData(X, y, sample_weight, weight, splits)
+        found = finish_fit(self, found, data, self._place_coef(data, back))
         free = columns[: len(found.theta)]
         self._report(found, free, lambda log: log[0] if penalties.single else log)
-        self._set_linear(coef.T, intercept, np.ndim(y) == 1, X.dtype)
         return self
 
     def _tune_one(
         self, problem: RidgeProblem, rows: Matrix, tol: float | None = None
-    ) -> tuple[SearchResult, np.ndarray]:
-        """Return the best single penalty for these rows, and the coefficients ``[d, T]``."""
+    ) -> tuple[SearchResult, Callable[[np.ndarray], np.ndarray]]:
+        """Return the best single penalty for these rows, and the way of coefficients back."""
         path, back = problem.make_path(rows)
         grid, bounds = make_spectral_grid(path.extremes())
         if self.alphas is not None:
@@ -167,7 +177,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         zeros = np.zeros(1, int)
         search = replace(self._search(bounds[None], zeros, problem.splits), tol=min(self.tol, 1e-6))
         found = tune_penalties(lambda _: path, [grid[:, None]], [zeros], search)
-        return found, back(found.evaluation.params[-1])
+        return found, back
 
     def _tune_many(self, problem: RidgeProblem, penalties: ColumnPenalties) -> SearchResult:
         """Return the best penalties of groups of columns, from one for all on.

@@ -17,7 +17,8 @@ from bilevel.sklearn import HypergradLogisticRegression
 from bilevel.sklearn.losses import preconditioner
 from bilevel.sklearn.losses.folds import make_folds, make_splits
 from bilevel.sklearn.losses.glm import GlmLoss
-from bilevel.sklearn.losses.glm_folds import LOGISTIC, MULTINOMIAL, GlmFolds
+from bilevel.sklearn.losses.glm_folds import GlmFolds
+from bilevel.sklearn.losses.links import LOGISTIC, MULTINOMIAL
 from tests.sklearn.derivatives import differences
 
 RNG = np.random.default_rng(0)

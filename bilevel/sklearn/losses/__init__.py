@@ -17,9 +17,15 @@ from bilevel.sklearn.losses.fold_sums import (
 )
 from bilevel.sklearn.losses.folds import Folds, find_nested_folds, make_folds, make_splits
 from bilevel.sklearn.losses.glm import GlmLoss
-from bilevel.sklearn.losses.glm_folds import LOGISTIC, MULTINOMIAL, SQUARED, GlmFolds, Link
+from bilevel.sklearn.losses.glm_folds import GlmFolds
 from bilevel.sklearn.losses.kernel import KernelLoss
 from bilevel.sklearn.losses.lasso import ElasticNetLoss
+from bilevel.sklearn.losses.links import (
+    LOGISTIC,
+    MULTINOMIAL,
+    SQUARED,
+    Link,
+)
 from bilevel.sklearn.losses.ridge import RidgeLoss
 from bilevel.sklearn.losses.rotation import rotate_rows
 from bilevel.sklearn.losses.rows import compute_column_squares

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bilevel.sklearn.losses.glm_folds import GlmFolds, Link
+from bilevel.sklearn.losses.glm_folds import GlmFolds
+from bilevel.sklearn.losses.links import Link
 from bilevel.sklearn.losses.preconditioner import Preconditioner
 from bilevel.sklearn.search.descent import Evaluation
 
@@ -29,11 +30,15 @@ _SLACK = 6  # products of a solve that no preconditioner saves
 
 
 class GlmState(NamedTuple):
-    """Coefficients ``w [d + 1, F, T]``, scores and means ``[n, F, T]``, gradient, inner losses."""
+    """Coefficients ``w [d + 1, F, T]``, scores ``[n, F, T]``, gradient, inner losses ``[F]``.
+
+    ``slope`` and ``curvature`` are those of the :class:`Link` at the scores.
+    """
 
     w: np.ndarray
     z: np.ndarray
-    mean: np.ndarray
+    slope: np.ndarray
+    curvature: np.ndarray
     gradient: np.ndarray
     value: np.ndarray
 
@@ -45,9 +50,11 @@ class GlmLoss:
     """
 
     def __init__(self, link: Link, folds: GlmFolds) -> None:
-        """Start at 0."""
+        """Start at the constant model."""
         self.link, self.folds = link, folds
         self.w = np.zeros(folds.shape)
+        if folds.intercept or link.plain:
+            self.w[-1] = link.start(folds.train[:, -1] @ folds.target[:, 0])
         self.known: list[tuple[np.ndarray, np.ndarray]] = []  # theta and w, the last few
         self.last: tuple[np.ndarray, Evaluation] | None = None
         self.adjoint = np.zeros(folds.shape)
@@ -56,21 +63,24 @@ class GlmLoss:
 
     def _strength(self, theta: np.ndarray) -> np.ndarray:
         """Return the penalty of every coefficient per unit of training weight."""
-        d, _, outputs = self.folds.shape
+        d, outputs = self.folds.shape[0], self.folds.sloped
         penalty = np.exp(theta)
         grid = np.broadcast_to(
             penalty if len(penalty) == 1 else penalty.reshape(d - 1, -1), (d - 1, outputs)
         )
         strength = np.full(self.folds.shape, _FLAT)
-        strength[:-1] = grid[:, None, :] / self.folds.size[None, :, None]
+        strength[:-1, :, :outputs] = grid[:, None, :] / self.folds.size[None, :, None]
         return strength
 
     def _look(self, w: np.ndarray, z: np.ndarray, strength: np.ndarray) -> GlmState:
-        mean = self.link.mean(z)
-        weighted = self.folds.train[:, :, None] * (mean - self.folds.target)
-        value = np.sum(self.folds.train * self.link.value(z, self.folds.target), 0)
+        """Return the state at ``w``; where a loss is not finite, without its derivatives."""
+        value = _weigh(self.folds.train, self.link.value(z, self.folds.target))
         value = value + _dot(strength * w, w) / 2
-        return GlmState(w, z, mean, self.folds.back(weighted) + strength * w, value)
+        if not np.all(np.isfinite(value)):
+            return GlmState(w, z, z, z, w, value)
+        slope, curvature = self.link.derive(z, self.folds.target)
+        gradient = self.folds.back(self.folds.train[:, :, None] * slope) + strength * w
+        return GlmState(w, z, slope, curvature, gradient, value)
 
     def solve(self, theta: np.ndarray, tol: float) -> tuple[GlmState, np.ndarray]:
         """Minimise the inner losses until the decrement squared is below ``tol`` of the loss."""
@@ -78,7 +88,7 @@ class GlmLoss:
         at = self._start(theta, strength)
         self.first = max(self.first, float(np.max(_norm(at.gradient))))
         for _ in range(_STEPS):
-            self.precondition.prepare(at.mean, strength)
+            self.precondition.prepare(at.curvature, strength)
             rate = float(np.max(_norm(at.gradient))) / max(self.first, 1e-300)
             step, image, _ = self._solve_system(at, strength, at.gradient, min(0.1, rate**0.5))
             decrement = _dot(at.gradient, step)
@@ -129,7 +139,7 @@ class GlmLoss:
 
         def multiply(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             image = self.folds.product(x)
-            curved = self.link.curved(at.mean, image)
+            curved = self.link.curved(at.curvature, image)
             curved *= self.folds.train[:, :, None]
             return self.folds.back(curved) + strength * x, image
 
@@ -167,7 +177,7 @@ class GlmLoss:
         losses = np.full((len(grid), len(share)), np.inf)
         for i, theta in enumerate(grid):
             at, _ = self.solve(theta, _COARSE)
-            losses[i] = np.sum(self.folds.held * self.link.value(at.z, self.folds.target), 0)
+            losses[i] = _weigh(self.folds.held, self.link.value(at.z, self.folds.target))
             values[i] = share @ losses[i]
             best = np.min(values[: i + 1])
             if i > 1 and values[i] > values[i - 1] > 1.05 * best:
@@ -186,18 +196,23 @@ class GlmLoss:
 
     def _evaluate(self, theta: np.ndarray, tol: float, residual: float) -> Evaluation:
         at, strength = self.solve(theta, tol)
-        error = self.link.mean(at.z) - self.folds.target
-        right = self.folds.back(self.folds.held[:, :, None] * error)
+        right = self.folds.back(self.folds.held[:, :, None] * at.slope)
         adjoint, _, linear = self._solve_system(at, strength, right, residual, self.adjoint)
         self.adjoint = adjoint
-        losses = np.sum(self.folds.held * self.link.value(at.z, self.folds.target), 0)
+        losses = _weigh(self.folds.held, self.link.value(at.z, self.folds.target))
         losses = losses - _dot(adjoint, at.gradient)
         share = self.folds.share
-        grad = -np.einsum("f,dft->dt", share, (strength * at.w * adjoint)[:-1])
+        part = (strength * at.w * adjoint)[:-1, :, : self.folds.sloped]
+        grad = -np.einsum("f,dft->dt", share, part)
         grad = np.array([grad.sum()]) if len(theta) == 1 else grad.ravel()
         params = np.moveaxis(at.w, 1, 0)
         inner = float(np.max(_norm(at.gradient))) / max(self.first, 1e-300)
         return Evaluation(float(share @ losses), grad, losses, params, inner, linear, share)
+
+
+def _weigh(weight: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the weighted sums over the rows, ``[F]``; a row of weight 0 may be infinite."""
+    return np.sum(weight * np.where(weight > 0, values, 0), 0)
 
 
 def _norm(x: np.ndarray) -> np.ndarray:

@@ -64,12 +64,13 @@ class ElasticNetLoss:
         l1, l2 = self._split(theta)
         share, d = self.problem.share, len(l1)
         losses, grad = np.zeros(len(share)), np.zeros((2, d))
-        inner = linear = 0.0
+        inner, linear, coef = 0.0, 0.0, np.zeros((len(share), d, 1))
         for k, fold in enumerate(self.problem.folds):
             if share[k] == 0 and k < len(share) - 1:
                 continue
             support, w, violation = self._solve(k, l1, l2)
             losses[k], right = fold.evaluate(support, w)
+            coef[k, support, 0] = w
             if share[k] == 0 or not len(support):
                 continue
             matrix = fold.block(support) + np.diag(l2[support])
@@ -78,8 +79,6 @@ class ElasticNetLoss:
             inner, linear = max(inner, violation), max(linear, float(residual))
             grad[0, support] -= share[k] * l1[support] * np.sign(w) * v
             grad[1, support] -= share[k] * l2[support] * w * v
-        last, coef = self.fits[-1], np.zeros((1, d, 1))
-        coef[0, last.support, 0] = last.w
         return Evaluation(
             float(share @ losses), grad[: self.kinds].ravel(), losses, coef, inner, linear, share
         )

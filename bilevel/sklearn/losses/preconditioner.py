@@ -3,7 +3,8 @@
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from bilevel.sklearn.losses.glm_folds import GlmFolds, Link
+from bilevel.sklearn.losses.glm_folds import GlmFolds
+from bilevel.sklearn.losses.links import Link
 
 _DENSE = 1000  # columns up to which the preconditioner is factorised
 
@@ -20,10 +21,10 @@ class Preconditioner:
         self.price = d / (2 * count * outputs) if self.factorised else 1.0  # in products
         self.wasted = np.inf
 
-    def prepare(self, mean: np.ndarray, strength: np.ndarray) -> None:
-        """Take the curvature at ``mean`` if that pays, and the penalties ``[d + 1, F, T]``."""
+    def prepare(self, curvature: np.ndarray, strength: np.ndarray) -> None:
+        """Take the curvature of a :class:`Link` if that pays, and penalties ``[d + 1, F, T]``."""
         if self.hessian is None or self.wasted > self.price:
-            weight = np.mean(self.folds.train * self.link.diagonal(mean), 1)
+            weight = np.mean(self.folds.train * self.link.diagonal(curvature), 1)
             make = self.folds.weigh_products if self.factorised else self.folds.weigh_squares
             self.hessian, self.wasted = make(weight), 0.0
         if not self.factorised:
@@ -37,7 +38,12 @@ class Preconditioner:
         ]
 
     def __call__(self, r: np.ndarray) -> np.ndarray:
-        """Apply to ``[d + 1, F, T]``."""
+        """Apply to ``[d + 1, F, T]``; outputs without columns keep none."""
+        image = self._apply(r)
+        image[:-1, :, self.folds.sloped :] = 0
+        return image
+
+    def _apply(self, r: np.ndarray) -> np.ndarray:
         if not self.factorised:
             return r / self.diagonal
         if len(self.factors) == 1:

@@ -125,9 +125,9 @@ class RidgePath:
         return np.stack(losses, 1)
 
     def __call__(self, theta: np.ndarray) -> Evaluation:
-        """Return value, derivative and the fit of all rows at one penalty."""
+        """Return value, derivative and fits at one penalty."""
         alpha = float(np.exp(theta[0]))
-        losses, slope, worst = np.zeros(len(self.folds)), 0.0, 0.0
+        losses, slope, worst, coefs = np.zeros(len(self.folds)), 0.0, 0.0, []
         for k, (share, fold) in enumerate(zip(self.share, self.folds, strict=True)):
             strength = (fold.values + alpha)[:, None]
             w = fold.images / strength
@@ -136,10 +136,10 @@ class RidgePath:
             slope -= share * 2 * alpha * np.sum(held * w / strength)
             left = np.linalg.norm(strength * w - fold.images)
             worst = max(worst, left / max(np.linalg.norm(fold.images), 1e-300))
-        last = self.folds[-1]
-        coef = last.basis @ (last.images / (last.values + alpha)[:, None])
+            coefs.append(fold.basis @ w)
+        coef = np.stack(coefs)
         value = float(self.share @ losses)
-        return Evaluation(value, np.array([slope]), losses, coef[None], worst, worst, self.share)
+        return Evaluation(value, np.array([slope]), losses, coef, worst, worst, self.share)
 
     def extremes(self) -> tuple[float, float]:
         """Return the smallest and the largest curvature over the folds; 1 where there is none."""

@@ -6,7 +6,7 @@ from bilevel.sklearn.search.descent import (
     minimise_outer,
 )
 from bilevel.sklearn.search.options import ITERATED, RESOLUTION, SearchOptions
-from bilevel.sklearn.search.path import SearchResult, tune_penalties
+from bilevel.sklearn.search.path import SearchResult, select_strongest, tune_penalties
 from bilevel.sklearn.search.penalties import (
     ColumnPenalties,
     check_alphas,
@@ -31,6 +31,7 @@ __all__ = [
     "make_spectral_grid",
     "make_stages",
     "minimise_outer",
+    "select_strongest",
     "share_in_groups",
     "tune_penalties",
 ]

@@ -32,7 +32,9 @@ class SearchResult:
     ``theta [q]``, its :class:`Evaluation`; ``path [steps + 1, q]`` with ``values``, from the best
     grid point on; ``grid``, the outer loss at each grid point; ``shrinkage``, the part of the way
     from the common penalty that the guard allowed, and ``guard``, the loss it saw for each part;
-    ``bounds [q, 2]`` of the search; ``points [G, q]`` of the grid with ``losses [G, F]``.
+    ``points [G, q]`` of the grid with ``losses [G, F]``; the ``search``, and its ``outer`` loss.
+    ``allowed [A, q]``: the part of the path that the guard allows. Of a choice by a scorer
+    ``scores`` like ``losses``, and which of the ``points`` was ``chosen``.
     """
 
     theta: np.ndarray
@@ -42,9 +44,13 @@ class SearchResult:
     grid: np.ndarray
     shrinkage: float
     guard: np.ndarray | None
-    bounds: np.ndarray
     points: np.ndarray
     losses: np.ndarray
+    search: SearchOptions
+    outer: OuterFunction
+    allowed: np.ndarray
+    scores: np.ndarray | None = None
+    chosen: int = -1
 
 
 def select_strongest(
@@ -119,6 +125,7 @@ def tune_penalties(
         if shrinkage < 1:
             path.append(points[chosen])
             losses.append(own[chosen])
+    allowed = list(path) if shrinkage == 1 else [*path[: best_way.common + 1], path[-1]]
     if search.one_error:
         path.append(find_one_error(outer, path[-1], search))
         losses.append(float(outer(path[-1]).value))
@@ -129,7 +136,10 @@ def tune_penalties(
         table @ (np.ones(1) if share is None else share[share > 0]),
         np.concatenate(grids),
     )
-    return SearchResult(theta, at, *steps, values, shrinkage, seen, search.bounds, points, table)
+    return SearchResult(
+        *(theta, at, *steps, values, shrinkage, seen, points, table),
+        *(search, outer, np.array(allowed)),
+    )
 
 
 def _start_descents(

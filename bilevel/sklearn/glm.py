@@ -1,0 +1,124 @@
+"""Base of the generalised linear models that tune their penalties by hypergradient."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+from scipy import sparse
+
+from bilevel.sklearn.base import HypergradEstimator, to_float64
+from bilevel.sklearn.choice import FitData, finish_fit
+from bilevel.sklearn.losses import (
+    GlmFolds,
+    GlmLoss,
+    Link,
+    compute_column_squares,
+    make_folds,
+    rotate_rows,
+)
+from bilevel.sklearn.search import (
+    ITERATED,
+    ColumnPenalties,
+    check_alphas,
+    make_log_bounds,
+    make_stages,
+    share_in_groups,
+    tune_penalties,
+)
+
+POINTS = 3, -6, -1  # powers of 10 of the grid, in units of the mean curvature of a column
+# Folds that a plane separates have a loss that falls to 0 with the penalty, and the more it falls
+# the surer the model is of its next mistake: so the search ends at this power of 10.
+LOWEST = -5
+_FEW = 500  # rows up to which sparse ones are rotated
+
+
+class GlmEstimator(HypergradEstimator):
+    """Base of the models of one linear score, or one per class, with penalties on squares."""
+
+    def _tune_glm(
+        self, data: FitData, target: np.ndarray, link: Link, *, curvature: float, unit: float = 1.0
+    ) -> None:
+        """Tune for ``target [n, T]``, and set what the search and the chosen fit say.
+
+        ``curvature``: of the loss of a row in its score, about; ``unit``: a penalty of 1 in
+        ``alpha_`` is so many in front of ``sum w^2 / 2``, beside the sum of the losses.
+        """
+        X, weight = data.X, data.weight
+        splits: Any = data.splits
+        shape: Any = X.shape
+        d = shape[1]
+        entries, _ = penalties = self._entries(d, target.shape[1] - link.plain)
+        rows: Any = to_float64(X)
+        back: Callable[[np.ndarray], np.ndarray] = np.asarray
+        single = penalties.single
+        if single and d > len(target) and (not sparse.issparse(X) or len(target) <= _FEW):
+            rows, back = rotate_rows(rows, weight, self.fit_intercept)
+
+        def outer_of(without: int | None) -> GlmLoss:
+            train, held = splits
+            folds = make_folds(train, held, weight, without)
+            sides = GlmFolds(rows, target, weight, folds, self.fit_intercept, link.plain)
+            return GlmLoss(link, sides)
+
+        grids, bounds = self._search_grids(data, penalties, curvature, unit)
+        search = replace(self._search(bounds, entries, splits), resolution=ITERATED)
+        stages = make_stages(entries[: len(bounds)], len(bounds))
+        found = tune_penalties(outer_of, grids, stages, search)
+        mean = np.asarray(weight @ X).ravel() / weight.sum()
+
+        def place(_: np.ndarray, params: np.ndarray, __: np.ndarray) -> dict[str, Any]:
+            coef, intercept = back(params[:-1]), params[-1]
+            # Intercepts are of rows about their mean.
+            return self._place(coef, intercept - self.fit_intercept * mean @ coef, X.dtype)
+
+        found = finish_fit(self, found, data, place)
+        each, log_unit = (d, len(entries) // d), np.log(unit)
+        free = entries[: len(found.theta)]
+        self._report(found, free, lambda theta: self._view(theta - log_unit, each))
+
+    def _search_grids(
+        self, data: FitData, penalties: ColumnPenalties, curvature: float, unit: float
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return the grids, of penalties flattened as the coefficients are, and the bounds.
+
+        From the strongest on; one for columns as they are, and with many penalties one for columns
+        of unit variance.
+        """
+        entries, offset = penalties
+        squares = compute_column_squares(data.X, data.weight, self.fit_intercept) * curvature
+        scales = [np.full(1 if penalties.single else len(entries), squares.mean())]
+        if not penalties.single:
+            each = np.repeat(squares, len(entries) // len(squares))
+            scales.append(share_in_groups(each, entries))
+        points = np.log(10.0) * np.arange(*POINTS)
+        grids = [points[:, None] + np.log(scale) for scale in scales]
+        if self.alphas is not None:
+            alphas = np.log(check_alphas(self.alphas) * unit)[:, None]
+            grids = [alphas + np.log(scale / scales[0]) for scale in scales]
+        if not penalties.single:
+            grids = [grid + offset for grid in grids]
+        grid = np.concatenate(grids)
+        bounds = make_log_bounds(scales[-1], grid.shape[1], LOWEST)
+        bounds[:, 0] = np.minimum(bounds[:, 0], np.min(grid, 0))
+        bounds[:, 1] = np.maximum(bounds[:, 1], np.max(grid, 0))
+        return grids, bounds if penalties.single else penalties.free(bounds)
+
+    def _entries(self, d: int, outputs: int) -> ColumnPenalties:
+        """Return group and factor of each coefficient ``[d, T]``, flattened."""
+        return ColumnPenalties(*(np.repeat(part, outputs) for part in self._group_columns(d)))
+
+    def _view(self, theta: np.ndarray, shape: tuple[int, int]) -> float | np.ndarray:
+        """Return entries of the coefficients as ``alpha_`` shows them."""
+        return theta[0] if len(theta) == 1 else theta.reshape(shape)[:, 0]
+
+    def _place(self, coef: np.ndarray, intercept: np.ndarray, dtype: DTypeLike) -> dict[str, Any]:
+        """Return the attributes of the model with ``coef [d, T]``, ``intercept [T]``."""
+        return self._place_linear(coef.T, intercept, True, dtype)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = not isinstance(self.cv, str)
+        return tags
