@@ -1,5 +1,6 @@
 """What must be set before JAX is imported, and the fixtures that several test files share."""
 
+import gc
 import os
 import sys
 from collections import Counter
@@ -14,15 +15,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A test runs a program a few times and compiles it once: what XLA saves by not optimising counts.
-# (The fusion emitters build every kernel through MLIR: two thirds more time per program.)
+# (The fusion emitters build every kernel through MLIR: two thirds more time per program. One LLVM
+# module per program, where the default is one for each of several threads: a tenth less.)
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false",
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 # Workers share what they compile, and the next run finds it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# To trace makes objects by the million that live on: a search for cycles every 700 takes 4 %.
+gc.set_threshold(50_000, 20, 100)
 
 # Each xdist worker is one process of several: one thread each, or the pools fight for the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bilevel as bl
+from bilevel.estimators import compiled_step
 
 KEY = jax.random.key(0)
 
@@ -29,8 +30,10 @@ def case():
 
 
 def bytes_of(case, make, steps):
+    """`temp_bytes` of `estimate_cost`, which would run shorter loops for the time as well."""
     problem, hyper, params, data = case
-    return bl.estimate_cost(problem, make(steps), hyper, params, data, KEY).temp_bytes
+    compiled, _ = compiled_step(problem, make(steps), hyper, params, data, KEY)
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
 SOLVER = bl.SGD(step_size=0.01, batch_size=16)
@@ -97,6 +100,7 @@ def test_cost_has_times_and_prints(case):
     """Seconds are positive, extrapolated for long loops, and the text names all three."""
     problem, hyper, params, data = case
     cost = bl.estimate_cost(problem, bl.Implicit(SOLVER, 200), hyper, params, data, KEY)
+    assert cost.temp_bytes == bytes_of(case, lambda k: bl.Implicit(SOLVER, k), 200)
     assert cost.seconds > 0
     assert cost.compile_seconds > 0
     assert cost.extrapolated

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 # Sizes whose scratch is 100 MB or more: the rest of the process moves by a few.
 MAKE = {
     "forward": (2500, "bl.Forward(SGD, 3)"),
-    "reverse": (1500, "bl.Reverse(SGD, 20000, memory='full')"),
+    "reverse": (15_000, "bl.Reverse(bl.SGD(1e-4, 1), 2000, memory='full')"),
     "replicated": (1500, "bl.Replicated(bl.Reverse(SGD, 4000, memory='full'), 5)"),
     "closed form": (3000, "bl.ClosedForm()"),
     "dense": (3000, "bl.Implicit(SGD, 3, bl.Dense())"),

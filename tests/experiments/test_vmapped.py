@@ -137,6 +137,9 @@ def test_stopped_group_goes_on(command: Command, tmp_path: Path, monkeypatch: An
     assert_same(whole, parts)
     outcome = command(f"hydra.run.dir={parts}", *wide, "steps=7")
     assert "finished already, all of them" in outcome.out
+    outcome = command(f"resume={parts}", quick=[])
+    assert outcome.status == 1
+    assert "this folder holds many runs. Give the command that began them again" in outcome.err
     lane = next(parts.glob("*seed-1*"))
     assert command(f"resume={lane}", "steps=9", quick=[]).status == 0
     assert json.loads((lane / "result.json").read_text())["steps"] == 9
@@ -158,12 +161,3 @@ def test_refusals(command: Command, tmp_path: Path, changes: list[str], words: s
     outcome = command(f"hydra.run.dir={tmp_path / 'a'}", *changes)
     assert outcome.status == 1
     assert words in outcome.err
-
-
-@pytest.mark.extended
-def test_group_is_not_resumed_by_its_folder(command: Command, tmp_path: Path) -> None:
-    folder = tmp_path / "a"
-    assert command(f"hydra.run.dir={folder}", "vmap.seeds=1", "steps=1").status == 0
-    outcome = command(f"resume={folder}", quick=[])
-    assert outcome.status == 1
-    assert "this folder holds many runs. Give the command that began them again" in outcome.err

@@ -2,9 +2,11 @@
 
 import ast
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import optax
 import bilevel as bl
 
 ROOM = Path(bl.__file__).parent / "tuning"
+TraceFunction = Callable[[FrameType, str, Any], Any]
 
 
 def _seen(x: jax.Array) -> jax.Array:
@@ -29,25 +32,32 @@ PROBLEM = bl.Problem(
 def functions_of_a_step() -> dict[Path, set[int]]:
     """Return the files of the room, and the first lines of their functions, that `tune` runs."""
     called: dict[Path, set[int]] = {}
-    done = False
 
-    def look(frame: FrameType, event: str, arg: object) -> None:
-        del arg
-        nonlocal done
+    def look(frame: FrameType, event: str, arg: object) -> TraceFunction | None:
+        """Heard of each call, of which JAX makes millions: of the others nothing is asked."""
+        del event, arg
         code = frame.f_code
-        path = Path(code.co_filename)
-        if event == "call" and path.parent == ROOM and not done:
-            called.setdefault(path, set()).add(code.co_firstlineno)
-        done = done or (event == "return" and (path, code.co_name) == (ROOM / "tune.py", "_run"))
+        if not code.co_filename.startswith(str(ROOM)):
+            return None
+        called.setdefault(Path(code.co_filename), set()).add(code.co_firstlineno)
+        last = code.co_filename == str(ROOM / "tune.py") and code.co_name == "_run"
+        return until_it_returns if last else None
+
+    def until_it_returns(frame: FrameType, event: str, arg: object) -> TraceFunction:
+        del frame, arg
+        if event == "return":
+            sys.settrace(None)
+        return until_it_returns
 
     zero, data = jnp.zeros(()), bl.Data(jnp.ones(1), jnp.ones(1))
     estimator = bl.Implicit(bl.GradientDescent(step_size=0.3), steps=5)
     call = partial(bl.tune, PROBLEM, estimator, optax.adam(0.1), zero, zero, data)
-    sys.setprofile(look)
+    before = sys.gettrace()  # of a measurement of coverage, perhaps
+    sys.settrace(look)
     try:
         call(steps=1, key=jax.random.key(0))
     finally:
-        sys.setprofile(None)
+        sys.settrace(before)
     return called
 
 
