@@ -23,6 +23,7 @@ from bilevel.core.protocols import (
     MonitoredEstimator,
     ScalesWork,
 )
+from bilevel.core.rows import draw_rows
 from bilevel.core.schedules import (
     Continued,
     Decay,
@@ -77,6 +78,7 @@ __all__ = [
     "bind_losses",
     "count_examples",
     "draw_outer",
+    "draw_rows",
     "evaluate",
     "freeze_losses",
     "hold_model_state",

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core.problem import Data, Problem, count_examples
+from bilevel.core.rows import draw_rows
 from bilevel.utils import (
     DataTree,
     Hyper,
@@ -177,7 +178,7 @@ def draw_outer(data: Data, size: int | None, key: Key) -> Data:
             f"outer_batch_size={size} is larger than the number of outer examples, {n}. Use a "
             "smaller one, or None for all."
         )
-    rows = jax.random.randint(loss_key(key, "rows"), (size,), 0, n, jnp.int32)
+    rows = draw_rows(loss_key(key, "rows"), size, n)
     return replace(data, outer=jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data.outer))
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 from jax import Array
 
-from bilevel.core import Data, Problem, count_examples
+from bilevel.core import Data, Problem, count_examples, draw_rows
 from bilevel.utils import PyTree, size
 
 _PRODUCTS, _FEWEST = 12, 3  # with the Hessian, of the few steps of conjugate gradients
@@ -79,5 +79,5 @@ class Budget(NamedTuple):
         n = count_examples(data.inner)
         if self.rows == n:
             return data
-        chosen = jax.random.randint(jax.random.fold_in(key, _STREAM), (self.rows,), 0, n)
+        chosen = draw_rows(jax.random.fold_in(key, _STREAM), self.rows, n)
         return replace(data, inner=jax.tree.map(lambda x: x[chosen], data.inner))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.core import count_examples
+from bilevel.core import count_examples, draw_rows
 from bilevel.solvers.repeat import DrawnKey, StepKey
 from bilevel.utils import (
     Counter,
@@ -79,7 +79,7 @@ class Sampler:
         if isinstance(key, DrawnKey):
             return key.rows, state
         if self.sampling == "iid":
-            return jax.random.randint(_made(key), (b,), 0, n, jnp.int32), state
+            return draw_rows(_made(key), b, n), state
         if self.sampling == "stream":
             rows = (state[0] + jnp.arange(b, dtype=jnp.int32)) % n
             return rows, ((state[0] + b) % n,)
@@ -109,10 +109,7 @@ class Sampler:
         n, b = count_examples(data), self.batch_size
         steps = jnp.arange(count)
         if b is None or self.sampling == "iid":
-            # In blocks: drawing needs seven times the memory of what is drawn.
-            block = min(count, max(_BLOCK // (b or n), 1))
-            rows = lambda k: self.indices(data, keys(k), state)[0]  # noqa: E731
-            return jax.lax.map(rows, steps, batch_size=block), state
+            return self._in_blocks(data, keys, state, count), state
         if self.sampling == "stream":
             rows = (state[0] + jnp.arange(count * b, dtype=jnp.int32)) % n
             return rows.reshape(count, b), ((state[0] + count * b) % n,)
@@ -137,6 +134,19 @@ class Sampler:
         rows = jnp.where(slots < n, old, following[jnp.maximum(slots - n, 0)])
         end = position + count * b
         return rows.reshape(count, b), (following, jnp.where(exhausted, end - n, end))
+
+    def _in_blocks(
+        self, data: DataTree, keys: Callable[[Counter], Key], state: SamplerState, count: int
+    ) -> Int[Array, "count b"]:
+        """Return rows of independent batches, in blocks: drawing needs several times their memory.
+
+        The last block may be too long, so that there is one kind of block to compile.
+        """
+        block = min(count, max(_BLOCK // (self.batch_size or count_examples(data)), 1))
+        blocks = -(-count // block)
+        draw = jax.vmap(lambda k: self.indices(data, keys(k), state)[0])
+        rows = jax.lax.map(draw, jnp.arange(blocks * block).reshape(blocks, block))
+        return rows.reshape(blocks * block, -1)[:count]
 
     def draw(
         self, data: DataTree, key: StepKey | Lazy, state: SamplerState

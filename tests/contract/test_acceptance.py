@@ -9,6 +9,7 @@ import pytest
 
 import bilevel as bl
 from bilevel.testing import Case, ridge
+from tests.draws import rows_by_hand
 from tests.marks import quick_cases
 
 KINDS = {
@@ -47,7 +48,7 @@ def batches(key: Any, n: int, size: int, steps: int, sampling: str) -> np.ndarra
     for k in range(steps):
         key_k = jax.random.fold_in(key, k)
         if sampling == "iid":
-            queue = list(jax.random.randint(key_k, (size,), 0, n, jnp.int32))
+            queue = list(rows_by_hand(key_k, size, n))
         elif len(queue) < size:
             queue += list(jax.random.permutation(key_k, jnp.arange(n, dtype=jnp.int32)))
         drawn.append(queue[:size])

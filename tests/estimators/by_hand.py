@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
+from tests.draws import rows_by_hand
 
 STEPS, BATCH, RATE, MOMENTUM = 4, 5, 0.1, 0.5
 KEY = jax.random.key(3)
@@ -23,7 +24,7 @@ def by_hand(inner, outer, running, params, state, data, hyper, key, steps=STEPS,
     X, y = (jnp.asarray(x) for x in data.inner)
     for k in range(steps):
         step = jax.random.fold_in(key, k)
-        seen = jax.random.randint(step, (batch,), 0, len(X), jnp.int32)
+        seen = rows_by_hand(step, batch, len(X))
         extra = bl.loss_key(step, "inner")
         b = X[seen], y[seen]
         if running is not None:
