@@ -42,57 +42,78 @@ class Reference(NamedTuple):
         return jax.lax.stop_gradient(jnp.where(error <= self.rounding, 0, error / exact))
 
 
+class Look(NamedTuple):
+    """What Newton's method knows at a point ``w``, ``[d]``, beside the hypergradient there.
+
+    The inner ``gradient``, ``[d]``, and the ``step`` that would make it vanish, ``[d]``.
+    """
+
+    w: Array
+    gradient: Array
+    step: Array
+    found: Reference
+
+
 def find_reference(problem: Problem, hyper: Hyper, params: Params, data: Data) -> Reference:
-    """Return the hypergradient at the inner minimum that Newton's method finds from ``params``."""
+    """Return the hypergradient at the inner minimum that Newton's method finds from ``params``.
+
+    A step is taken only if it makes the gradient smaller. One loop does it all, so that the loss
+    and its derivatives are compiled once.
+    """
     hyper, params, data = jax.lax.stop_gradient((hyper, params, data))
     flat, unravel = ravel_pytree(params)
-
-    def slopes(w: Array, hyper: Hyper) -> Array:
-        return ravel_pytree(jax.grad(problem.inner)(unravel(w), hyper, data.inner))[0]
-
-    w = _minimise(lambda w: slopes(w, hyper), flat)
-    in_params, direct = jax.grad(problem.outer, argnums=(0, 1))(unravel(w), hyper, data.outer)
-    u = _solve(_jacobian(lambda w: slopes(w, hyper), w), ravel_pytree(in_params)[0])
-    through = jax.vjp(lambda hyper: slopes(w, hyper), hyper)[1](u)[0]
-    rounding = 100 * jnp.finfo(flat.dtype).eps * (norm(direct) + norm(through))
-    return Reference(axpy(-1, through, direct), rounding)
-
-
-def _minimise(slopes: Callable[[Array], Array], w: Array) -> Array:
-    """Newton's method; a step is taken only if it makes the gradient smaller."""
-    enough = jnp.finfo(w.dtype).eps ** 0.5  # the next error is the square of this step
+    enough = jnp.finfo(flat.dtype).eps ** 0.5  # the next error is the square of this step
 
     def unfinished(carry: PyTree) -> Array:
-        k, w, _, _, moved = carry
-        return (k < _NEWTON) & (moved > enough * jnp.linalg.norm(w))
+        k, best, _, _, moved, _ = carry
+        return (k <= _NEWTON) & (moved > enough * jnp.linalg.norm(best.w))
 
     def advance(carry: PyTree) -> PyTree:
-        k, w, gradient, length, _ = carry
-        step = length * _solve(_jacobian(slopes, w), gradient)
-        trial = w - step
-        there = slopes(trial)
-        better = jnp.linalg.norm(there) < jnp.linalg.norm(gradient)
+        k, best, at, length, _, moved = carry
+        there = _look(problem, hyper, at, unravel, data)
+        better = jnp.linalg.norm(there.gradient) < jnp.linalg.norm(best.gradient)
         longer = jnp.where(better, jnp.minimum(1, length / _SHORTER), length * _SHORTER)
-        w, gradient = jnp.where(better, trial, w), jnp.where(better, there, gradient)
-        return k + 1, w, gradient, longer, jnp.linalg.norm(step)
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), there, best)
+        step = longer * best.step
+        return k + 1, best, best.w - step, longer, moved, jnp.linalg.norm(step)
 
-    one = jnp.ones((), w.dtype)
-    return jax.lax.while_loop(unfinished, advance, (0, w, slopes(w), one, jnp.inf * one))[1]
+    one, nowhere = jnp.ones((), flat.dtype), jnp.full_like(flat, jnp.inf)
+    unknown = jax.tree.map(lambda h: jnp.full(jnp.shape(h), jnp.nan, jnp.result_type(h)), hyper)
+    begin = Look(flat, nowhere, nowhere, Reference(unknown, jnp.nan * one))
+    initial = 0, begin, flat, one, jnp.inf * one, jnp.inf * one
+    return jax.lax.while_loop(unfinished, advance, initial)[1].found
 
 
-def _jacobian(slopes: Callable[[Array], Array], w: Array) -> Array:
-    """Return it by forward mode, or in reverse where a loss has a rule for that alone."""
+def _look(
+    problem: Problem, hyper: Hyper, w: Array, unravel: Callable[[Array], Params], data: Data
+) -> Look:
+    """Return all that is known at ``w``: one Hessian, one factorisation for both its systems."""
+
+    def slopes(w: Array, hyper: Hyper) -> tuple[Array, Hyper]:
+        in_params, in_hyper = jax.grad(problem.inner, (0, 1))(unravel(w), hyper, data.inner)
+        return ravel_pytree(in_params)[0], in_hyper
+
+    b, direct = jax.grad(problem.outer, argnums=(0, 1))(unravel(w), hyper, data.outer)
+    b = ravel_pytree(b)[0]
     try:
-        return jax.jacfwd(slopes)(w)
+        (gradient, _), push = jax.linearize(lambda w: slopes(w, hyper), w)
+        hessian = jax.vmap(lambda v: push(v)[0])(jnp.eye(w.size, dtype=w.dtype))
+        step, u = _solve(hessian, jnp.stack([gradient, b], 1)).T
+        through = push(u)[1]
     except (TypeError, NotImplementedError) as error:
         if not lacks_forward_mode(error):
-            raise
-        return jax.jacrev(slopes)(w)
+            raise  # what follows serves a loss with a rule for reverse mode alone
+        gradient, pull = jax.vjp(lambda *at: slopes(*at)[0], w, hyper)
+        hessian = jax.vmap(lambda v: pull(v)[0])(jnp.eye(w.size, dtype=w.dtype))
+        step, u = _solve(hessian, jnp.stack([gradient, b], 1)).T
+        through = pull(u)[1]
+    rounding = 100 * jnp.finfo(w.dtype).eps * (norm(direct) + norm(through)).astype(w.dtype)
+    return Look(w, gradient, step, Reference(axpy(-1, through, direct), rounding))
 
 
 def _solve(matrix: Array, b: Array) -> Array:
-    """Return ``matrix^{-1} b``, symmetric, 0 in the null space: what nothing reads is free."""
+    """Return ``matrix^{-1} b``, ``[d, 2]``, 0 in the null space: what nothing reads is free."""
     values, vectors = jnp.linalg.eigh(matrix)
     least = len(b) * jnp.finfo(b.dtype).eps * jnp.max(jnp.abs(values))
     inverse = jnp.where(jnp.abs(values) > least, 1 / jnp.where(values == 0, 1, values), 0)
-    return vectors @ (inverse * (vectors.T @ b))
+    return vectors @ (inverse[:, None] * (vectors.T @ b))

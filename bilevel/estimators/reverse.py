@@ -9,7 +9,6 @@ al., AISTATS 2019.
 """
 
 import functools
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -33,9 +32,11 @@ from bilevel.estimators.once import step_once
 from bilevel.estimators.rebuild import require_window
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.remainder import adjoint_evidence
+from bilevel.estimators.segments import run_in_segments
 from bilevel.solvers import (
     Carry,
     Solver,
+    draw_ahead,
     end_chain,
     run_steps,
     start_solver,
@@ -53,6 +54,7 @@ from bilevel.utils import (
 )
 
 MEMORY = ("auto", "full", "checkpoint")
+_FEW_ROWS = 2**16  # row numbers that a checkpointed call keeps, 256 KiB
 
 
 @dataclass(frozen=True)
@@ -244,13 +246,9 @@ class Reverse:
 
         if not checkpoints:
             return steps(n, (first, *carry))[1:]
-        segment = math.isqrt(n - 1) + 1
-        whole, rest = divmod(n, segment)
-        one = jax.checkpoint(functools.partial(steps, segment), prevent_cse=False)
-        loop, _ = jax.lax.scan(lambda loop, _: (one(loop), None), (first, *carry), length=whole)
-        if rest:
-            loop = jax.checkpoint(functools.partial(steps, rest), prevent_cse=False)(loop)
-        return loop[1:]
+        # Few row numbers are kept: within a segment they would be drawn twice.
+        key = draw_ahead(self.solver, data.inner, key, n, first, most=_FEW_ROWS)
+        return run_in_segments(steps, (first, *carry), n)[1:]
 
 
 register_node(

@@ -108,14 +108,22 @@ register_node(CallKey)
 
 
 def draw_ahead(
-    solver: object, data: DataTree, key: Key | CallKey, count: int, first: int | Array = 0
+    solver: object,
+    data: DataTree,
+    key: Key | CallKey,
+    count: int,
+    first: int | Array = 0,
+    most: int = _MOST,
 ) -> Key | CallKey:
-    """Return the key of a call with the rows of ``count`` steps, or as it is where that is moot."""
+    """Return the key of a call with the rows of ``count`` steps, or as it is where that is moot.
+
+    More than ``most`` row numbers are not drawn ahead.
+    """
     if isinstance(key, CallKey) or not isinstance(solver, DrawsAhead) or count < 2:
         return key
     sampler = solver.sampler
     size = sampler.batch_size
-    if size is None or sampler.sampling != "iid" or count * size > _MOST:
+    if size is None or sampler.sampling != "iid" or count * size > most:
         return key
     rows, _ = sampler.ahead(data, lambda k: jax.random.fold_in(key, first + k), (), count)
     return CallKey(key, rows, jnp.asarray(first, jnp.int32))
