@@ -16,22 +16,32 @@ from typing import Any as _Any
 
 from bilevel.sklearn.cleaner import DataCleaner
 from bilevel.sklearn.elastic_net import HypergradElasticNet
+from bilevel.sklearn.huber import HypergradHuberRegressor
 from bilevel.sklearn.kernel import HypergradKernelRidge
 from bilevel.sklearn.lasso import HypergradLasso
 from bilevel.sklearn.logistic import HypergradLogisticRegression
 from bilevel.sklearn.losses import compute_gcv, compute_sure, leave_one_out
 from bilevel.sklearn.ridge import HypergradRidge
 from bilevel.sklearn.search_cv import BilevelSearchCV
+from bilevel.sklearn.tweedie import (
+    HypergradGammaRegressor,
+    HypergradPoissonRegressor,
+    HypergradTweedieRegressor,
+)
 from bilevel.utils import resolve_renamed as _renamed
 
 __all__ = [
     "BilevelSearchCV",
     "DataCleaner",
     "HypergradElasticNet",
+    "HypergradGammaRegressor",
+    "HypergradHuberRegressor",
     "HypergradKernelRidge",
     "HypergradLasso",
     "HypergradLogisticRegression",
+    "HypergradPoissonRegressor",
     "HypergradRidge",
+    "HypergradTweedieRegressor",
     "compute_gcv",
     "compute_sure",
     "leave_one_out",

@@ -84,7 +84,10 @@ class HypergradEstimator(BaseEstimator):
 
     def _splits(
         self, X: Matrix, y: np.ndarray, groups: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the splits, or nothing where ``cv`` names a criterion that needs none."""
+        if isinstance(self.cv, str):
+            return None
         return make_splits(
             self.cv, X, y, groups, classifier=self._classifier, random_state=self.random_state
         )

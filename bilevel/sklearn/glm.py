@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 from scipy import sparse
+from sklearn.utils._param_validation import StrOptions
 
 from bilevel.sklearn.base import HypergradEstimator, to_float64
 from bilevel.sklearn.choice import FitData, finish_fit
 from bilevel.sklearn.losses import (
+    AloLoss,
+    Folds,
     GlmFolds,
     GlmLoss,
     Link,
@@ -21,6 +24,7 @@ from bilevel.sklearn.losses import (
 from bilevel.sklearn.search import (
     ITERATED,
     ColumnPenalties,
+    SearchResult,
     check_alphas,
     make_log_bounds,
     make_stages,
@@ -28,26 +32,44 @@ from bilevel.sklearn.search import (
     tune_penalties,
 )
 
-POINTS = 3, -6, -1  # powers of 10 of the grid, in units of the mean curvature of a column
-# Folds that a plane separates have a loss that falls to 0 with the penalty, and the more it falls
-# the surer the model is of its next mistake: so the search ends at this power of 10.
-LOWEST = -5
 _FEW = 500  # rows up to which sparse ones are rotated
 
 
 class GlmEstimator(HypergradEstimator):
     """Base of the models of one linear score, or one per class, with penalties on squares."""
 
+    # Powers of 10, ends of the grid, in units of the mean curvature of a column; the search ends at
+    # the lower one.
+    _decades = 3, -9
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        **HypergradEstimator._parameter_constraints,
+        "cv": ["cv_object", StrOptions({"alo"})],
+    }
+
+    def _validate_rows(self, X, y, sample_weight, **options) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Validate; leave-one-out has dense rows, and needs a row beside each."""
+        by_rows = isinstance(self.cv, str)
+        options["ensure_min_samples"] = 2 if by_rows else 1
+        return self._validate(X, y, sample_weight, accept_sparse=not by_rows and "csr", **options)
+
     def _tune_glm(
-        self, data: FitData, target: np.ndarray, link: Link, *, curvature: float, unit: float = 1.0
+        self,
+        data: FitData,
+        target: np.ndarray,
+        link: Link,
+        *,
+        mean: bool = False,
+        unit: float = 1.0,
+        scale: float = 1.0,
     ) -> None:
         """Tune for ``target [n, T]``, and set what the search and the chosen fit say.
 
-        ``curvature``: of the loss of a row in its score, about; ``unit``: a penalty of 1 in
-        ``alpha_`` is so many in front of ``sum w^2 / 2``, beside the sum of the losses.
+        A penalty of 1 in ``alpha_`` is ``unit`` in front of ``sum w^2 / 2``, beside the sum of the
+        losses, or of their ``mean``, whatever the size of a fold. Losses are told times ``scale``.
         """
-        X, weight = data.X, data.weight
-        splits: Any = data.splits
+        X, weight, total = data.X, data.weight, data.weight.sum()
+        unit = unit * total if mean else unit
+        splits = data.splits
         shape: Any = X.shape
         d = shape[1]
         entries, _ = penalties = self._entries(d, target.shape[1] - link.plain)
@@ -57,24 +79,32 @@ class GlmEstimator(HypergradEstimator):
         if single and d > len(target) and (not sparse.issparse(X) or len(target) <= _FEW):
             rows, back = rotate_rows(rows, weight, self.fit_intercept)
 
-        def outer_of(without: int | None) -> GlmLoss:
-            train, held = splits
-            folds = make_folds(train, held, weight, without)
+        def outer_of(without: int | None) -> GlmLoss | AloLoss:
+            everything = np.ones((1, len(target)), bool)
+            folds = Folds(everything, everything, np.ones(1))
+            if splits is not None:
+                train, held = splits
+                folds = make_folds(train, held, weight, without)
             sides = GlmFolds(rows, target, weight, folds, self.fit_intercept, link.plain)
-            return GlmLoss(link, sides)
+            if mean:
+                sides.size[:] = total
+            return GlmLoss(link, sides) if splits else AloLoss(link, sides)
 
+        start = np.broadcast_to(link.start(weight @ target / total), target.shape)
+        curved = link.derive(start[:, None], target[:, None])[1]
+        curvature = float(weight @ link.diagonal(curved)[:, 0] / total)
         grids, bounds = self._search_grids(data, penalties, curvature, unit)
         search = replace(self._search(bounds, entries, splits), resolution=ITERATED)
         stages = make_stages(entries[: len(bounds)], len(bounds))
         found = tune_penalties(outer_of, grids, stages, search)
-        mean = np.asarray(weight @ X).ravel() / weight.sum()
+        middle = np.asarray(weight @ X).ravel() / total
 
         def place(_: np.ndarray, params: np.ndarray, __: np.ndarray) -> dict[str, Any]:
             coef, intercept = back(params[:-1]), params[-1]
             # Intercepts are of rows about their mean.
-            return self._place(coef, intercept - self.fit_intercept * mean @ coef, X.dtype)
+            return self._place(coef, intercept - self.fit_intercept * middle @ coef, X.dtype)
 
-        found = finish_fit(self, found, data, place)
+        found = scale_losses(finish_fit(self, found, data, place), scale)
         each, log_unit = (d, len(entries) // d), np.log(unit)
         free = entries[: len(found.theta)]
         self._report(found, free, lambda theta: self._view(theta - log_unit, each))
@@ -93,7 +123,8 @@ class GlmEstimator(HypergradEstimator):
         if not penalties.single:
             each = np.repeat(squares, len(entries) // len(squares))
             scales.append(share_in_groups(each, entries))
-        points = np.log(10.0) * np.arange(*POINTS)
+        high, low = self._decades
+        points = np.log(10.0) * np.arange(high, low - 1, -1)
         grids = [points[:, None] + np.log(scale) for scale in scales]
         if self.alphas is not None:
             alphas = np.log(check_alphas(self.alphas) * unit)[:, None]
@@ -101,7 +132,7 @@ class GlmEstimator(HypergradEstimator):
         if not penalties.single:
             grids = [grid + offset for grid in grids]
         grid = np.concatenate(grids)
-        bounds = make_log_bounds(scales[-1], grid.shape[1], LOWEST)
+        bounds = make_log_bounds(scales[-1], grid.shape[1], low)
         bounds[:, 0] = np.minimum(bounds[:, 0], np.min(grid, 0))
         bounds[:, 1] = np.maximum(bounds[:, 1], np.max(grid, 0))
         return grids, bounds if penalties.single else penalties.free(bounds)
@@ -122,3 +153,17 @@ class GlmEstimator(HypergradEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = not isinstance(self.cv, str)
         return tags
+
+
+def scale_losses(found: SearchResult, scale: float) -> SearchResult:
+    """Return the result with its losses times ``scale``."""
+    at = found.evaluation
+    at = at._replace(value=scale * at.value, grad=scale * at.grad, losses=scale * at.losses)
+    return replace(
+        found,
+        evaluation=at,
+        values=scale * found.values,
+        grid=scale * found.grid,
+        losses=scale * found.losses,
+        guard=None if found.guard is None else scale * found.guard,
+    )

@@ -1,6 +1,6 @@
 """Gaussian kernel ridge regression that tunes penalty and length scales by hypergradient."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import MultiOutputMixin, RegressorMixin
@@ -88,7 +88,8 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
                 "penalty of HypergradKernelRidge groups columns by their width, which has no "
                 "factor: give labels of groups alone."
             )
-        train, held = self._splits(X, y, groups)
+        sides: Any = self._splits(X, y, groups)
+        train, held = sides
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
         # The kernel sees differences alone, which rounding spoils where the mean is large.
         self._centre = weight @ X.astype(np.float64) / weight.sum()

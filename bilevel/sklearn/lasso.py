@@ -1,7 +1,7 @@
 """Lasso that tunes its penalties by hypergradient."""
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -114,7 +114,7 @@ class HypergradLasso(LinearRegressor):
         rows, target = to_float64(X), np.asarray(y, np.float64)
         penalties, d = self._group_columns(X.shape[1]), X.shape[1]
         columns = penalties.groups
-        splits = self._splits(X, y, groups)
+        splits: Any = self._splits(X, y, groups)
         problem_of = make_quadratics(rows, target, weight, splits, self.fit_intercept)
 
         def make_loss(without: int | None) -> ElasticNetLoss:

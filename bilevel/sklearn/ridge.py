@@ -150,7 +150,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         columns = penalties.groups
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
         rows: Any = to_float64(X)
-        splits = None if by_rows else self._splits(X, y, groups)
+        splits = self._splits(X, y, groups)
         noise = self.noise_variance
         problem = RidgeProblem(
             rows, targets, weight, splits, self.fit_intercept, str(self.cv), noise

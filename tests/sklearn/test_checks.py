@@ -5,10 +5,14 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bilevel.sklearn import (
     HypergradElasticNet,
+    HypergradGammaRegressor,
+    HypergradHuberRegressor,
     HypergradKernelRidge,
     HypergradLasso,
     HypergradLogisticRegression,
+    HypergradPoissonRegressor,
     HypergradRidge,
+    HypergradTweedieRegressor,
 )
 
 # The checks themselves warn (a column vector as y, a sparse format); they say what must warn.
@@ -34,6 +38,11 @@ def test_check_of_the_classifier(estimator, check):
         HypergradLasso(),
         HypergradElasticNet(),
         HypergradKernelRidge(),
+        HypergradPoissonRegressor(),
+        HypergradGammaRegressor(),
+        HypergradTweedieRegressor(),
+        HypergradHuberRegressor(),
+        HypergradHuberRegressor(cv="alo"),
     ]
 )
 def test_check_of_the_others(estimator, check):

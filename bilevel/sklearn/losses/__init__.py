@@ -1,5 +1,6 @@
 """Compiled cross-validation losses, and the folds and moments that they are computed from."""
 
+from bilevel.sklearn.losses.alo import AloLoss
 from bilevel.sklearn.losses.arrays import Matrix
 from bilevel.sklearn.losses.criteria import compute_gcv, compute_sure, leave_one_out
 from bilevel.sklearn.losses.criterion_loss import (
@@ -25,6 +26,8 @@ from bilevel.sklearn.losses.links import (
     MULTINOMIAL,
     SQUARED,
     Link,
+    make_huber,
+    make_tweedie,
 )
 from bilevel.sklearn.losses.ridge import RidgeLoss
 from bilevel.sklearn.losses.rotation import rotate_rows
@@ -35,6 +38,7 @@ __all__ = [
     "LOGISTIC",
     "MULTINOMIAL",
     "SQUARED",
+    "AloLoss",
     "CriterionLoss",
     "CriterionPath",
     "CriterionRows",
@@ -59,7 +63,9 @@ __all__ = [
     "leave_one_out",
     "make_criterion_rows",
     "make_folds",
+    "make_huber",
     "make_quadratics",
     "make_splits",
+    "make_tweedie",
     "rotate_rows",
 ]

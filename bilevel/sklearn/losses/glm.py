@@ -20,11 +20,11 @@ from bilevel.sklearn.losses.links import Link
 from bilevel.sklearn.losses.preconditioner import Preconditioner
 from bilevel.sklearn.search.descent import Evaluation
 
-_FLAT = 1e-12  # curvature of the intercepts per unit of weight, where the data give none
+_FLAT = 1e-12  # of the curvature at the start: that of the intercepts, where the data give none
 _STEPS, _PRODUCTS = 60, 300  # of Newton's method, and of conjugate gradients in each, at most
 # Decrements squared, relative to the loss, at which Newton ends: at the end, along a descent and on
 # the grid; and residuals of the adjoint at the first two.
-_EXACT, _FINE, _COARSE = 1e-14, 1e-8, 1e-5
+EXACT, _FINE, _COARSE = 1e-14, 1e-8, 1e-5
 _LINEAR, _FORCING = 1e-9, 1e-4
 _SLACK = 6  # products of a solve that no preconditioner saves
 
@@ -55,6 +55,11 @@ class GlmLoss:
         self.w = np.zeros(folds.shape)
         if folds.intercept or link.plain:
             self.w[-1] = link.start(folds.train[:, -1] @ folds.target[:, 0])
+        mean = np.broadcast_to(
+            link.start(folds.train[:, -1] @ folds.target[:, 0]), folds.target.shape
+        )
+        curved = link.diagonal(link.derive(mean, folds.target)[1])
+        self.flat = _FLAT * float(folds.train[:, -1] @ curved[:, 0])
         self.known: list[tuple[np.ndarray, np.ndarray]] = []  # theta and w, the last few
         self.last: tuple[np.ndarray, Evaluation] | None = None
         self.adjoint = np.zeros(folds.shape)
@@ -68,16 +73,21 @@ class GlmLoss:
         grid = np.broadcast_to(
             penalty if len(penalty) == 1 else penalty.reshape(d - 1, -1), (d - 1, outputs)
         )
-        strength = np.full(self.folds.shape, _FLAT)
+        strength = np.full(self.folds.shape, self.flat)
         strength[:-1, :, :outputs] = grid[:, None, :] / self.folds.size[None, :, None]
         return strength
 
     def _look(self, w: np.ndarray, z: np.ndarray, strength: np.ndarray) -> GlmState:
-        """Return the state at ``w``; where a loss is not finite, without its derivatives."""
+        """Return the state at ``w``, scores without columns at their best for the others."""
+        if self.link.profile is not None:
+            best, sloped = (
+                self.link.profile(z, self.folds.target, self.folds.train),
+                self.folds.sloped,
+            )
+            w, z = w.copy(), z.copy()
+            w[-1, :, sloped:] = z[:, :, sloped:] = best
         value = _weigh(self.folds.train, self.link.value(z, self.folds.target))
         value = value + _dot(strength * w, w) / 2
-        if not np.all(np.isfinite(value)):
-            return GlmState(w, z, z, z, w, value)
         slope, curvature = self.link.derive(z, self.folds.target)
         gradient = self.folds.back(self.folds.train[:, :, None] * slope) + strength * w
         return GlmState(w, z, slope, curvature, gradient, value)
@@ -97,7 +107,7 @@ class GlmLoss:
                 np.sum(self.folds.train * np.einsum("nft,nft->nf", at.z, at.z), 0)
             )
             length, new = np.ones(len(decrement)), at
-            for _ in range(30):
+            for _ in range(60):
                 new = self._look(
                     at.w - length[:, None] * step, at.z - length[:, None] * image, strength
                 )
@@ -192,7 +202,7 @@ class GlmLoss:
 
     def evaluate_exactly(self, theta: np.ndarray) -> Evaluation:
         """Return value, gradient and fits up to rounding."""
-        return self._evaluate(theta, _EXACT, _LINEAR)
+        return self._evaluate(theta, EXACT, _LINEAR)
 
     def _evaluate(self, theta: np.ndarray, tol: float, residual: float) -> Evaluation:
         at, strength = self.solve(theta, tol)

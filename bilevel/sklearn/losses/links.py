@@ -6,7 +6,7 @@ r"""Losses of generalised linear models as functions of scores z, with derivativ
     Tweedie        half the deviance of power p at the mean e^z
     Huber          s + r^2 / s where |r| < eps s, else s + 2 eps |r| - eps^2 s;  r = y - z
 
-Tweedie deviances (Jorgensen, 1987): p = 1 is Poisson's, 2 Gamma's, 3 the inverse Gaussian's. The
+Tweedie deviances (Jorgensen, 1987): p = 1 is Poisson's, 2 Gamma's, and in between convex in z. The
 scale s of Huber's loss is a second score, which has no columns (Owen, 2007: jointly convex).
 """
 
@@ -24,16 +24,18 @@ class Link(NamedTuple):
     made of; ``curved(c, t)``: that Hessian times t; ``diagonal(c)``: its diagonal, averaged over
     outputs, ``[n, F]``; ``third(z, y, N)``: the slope in z of ``sum_ab N_ab Hessian_ab``, for
     ``z [n, T]``, ``N [n, T, T]``; ``start(mean)``: scores of the constant model for the mean target
-    ``[T]``. The last ``plain`` outputs have an intercept and no columns.
+    ``[T]``. The last ``plain`` outputs have an intercept and no columns; ``profile(z, y, s)`` is
+    their best value for the others and weights ``s [n, F]``, ``[F, plain]``.
     """
 
     value: Callable[[np.ndarray, np.ndarray], np.ndarray]
     derive: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
     curved: Callable[[np.ndarray, np.ndarray], np.ndarray]
     diagonal: Callable[[np.ndarray], np.ndarray]
-    third: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None
+    third: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
     start: Callable[[np.ndarray], np.ndarray] = np.zeros_like
     plain: int = 0
+    profile: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
 def _sum_outputs(z: np.ndarray) -> np.ndarray:
@@ -122,7 +124,7 @@ SQUARED = Link(
 
 
 def make_tweedie(power: float) -> Link:
-    """Return half the deviance of Tweedie's law of a ``power`` of 1 or more; means are ``e^z``."""
+    """Return half the deviance of Tweedie's law of ``power`` 1 to 2, at the mean ``e^z``."""
     a, b = 1 - power, 2 - power
 
     def value(z: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -146,30 +148,41 @@ def make_tweedie(power: float) -> Link:
     return Link(value, derive, _multiply, _average, third, start)
 
 
+_LEAST = 1e-6  # residual, in the unit of the targets, that keeps Huber's scale positive
+
+
 def _exp(x: np.ndarray) -> np.ndarray:
     """Return the exponential, of at most 300: a trial beyond is far too large, and stays finite."""
     return np.exp(np.minimum(x, 300.0))
 
 
 def make_huber(epsilon: float) -> Link:
-    """Return Huber's loss of location and scale, of targets about 0 whose scale is about 1."""
+    """Return Huber's loss of location and scale, of targets about 0 whose scale is about 1.
+
+    Beside the residuals each row has one of 1e-6, so that the scale of a perfect fit is not 0.
+    """
 
     def value(z: np.ndarray, y: np.ndarray) -> np.ndarray:
         scale, r = z[:, :, 1], np.abs(y[:, :, 0] - z[:, :, 0])
         with np.errstate(divide="ignore", invalid="ignore"):
             inside = scale + r**2 / scale
-        outside = scale + epsilon * (2 * r - epsilon * scale)
-        return np.where(scale > 0, np.where(r < epsilon * scale, inside, outside), np.inf)
+            outside = scale + epsilon * (2 * r - epsilon * scale)
+            loss = np.where(r < epsilon * scale, inside, outside) + _LEAST**2 / scale
+        return np.where(scale > 0, loss, np.inf)
 
     def derive(z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scale = z[:, :, 1]
         rho = (y[:, :, 0] - z[:, :, 0]) / scale
         near = np.clip(rho, -epsilon, epsilon)
         root = np.where(np.abs(rho) < epsilon, np.sqrt(2 / scale), 0)
-        return np.stack([-2 * near, 1 - near**2], 2), np.stack([root, root * rho], 2)
+        least = _LEAST / scale
+        slope = np.stack([-2 * near, 1 - near**2 - least**2], 2)
+        return slope, np.stack([root, root * rho, np.sqrt(2 / scale) * least], 2)
 
     def curved(c: np.ndarray, t: np.ndarray) -> np.ndarray:
-        return c * _sum_outputs(c * t)[:, :, None]
+        image = c[:, :, :2] * _sum_outputs(c[:, :, :2] * t)[:, :, None]
+        image[:, :, 1] += c[:, :, 2] ** 2 * t[:, :, 1]
+        return image
 
     def third(z: np.ndarray, y: np.ndarray, N: np.ndarray) -> np.ndarray:
         # The Hessian is (2 / s) u u^T, u = (1, rho), where rho = (y - z) / s is inside.
@@ -178,7 +191,22 @@ def make_huber(epsilon: float) -> Link:
         by_z = -cross - 2 * own * rho
         by_scale = -N[:, 0, 0] - 2 * cross * rho - 3 * own * rho**2
         unit = np.where(np.abs(rho) < epsilon, 2 / scale**2, 0)
-        return unit[:, None] * np.stack([by_z, by_scale], 1)
+        least = -6 * own * _LEAST**2 / scale**4
+        return np.stack([unit * by_z, unit * by_scale + least], 1)
+
+    def profile(z: np.ndarray, y: np.ndarray, s: np.ndarray) -> np.ndarray:
+        # With the k smallest residuals inside: scale^2 = sum of their squares / (1 - eps^2 others).
+        r = np.abs(y[:, :, 0] - z[:, :, 0])
+        order = np.argsort(r, 0)
+        r, s = np.take_along_axis(r, order, 0), np.take_along_axis(s, order, 0)
+        inside, others = np.cumsum(s * r**2, 0) + _LEAST**2, s.sum(0) - np.cumsum(s, 0)
+        room = s.sum(0) - epsilon**2 * others
+        scale = np.sqrt(inside / np.where(room > 0, room, np.nan))
+        fits = epsilon * scale < np.vstack([r[1:], np.full((1, r.shape[1]), np.inf)])
+        return np.take_along_axis(scale, np.argmax(fits, 0)[None], 0).T
+
+    def diagonal(c: np.ndarray) -> np.ndarray:
+        return _sum_outputs(c**2) / 2
 
     start = np.array([0.0, 1.0])
-    return Link(value, derive, curved, lambda c: _average(c**2), third, lambda _: start, plain=1)
+    return Link(value, derive, curved, diagonal, third, lambda _: start, 1, profile)
