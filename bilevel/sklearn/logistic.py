@@ -33,7 +33,7 @@ class HypergradLogisticRegression(ClassifierMixin, GlmEstimator):
         scale of the data, so that the choice depends on no unit.
     class_weight : as in ``LogisticRegression``, of the rows of each class in training and in
         held-out losses, beside ``sample_weight``; a scorer sees ``sample_weight`` alone.
-    cv : folds, or ``"alo"``, approximate leave-one-out by a Newton step without each row of dense X.
+    cv : folds, or ``"alo"``, approximate leave-one-out: a Newton step without each row, dense X.
     guard, choose, scoring, refit, max_iter, tol, n_jobs, random_state : as for
         :class:`HypergradRidge`, with folds.
 

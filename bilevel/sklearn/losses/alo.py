@@ -15,6 +15,7 @@ from scipy.linalg import cho_factor, cho_solve
 from bilevel.sklearn.losses.glm import EXACT, GlmLoss
 from bilevel.sklearn.losses.glm_folds import GlmFolds
 from bilevel.sklearn.losses.links import Link
+from bilevel.sklearn.losses.preconditioner import NEAR
 from bilevel.sklearn.search.descent import Evaluation
 
 _ROOM = 5000  # coefficients, whose Hessian is dense
@@ -96,7 +97,7 @@ class AloLoss:
     def _invert(self, weight: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, float]:
         """Return the inverse Hessian of the coefficients that are some, 0 elsewhere; its error."""
         matrix = self._gather(weight)
-        matrix[np.diag_indices(len(matrix))] += penalty.ravel()
+        matrix[np.diag_indices(len(matrix))] += penalty.ravel() + NEAR * np.diag(matrix)
         if self.rows.sloped > 1:
             # One number added to all classes changes nothing: any curvature will do there.
             for j in np.flatnonzero(penalty.max(1) <= 2 * self.fit.flat):

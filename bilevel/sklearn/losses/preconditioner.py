@@ -6,6 +6,7 @@ from scipy.linalg import cho_factor, cho_solve
 from bilevel.sklearn.losses.glm_folds import GlmFolds
 from bilevel.sklearn.losses.links import Link
 
+NEAR = 1e-12  # of a column's own curvature: what is below counts as none
 _DENSE = 1000  # columns up to which the preconditioner is factorised
 
 
@@ -32,8 +33,9 @@ class Preconditioner:
             return
         common = strength.mean(1)
         same = np.allclose(common, common[:, :1], rtol=1e-9)
+        own = NEAR * np.diag(self.hessian)  # or rounding may leave it indefinite
         self.factors = [
-            cho_factor(self.hessian + np.diag(column), lower=True, check_finite=False)
+            cho_factor(self.hessian + np.diag(column + own), lower=True, check_finite=False)
             for column in (common[:, :1] if same else common).T
         ]
 
