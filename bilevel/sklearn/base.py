@@ -16,7 +16,7 @@ from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from bilevel.core import Evidence
-from bilevel.sklearn.choice import FitData, Place
+from bilevel.sklearn.choice import FitData, Placement
 from bilevel.sklearn.losses import Matrix, find_nested_folds, make_splits
 from bilevel.sklearn.search import ColumnPenalties, SearchOptions, SearchResult, group_columns
 
@@ -217,7 +217,7 @@ class LinearRegressor(RegressorMixin, HypergradEstimator):
 
     def _place_coef(
         self, data: FitData, back: Callable[[np.ndarray], np.ndarray] = np.asarray
-    ) -> Place:
+    ) -> Placement:
         """Return the way from coefficients ``[d, T]``, before ``back``, to those of a model."""
         rows, targets = to_float64(data.X), np.asarray(data.y, np.float64)
         targets = targets.reshape(len(targets), -1)

@@ -13,7 +13,7 @@ from bilevel.sklearn.losses import Matrix, make_folds
 from bilevel.sklearn.search import RESOLUTION, Evaluation, SearchResult, select_strongest
 
 # Theta, params of a fold and the weights that it trained with: the attributes of a fitted model.
-Place = Callable[[np.ndarray, np.ndarray, np.ndarray], Mapping[str, Any]]
+Placement = Callable[[np.ndarray, np.ndarray, np.ndarray], Mapping[str, Any]]
 
 
 class FitData(NamedTuple):
@@ -32,7 +32,7 @@ class FoldFits:
 
     model: Any
     data: FitData
-    place: Place
+    place: Placement
 
     def __post_init__(self) -> None:
         """Refuse what has no folds."""
@@ -43,7 +43,7 @@ class FoldFits:
             )
 
     def attributes(self, theta: np.ndarray, at: Evaluation) -> list[Mapping[str, Any]]:
-        """Return what :class:`Place` makes of the fit of every fold that counts."""
+        """Return what :class:`Placement` makes of the fit of every fold that counts."""
         weights = self._used(0) * self.data.weight
         pairs = zip(at.params[at.share > 0], weights, strict=True)
         return [self.place(theta, *pair) for pair in pairs]
@@ -80,7 +80,7 @@ def require_weights(scorer: Callable, weight: np.ndarray | None) -> None:
         )
 
 
-def finish_fit(model: Any, found: SearchResult, data: FitData, place: Place) -> SearchResult:
+def finish_fit(model: Any, found: SearchResult, data: FitData, place: Placement) -> SearchResult:
     """Choose by the model's ``scoring``, if any, and set the fit of all rows, or the folds' mean.
 
     With ``scoring`` the candidates are the grid and the descent, as far as the guard allows it; of
