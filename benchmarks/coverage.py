@@ -23,6 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel as bl
 from benchmarks.coverage_cases import Case, cases, estimators, random_case
+from benchmarks.timing import single_thread
 from bilevel.estimators import budget
 
 LEVEL, ALARM, GOOD = 0.95, 0.5, 0.05
@@ -41,17 +42,15 @@ class Runs(NamedTuple):
 def repeat(case: Case, estimator: Any, repeats: int, seed: int = 0, chunk: int = 50) -> Runs:
     """``repeats`` cold calls with keys of their own."""
 
-    def one(key: jax.Array) -> Runs:
+    def one(key: jax.Array) -> list[Any]:
         estimate, _ = bl.hypergradient(
             case.problem, estimator, case.hyper, case.params, case.data, key
         )
         ends = estimate.interval(LEVEL)
         is_pair = lambda x: isinstance(x, tuple)  # noqa: E731
         low, high = (jax.tree.map(lambda x, i=i: x[i], ends, is_leaf=is_pair) for i in (0, 1))
-        flat = [
-            ravel_pytree(t)[0] for t in (estimate.grad, estimate.evidence.standard_error, low, high)
-        ]
-        return Runs(*flat, estimate.relative_error)
+        parts = estimate.grad, estimate.evidence.standard_error, low, high
+        return [*(ravel_pytree(tree)[0] for tree in parts), estimate.relative_error]
 
     run = jax.jit(jax.vmap(one))
     keys = jax.random.split(jax.random.key(seed), repeats)
@@ -156,30 +155,46 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=500)
     parser.add_argument("--problems", type=int, default=60)
     parser.add_argument("--quick", action="store_true", help="six problems")
-    parser.add_argument("--json", type=Path, help="write both tables there")
+    parser.add_argument(
+        "--json", type=Path, help="write both tables there, row by row; rows that it has are kept"
+    )
     parser.add_argument("--plot", type=Path, help="draw the second table there")
     parser.add_argument("--only", choices=("coverage", "alarms"), help="one of the tables")
     parser.add_argument("--first-order", action="store_true", help="no dense solution")
     given = parser.parse_args(arguments)
+    single_thread()
     jax.config.update("jax_enable_x64", True)
     if given.first_order:
         budget._DENSE = 0
-    table = tabulate_coverage(given) if given.only != "alarms" else []
-    rows = alarms(given.problems) if given.only != "coverage" else []
-    print(summarise(rows))
+    tables: dict[str, list] = {"coverage": [], "alarms": []}
+    if given.json and given.json.exists():
+        tables |= json.loads(given.json.read_text())
+    if given.only != "alarms":
+        tabulate_coverage(given, tables)
+    if given.only != "coverage":
+        tables["alarms"] = alarms(given.problems)
+        print(summarise(tables["alarms"]))
     if given.plot:
-        plot(rows, given.plot)
-    if given.json:
-        given.json.write_text(json.dumps({"coverage": table, "alarms": rows}, indent=1))
+        plot(tables["alarms"], given.plot)
+    save(given.json, tables)
 
 
-def tabulate_coverage(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Print the first table row by row, and return it."""
-    table = []
+def save(path: Path | None, tables: dict[str, list]) -> None:
+    """Write the tables as they are by now."""
+    if path:
+        path.write_text(json.dumps(tables, indent=1))
+
+
+def tabulate_coverage(given: argparse.Namespace, tables: dict[str, list]) -> None:
+    """Print the first table row by row, and add its rows to ``tables``."""
+    table = tables["coverage"]
+    have = {(row["problem"], row["estimator"]) for row in table}
     columns = ("applies", "mean", "exact", "noise", "error", "reported", "false", "silent")
     print(f"{'problem':24} {'estimator':24} " + " ".join(f"{name:>8}" for name in columns))
     for case in cases(given.quick):
         for name, estimator in estimators(case):
+            if (case.name, name) in have:
+                continue
             row = {
                 "problem": case.name,
                 "estimator": name,
@@ -188,7 +203,7 @@ def tabulate_coverage(given: argparse.Namespace) -> list[dict[str, Any]]:
             table.append(row)
             numbers = " ".join(f"{value:8.3f}" for value in list(row.values())[2:])
             print(f"{case.name:24} {name:24} {numbers}", flush=True)
-    return table
+            save(given.json, tables)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ from bilevel.tuning.population import population
 from bilevel.tuning.restarts import restarts
 from bilevel.tuning.tune import tune
 from bilevel.utils import resolve_renamed as _renamed
+from bilevel.utils import widen_thread_pool as _widen_thread_pool
 
 __all__ = [
     "CG",
@@ -178,6 +179,9 @@ __all__ = [
 ]
 
 _RENAMED = {"Lower": ("InnerState", InnerState)}
+
+
+_widen_thread_pool()
 
 
 def __getattr__(name: str) -> _Any:

@@ -9,6 +9,7 @@ from jax.scipy.special import betainc, ndtri
 
 from bilevel.utils import FloatTree, PyTree, norm, relative_size
 
+_RESIDUALS = "inner", "linear", "derivative"
 _HALVINGS = 60  # of an interval that holds a quantile: below the rounding of float64
 
 
@@ -39,8 +40,9 @@ def relative_error(grad: PyTree, evidence: KnownErrors) -> Array:
         noise = |standard error of grad - bias| / |grad - bias|
 
     An estimator that knows neither bias nor what its residuals stand for is taken at the largest of
-    its residuals. Infinite where the estimate is known to be worthless (a number that is not
-    finite), NaN where nothing at all is known; ``estimate.unknown`` names what is missing.
+    them, if one is of the derivative: how well the inner problem is solved says nothing of that.
+    Infinite where the estimate is known to be worthless (a number that is not finite), NaN where
+    nothing at all is known; ``estimate.unknown`` names what is missing.
     """
     parts, exact = [], norm(grad)
     if evidence.bias is not None:
@@ -49,15 +51,14 @@ def relative_error(grad: PyTree, evidence: KnownErrors) -> Array:
     if evidence.residual_error is not None:
         parts.append(evidence.residual_error)
     if not parts:
-        names = ("inner_residual", "linear_residual", "derivative_residual")
-        residuals = [getattr(evidence, name) for name in names]
-        parts += (
-            [jnp.max(jnp.stack(some))] if (some := [r for r in residuals if r is not None]) else []
-        )
+        inner, *others = (getattr(evidence, f"{name}_residual") for name in _RESIDUALS)
+        if known := [residual for residual in others if residual is not None]:
+            known += [] if inner is None else [inner]
+            parts.append(jnp.max(jnp.stack(known)))
     if evidence.known_noise is not None:
         parts.append(relative_size(norm(evidence.known_noise), exact))
     if not parts:
-        return jnp.full_like(exact, jnp.nan)
+        return jnp.where(jnp.isfinite(exact), jnp.nan, jnp.inf)
     total = norm([jnp.asarray(part, exact.dtype) for part in parts])
     return jnp.where(jnp.isfinite(total) & jnp.isfinite(exact), total, jnp.inf)
 

@@ -19,7 +19,6 @@ from bilevel.core import (
     Counts,
     Data,
     Estimate,
-    Evidence,
     InnerState,
     Problem,
     draw_outer,
@@ -28,8 +27,8 @@ from bilevel.core import (
     rebind_key,
 )
 from bilevel.estimators import directions as dirs
+from bilevel.estimators.compared import compared_evidence
 from bilevel.estimators.refusals import check_read
-from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import (
     Carry,
     Solver,
@@ -139,11 +138,14 @@ class Evolution:
         value, (params, state), taken = play(hyper, key)
         seen = draw_outer(data, self.outer_batch_size, key)
         end = end_chain(problem, hyper, (params, state), seen)
-        residual, reference = find_progress(
-            end.problem, hyper, before, params, data, lower.reference
+        evidence, reference = compared_evidence(
+            *(end.problem, hyper, before, params, data, key, lower.reference, grad),
+            solver=self.solver,
+            passes=2 * self.pairs * self.steps,
+            differentiable=False,
         )
         counts = Counts.of(gradients=jnp.sum(each) + taken + 1)
-        evidence = Evidence(residual, standard_error=error, counts=counts)
+        evidence = replace(evidence, standard_error=error, counts=counts)
         return Estimate(value, grad, evidence, end.aux), InnerState(params, state, None, reference)
 
 

@@ -36,7 +36,10 @@ from bilevel.utils import (
     Params,
     PyTree,
     Scalar,
+    axpy,
+    norm,
     register_node,
+    relative_size,
     require_positive,
     require_positive_int,
 )
@@ -52,6 +55,10 @@ class Penalty:
     gamma`` for the given ``gamma`` and for half of it. The difference of the two hypergradients is
     the leading error of the better one: ``evidence.bias = grad(gamma / 2) - grad(gamma)``, and
     ``grad - bias`` is wrong by O(1 / gamma^2) only. All chains are carried from call to call.
+
+    Gradients that the chains leave are those of the system ``H v = b`` that the difference stands
+    for: ``evidence.linear_residual = |b + gamma (grad_w inner(w_g) - grad_w inner(w*))| / |b|``.
+    Without second derivatives nothing divides it by the curvature: it counts as the error itself.
 
     A large ``gamma`` multiplies what the solver leaves unsolved and the rounding, while the bias
     falls as ``1 / gamma``. The outer loss is evaluated on all outer data at every step.
@@ -120,24 +127,26 @@ class Penalty:
         chains, taken = jax.vmap(move)(jnp.asarray(_WEIGHTS), *chains)
         (params, state), *penalised = [jax.tree.map(lambda x, i=i: x[i], chains) for i in range(3)]
 
-        free = jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
+        inner, outer = (jax.grad(loss, argnums=(0, 1)) for loss in (problem.inner, problem.outer))
+        free = inner(params, hyper, data.inner)
 
-        def hypergrad(gamma: Number, params: Params) -> Hyper:
-            penalised = jax.grad(problem.inner, argnums=1)(params, hyper, data.inner)
-            direct = jax.grad(problem.outer, argnums=1)(params, hyper, data.outer)
-            return jax.tree.map(
-                lambda d, a, b: (d + gamma * (a - b)).astype(d.dtype), direct, penalised, free
-            )
+        def differences(gamma: Number, params: Params) -> tuple[Params, Params, Hyper]:
+            """Return ``-H v`` and ``b`` of the system behind it, and the hypergradient."""
+            change = axpy(-1, free, inner(params, hyper, data.inner))
+            b, direct = outer(params, hyper, data.outer)
+            product, through = jax.tree.map(lambda x: (gamma * x).astype(x.dtype), change)
+            return product, b, axpy(1, through, direct)
 
-        grad, rough = (
-            hypergrad(self.gamma / weight, at)
+        (product, b, grad), (_, _, rough) = (
+            differences(self.gamma / weight, at)
             for weight, (at, _) in zip(_WEIGHTS[1:], penalised, strict=True)
         )
+        linear = relative_size(norm(axpy(1, product, b)), norm(b))
         bias = jax.tree.map(jnp.subtract, rough, grad)
         before, _ = start_solver(problem, self.solver, hyper, lower, data)
         residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
         counts = Counts.of(gradients=jnp.sum(taken) + 1)
-        evidence = Evidence(residual, bias=bias, counts=counts)
+        evidence = Evidence(residual, linear, bias=bias, counts=counts, residual_error=linear)
         memory = jax.tree.map(lambda x: x[1:], chains)
         value = problem.outer(params, hyper, data.outer)
         return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)

@@ -7,7 +7,7 @@ Vicol, Metz, Sohl-Dickstein, "Unbiased Gradient Estimation in Unrolled Computati
 Persistent Evolution Strategies", ICML 2021, equation 8 with antithetic pairs (algorithm 2).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -18,16 +18,15 @@ from bilevel.core import (
     Counts,
     Data,
     Estimate,
-    Evidence,
     InnerState,
     Problem,
     draw_outer,
     init_inner_state,
 )
 from bilevel.estimators import directions as dirs
+from bilevel.estimators.compared import compared_evidence
 from bilevel.estimators.evolution import require_es, run_episode
 from bilevel.estimators.refusals import check_read
-from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Carry, Solver, end_chain, start_solver
 from bilevel.spaces import free_coordinates, in_natural_units, move_coordinates
 from bilevel.utils import (
@@ -153,11 +152,14 @@ class PES:
         value, (params, state), taken = play(hyper, (lower.params, lower.solver_state), key)
         seen = draw_outer(data, self.outer_batch_size, key)
         end = end_chain(problem, hyper, (params, state), seen)
-        residual, reference = find_progress(
-            end.problem, hyper, before, params, data, lower.reference
+        evidence, reference = compared_evidence(
+            *(end.problem, hyper, before, params, data, key, lower.reference, grad),
+            solver=self.solver,
+            passes=2 * self.pairs * self.steps,
+            differentiable=False,
         )
         counts = Counts.of(gradients=jnp.sum(each) + taken + 1)
-        evidence = Evidence(residual, standard_error=error, counts=counts)
+        evidence = replace(evidence, standard_error=error, counts=counts)
         memory = PESMemory(particles, drift, age + 1)
         after = InnerState(params, state, memory, reference)
         return Estimate(value, grad, evidence, end.aux), after

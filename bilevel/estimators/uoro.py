@@ -9,7 +9,7 @@ Recurrent Optimization", ICLR 2018, algorithm 1: ``E[s_k r_k^T] = D_k`` for any 
 minimise the variance of a step.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -20,7 +20,6 @@ from bilevel.core import (
     Counts,
     Data,
     Estimate,
-    Evidence,
     InnerState,
     Problem,
     draw_outer,
@@ -28,8 +27,8 @@ from bilevel.core import (
     inner_loss,
 )
 from bilevel.estimators import directions as dirs
+from bilevel.estimators.compared import compared_evidence
 from bilevel.estimators.refusals import check_unrolled
-from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Solver, begin_again, draw_ahead, end_chain, start_solver, step_key
 from bilevel.utils import (
     FloatTree,
@@ -133,12 +132,12 @@ class UORO:
         value, (in_seen, in_hyper) = jax.value_and_grad(end.outer, (0, 1))(end.seen, hyper)
         grad = axpy(vdot(factors.state[: len(in_seen)], in_seen), factors.hyper, in_hyper)
 
-        residual, reference = find_progress(
-            end.problem, hyper, before, params, data, lower.reference
-        )
-        counts = Counts.of(gradients=self.steps + 1, jvps=self.steps, vjps=self.steps)
-        evidence = Evidence(inner_residual=residual, counts=counts)
-        estimate = Estimate(value, grad, evidence, end.aux)
+        chain = (end.problem, hyper, before, params, data, key, lower.reference)
+        passes = 5 * self.steps
+        evidence, reference = compared_evidence(*chain, grad, solver=self.solver, passes=passes)
+        taken = {"gradients": self.steps + 1, "jvps": self.steps, "vjps": self.steps}
+        counts = Counts.of(hvps=evidence.counts.hvps, **taken)
+        estimate = Estimate(value, grad, replace(evidence, counts=counts), end.aux)
         return estimate, InnerState(params, state, factors, reference)
 
     def _init_factors(

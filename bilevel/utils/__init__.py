@@ -15,6 +15,7 @@ from bilevel.utils.matrices import (
     require_symmetric,
 )
 from bilevel.utils.nodes import map_fields, register_node
+from bilevel.utils.thread_pool import widen_thread_pool
 from bilevel.utils.trees import (
     all_finite,
     as_float64,
@@ -136,5 +137,6 @@ __all__ = [
     "unit_vectors",
     "unused_leaves",
     "vdot",
+    "widen_thread_pool",
     "zeros_like",
 ]
