@@ -35,6 +35,8 @@ LAYERS = {
     "bilevel/utils/interrupts.py": Layer(CORE | {"signal", "threading"}),
     # The next minibatches are read while a step runs.
     "bilevel/tuning/streaming.py": Layer(CORE | {"concurrent"}),
+    # JAX reads the size of its thread pool from the environment alone.
+    "bilevel/utils/thread_pool.py": Layer(CORE | {"os"}),
     "bilevel/utils/types.py": Layer(CORE | {"jaxtyping"}),  # where it is installed
     # A command: it reads the version of what is installed, and writes.
     "bilevel/__main__.py": Layer(CORE | {"importlib", "sys"}),
