@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import yaml
@@ -90,6 +90,12 @@ def test_a_misplaced_name_is_found(text: str, wrong: list[str]) -> None:
     assert misplaced([text], {"bilevel.SGD"}) == wrong
 
 
+def load_settings() -> dict[str, Any]:
+    """Return the settings of the site, what the environment sets as its plain text."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    return yaml.safe_load(text.replace("!ENV ", ""))
+
+
 def nav_pages(nav: object) -> list[str]:
     """Return the pages of a navigation tree, in its order."""
     if isinstance(nav, str):
@@ -100,19 +106,23 @@ def nav_pages(nav: object) -> list[str]:
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
-    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    settings = load_settings()
     assert [name for group in settings["nav"] for name in group] == GROUPS
-    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+    files = [*DOCS.rglob("*.md"), *(DOCS / "tutorials").glob("*.py")]
+    pages = {page.relative_to(DOCS).as_posix() for page in files}
     listed = nav_pages(settings["nav"])
     assert sorted(listed) == sorted(pages)
 
 
 @pytest.mark.extended
 def test_the_site_has_each_public_name_with_its_signature(public: set[str], tmp_path: Path) -> None:
-    """One strict build: an anchor for each name, and a signature below it where it is called."""
+    """One strict build: an anchor for each name, and a signature below it where it is called.
+
+    Tutorials are not run for it: they have a test of their own, each in its own process.
+    """
     pytest.importorskip("mkdocs", reason="the extra `docs` is not installed: make docs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "TUTORIALS": "false"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     everything = "".join(p.read_text(encoding="utf-8") for p in tmp_path.rglob("*.html"))
