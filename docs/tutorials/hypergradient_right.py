@@ -38,7 +38,7 @@ log_penalty, w, key = jnp.array(-2.0), jnp.zeros(10), jax.random.key(0)
 # The definition is $h(\lambda) = F(w^*(\lambda), \lambda)$, and its derivative may be had without
 # any theory: solve the inner problem to rounding at $\lambda + \epsilon$ and $\lambda - \epsilon$,
 # in float64, and take the difference. That is too dear for every step of a run, and just right
-# once, before it. `bl.check` compares estimators with it.
+# once, before it. `bl.check` compares estimators with it, by default three; here one is enough.
 
 # %%
 implicit = bl.Implicit(bl.GradientDescent(0.4), steps=500)
@@ -150,8 +150,8 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# *About one run in three is off by more than the ten per cent of the plan, as a normal law with this
-# spread would have it: a tolerance is a standard deviation, no bound.*
+# *About one run in three is off by more than the ten per cent of the plan, as a normal law with
+# this spread would have it: a tolerance is a standard deviation, no bound.*
 
 # %% [markdown]
 # ## What to do next
