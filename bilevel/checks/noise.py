@@ -22,7 +22,8 @@ class NoiseReport:
 
     Parameters
     ----------
-    predicted, replicated : standard error of one run by theory, and over the keys.
+    predicted, replicated : standard error of one run by theory (NaN where it predicts none, over
+        shuffled epochs), and over the keys.
     uncertainty : standard error of ``replicated``.
     predicted_bias : by theory; ``None`` where it predicts none.
     measured_bias : mean over the keys minus the hypergradient at the minimiser.
@@ -131,7 +132,9 @@ def check_noise(
     fourth = np.maximum(np.mean(apart**4, 0) - spread**4, 0)
     doubt = np.sqrt(fourth / runs) / (2 * np.where(spread > 0, spread, 1))
 
-    predicted = np.asarray(ravel_pytree(evidence.standard_error)[0], float)
+    predicted = np.full_like(spread, np.nan)
+    if evidence.standard_error is not None:
+        predicted = np.asarray(ravel_pytree(evidence.standard_error)[0], float)
     predicted_bias = evidence.bias
     if predicted_bias is not None:
         predicted_bias = np.asarray(ravel_pytree(predicted_bias)[0], float)
@@ -166,7 +169,7 @@ def _judge(
     """Return what is wrong with one hyperparameter's prediction, in words; empty if nothing is."""
     if not np.isfinite(spread):
         return ["the runs diverge: use a smaller step size"]
-    if not np.isfinite(predicted):
+    if np.isinf(predicted) or np.isinf(expected):
         return [
             "no error bar: the step size is near or beyond the mean-square limit of the linear "
             "theory, or no minimum was found near the params; use a smaller step size or larger "

@@ -17,12 +17,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.core import Counts, Data, Estimate, Estimator, InnerState, Problem, Relative, Schedule
-from bilevel.estimators.forward import Forward
+from bilevel.core import Counts, Data, Estimate, Estimator, InnerState, Problem
 from bilevel.estimators.implicit import Implicit
-from bilevel.estimators.reverse import Reverse
+from bilevel.estimators.predicted_refusals import (
+    DENSE,
+    require_constant,
+    require_covered,
+    require_dense,
+    require_whole_epochs,
+)
 from bilevel.noise import influence, prediction, rules
-from bilevel.solvers import SGD, GradientDescent, Solver
+from bilevel.solvers import SGD, Solver
 from bilevel.utils import (
     Hyper,
     Key,
@@ -35,14 +40,13 @@ from bilevel.utils import (
     zeros_like,
 )
 
-DENSE = 40  # the dense theory solves a system of that size squared
-
 
 class Theory(NamedTuple):
     """``standard_error`` and ``bias``, like ``hyper``; the ``counts`` of what they took.
 
-    ``bias`` is ``None`` where only influence values were formed. Infinite says that there is no
-    such number: the step size is beyond its mean-square limit, or no minimum was found.
+    ``bias`` is ``None`` where only influence values were formed, ``standard_error`` over epochs.
+    Infinite says that there is no such number: the step size is beyond its mean-square limit, or no
+    minimum was found.
     """
 
     standard_error: PyTree
@@ -56,7 +60,7 @@ class Predicted:
 
     Runs the estimator as it is and fills ``evidence.standard_error`` and ``evidence.bias``. The
     theory describes stationary SGD around one minimum: the start forgotten, a constant step size,
-    independent batches. It is exact for a quadratic inner loss (standard deviations to leading
+    batches of one size. It is exact for a quadratic inner loss (standard deviations to leading
     order), else right up to a relative error O(step size). :func:`bilevel.check_noise` sets it
     beside replication, which assumes nothing.
 
@@ -65,6 +69,9 @@ class Predicted:
     averaging window, with the bias. Above, only averages have a prediction: influence values, by
     conjugate gradients and one pass over the inner examples for each hyperparameter. They hold for
     windows well above ``1 / (step size x curvature)``, and say nothing of the bias (``None``).
+
+    Over shuffled epochs (``sampling="epoch"``) the dense route gives the bias of an average of
+    whole epochs, and no standard error (``None``; :class:`Replicated` around it measures one).
 
     Dense predictions are infinite above half of the mean-square limit of the step size, where a few
     large excursions make most of a standard deviation and single runs do not show it.
@@ -80,9 +87,9 @@ class Predicted:
 
     Raises
     ------
-    ValueError : another estimator; a solver other than SGD at a constant step size and momentum,
-        with independent batches; ``problem.prox`` or ``problem.start``; a last iterate that is too
-        large for the dense route.
+    ValueError : another estimator; a solver other than SGD at a constant step size and momentum;
+        ``problem.prox`` or ``problem.start``; a last iterate, or epochs, too large for the dense
+        route; over epochs, steps, an average or examples that are not whole epochs or batches.
 
     Examples
     --------
@@ -96,7 +103,7 @@ class Predicted:
     def __post_init__(self) -> None:
         """Validate the arguments."""
         if callable(getattr(self.estimator, "step", None)):  # else a placeholder of JAX
-            _require_covered(self.estimator)
+            require_covered(self.estimator)
 
     @property
     def solver(self) -> Solver | None:
@@ -124,22 +131,16 @@ class Predicted:
     def theory(self, problem: Problem, hyper: Hyper, params: Params, data: Data) -> Theory:
         """Return what theory says at ``params`` near the minimiser; nothing is run."""
         require_smooth("Predicted", problem)
-        solver = _require_constant(self.solver)
+        solver = require_constant(self.solver)
         if solver is None:
             nothing = zeros_like(hyper)
             return Theory(nothing, nothing, Counts.of())
         implicit, window = _read(self.estimator)
         n, p = size(params), size(hyper)
         d = (n if implicit else n * (1 + p)) * (1 if solver.momentum is None else 2)
+        require_dense(d, window, solver.sampling)
         if d <= DENSE:
             return _dense(problem, hyper, params, data, self.estimator, solver)
-        if not window:
-            raise ValueError(
-                f"Predicted: the noise of a last iterate takes dense moments of size {d}, and they "
-                f"are formed up to {DENSE} (params and, unrolled, their derivatives; twice that "
-                "with momentum). Average the iterates, whose error bar takes products only: "
-                "Forward(..., average=) or Implicit(..., average=). Or replicate."
-            )
         found = influence.compute_influence(problem, hyper, params, data, implicit=implicit)
         deviation = found.standard_deviation(window, solver.batch_size)
         deviation = jnp.where(found.residual < 0.1, deviation, jnp.inf)
@@ -153,13 +154,19 @@ register_node(Predicted)
 def _dense(
     problem: Problem, hyper: Hyper, params: Params, data: Data, estimator: Estimator, solver: SGD
 ) -> Theory:
-    """Predict by :func:`bilevel.noise.hypergradients.prediction.stationary_error`."""
+    """Predict by the functions of :mod:`bilevel.noise.hypergradients.prediction`."""
     implicit, window = _read(estimator)
-    # Numbers, which `_require_constant` has made sure of.
+    # Numbers, which `require_constant` has made sure of.
     step_size, momentum = cast(Number, solver.step_size), cast(Number | None, solver.momentum)
     rule = rules.sgd(step_size, momentum, solver.nesterov)
-    chain = {"batch_size": solver.batch_size, "window": max(window, 1), "implicit": implicit}
-    found = prediction.stationary_error(problem, hyper, params, data, rule, **chain)
+    at = problem, hyper, params, data, rule
+    epochs = solver.sampling == "epoch"
+    if epochs:
+        batch = require_whole_epochs(estimator, solver, data)
+        found = prediction.epoch_error(*at, batch_size=batch, window=window, implicit=implicit)
+    else:
+        chain = {"batch_size": solver.batch_size, "window": max(window, 1), "implicit": implicit}
+        found = prediction.stationary_error(*at, **chain)
     holds = found.stable & found.solved & found.trusted
 
     def tree(values: Array) -> PyTree:
@@ -167,7 +174,8 @@ def _dense(
 
     n, p = size(params), size(hyper)
     counts = Counts.of(gradients=1, hvps=(prediction.NEWTON_STEPS + 1) * n + n * (1 + p))
-    return Theory(tree(found.error.standard_deviation), tree(found.error.bias), counts)
+    deviation = None if epochs else tree(found.error.standard_deviation)
+    return Theory(deviation, tree(found.error.bias), counts)
 
 
 def _like(hyper: Hyper, values: Array) -> PyTree:
@@ -179,51 +187,3 @@ def _like(hyper: Hyper, values: Array) -> PyTree:
 def _read(estimator: Estimator) -> tuple[bool, int]:
     """Return whether the hypergradient is implicit, and how many iterates are averaged."""
     return isinstance(estimator, Implicit), getattr(estimator, "average", 0)
-
-
-def _require_covered(estimator: Estimator) -> None:
-    """Raise unless the estimator reads one chain in a way that the theory follows."""
-    name = type(estimator).__name__
-    wrong = None
-    if not isinstance(estimator, Forward | Reverse | Implicit):
-        wrong = f"it covers Forward, Reverse and Implicit, not {name}"
-    elif isinstance(estimator, Forward) and estimator.directions is not None:
-        wrong = "directions=None is needed: random directions have a noise of their own"
-    elif isinstance(estimator, Forward) and estimator.cross:
-        wrong = "cross=False is needed: it follows one chain, not two"
-    elif isinstance(estimator, Reverse) and estimator.truncate is not None:
-        wrong = "truncate=None is needed: a truncated derivative is not at rest"
-    elif isinstance(estimator, Implicit) and (estimator.damping is not None or estimator.bias):
-        wrong = "Implicit(damping=None, bias=False) is needed: both are biases of another kind"
-    elif estimator.outer_batch_size is not None:
-        wrong = "outer_batch_size=None is needed: it has no theory for the noise of outer rows"
-    if wrong is not None:
-        raise ValueError(
-            f"Predicted has no theory for this estimator: {wrong}. Replicated(estimator, n) "
-            "measures the noise of any."
-        )
-
-
-def _require_constant(solver: Solver | None) -> SGD | None:
-    """Return the solver if it has noise, ``None`` if it is a full-batch one."""
-    if isinstance(solver, GradientDescent) or (
-        isinstance(solver, SGD) and solver.batch_size is None
-    ):
-        return None
-    wrong = None
-    if not isinstance(solver, SGD):
-        wrong = f"the solver must be SGD, got {type(solver).__name__}"
-    elif isinstance(solver.step_size, Schedule | Relative) or isinstance(solver.momentum, Schedule):
-        wrong = "step size and momentum must be numbers: a schedule never comes to rest"
-    elif solver.sampling != "iid":
-        wrong = (
-            f"sampling={solver.sampling!r} makes the batches of one epoch depend on one another; "
-            "use SGD(..., sampling='iid')"
-        )
-    if wrong is not None:
-        raise ValueError(
-            f"Predicted has no theory for this solver: {wrong}. Replicated(estimator, n) measures "
-            "the noise of any."
-        )
-    assert isinstance(solver, SGD)
-    return solver

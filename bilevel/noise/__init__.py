@@ -13,7 +13,7 @@ from bilevel.noise.continuous_time import escape, modified_equation, sde
 from bilevel.noise.hypergradients import bias, influence, prediction
 from bilevel.noise.hypergradients import error as hypergradient_error
 from bilevel.noise.hypergradients import measured as estimate
-from bilevel.noise.moments import feedback, limits, linearised, rules, stability
+from bilevel.noise.moments import feedback, limits, linearised, rules, shuffled, stability
 from bilevel.noise.moments.affine import Affine, Moments
 from bilevel.noise.moments.compressed import Compressed
 from bilevel.noise.moments.eigenbasis import Diagonal
@@ -68,6 +68,7 @@ __all__ = [
     "prediction",
     "rules",
     "sde",
+    "shuffled",
     "spectrum",
     "stability",
     "steady_state",

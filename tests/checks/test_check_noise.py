@@ -67,6 +67,20 @@ def test_a_start_that_is_not_forgotten_is_reported() -> None:
     assert "start is not forgotten" in found.verdicts[0]
 
 
+@pytest.mark.extended
+def test_over_epochs_the_bias_is_compared_alone() -> None:
+    solver = bl.SGD(0.2, batch_size=2, sampling="epoch")
+    parts = (CASE.hyper, CASE.params, CASE.data, jax.random.key(0))
+    one = bl.Forward(solver, steps=260, average=130)
+    found = bl.check_noise(CASE.problem, one, *parts, runs=400)
+    assert found.agrees.all()
+    assert np.isnan(found.predicted).all()
+    assert "nan" in str(found)
+    beyond = bl.Forward(bl.SGD(3.0, batch_size=2, sampling="epoch"), steps=26, average=13)
+    found = bl.check_noise(CASE.problem, beyond, *parts, runs=10)
+    assert "no error bar" in found.verdicts[0]
+
+
 def test_refuses_too_few_runs() -> None:
     with pytest.raises(ValueError, match="at least 10"):
         report(0.1, 4, runs=5)

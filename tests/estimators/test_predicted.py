@@ -131,7 +131,6 @@ SOLVERS = {
     "got Optax": bl.Optax(optax.sgd(0.1), batch_size=2),
     "a schedule never comes to rest": bl.SGD(bl.Decay(0.1, 0.5), batch_size=2),
     "schedule never comes to rest": bl.SGD(bl.InverseTime(mu=0.5, L=2.0), batch_size=2),
-    "sampling='iid'": bl.SGD(0.1, batch_size=2, sampling="epoch"),
 }
 
 

@@ -75,6 +75,7 @@ def hypergradient_error(
     second: Array,
     *,
     read: Array | None = None,
+    drift: Array | float = 0.0,
     implicit: bool = False,
 ) -> HypergradientError:
     """Return the stationary bias and standard deviation of a hypergradient, to first order.
@@ -87,11 +88,13 @@ def hypergradient_error(
     ----------
     read : the covariance ``[d, d]`` of the point that is read, where it is not an iterate but an
         average of iterates; the shift is that of the iterates either way.
+    drift : ``[d]``, how far from the solution the mean of the linearised process is, which batches
+        that depend on one another have (:mod:`bilevel.noise.shuffled`).
     implicit : the hypergradient is the implicit one at ``x``, ``dL/dtheta - (d grad / d theta)^T
         H(x)^{-1} grad_x L(x)``, whatever ``D`` is.
     """
     flat = FlatProblem.from_problem("bias.hypergradient_error", problem, hyper, params, data)
-    shift = mean_shift(problem, hyper, params, data, linearised, second)
+    shift = drift + mean_shift(problem, hyper, params, data, linearised, second)
     (p, n), z = linearised.derivative.shape, _at(linearised)
     read = second if read is None else read
 

@@ -8,7 +8,8 @@ of the mean of n consecutive iterates,
     E h - h* ~ h'(shift of P) + h''[P_n] / 2,   Var h ~ h' P_n h'^T
 
 Averaging shrinks ``P_n`` to the influence law ``C^{-1} Cov(F_i) C^{-T} p / n``, and leaves the
-shift as it is. Parts: :mod:`bilevel.noise.linearised`, ``affine``, ``bias``, ``averaging``.
+shift as it is. Parts: :mod:`bilevel.noise.linearised`, ``affine``, ``bias``, ``averaging``, and
+``shuffled`` for epochs.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from jax import Array
 from bilevel.core import Data, Problem
 from bilevel.noise.hypergradients import bias
 from bilevel.noise.hypergradients.error import HypergradientError
-from bilevel.noise.moments import Affine, Linearised, Rule, linearise
+from bilevel.noise.moments import Affine, Linearised, Rule, epoch_moments, linearise
 from bilevel.noise.quadratic.averaging import weighted_powers
 from bilevel.utils import PyTree, require_positive_int, resolve_renamed
 
@@ -82,30 +83,90 @@ def stationary_error(
     ((4,), True)
     """
     require_positive_int("prediction.stationary_error", "window", window)
-    here = linearise(
-        problem,
-        hyper,
-        params,
-        data,
-        batch_size=batch_size,
-        newton_steps=NEWTON_STEPS,
-    )
-    n, d = len(here.solution), here.process.offsets.shape[1]
-    part = n if implicit else d
-    process = _restrict(here.process, part)
-    moments, margin = process.stationary_with_margin(rule)
-    second = moments.second.reshape(rule.slots * part, rule.slots * part)
+    at = problem, hyper, params, data
+    here = linearise(*at, batch_size=batch_size, newton_steps=NEWTON_STEPS)
+    process = _restrict(here.process, _count_read(here, implicit))
+    moments, _ = process.stationary_with_margin(rule)
+    second = moments.second.reshape(2 * (moments.mean.size,))
     read = average_covariance(process.mean_map(rule), second, window)
+    return _judge(at, here, rule, second, read, implicit=implicit)
+
+
+def epoch_error(
+    problem: Problem,
+    hyper: PyTree,
+    params: PyTree,
+    data: Data,
+    rule: Rule,
+    *,
+    batch_size: int,
+    window: int,
+    implicit: bool = False,
+) -> StationaryError:
+    """Return the bias of a hypergradient read at the mean of whole shuffled epochs.
+
+    ``h'(shift of the mean) + h''[P_N] / 2``: to first order in the step size the shift is that of
+    :func:`bilevel.noise.shuffled.tail_average_shift` and, off quadratic losses, that of the
+    covariance of iterates over epochs. The standard deviation is NaN: what noise feeds back decides
+    it, for which there is no formula here. ``stable`` and ``trusted`` are those of independent
+    batches. Arguments as for :func:`stationary_error`.
+
+    Raises
+    ------
+    ValueError : as :func:`bilevel.noise.linearised.linearise` and
+        :func:`bilevel.noise.shuffled.epoch_moments`.
+
+    Examples
+    --------
+    >>> import bilevel as bl
+    >>> from functools import partial
+    >>> import jax
+    >>> from bilevel.noise import prediction, rules
+    >>> case = bl.testing.logistic(seed=0)  # 26 examples
+    >>> of = partial(prediction.epoch_error, case.problem, batch_size=2, window=130)
+    >>> found = jax.jit(of)(case.hyper, case.params, case.data, rules.sgd(0.05))
+    >>> found.error.bias.shape, bool(found.stable & found.solved)
+    ((1,), True)
+    """
+    at = problem, hyper, params, data
+    here = linearise(*at, batch_size=batch_size, newton_steps=NEWTON_STEPS)
+    part = _count_read(here, implicit)
+    found = epoch_moments(_restrict(here.process, part), rule, batch_size, window)
+    drift = jnp.zeros(here.process.offsets.shape[1]).at[:part].set(found.shift)
+    judged = _judge(at, here, rule, found.second, found.average, drift=drift, implicit=implicit)
+    unknown = jnp.full_like(judged.error.standard_deviation, jnp.nan)
+    return judged._replace(error=judged.error._replace(standard_deviation=unknown))
+
+
+def _judge(
+    at: tuple[Problem, PyTree, PyTree, Data],
+    here: Linearised,
+    rule: Rule,
+    second: Array,
+    read: Array,
+    *,
+    drift: Array | float = 0.0,
+    implicit: bool,
+) -> StationaryError:
+    """Return the error from the moments of what is read, and whether they mean anything."""
+    n, d, part = len(here.solution), here.process.offsets.shape[1], _count_read(here, implicit)
 
     def whole(block: Array) -> Array:
         return jnp.zeros((d, d), block.dtype).at[:part, :part].set(block[:part, :part])
 
     error = bias.hypergradient_error(
-        problem, hyper, params, data, here, whole(second), read=whole(read), implicit=implicit
+        *at, here, whole(second), read=whole(read), drift=drift, implicit=implicit
     )
     # The derivative is stable exactly where the iterates are, which are fewer.
-    _, further = _restrict(here.process, n).stationary_with_margin(_doubled(rule))
+    iterates = _restrict(here.process, n)
+    _, margin = iterates.stationary_with_margin(rule)
+    _, further = iterates.stationary_with_margin(_doubled(rule))
     return StationaryError(error, margin > 0, _solved(here), further > 0)
+
+
+def _count_read(here: Linearised, implicit: bool) -> int:
+    """Return how many coordinates are read: those of the iterates, or of the derivative too."""
+    return len(here.solution) if implicit else here.process.offsets.shape[1]
 
 
 def average_covariance(mean_map: Array, second: Array, window: int) -> Array:

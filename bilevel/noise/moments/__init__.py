@@ -6,6 +6,7 @@ from bilevel.noise.moments.process import Process, run
 from bilevel.noise.moments.ridge import JointMoments
 from bilevel.noise.moments.rows import require_shape
 from bilevel.noise.moments.rules import Rule
+from bilevel.noise.moments.shuffled import count_epoch, epoch_moments
 
 __all__ = [
     "Affine",
@@ -13,6 +14,8 @@ __all__ = [
     "Linearised",
     "Process",
     "Rule",
+    "count_epoch",
+    "epoch_moments",
     "joint_gradient",
     "linearise",
     "require_shape",

@@ -80,7 +80,7 @@ class Affine:
         (s, d), n = moments.mean.shape, moments.mean.size
         flat, mean = moments.second.reshape(n, n), moments.mean.reshape(n)
         state = jnp.block([[flat, mean[:, None]], [mean[None, :], jnp.ones((1, 1))]])
-        each = self._maps(rule)
+        each = self.maps(rule)
         whole = jnp.mean(each, 0)
         single = jnp.einsum("iab,bc,idc->ad", each, state, each) / len(each)
         after = (1 - self.factor) * whole @ state @ whole.T + self.factor * single
@@ -110,7 +110,7 @@ class Affine:
         slots = _stationary_mean(rule, self.fixed_point())
         mean = Moments(slots, jnp.zeros((s, d, s, d), slots.dtype))
         source = self.step(mean, rule).second.reshape(s * d, s * d)
-        each = self._maps(rule)[:, :-1, :-1]
+        each = self.maps(rule)[:, :-1, :-1]
         whole = jnp.mean(each, 0)
         pairs = jnp.einsum("iab,icd->acbd", each, each) / len(each)
         lifted = (1 - self.factor) * jnp.kron(whole, whole)
@@ -126,9 +126,9 @@ class Affine:
 
     def mean_map(self, rule: Rule) -> Array:
         """Return the map of one step on the mean's deviation from stationarity, ``[s d, s d]``."""
-        return jnp.mean(self._maps(rule)[:, :-1, :-1], 0)
+        return jnp.mean(self.maps(rule)[:, :-1, :-1], 0)
 
-    def _maps(self, rule: Rule) -> Array:
+    def maps(self, rule: Rule) -> Array:
         """Return the homogeneous maps of the single examples, ``[m, s d + 1, s d + 1]``."""
         (m, d), s = self.offsets.shape, rule.slots
         reads = jnp.zeros(s, self.offsets.dtype).at[0].set(1)

@@ -5,12 +5,12 @@ steps have covariance ``-C / (M - 1)``, so that the sum over an epoch vanishes: 
 directions far less noise is left than formulas for independent batches say (up to 72 times less;
 at epoch ends another two orders). Additive noise, quadratic loss, no momentum.
 
-Where the Hessians of the examples differ the mean moves too: :func:`tail_average_shift`.
+Where the Hessians of the examples differ the mean moves too: :mod:`bilevel.noise.shuffled`, which
+holds for momentum and for iterates and derivative together.
 
 Source: derived for this project, after Kuehn and Rosenow, "Correlated noise in epoch-based SGD".
 """
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -82,66 +82,6 @@ def end_covariance(
     whole = _power_less_one(x, jnp.asarray([batches], x.dtype))[0]
     decay = -(whole[:, None] + whole[None, :] + whole[:, None] * whole[None, :])
     return vectors @ (scaled * fresh / decay) @ vectors.T
-
-
-def tail_average_shift(
-    matrices: ArrayLike, offsets: ArrayLike, step_size: float | Array, batch_size: int
-) -> Array:
-    r"""Return how far from the solution a long tail average over epochs ends, to first order.
-
-    For ``z' = z - lam mean_batch (C_i z - q_i)``, all examples once an epoch, ``[s]``:
-
-        E z - z* = -lam f / (M (M-1)) C^-1 mean_i (C_i - C) [sum_{j<M-1} (M-1-j) A^j] g_i
-
-    with ``C`` the mean, ``g_i = C_i z* - q_i``, ``A = 1 - lam C``, ``M = n / B``, ``f = (n - B) /
-    (B (n - 1))``: within an epoch the examples to come depend on those that were. What is left out
-    is smaller by another factor of the step size. Independent batches have no such shift.
-
-    Parameters
-    ----------
-    matrices, offsets : ``C_i [n, s, s]`` and ``q_i [n, s]``: of the iterates, or of iterates and
-        derivative together, as in :class:`bilevel.noise.Affine`.
-    step_size : ``lam``, ``()``.
-    batch_size : ``B``, a divisor of ``n``.
-
-    Raises
-    ------
-    ValueError : shapes that do not fit; ``n / B`` that is not a whole number of at least 2.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> from bilevel import noise
-    >>> curvatures, slopes = jnp.array([1.0, 3.0])[:, None, None], jnp.array([[1.0], [1.0]])
-    >>> noise.epochs.tail_average_shift(curvatures, slopes, 0.1, 1).round(4)  # z* = 1/2
-    Array([-0.0125], dtype=float32)
-    """
-    require_positive_int("epochs.tail_average_shift", "batch_size", batch_size)
-    C, q = jnp.asarray(matrices), jnp.asarray(offsets)
-    n = len(q)
-    if q.ndim != 2 or C.shape != (n, q.shape[1], q.shape[1]):
-        raise ValueError(
-            "epochs.tail_average_shift: expected matrices [n, s, s] and offsets [n, s], got "
-            f"{C.shape} and {q.shape}."
-        )
-    batches, left = divmod(n, batch_size)
-    if left or batches < 2:
-        raise ValueError(
-            f"epochs.tail_average_shift: an epoch must be two or more whole batches, got {n} "
-            f"examples in batches of {batch_size}."
-        )
-    mean = jnp.mean(C, 0)
-    g = C @ jnp.linalg.solve(mean, jnp.mean(q, 0)) - q
-
-    def add_power(sums: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        once, twice = sums  # sum_{j<r} A^j g, and the sum of these up to r
-        once = g + once - step_size * once @ mean.T
-        return (once, twice + once), None
-
-    (_, sums), _ = jax.lax.scan(add_power, (0 * g, 0 * g), length=batches - 1)
-    drift = jnp.mean(jnp.einsum("iab,ib->ia", C - mean, sums), 0)
-    fraction = (n - batch_size) / (batch_size * (n - 1))
-    return -step_size * fraction / (batches * (batches - 1)) * jnp.linalg.solve(mean, drift)
 
 
 def _setting(

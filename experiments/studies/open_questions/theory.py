@@ -71,7 +71,7 @@ def predict_epoch_bias(at: Setting, step: float) -> float:
     """Bias of the tail average of ``Forward`` over epochs of single examples, over ``|exact|``."""
     given = at.problem, jnp.asarray(at.hyper), jnp.asarray(at.params), at.data
     here = noise.linearised.linearise(*given, batch_size=1)
-    shift = noise.epochs.tail_average_shift(here.process.matrices, here.process.offsets, step, 1)
+    shift = noise.shuffled.tail_average_shift(here.process, noise.rules.sgd(step), 1)
     (V, c), n = at.data.outer, len(here.solution)
     slope, Q = V.T @ (V @ here.solution - c) / len(c), V.T @ V / len(c)
     bias = here.derivative[0] @ Q @ shift[:n] + slope @ shift[n:]
