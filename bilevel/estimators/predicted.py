@@ -73,8 +73,9 @@ class Predicted:
     Over shuffled epochs (``sampling="epoch"``) the dense route gives the bias of an average of
     whole epochs, and no standard error (``None``; :class:`Replicated` around it measures one).
 
-    Dense predictions are infinite above half of the mean-square limit of the step size, where a few
-    large excursions make most of a standard deviation and single runs do not show it.
+    Dense predictions are infinite above half of the mean-square limit of the step size, a quarter
+    off quadratic losses (as :func:`bilevel.plan`): there a few large excursions make most of a
+    standard deviation, and single runs do not show it.
 
     The prediction's products and passes are added to ``counts``. A solver without minibatches has
     no noise: both fields are 0. Neither knows about a start that was not forgotten: that shows in

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevel.planning.reduced import Reduced
 from bilevel.planning.search import Predictor
 from bilevel.utils import PyTree
 
@@ -22,7 +23,9 @@ class Analysis(NamedTuple):
     curvature : smallest and largest of the inner loss.
     limits, trusted : by batch size, the mean-square limit of the step size and the largest that
         theory is trusted with.
-    predict : ``(step_size, batch_size) ->`` a :class:`bilevel.planning.search.Predictor`.
+    predict : ``(step_size, batch_size, reads) ->`` a :class:`bilevel.planning.search.Predictor`,
+        ``reads`` as in :class:`bilevel.planning.planner.Kind`.
+    reduced : the problem for SVRG and SAGA, ``None`` where there is no theory of them.
     """
 
     route: str
@@ -32,7 +35,8 @@ class Analysis(NamedTuple):
     curvature: tuple[float, float]
     limits: dict[int | None, float]
     trusted: dict[int | None, float]
-    predict: Callable[[float, int | None], Predictor]
+    predict: Callable[[float, int | None, str], Predictor]
+    reduced: Reduced | None = None
 
 
 def call_compiled(fn: Callable[[PyTree], PyTree], arguments: PyTree) -> PyTree:

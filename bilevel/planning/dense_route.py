@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from bilevel.noise import FlatProblem
+from bilevel.noise import FlatProblem, prediction
 from bilevel.planning.analysis import Analysis
-from bilevel.planning.measure import measure_problem
+from bilevel.planning.measure import measure_implicit, measure_problem
 from bilevel.planning.predict import Run
+from bilevel.planning.reduced import Reduced
 from bilevel.planning.stationary import Noise
-
-_QUADRATIC, _OTHER = 1 / 2, 1 / 4  # of the mean-square limit, up to where theory is trusted
 
 
 def fits_dense(n: int, m: int, p: int) -> bool:
@@ -16,21 +15,35 @@ def fits_dense(n: int, m: int, p: int) -> bool:
     return n <= 48 and m * n**2 * (1 + p) <= 2e7 and m * n**3 * p <= 2e8
 
 
-def analyse_densely(flat: FlatProblem, factors: dict[int | None, float]) -> Analysis:
-    """Return the measured problem, bound to a prediction."""
+def analyse_densely(
+    flat: FlatProblem, factors: dict[int | None, float], *, compare: bool = False
+) -> Analysis:
+    """Return the measured problem, bound to a prediction; of all estimators if they ``compare``."""
     local, examples = measure_problem(flat)
     noise = Noise.from_examples(examples, local.h)
     quadratic = np.abs(local.third).max() <= 1e-12 * local.h[-1]
-    share = _QUADRATIC if quadratic else _OTHER
+    share = prediction.trusted_share(bool(quadratic))
     limits = {size: noise.limit(factor) for size, factor in factors.items()}
     trusted = {size: min(share * limit, 1 / local.steepest) for size, limit in limits.items()}
 
-    def predict(step_size: float, batch_size: int | None) -> Run:
-        return Run(local, noise, step_size, factors[batch_size])
+    implicit = measure_implicit(flat, local) if compare else local
+    reduced = Reduced(local, examples) if compare and quadratic else None
+
+    def predict(step_size: float, batch_size: int | None, reads: str) -> Run:
+        read = implicit if reads == "implicit" else local
+        return Run(read, noise, step_size, factors[batch_size], cross=reads == "cross")
 
     parts = np.linalg.norm(local.derivative) * np.linalg.norm(local.gradient)
     parts += np.linalg.norm(local.slope) * np.linalg.norm(local.solution)
     curvature = float(local.h[0]), float(local.h[-1])
     return Analysis(
-        "dense", local.solution, local.exact, float(parts), curvature, limits, trusted, predict
+        "dense",
+        local.solution,
+        local.exact,
+        float(parts),
+        curvature,
+        limits,
+        trusted,
+        predict,
+        reduced,
     )

@@ -16,10 +16,11 @@ from jax import Array
 
 from bilevel.core import Problem
 from bilevel.linear import CG, extremes, spectral_norm
-from bilevel.noise import ExampleLoss, FlatProblem, influence
+from bilevel.noise import ExampleLoss, FlatProblem, influence, prediction
 from bilevel.planning.analysis import Analysis, call_compiled
 from bilevel.planning.powers import Pair, Powers
 from bilevel.planning.refusals import (
+    require_mean,
     require_quadratic,
     require_separated,
     require_solved,
@@ -29,7 +30,6 @@ from bilevel.solvers import minimise
 from bilevel.utils import PyTree
 
 _LANCZOS, _POWER = 80, 12
-_TRUSTED = 1 / 2  # of the certificate
 
 
 def analyse_by_influence(
@@ -49,6 +49,8 @@ def analyse_by_influence(
     sizes = len(flat.x), flat.count, len(flat.theta)
     require_quadratic(flat.problem.quadratic, float(found["nonlinearity"]), *sizes)
     low, high = found["extremes"]
+    probed, size = found["probed"], float(np.abs(found["single_probes"]).max(initial=0.0))
+    require_mean(np.mean(found["single_probes"], 0), probed, size + 1e-12)
     require_separated(float(low.value), float(low.error))
     at = flat.to_hyper(flat.theta), flat.to_params(found["x"])
     psi = influence.compute_influence(flat.problem, *at, flat.data, linear=CG(1e-10, 10_000))
@@ -61,13 +63,14 @@ def analyse_by_influence(
         for size, factor in factors.items()
     }
 
-    def predict(step_size: float, batch_size: int | None) -> Bound:
+    def predict(step_size: float, batch_size: int | None, reads: str) -> Bound:
+        del reads  # it knows one chain, averaged
         share = step_size / limits[batch_size]
         noise = factors[batch_size] * variance / (1 - share)
         return Bound(found["norms"], noise, slowest, step_size, share)
 
     parts = float(np.linalg.norm(found["parts"]))
-    trusted = {size: _TRUSTED * limit for size, limit in limits.items()}
+    trusted = {size: prediction.trusted_share(True) * limit for size, limit in limits.items()}
     return Analysis(
         "influence",
         found["x"],
@@ -141,6 +144,12 @@ def _measure(flat: FlatProblem, at: tuple[Array, Array]) -> dict[str, PyTree]:
 
         return spectral_norm(hvp, random, _POWER)
 
+    def probe(loss: ExampleLoss) -> Array:
+        """Return slope and curvature along the random vector, of one example or of all."""
+        along = partial(jax.jvp, lambda x: loss(x, theta))
+        slope = lambda x: along((x,), (random,))[1]  # noqa: E731
+        return jnp.stack(jax.jvp(slope, (x,), (random,)))
+
     def curvature(v: Array) -> Array:
         return jax.jvp(lambda x: flat.gradient(x, theta), (v,), (random,))[1]
 
@@ -155,6 +164,8 @@ def _measure(flat: FlatProblem, at: tuple[Array, Array]) -> dict[str, PyTree]:
         "residual": jnp.max(residual),
         "extremes": extremes(here.hvp, random, _LANCZOS),
         "single": jnp.max(flat.map_examples(steepest, jnp.arange(flat.count), 256)),
+        "probed": probe(lambda x, theta: flat.inner(x, theta, flat.data.inner)),
+        "single_probes": flat.map_examples(probe, jnp.arange(flat.count), 256),
         "parts": size * D + jnp.linalg.norm(x) * slope,
         "norms": jnp.stack([size * D, jnp.linalg.norm(u) * slope, size * coupled]),
     }

@@ -13,7 +13,7 @@ from bilevel.core import Problem
 from bilevel.noise import ExampleLoss, FlatProblem
 from bilevel.planning.analysis import call_compiled
 from bilevel.planning.local import Examples, Local
-from bilevel.planning.refusals import require_near, require_solved
+from bilevel.planning.refusals import require_mean, require_near, require_solved
 from bilevel.solvers import minimise
 from bilevel.utils import PyTree, require_definite
 
@@ -36,8 +36,12 @@ def measure_problem(flat: FlatProblem) -> tuple[Local, Examples]:
     D = -np.linalg.solve(ground.hessian, ground.mixed).T
     v = np.linalg.solve(ground.hessian, ground.gradient)
     found = call_compiled(partial(_derivatives, flat), (ground.x, D, v))
-    examples, slope, slope_derivative, third, along = jax.tree.map(np.asarray, found)
+    examples, wholes, slope, slope_derivative, third, along = jax.tree.map(np.asarray, found)
     # All that follows is read in the eigenbasis, where the mean step is diagonal.
+    # Where the targets are interpolated gradients are rounding, of this size at most.
+    floor = 1e-6 * np.abs(examples.hessian).max() * (np.abs(ground.x).max() + np.abs(D).max())
+    for part, whole in zip(examples, wholes, strict=True):
+        require_mean(np.mean(part, 0), whole, float(np.abs(part).max() + floor))
     third = np.einsum("abc,ai,bj,ck->ijk", third, U, U, U, optimize=True)
     examples = Examples(
         U.T @ examples.hessian @ U,
@@ -66,6 +70,32 @@ def measure_problem(flat: FlatProblem) -> tuple[Local, Examples]:
         solution=ground.x,
     )
     return local, examples
+
+
+def measure_implicit(flat: FlatProblem, local: Local) -> Local:
+    """Return the problem as the implicit hypergradient reads it: iterates only, no derivative."""
+
+    def hypergradient(x: Array) -> Array:
+        in_x, in_theta = jax.grad(flat.outer, (0, 1))(x, flat.theta)
+        H, mixed = jax.jacfwd(flat.gradient, (0, 1))(x, flat.theta)
+        return in_theta - mixed.T @ jnp.linalg.solve(H, in_x)
+
+    def both(x: Array) -> tuple[Array, Array]:
+        slope = jax.jacfwd(hypergradient)
+        return slope(x), jax.jacfwd(slope)(x)
+
+    slope, second = map(np.asarray, call_compiled(both, local.solution))
+    slope, U = slope @ local.vectors, local.vectors
+    return local._replace(
+        derivative=0 * local.derivative,
+        coupling=0 * local.coupling,
+        gradient=0 * local.gradient,
+        hessian=0 * local.hessian,
+        slope=slope,
+        slope_derivative=U.T @ second @ U,
+        cubic=0 * local.cubic,
+        shift=np.tensordot(slope / local.h, local.third, 1),
+    )
 
 
 def require_convex(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +162,7 @@ def _ground(flat: FlatProblem, first: Array) -> _Ground:
 
 
 def _derivatives(flat: FlatProblem, at: tuple[Array, Array, Array]) -> PyTree:
-    """Return ``(Examples, slope, slope_derivative, third, Hessian of v . F_j)``."""
+    """Return ``(Examples, of all data, slope, slope_derivative, third, Hessian of v . F_j)``."""
     (x, D, v), theta = at, flat.theta
     basis = jnp.eye(len(theta), dtype=theta.dtype)
 
@@ -154,8 +184,11 @@ def _derivatives(flat: FlatProblem, at: tuple[Array, Array, Array]) -> PyTree:
         in_x, in_theta = jax.grad(flat.outer, (0, 1))(x, theta)
         return D @ in_x + in_theta
 
+    def whole(x: Array, theta: Array) -> Array:
+        return flat.inner(x, theta, flat.data.inner)
+
     slope = jax.jacfwd(hypergradient)
     third = jax.jacfwd(jax.jacfwd(lambda x: flat.gradient(x, theta)))(x)
     along = jax.jacfwd(jax.jacfwd(lambda x: moved(flat.gradient, x) @ v))(x)
     examples = flat.map_examples(one, jnp.arange(flat.count), 256)
-    return examples, slope(x), jax.jacfwd(slope)(x), third, along
+    return examples, one(whole), slope(x), jax.jacfwd(slope)(x), third, along

@@ -1,6 +1,7 @@
 """How to run SGD so that its hypergradient is as good as asked for, at least cost."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -11,6 +12,7 @@ from bilevel.core import Data, Problem, count_examples
 from bilevel.estimators import check_losses
 from bilevel.noise import FlatProblem, batch_factor
 from bilevel.planning import dense_route, influence_route
+from bilevel.planning.compare import compare_estimators
 from bilevel.planning.planner import Planner
 from bilevel.planning.refusals import require_plan_tolerance, require_slope
 from bilevel.planning.report import Plan
@@ -41,6 +43,7 @@ def plan(
     sampling: str = "iid",
     route: str | None = None,
     seed: int = 0,
+    compare: bool = False,
 ) -> Plan:
     r"""Choose step size, batch size, late start, averaging window and replicas for ``Forward``.
 
@@ -65,12 +68,16 @@ def plan(
     route : ``"dense"``, exact moments, up to some dozens of params; ``"influence"``, no matrix, for
         quadratic inner losses, cautious; by default what fits.
     seed : of the vectors that the influence route starts Lanczos from.
+    compare : fill ``plan.comparison``, what each of several errors costs each of six estimators:
+        SGD read at its last iterate, at its tail average, cross-sampled and implicitly; SVRG and
+        SAGA, exactly, where the inner loss is quadratic. ``plan.comparison.draw(axes)`` draws it.
 
     Raises
     ------
     ValueError : ``problem.start`` or ``problem.prox``; an inner problem that is not solved by
         Newton's method, or whose Hessian there is singular or indefinite; a hypergradient of 0; a
-        tolerance out of reach; a step size that theory is not trusted with; epochs.
+        tolerance out of reach; a step size that theory is not trusted with; epochs; a comparison of
+        what is too large for exact moments.
 
     Examples
     --------
@@ -109,12 +116,18 @@ def plan(
             dense = dense_route.fits_dense(len(flat.x), count, len(flat.theta))
             route = "dense" if dense else "influence"
         if route == "dense":
-            measured = dense_route.analyse_densely(flat, factors)
+            measured = dense_route.analyse_densely(flat, factors, compare=compare)
+        elif compare:
+            raise ValueError(
+                "bl.plan: compare=True needs exact moments (route='dense'), for which "
+                f"{len(flat.x)} params, {count} inner examples and {len(flat.theta)} "
+                "hyperparameters are too many. Plan on a part of the data, or leave it out."
+            )
         else:
             measured = influence_route.analyse_by_influence(flat, factors, seed)
         solution = flat.to_params(jnp.asarray(measured.solution))
     require_slope(measured.exact, measured.parts)
-    return Planner(
+    planner = Planner(
         measured,
         to_hyper=partial(_like, hyper),
         params=jax.tree.map(
@@ -125,7 +138,9 @@ def plan(
         replicas=replicas,
         max_steps=max_steps,
         budget=budget,
-    ).plan(tolerance)
+    )
+    comparison = compare_estimators(planner) if compare else None
+    return replace(planner.plan(tolerance), comparison=comparison)
 
 
 def _like(tree: PyTree, values: np.ndarray) -> PyTree:

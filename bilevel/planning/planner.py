@@ -3,16 +3,17 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from bilevel.core import Estimator
-from bilevel.estimators import Forward, Replicated
+from bilevel.estimators import Forward, Implicit, Replicated
 from bilevel.planning import reasons
 from bilevel.planning.analysis import Analysis
 from bilevel.planning.refusals import require_found, require_plan_tolerance
 from bilevel.planning.report import Plan, Split
-from bilevel.planning.search import Candidate, Demand, Predictor, find_cheapest
+from bilevel.planning.search import TANGENT, Candidate, Demand, Predictor, Price, find_cheapest
 from bilevel.solvers import SGD
 from bilevel.utils import PyTree
 
@@ -20,6 +21,26 @@ _SHARES = tuple(2.0 ** (-k / 2) for k in range(28))  # step sizes, of the larges
 MAX_NONLINEARITY = (
     0.1  # the mean's distance over the spread, above which moments are not linear theory's
 )
+
+
+class Kind(NamedTuple):
+    """One way to read SGD: its ``name``, the averaging ``window`` where it is fixed, and more.
+
+    ``reads`` says whose moments it has: one chain's, or with the outer gradient at another's, or
+    the implicit hypergradient of the iterates alone.
+    """
+
+    name: str
+    reads: str
+    window: int | None = None
+
+
+KINDS = {
+    "last": Kind("last iterate", "forward", 1),
+    "average": Kind("tail average", "forward"),
+    "cross": Kind("tail average, cross-sampled", "cross"),
+    "implicit": Kind("tail average, implicit", "implicit"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +53,7 @@ class Planner:
     to_hyper : ``[p] -> `` a tree like hyper; ``params``, the inner solution.
     count : inner examples.
     step_size, replicas, max_steps, budget : as for :func:`bilevel.plan`.
+    kind : of :data:`KINDS`, the estimator that is planned for.
     """
 
     problem: Analysis
@@ -42,6 +64,7 @@ class Planner:
     replicas: int | None
     max_steps: int
     budget: float
+    kind: str = "average"
     known: dict[tuple[float, int | None], Predictor] = field(default_factory=dict)
 
     def plan(self, tolerance: float) -> Plan:
@@ -52,25 +75,47 @@ class Planner:
         ValueError : a tolerance outside (0, 1), or one that no candidate meets.
         """
         require_plan_tolerance(tolerance)
-        demand = Demand(
-            tolerance,
-            float(np.linalg.norm(self.problem.exact)),
-            len(self.problem.exact),
-            self.replicas,
-            self.max_steps,
-        )
-        rows = tuple(self._best(batch_size, demand) for batch_size in self.problem.limits)
+        demand = self.demand(tolerance)
+        rows = tuple(self.find_best(batch_size, demand) for batch_size in self.problem.limits)
         best = min(rows, key=lambda row: row.cost)
         require_found(rows, best, tolerance, self.budget, self.max_steps)
         return self._report(best, rows, demand)
 
+    def demand(self, tolerance: float) -> Demand:
+        """Return what is asked for, and the price of the estimator."""
+        n, p = len(self.problem.solution), len(self.problem.exact)
+        price = {
+            "forward": Price(1.0, 1 + TANGENT * p),
+            "cross": Price(2.0, 2 + TANGENT * p),
+            # Conjugate gradients in n products at most, and the cross term, on all examples.
+            "implicit": Price(1.0, 1.0, self.count * (TANGENT * n + 1)),
+        }[KINDS[self.kind].reads]
+        scale, window = float(np.linalg.norm(self.problem.exact)), KINDS[self.kind].window
+        return Demand(tolerance, scale, price, self.replicas, self.max_steps, window)
+
+    def build(self, best: Candidate) -> Estimator:
+        """Return the candidate as an estimator."""
+        # A window of one step is the last iterate, which is returned without averaging.
+        average, solver = (
+            best.window if best.window > 1 else 0,
+            SGD(best.step_size, best.batch_size),
+        )
+        estimator: Estimator
+        if KINDS[self.kind].reads == "implicit":
+            estimator = Implicit(solver, best.steps, average=average)
+        else:
+            cross = KINDS[self.kind].reads == "cross"
+            where = {"start": best.start, "average": average, "cross": cross}
+            estimator = Forward(solver, best.steps, **where)
+        return Replicated(estimator, best.replicas) if best.replicas > 1 else estimator
+
     def _run(self, step_size: float, batch_size: int | None) -> Predictor:
         at = (step_size, batch_size)
         if at not in self.known:
-            self.known[at] = self.problem.predict(*at)
+            self.known[at] = self.problem.predict(*at, KINDS[self.kind].reads)
         return self.known[at]
 
-    def _best(self, batch_size: int | None, demand: Demand) -> Candidate:
+    def find_best(self, batch_size: int | None, demand: Demand) -> Candidate:
         """Return the best over step sizes.
 
         From the largest down while a smaller one saves a twentieth.
@@ -111,15 +156,8 @@ class Planner:
         _, bias, transient, noise, iterate = self._error(best)
         sizes = (float(np.linalg.norm(x)) for x in (bias, noise, transient, iterate))
         split = Split(best.error, *(size / demand.scale for size in sizes))
-        # A window of one step is the last iterate, which Forward returns without averaging.
-        average = best.window if best.window > 1 else 0
-        estimator: Estimator = Forward(
-            SGD(best.step_size, best.batch_size), best.steps, start=best.start, average=average
-        )
-        if best.replicas > 1:
-            estimator = Replicated(estimator, best.replicas)
         return Plan(
-            estimator=estimator,
+            estimator=self.build(best),
             tolerance=demand.tolerance,
             error=split,
             bias=self.to_hyper(bias + transient),

@@ -18,38 +18,40 @@ from bilevel.planning.stationary import JointBlocks, Noise
 class Run:
     """All runs at one step size and batch size: what does not depend on the lengths, once."""
 
-    def __init__(self, local: Local, noise: Noise, step_size: float, factor: float) -> None:
-        """``factor`` is the noise fraction of a batch."""
-        self.local, self.step_size, self.noisy = local, step_size, factor > 0
+    def __init__(
+        self, local: Local, noise: Noise, step_size: float, factor: float, *, cross: bool = False
+    ) -> None:
+        """``factor``: the noise fraction of a batch; ``cross``: ``Forward(..., cross=True)``."""
+        self.local, self.step_size, self.noisy, self.cross = local, step_size, factor > 0, cross
         self.earliest = int(np.ceil(local.delay / step_size))
-        xx, xd, dd = moments = noise.moments(step_size, factor)
-        self.nonlinearity = measure_nonlinearity(local, moments)
+        xx, xd, _ = self.moments = noise.moments(step_size, factor)
+        self.nonlinearity = measure_nonlinearity(local, self.moments)
         self.mu = 1 - step_size * local.h
         self.powers = Powers(self.mu)
-        ell, Q, slope, T = local.gradient, local.hessian, local.slope, step_size * local.coupling
-        # Rows of P w, w = (slope_j, l), for the variance w.V w.
-        y_x = slope @ xx + xd @ ell
-        y_d = np.einsum("pba,pb->pa", xd, slope) + dd @ ell
-        self._diagonal = slope * y_x + ell * y_d
-        self._beside = -ell[:, None] * T * y_x[:, None, :]
-        self._once = np.sum(self._diagonal, 1)
-        # The products of second order, <slope_derivative, V_xx> / 2 + <Q, V_xd>, by rows of G in
-        # the same way.
-        self._second = np.sum(local.slope_derivative * xx, 2) + np.einsum("ab,pab->pa", Q, xd)
-        self._second += np.einsum("ab,pab->pb", Q, xd)
-        self._second_beside = -T * (xx @ Q).T
-        self._second_once = np.sum(local.slope_derivative * xx, (1, 2)) / 2 + np.sum(Q * xd, (1, 2))
         self._shift = -np.sum(local.shift * xx, (1, 2)) / 2 - np.sum(local.cubic * xd, (1, 2))
         # Second moments forget the start more slowly than the mean does: by this factor per step.
         both = self.mu**2 + factor * step_size**2 * noise.spread
         self.lag = float(np.sqrt(max(np.max(both) / max(np.max(self.mu**2), 1e-2), 1)))
 
+    def average(self, window: int) -> JointBlocks:
+        """Return ``V``, the covariance of the mean of ``window`` stationary iterates."""
+        (xx, xd, dd), N, (g, G) = self.moments, window, self.powers.sums(window).weighted
+        beside = -self.step_size * self.local.coupling * G  # of E, in terms of u
+        both = g[:, None] + g[None, :] - N
+        across = beside @ xd
+        return JointBlocks(
+            both * xx / N**2,
+            (both * xd + xx @ beside.transpose(0, 2, 1)) / N**2,
+            (both * dd + across + across.transpose(0, 2, 1)) / N**2,
+        )
+
     def stationary_error(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """Return bias and variance of the mean of ``window`` stationary iterates, ``[p]``."""
-        N, (g, G) = window, self.powers.sums(window).weighted
-        variance = 2 * (self._diagonal @ g + np.sum(self._beside * G, (1, 2))) - N * self._once
-        second = self._second @ g + np.sum(self._second_beside * G, (1, 2)) - N * self._second_once
-        return self._shift + second / N**2, np.maximum(variance, 0) / N**2
+        V = self.average(window)
+        if self.cross:  # the other chain shares no minibatch
+            V = V._replace(xd=0 * V.xd)
+        second, variance = read_hypergradient(self.local, V)
+        return self._shift + second, variance
 
     def transient(self, start: int, wait: int, window: int) -> np.ndarray:
         """Return what is left of the start in the average, ``[p]``.
@@ -72,6 +74,23 @@ class Run:
         terms = [local.slope * u, forgotten * local.gradient, coupled * local.gradient]
         terms += [(local.slope_derivative @ u) * u / 2, (forgotten + coupled) * (local.hessian @ u)]
         return np.stack(terms) * self.lag**wait
+
+
+def read_hypergradient(local: Local, V: JointBlocks) -> tuple[np.ndarray, np.ndarray]:
+    """Return what noise of covariance ``V`` adds to the mean of a hypergradient, and its variance.
+
+    ``[p]`` each. The variance is that of the terms of first order, and of those of second order as
+    if the noise were normal: ``tr(W V W V) / 2`` with ``W = [[slope_derivative, Q], [Q, 0]]``.
+    """
+    ell, Q, S, slope = local.gradient, local.hessian, local.slope_derivative, local.slope
+    second = np.sum(S * V.xx, (1, 2)) / 2 + np.sum(Q * V.xd, (1, 2))
+    variance = np.einsum("pa,ab,pb->p", slope, V.xx, slope)
+    variance += 2 * np.einsum("pa,pab,b->p", slope, V.xd, ell)
+    variance += np.einsum("a,pab,b->p", ell, V.dd, ell)
+    uu, ud, dd = S @ V.xx + Q @ V.xd.transpose(0, 2, 1), S @ V.xd + Q @ V.dd, Q @ V.xd
+    products = np.einsum("pab,pba->p", uu, uu) + np.einsum("pab,pba->p", dd, dd)
+    products += 2 * np.einsum("pab,ba->p", ud, Q @ V.xx)
+    return second, np.maximum(variance, 0) + np.maximum(products / 2, 0)
 
 
 def measure_nonlinearity(local: Local, moments: JointBlocks) -> float:

@@ -17,6 +17,22 @@ def require_solved(decrease: float, value: float) -> None:
         )
 
 
+def require_mean(single: np.ndarray, whole: np.ndarray, size: float) -> None:
+    """Validate that the mean over single examples is that of all: SGD descends no other loss.
+
+    ``single`` and ``whole`` are gradients and curvatures, ``size`` what they are sums of.
+    """
+    off = float(np.abs(single - whole).max())
+    if not off <= 1e-6 * size:
+        raise ValueError(
+            "bl.plan: the inner loss is no mean over the examples of its batch: gradients and "
+            "curvatures of single examples at the solution have another mean than those of all "
+            f"(they differ by {off / size:.2g} of their size), so that SGD would follow another "
+            "loss than the one that is solved here. Take jnp.mean over the batch instead of "
+            "jnp.sum, and normalise weights over all data, not within the batch."
+        )
+
+
 def require_near(delay: float) -> None:
     """Validate that gradient descent from params reaches the quadratic region."""
     if not np.isfinite(delay):

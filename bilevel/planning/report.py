@@ -1,9 +1,10 @@
 """What a plan says, as data and as a table with reasons."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from bilevel.core import Estimator
+from bilevel.planning.comparison import Comparison
 from bilevel.planning.search import Candidate
 from bilevel.utils import PyTree
 
@@ -44,6 +45,7 @@ class Plan:
     limit : of the step size in mean square; ``curvature``: smallest and largest, at the solution.
     route : ``"dense"`` or ``"influence"``, how the moments were found.
     reasons : sentences.
+    comparison : with other estimators, if that was asked for.
     """
 
     estimator: Estimator
@@ -60,6 +62,7 @@ class Plan:
     route: str
     reasons: tuple[str, ...]
     planner: MakesPlans = field(repr=False)
+    comparison: Comparison | None = None
 
     @property
     def cost(self) -> float:
@@ -71,7 +74,7 @@ class Plan:
 
         Nothing is compiled.
         """
-        return self.planner.plan(tolerance)
+        return replace(self.planner.plan(tolerance), comparison=self.comparison)
 
     def __str__(self) -> str:
         """Return the table and the reasons."""
@@ -90,6 +93,9 @@ class Plan:
             "",
             *(f"* {reason}" for reason in self.reasons),
         ]
+        if self.comparison is not None:
+            lines += ["", "gradients of single examples by estimator (* the fewest)"]
+            lines.append(str(self.comparison))
         return "\n".join(lines)
 
 

@@ -51,14 +51,29 @@ class Candidate:
         return self.start, self.wait, self.window
 
 
+class Price(NamedTuple):
+    """Gradients of single examples: for each of a step's examples, and ``once`` for a run.
+
+    ``plain`` before the derivative begins, ``derived`` after.
+    """
+
+    plain: float
+    derived: float
+    once: float = 0.0
+
+
 class Demand(NamedTuple):
-    """What is asked for: ``tolerance`` times ``scale`` (the size of the hypergradient), and how."""
+    """What is asked for: ``tolerance`` times ``scale`` (the size of the hypergradient), and how.
+
+    ``window`` is that of the average, ``None`` for whichever is cheapest.
+    """
 
     tolerance: float
     scale: float
-    hypers: int
+    price: Price
     replicas: int | None
     max_steps: int
+    window: int | None = None
 
     @property
     def target(self) -> float:
@@ -90,9 +105,9 @@ class Predictor(Protocol):
 
 def cost(candidate: Candidate, demand: Demand, batch: int) -> float:
     """Return the cost in gradients of single examples."""
-    derived = candidate.wait + candidate.window
-    each = candidate.start + derived * (1 + TANGENT * demand.hypers)
-    return float(candidate.replicas * batch * each)
+    price, derived = demand.price, candidate.wait + candidate.window
+    each = candidate.start * price.plain + derived * price.derived
+    return float(candidate.replicas * (batch * each + price.once))
 
 
 def find_cheapest(run: Predictor, demand: Demand, batch: int, empty: Candidate) -> Candidate:
@@ -121,23 +136,25 @@ def _fitted(
     def refused(why: str) -> Candidate:
         return replace(empty, replicas=replicas, verdict=why)
 
-    if run.noisy and np.linalg.norm(run.stationary_error(demand.max_steps)[0]) + share > target:
+    longest = demand.window or demand.max_steps
+    if run.noisy and np.linalg.norm(run.stationary_error(longest)[0]) + share > target:
         return refused("the stationary mean is off by more than the tolerance")
-    window = _first(lambda n: not noisy(n), 1, demand.max_steps) if run.noisy else 1
+    shortest = demand.window or 1
+    window = _first(lambda n: not noisy(n), shortest, longest) if run.noisy else shortest
     if window is None:
-        return refused(_TOO_LONG)
+        return refused(_TOO_LONG if demand.window is None else "the noise is above the tolerance")
     window = _round(window)
     best = refused(_TOO_LONG)
 
     def late(start: int, wait: int) -> bool:
         return bool(np.linalg.norm(run.left(start, wait, window)) <= share)
 
-    shortest = _first(lambda q: late(demand.max_steps, q), 0, demand.max_steps)
-    if shortest is None:
+    least = _first(lambda q: late(demand.max_steps, q), 0, demand.max_steps)
+    if least is None:
         return best
     # A longer wait lets the derivative begin earlier; which is cheaper depends on p.
     for stretch in (1.0, 1.2, 1.5):
-        wait = _round(max(int(stretch * shortest), 1))
+        wait = _round(max(int(stretch * least), 1))
         start = _first(lambda k, wait=wait: late(k, wait), run.earliest, demand.max_steps)
         if start is None:
             continue

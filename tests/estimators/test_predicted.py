@@ -111,6 +111,18 @@ def test_beyond_the_mean_square_limit_there_is_no_error_bar() -> None:
     assert np.isinf(evidence.evidence.bias)
 
 
+@pytest.mark.extended
+@pytest.mark.parametrize("case", [ridge(seed=0), logistic(seed=0)], ids=["ridge", "logistic"])
+def test_it_is_trusted_up_to_where_plan_is(case: Case) -> None:
+    """Just below the largest step size of a plan there is an error bar, just above none."""
+    plan = bl.plan(case.problem, case.hyper, case.params, case.data, 0.5, batch_sizes=(2,))
+    trusted = prediction.trusted_share(case.exact is not None) * plan.limit
+    for rate, finite in ((0.98 * trusted, True), (1.02 * trusted, False)):
+        one = bl.Predicted(bl.Reverse(bl.SGD(rate, batch_size=2), 1))
+        theory = one.theory(case.problem, case.hyper, plan.params, case.data)
+        assert np.isfinite(theory.standard_error).all() == finite
+
+
 ESTIMATORS = {
     "not UORO": bl.UORO(SGD, 5),
     "directions=None": bl.Forward(SGD, 5, directions=2),

@@ -49,6 +49,15 @@ def measured(case, plan, runs, seed=0):
     return size, squares.std(ddof=1) / math.sqrt(runs) / (2 * size)
 
 
+def _products(moments, Q):
+    """The variance of ``u' Q E_j`` as if both were normal, over all j, read at the average."""
+    u, E = moments.mean_x[-1], moments.mean_d[:, -1]
+    xx = moments.xx[-1, :, -1] - jnp.outer(u, u)
+    xd = moments.xd[:, -1, :, -1] - u[:, None] * E[:, None, :]
+    dd = moments.dd[:, -1, :, -1] - E[:, :, None] * E[:, None, :]
+    return jnp.sum((Q @ xx @ Q) * dd) + jnp.sum((Q @ xd) * (Q @ xd).swapaxes(1, 2))
+
+
 @jax.jit
 def _exact(process, outer, eta, steps, start, window):
     """Root mean square error of ``Forward(SGD(eta), steps, start, window)``, by exact moments."""
@@ -68,7 +77,7 @@ def _exact(process, outer, eta, steps, start, window):
     last, _ = jax.lax.scan(advance, first, (k, rule))
     gradient, Q = outer
     found = error.predict(last, process.derivative, gradient, Q, slot=-1)
-    total = jnp.sum(found.bias**2) + jnp.sum(found.standard_deviation**2)
+    total = jnp.sum(found.bias**2) + jnp.sum(found.standard_deviation**2) + _products(last, Q)
     return jnp.sqrt(total) / jnp.linalg.norm(found.exact)
 
 

@@ -169,7 +169,7 @@ def _conclude(
     findings.append(
         f"Epochs leave a bias in the tail average: {100 * epochs['bias']:.2f} % of the gradient, "
         f"{epochs['bias / s.e.']:.0f} s.e. ({100 * leading:.2f} % to leading order in the step, "
-        f"``noise.epochs.tail_average_shift``), where independent draws leave "
+        f"``noise.shuffled.tail_average_shift``), where independent draws leave "
         f"{100 * last[SCHEDULES.index('tail average')]['bias']:.2f} % "
         f"({last[SCHEDULES.index('tail average')]['bias / s.e.']:.1f} s.e.)."
     )
