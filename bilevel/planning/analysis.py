@@ -1,15 +1,32 @@
 """What the search needs of a problem, whichever route found it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.planning.reduced import Reduced
 from bilevel.planning.search import Predictor
 from bilevel.utils import PyTree
+
+
+class FollowsReduced(Protocol):
+    """What follows a run of SVRG or SAGA: :class:`bilevel.planning.reduced.Reduced`."""
+
+    largest: float
+
+    def errors(self, name: str, step_size: float, steps: int, target: float) -> np.ndarray:
+        """Return the error every ``stride`` steps until it is ``target``."""
+        ...
+
+    def stride(self, name: str) -> int:
+        """Return the number of steps between two errors."""
+        ...
+
+    def fits(self, name: str) -> bool:
+        """Return whether all steps of a comparison are a matter of seconds."""
+        ...
 
 
 class Analysis(NamedTuple):
@@ -36,7 +53,7 @@ class Analysis(NamedTuple):
     limits: dict[int | None, float]
     trusted: dict[int | None, float]
     predict: Callable[[float, int | None, str], Predictor]
-    reduced: Reduced | None = None
+    reduced: FollowsReduced | None = None
 
 
 def call_compiled(fn: Callable[[PyTree], PyTree], arguments: PyTree) -> PyTree:

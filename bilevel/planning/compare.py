@@ -4,9 +4,8 @@ import math
 from dataclasses import replace
 
 from bilevel.estimators import Forward
-from bilevel.planning.comparison import Comparison, Setting
+from bilevel.planning.comparison import Comparison, PricedRun
 from bilevel.planning.planner import KINDS, Planner
-from bilevel.planning.reduced import Reduced
 from bilevel.planning.search import TANGENT
 from bilevel.solvers import SAGA, SVRG
 
@@ -26,36 +25,38 @@ def compare_estimators(planner: Planner, tolerances: tuple[float, ...] = TOLERAN
     return Comparison(tolerances, found)
 
 
-def _of_sgd(planner: Planner, tolerances: tuple[float, ...]) -> list[Setting]:
+def _of_sgd(planner: Planner, tolerances: tuple[float, ...]) -> list[PricedRun]:
     settings = []
     for tolerance in tolerances:
         demand = planner.demand(tolerance)
         rows = [planner.find_best(size, demand) for size in planner.problem.limits]
         best = min(rows, key=lambda row: row.cost)
         if best.cost == math.inf:
-            settings.append(Setting(None, math.nan, math.inf, best.verdict))
+            settings.append(PricedRun(None, math.nan, math.inf, best.verdict))
         else:
-            settings.append(Setting(planner.build(best), best.error, best.cost))
+            settings.append(PricedRun(planner.build(best), best.error, best.cost))
     return settings
 
 
-def _of_reduced(planner: Planner, name: str, tolerances: tuple[float, ...]) -> tuple[Setting, ...]:
+def _of_reduced(
+    planner: Planner, name: str, tolerances: tuple[float, ...]
+) -> tuple[PricedRun, ...]:
     """Return the first step from which the error is small, over the step sizes, in one run each."""
-    problem: Reduced | None = planner.problem.reduced
+    problem = planner.problem.reduced
     why = ""
     if problem is None:
         why = "known for quadratic inner losses only, where its moments are exact"
     elif not problem.fits(name):
         why = "its exact moments are too large here"
     if problem is None or why:
-        return tuple(Setting(None, math.nan, math.inf, why) for _ in tolerances)
+        return tuple(PricedRun(None, math.nan, math.inf, why) for _ in tolerances)
     scale, p = planner.demand(tolerances[0]).scale, len(planner.problem.exact)
     stride, each = problem.stride(name), 1 + TANGENT * p
     # SVRG: two gradients a step, and a full one for every 2 m steps.
     price = each * (2.5 if name == "svrg" else 1.0)
-    found = [Setting(None, math.nan, math.inf, "needs more than 20 000 or max_steps steps")] * len(
-        tolerances
-    )
+    found = [
+        PricedRun(None, math.nan, math.inf, "needs more than 20 000 or max_steps steps")
+    ] * len(tolerances)
     for share in _SHARES:
         size = share / problem.largest
         target = min(tolerances) * scale
@@ -67,5 +68,5 @@ def _of_reduced(planner: Planner, name: str, tolerances: tuple[float, ...]) -> t
             if first < len(errors) and steps * price < found[k].cost:
                 solver = SVRG(size, 1) if name == "svrg" else SAGA(size, 1)
                 run = Forward(solver, steps)
-                found[k] = Setting(run, float(errors[first]), steps * price)
+                found[k] = PricedRun(run, float(errors[first]), steps * price)
     return tuple(found)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from bilevel.core import Estimator
 
 
-class Setting(NamedTuple):
+class PricedRun(NamedTuple):
     """The cheapest run of one estimator: predicted ``error``, ``cost``, or a ``verdict`` why none.
 
     ``estimator`` is ready to use. Errors are relative, root mean square; costs are gradients of
@@ -27,11 +27,11 @@ class Comparison:
     Parameters
     ----------
     tolerances : the errors that are asked for.
-    settings : by estimator, a :class:`Setting` for each of them.
+    settings : by estimator, a :class:`PricedRun` for each of them.
     """
 
     tolerances: tuple[float, ...]
-    settings: dict[str, tuple[Setting, ...]]
+    settings: dict[str, tuple[PricedRun, ...]]
 
     def best(self, tolerance: float) -> str:
         """Return the name of the cheapest estimator at one of the ``tolerances``.
@@ -75,7 +75,7 @@ class Comparison:
         axes.legend()
 
 
-def _cell(one: Setting, least: float) -> str:
+def _cell(one: PricedRun, least: float) -> str:
     if one.cost == math.inf:
         return f"{'-':>10}"
     return f"{one.cost:>9.2g}" + ("*" if one.cost == least else " ")
