@@ -48,10 +48,11 @@ from bilevel.utils import (
     require_positive_int,
     require_tolerance,
     size,
+    zeros_like,
 )
 
-# The residual to reach, the estimate and the inner state so far.
-Progress: TypeAlias = tuple[Array, Estimate, InnerState]
+# The residual to reach next, the one reached, 0 at first, the estimate and the inner state so far.
+Progress: TypeAlias = tuple[Array, Array, Estimate, InnerState]
 
 _SMALL, _DENSE = 64, 3000  # params up to which a factorisation costs nothing, or is worth a try
 _NEWTON = 50  # most steps: convergence is quadratic, so far fewer are taken
@@ -158,9 +159,9 @@ class Auto:
         data = draw_outer(data, self.outer_batch_size, key)
         choice = self.choose(problem, hyper, lower.params, data)
         lower = self._init_chosen(choice.estimator, problem, hyper, lower, data, key)
-        estimate, after = choice.estimator.step(problem, hyper, lower, data, key)
         if isinstance(choice.estimator, Implicit) and choice.estimator.bias:
-            return self._improve(problem, hyper, estimate, after, data, key)
+            return self._improve(problem, hyper, lower, data, key)
+        estimate, after = choice.estimator.step(problem, hyper, lower, data, key)
         if choice.fallback is None:
             return estimate, after
         fallback, evidence = choice.fallback, estimate.evidence
@@ -184,32 +185,35 @@ class Auto:
         return Implicit(Newton(CG(tol=_FORCING), tol=tol), _NEWTON, CG(tol=tol), bias=True)
 
     def _improve(
-        self,
-        problem: Problem,
-        hyper: PyTree,
-        estimate: Estimate,
-        lower: InnerState,
-        data: Data,
-        key: Array,
+        self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
     ) -> tuple[Estimate, InnerState]:
-        """Solve both systems further until the bias is within the tolerance, or rounding is met."""
+        """Solve both systems, further until the bias is within the tolerance, or rounding is met.
+
+        The first time is a turn of the loop, so that there is one copy of it to compile.
+        """
         least = 20 * jnp.finfo(dtype(lower.params)).eps
 
+        def solve(tol: Array, lower: InnerState) -> tuple[Estimate, InnerState]:
+            return self._smooth(tol).step(problem, hyper, lower, data, key)
+
         def unfinished(carry: Progress) -> Array:
-            tol, estimate, _ = carry
+            _, reached, estimate, _ = carry
             exact = norm(axpy(-1, estimate.evidence.bias, estimate.grad))
-            return (norm(estimate.evidence.bias) > self.tolerance * exact) & (tol > least)
+            biased = norm(estimate.evidence.bias) > self.tolerance * exact
+            return (reached == 0) | (biased & (reached > least))
 
         def advance(carry: Progress) -> Progress:
-            tol, before, lower = carry
-            tol = jnp.maximum(tol / _FURTHER, least)
-            found, lower = self._smooth(tol).step(problem, hyper, lower, data, key)
+            tol, _, before, lower = carry
+            found, lower = solve(tol, lower)
             counts = jax.tree.map(jnp.add, before.evidence.counts, found.evidence.counts)
             evidence = replace(found.evidence, counts=Counts(*counts))
-            return tol, replace(found, evidence=evidence), lower
+            following = jnp.maximum(tol / _FURTHER, least)
+            return following, tol, replace(found, evidence=evidence), lower
 
-        begin = self._residual(lower.params), estimate, lower
-        _, estimate, lower = jax.lax.while_loop(unfinished, advance, begin)
+        tol = self._residual(lower.params)
+        nothing = zeros_like(jax.eval_shape(solve, tol, lower)[0])
+        begin = tol, jnp.zeros_like(tol), nothing, lower
+        _, _, estimate, lower = jax.lax.while_loop(unfinished, advance, begin)
         return estimate, lower
 
     def _residual(self, params: PyTree) -> Array:

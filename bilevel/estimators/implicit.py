@@ -139,15 +139,15 @@ class Implicit:
         end = system.gradient if smooth else full_gradient(problem, hyper, params, data)
         residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
         counts = Counts.of(gradients=taken + (1 if smooth else 2), hvps=matvecs)
-        error = None
+        grad, error = system.grad(adjoint.x), None
         if bias is None:
             passes = 10 * self.steps + 100  # about: a step of Newton's or L-BFGS is several
             budget = Budget.of(problem, self.solver, data, params, passes)
-            error = system_remainder(problem, hyper, params, data, system, adjoint.x, budget)
+            error = system_remainder(problem, hyper, params, data, system, adjoint.x, grad, budget)
         evidence = Evidence(
             residual, adjoint.residual, bias=bias, counts=counts, residual_error=error
         )
-        estimate = Estimate(system.value, system.grad(adjoint.x), evidence, reached.aux)
+        estimate = Estimate(system.value, grad, evidence, reached.aux)
         # A poor adjoint is a poor start for the next solve: worse than 0 above 1.
         carried = jax.tree.map(lambda x: jnp.where(adjoint.residual < 1, x, 0), adjoint.x)
         return estimate, InnerState(params, state, carried, reference)

@@ -34,6 +34,7 @@ from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.remainder import adjoint_evidence
 from bilevel.estimators.segments import run_in_segments
 from bilevel.solvers import (
+    CallKey,
     Carry,
     Solver,
     draw_ahead,
@@ -237,17 +238,18 @@ class Reverse:
         checkpoints: bool,
     ) -> Carry:
         """Run steps ``first .. first + n - 1``, arranged so that few states are stored."""
+        keys: Key | CallKey = key
+        if checkpoints:  # few row numbers are kept: within a segment they would be drawn twice
+            keys = draw_ahead(self.solver, data.inner, key, n, first, most=_FEW_ROWS)
 
         def steps(length: int, loop: tuple) -> tuple:
             k, params, state = loop
             carry = (params, state)
-            carry = run_steps(loss, self.solver, hyper, carry, data, key, steps=length, first=k)
+            carry = run_steps(loss, self.solver, hyper, carry, data, keys, steps=length, first=k)
             return (k + length, *carry)
 
         if not checkpoints:
             return steps(n, (first, *carry))[1:]
-        # Few row numbers are kept: within a segment they would be drawn twice.
-        key = draw_ahead(self.solver, data.inner, key, n, first, most=_FEW_ROWS)
         return run_in_segments(steps, (first, *carry), n)[1:]
 
 

@@ -100,24 +100,22 @@ def solve_scaled(
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(b)]))
     largest = jax.lax.stop_gradient(largest)
     usable = (largest > 0) & jnp.isfinite(largest)
-    exponent = jnp.frexp(jnp.where(usable, largest, 1))[1]
+    kind = jnp.finfo(largest.dtype)
+    # Without its mantissa a number is a power of two; clipped, it rounds to neither 0 nor infinity.
+    power = jax.lax.reduce_precision(jnp.clip(largest, kind.tiny, kind.max / 4), kind.nexp, 0)
+    power = jnp.where(usable, power, 1)
 
-    def scale(tree: PyTree, power: Array) -> PyTree:
-        def times(x: Array) -> Array:
-            # In two halves: one factor alone may leave the range of the dtype.
-            one, half = jnp.ones((), x.dtype), power // 2
-            return x * jnp.ldexp(one, half) * jnp.ldexp(one, power - half)
-
-        return jax.tree.map(times, tree)
+    def shrink(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x / power.astype(x.dtype), tree)
 
     def solve(_: Matvec, b: PyTree) -> tuple[PyTree, Solution]:
-        found = solver.solve(hessian, b, scale(x0, -exponent), key)
+        found = solver.solve(hessian, b, shrink(x0), key)
         return found.x, found._replace(x=None)
 
     # Differentiated as a solution, in either mode: a loop that stops by itself has no reverse mode.
     system = jax.lax.custom_linear_solve
-    x, found = system(hessian, scale(b, -exponent), solve, symmetric=True, has_aux=True)
-    return found._replace(x=scale(x, exponent))
+    x, found = system(hessian, shrink(b), solve, symmetric=True, has_aux=True)
+    return found._replace(x=jax.tree.map(lambda x: x * power.astype(x.dtype), x))
 
 
 def relative_residual(hessian: Matvec, b: PyTree, x: PyTree) -> Array:

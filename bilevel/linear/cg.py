@@ -6,8 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.linear.base import Matvec, Solution, attainable_residual, relative_residual, warm_start
-from bilevel.utils import PyTree, axpy, register_node, require_positive, require_positive_int, vdot
+from bilevel.linear.base import Matvec, Solution, attainable_residual, relative_residual
+from bilevel.utils import (
+    PyTree,
+    axpy,
+    norm,
+    register_node,
+    require_positive,
+    require_positive_int,
+    vdot,
+)
 
 
 @dataclass(frozen=True)
@@ -47,23 +55,31 @@ class CG:
     def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array | None = None) -> Solution:
         """Iterate from ``x0``; ``hessian`` must be symmetric positive definite. No key is used."""
         target = attainable_residual(self.tol, b) ** 2
-        x0, r, first = warm_start(hessian, b, x0)
+        x0 = jax.tree.map(lambda x: jnp.where(norm(b) == 0, 0, x), x0)
+        warm = norm(x0) > 0
+        first = warm.astype(jnp.int32)
 
+        # The product with x0 is a turn of the loop, so that there is one to compile.
         def unfinished(carry: tuple[PyTree, ...]) -> Array:
             _, _, _, squared, curved, k = carry
             return (squared > target) & curved & (k < self.max_steps)
 
         def advance(carry: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
             x, r, p, squared, _, k = carry
+            starting = k < 0
             image = hessian(p)
             curvature = vdot(p, image)
             curved = curvature > 0
             alpha = jnp.where(curved, squared / jnp.where(curved, curvature, 1), 0)
-            x, r = axpy(alpha, p, x), axpy(-alpha, image, r)
+            x = axpy(jnp.where(starting, 0, alpha), p, x)
+            r = axpy(-jnp.where(starting, 1, alpha), image, r)
             following = vdot(r, r)
-            return x, r, axpy(following / squared, p, r), following, curved, k + 1
+            beta = jnp.where(starting, 0, following / squared)
+            return x, r, axpy(beta, p, r), following, curved | starting, k + 1
 
-        initial = (x0, r, r, vdot(r, r), jnp.array(True), jnp.zeros((), jnp.int32))
+        p = jax.tree.map(lambda x, y: jnp.where(warm, x, y), x0, b)
+        squared = jnp.where(warm, jnp.inf, vdot(b, b))
+        initial = (x0, b, p, squared, jnp.array(True), -first)
         x, _, _, _, _, k = jax.lax.while_loop(unfinished, advance, initial)
         return Solution(x, relative_residual(hessian, b, x), first + k + 1)
 
