@@ -43,7 +43,8 @@ class Budget(NamedTuple):
         batch = getattr(solver, "batch_size", None) or n
         gradients = _SHARE * passes * batch  # of single rows; a product costs about five halves
         if problem.evidence == "off":
-            return cls(0, min(n, _ROWS), n)
+            # A sample of so few would cost more, to draw and to compile, than all of them.
+            return cls(0, n if n * d <= _TINY else min(n, _ROWS), n)
         if problem.has_state:
             return cls(0, n if n * d <= 100 * _TINY else min(n, max(int(gradients / 3), _ROWS)), n)
         full = problem.evidence == "full"
