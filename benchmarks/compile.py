@@ -44,7 +44,8 @@ def count_programs() -> Iterator[list[str]]:
     """Fill a list with one entry for each program that XLA compiles."""
     compiled: list[str] = []
 
-    def listen(event: str, _: float, **__: Any) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del duration_secs, kwargs
         if event == _PROGRAM:
             compiled.append(event)
 
