@@ -34,7 +34,6 @@ from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.remainder import adjoint_evidence
 from bilevel.estimators.segments import run_in_segments
 from bilevel.solvers import (
-    CallKey,
     Carry,
     Solver,
     draw_ahead,
@@ -238,9 +237,9 @@ class Reverse:
         checkpoints: bool,
     ) -> Carry:
         """Run steps ``first .. first + n - 1``, arranged so that few states are stored."""
-        keys: Key | CallKey = key
-        if checkpoints:  # few row numbers are kept: within a segment they would be drawn twice
-            keys = draw_ahead(self.solver, data.inner, key, n, first, most=_FEW_ROWS)
+        # Few row numbers are kept where segments are run twice, and would draw them twice.
+        most = _FEW_ROWS if checkpoints else 0
+        keys = draw_ahead(self.solver, data.inner, key, n, first, most)
 
         def steps(length: int, loop: tuple) -> tuple:
             k, params, state = loop

@@ -30,7 +30,7 @@ from bilevel.solvers.model import (
 from bilevel.solvers.newton import Newton
 from bilevel.solvers.optax_solver import Optax
 from bilevel.solvers.proximal import FISTA, ProximalGradient
-from bilevel.solvers.repeat import CallKey, DrawsAhead, draw_ahead, repeat_step, step_key
+from bilevel.solvers.repeat import DrawsAhead, draw_ahead, repeat_step, step_key
 from bilevel.solvers.saga import SAGA
 from bilevel.solvers.sampling import Lazy, Sampler, take_rows
 from bilevel.solvers.sgd import SGD
@@ -49,7 +49,6 @@ __all__ = [
     "SAGA",
     "SGD",
     "SVRG",
-    "CallKey",
     "Carry",
     "ChecksProblem",
     "DeclaresStability",
