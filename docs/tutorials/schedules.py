@@ -28,8 +28,8 @@ rows = jax.random.normal(jax.random.key(1), (20_000, 50))
 # its own, whose mean is zero; the outer loss is the distance from the true minimum:
 #
 # $$
-# f(w) = \frac{1}{2n} \sum_i \sum_j c_j (w_j - x_{ij})^2, \qquad
-# F(w) = \frac{1}{2} \sum_j c_j w_j^2 .
+# f(w) = \frac{1}{2n} \sum_i \sum_j c_j (w_j - x_{ij})^2, \qquad F(w) = \frac{1}{2} \sum_j c_j w_j^2
+# .
 # $$
 #
 # Neither depends on the hyperparameters directly: they are in the solver. A `step_size` may be a
@@ -61,8 +61,8 @@ start, w, key = jnp.full(steps, -1.0), jnp.full(50, 3.0), jax.random.key(0)
 # Mean $m_j$ and variance $v_j$ of each entry of $w$ obey a recursion,
 #
 # $$
-# m_j \leftarrow (1 - \eta_k c_j)\, m_j, \qquad
-# v_j \leftarrow (1 - \eta_k c_j)^2 v_j + (\eta_k c_j)^2 / B ,
+# m_j \leftarrow (1 - \eta_k c_j)\, m_j, \qquad v_j \leftarrow (1 - \eta_k c_j)^2 v_j + (\eta_k
+# c_j)^2 / B ,
 # $$
 #
 # with $B$ rows in a minibatch, and the expected loss after each step is $\frac{1}{2} \sum_j c_j
@@ -98,8 +98,9 @@ true = jnp.linalg.norm(estimate.grad - exact) / jnp.linalg.norm(exact)
 print(f"relative error: reported {estimate.relative_error:.2f}, true {true:.2f}")
 
 # %% [markdown]
-# The report knows nothing of the exact recursion, and it is of the right size. Such an error is no
-# obstacle to stochastic descent: Adam averages over its steps as well.
+# The report knows nothing of the exact recursion, and it is of the right order: it says how far
+# such an estimate lies from the truth on average, and this one is a single draw. An error of this
+# size is no obstacle to stochastic descent: Adam averages over its steps as well.
 #
 # ## Tune
 #
