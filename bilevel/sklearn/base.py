@@ -82,6 +82,15 @@ class HypergradEstimator(BaseEstimator):
             _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True),
         )
 
+    def _check_noise(self) -> None:
+        """Validate that ``noise_variance`` is given for SURE, and for nothing else."""
+        noise = getattr(self, "noise_variance", None)
+        if (isinstance(self.cv, str) and self.cv == "sure") != (noise is not None):
+            raise ValueError(
+                f"noise_variance, the known variance of the targets' noise, belongs to cv='sure' "
+                f"and to it alone; got cv={self.cv!r}, noise_variance={noise!r}."
+            )
+
     def _splits(
         self, X: Matrix, y: np.ndarray, groups: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray] | None:

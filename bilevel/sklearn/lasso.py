@@ -1,9 +1,12 @@
 """Lasso that tunes its penalties by hypergradient."""
 
 from dataclasses import replace
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from bilevel.sklearn.base import LinearRegressor, to_float64
 from bilevel.sklearn.choice import FitData, finish_fit
@@ -11,6 +14,7 @@ from bilevel.sklearn.losses import (
     ElasticNetLoss,
     FoldQuadratics,
     compute_column_squares,
+    make_probes,
     make_quadratics,
 )
 from bilevel.sklearn.search import (
@@ -39,8 +43,10 @@ class HypergradLasso(LinearRegressor):
     positive : coefficients are not below 0.
     alphas : the single penalties to start from, the best of them; by default 60 from the smallest
         that leaves no column, 15 a decade.
-    cv, guard, choose, max_iter, tol, n_jobs, random_state : as for :class:`HypergradRidge`, with
-        folds.
+    cv : folds, or ``"sure"``, Stein's unbiased risk estimate with ``noise_variance``, the known
+        variance of the noise; its degrees of freedom by Monte Carlo, ``random_state`` draws them.
+    guard, choose, scoring, refit, max_iter, tol, n_jobs, random_state : as for
+        :class:`HypergradRidge`.
 
     Attributes
     ----------
@@ -61,6 +67,8 @@ class HypergradLasso(LinearRegressor):
     _parameter_constraints: ClassVar[dict[str, list]] = {
         **LinearRegressor._parameter_constraints,
         "positive": ["boolean"],
+        "cv": ["cv_object", StrOptions({"sure"})],
+        "noise_variance": [Interval(Real, 0, None, closed="neither"), None],
     }
 
     def __init__(
@@ -71,6 +79,7 @@ class HypergradLasso(LinearRegressor):
         fit_intercept=True,
         positive=False,
         cv=None,
+        noise_variance=None,
         guard=True,
         choose="smallest_loss",
         scoring=None,
@@ -95,6 +104,7 @@ class HypergradLasso(LinearRegressor):
             random_state=random_state,
         )
         self.positive = positive
+        self.noise_variance = noise_variance
 
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.
@@ -112,10 +122,17 @@ class HypergradLasso(LinearRegressor):
         """
         X, y, weight = self._validate(X, y, sample_weight, accept_sparse="csr", y_numeric=True)
         rows, target = to_float64(X), np.asarray(y, np.float64)
+        self._check_noise()
         penalties, d = self._group_columns(X.shape[1]), X.shape[1]
         columns = penalties.groups
         splits: Any = self._splits(X, y, groups)
-        problem_of = make_quadratics(rows, target, weight, splits, self.fit_intercept)
+        if splits is None:
+            # The same probes at every call: a loss that changes by itself cannot be descended.
+            random = check_random_state(0 if self.random_state is None else self.random_state)
+            centred, noise = self.fit_intercept, float(self.noise_variance or 0)
+            problem_of = make_probes(rows, target, weight, centred, noise, random)
+        else:
+            problem_of = make_quadratics(rows, target, weight, splits, self.fit_intercept)
 
         def make_loss(without: int | None) -> ElasticNetLoss:
             return ElasticNetLoss(problem_of(without), self._kinds, positive=self.positive)

@@ -141,11 +141,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
             y_numeric=True,
             ensure_min_samples=2 if by_rows else 1,
         )
-        if (self.cv == "sure") != (self.noise_variance is not None):
-            raise ValueError(
-                f"noise_variance, the known variance of the targets' noise, belongs to cv='sure' "
-                f"and to it alone; got cv={self.cv!r}, noise_variance={self.noise_variance!r}."
-            )
+        self._check_noise()
         penalties = self._group_columns(X.shape[1])
         columns = penalties.groups
         targets = np.asarray(y, np.float64).reshape(len(y), -1)

@@ -33,6 +33,7 @@ from bilevel.sklearn.losses.ridge import RidgeLoss
 from bilevel.sklearn.losses.rotation import rotate_rows
 from bilevel.sklearn.losses.rows import compute_column_squares
 from bilevel.sklearn.losses.spectrum import RidgePath
+from bilevel.sklearn.losses.sure import make_probes
 
 __all__ = [
     "LOGISTIC",
@@ -64,6 +65,7 @@ __all__ = [
     "make_criterion_rows",
     "make_folds",
     "make_huber",
+    "make_probes",
     "make_quadratics",
     "make_splits",
     "make_tweedie",
