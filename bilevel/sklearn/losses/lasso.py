@@ -55,7 +55,8 @@ class ElasticNetLoss:
                 values[i, k] = self.problem.folds[k].evaluate(support, w).value
             means = values[: i + 1, share > 0] @ share[share > 0]
             large = max(len(fit.support) for fit in self.fits) > _LARGE
-            if large and np.all(means[-_RISEN:] > 1.005 * np.min(means)):
+            best = np.min(means)
+            if large and np.all(means[-_RISEN:] > best + 0.005 * abs(best)):
                 break
         return values[:, share > 0]
 

@@ -96,7 +96,7 @@ def tune_penalties(
     # Evaluated first: the solvers then start where all coefficients are almost 0.
     strongest = outer(search.bounds[:, 1])
     worst, share = float(strongest.value), strongest.share
-    resolution = search.resolution * worst if np.isfinite(worst) else 0.0
+    resolution = search.resolution * abs(worst) if np.isfinite(worst) else 0.0
     parts = np.ones(1) if share is None else share[share > 0]
     tables, ways = _start_descents(outer, grids, parts, stages[0], search, resolution)
     if not ways:
