@@ -1,6 +1,7 @@
 """The statement of a bilevel problem and its vocabulary: problem, data, estimates, settings."""
 
 from bilevel.core.arguments import require_arguments
+from bilevel.core.equation import Equation
 from bilevel.core.estimate import Counts, Estimate, Evidence, InnerState, init_inner_state
 from bilevel.core.losses import (
     BoundLoss,
@@ -51,6 +52,7 @@ __all__ = [
     "Data",
     "Decay",
     "DrawsTasks",
+    "Equation",
     "Estimate",
     "Estimator",
     "Evidence",

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
+from bilevel.core.equation import Equation, Residual
 from bilevel.core.sparse import with_sparse_rows
 from bilevel.spaces import Spaces
 from bilevel.utils import (
@@ -62,6 +63,17 @@ class Problem:
     running : ``(params, hyper, batch[, model_state][, key]) -> ()``, a loss over the trajectory.
         The outer loss is ``outer + mean_k running(params_k, ...)`` over the steps of a call, each
         with the params before the step, and the step's minibatch, model state and key.
+    fixed_point, optimality : in place of ``inner``, what the inner solution solves:
+        ``w = fixed_point(w, hyper, batch)``, or ``optimality(w, hyper, batch) = 0``, like
+        ``params``. An equilibrium layer, a game, the conditions of a constrained problem: no loss
+        need be behind them. For :class:`bilevel.Picard`, :class:`bilevel.Anderson`,
+        :class:`bilevel.Newton` and solvers of plain steps; with ``Implicit`` and a linear solver
+        that needs no symmetry (:class:`bilevel.GMRES`), ``Reverse`` or ``Forward``.
+
+    Raises
+    ------
+    TypeError : a loss that is no function. ValueError : not exactly one of ``inner``,
+        ``fixed_point`` and ``optimality``; with the last two what belongs to a loss.
 
     Examples
     --------
@@ -75,8 +87,8 @@ class Problem:
     >>> problem = bl.Problem(inner, outer)
     """
 
-    inner: UserLoss
-    outer: UserLoss
+    inner: UserLoss = None  # pyright: ignore[reportAssignmentType]
+    outer: UserLoss = None  # pyright: ignore[reportAssignmentType]
     start: Callable[..., Params] | None = None
     prox: Prox | None = None
     quadratic: bool = False
@@ -86,6 +98,8 @@ class Problem:
     has_state: bool = False
     has_aux: bool = False
     running: UserLoss | None = None
+    fixed_point: Residual | None = None
+    optimality: Residual | None = None
 
     def __post_init__(self) -> None:
         """Validate the arguments, and make a tree of spaces hashable."""
@@ -93,10 +107,13 @@ class Problem:
             object.__setattr__(self, "space", Spaces.of(self.space))
         if self.evidence not in EVIDENCE:
             raise ValueError(f"evidence must be one of {EVIDENCE}, got {self.evidence!r}.")
+        if self.fixed_point is not None or self.optimality is not None:
+            _require_equation_alone(self)
+            object.__setattr__(self, "inner", Equation(self.fixed_point, self.optimality))
         for name in ("inner", "outer"):
             if not callable(getattr(self, name)):
                 raise TypeError(not_callable(f"Problem.{name}", getattr(self, name)))
-        for name in ("start", "prox", "running"):
+        for name in ("start", "prox", "running", "fixed_point", "optimality"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(not_callable(f"Problem.{name}", getattr(self, name)))
 
@@ -105,10 +122,35 @@ class Problem:
         """Whether losses are functions of params, hyper and batch that return a number."""
         return not (self.stochastic or self.has_state or self.has_aux or self.running)
 
+    @property
+    def is_equation(self) -> bool:
+        """Whether the inner problem is an equation, and no loss need be behind it."""
+        return isinstance(self.inner, Equation)
+
     def require_inside(self, hyper: Hyper) -> None:
         """Raise ``ValueError`` where ``hyper`` is concrete and not inside its space."""
         if self.space is not None:
             self.space.require(hyper)
+
+
+_OF_A_LOSS = ("prox", "quadratic", "stochastic", "has_state", "has_aux", "running")
+
+
+def _require_equation_alone(problem: Problem) -> None:
+    """Raise ``ValueError`` where an equation is given beside what belongs to a loss."""
+    given = [name for name in ("fixed_point", "optimality") if getattr(problem, name) is not None]
+    if problem.inner is not None and not isinstance(problem.inner, Equation):
+        given.append("inner")
+    if len(given) > 1:
+        raise ValueError(
+            f"Problem: {' and '.join(given)} are given, and each says what the inner solution is. "
+            "Give one of inner, fixed_point and optimality."
+        )
+    if wrong := [name for name in _OF_A_LOSS if getattr(problem, name)]:
+        raise ValueError(
+            f"Problem({given[0]}=...) takes no {', '.join(wrong)}: it has no inner loss. Write "
+            "what they stand for into the equation (a proximal map is a part of a fixed point)."
+        )
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ _CURES = {
     "has_state": "Use Forward, Reverse, UORO, PES, Evolution, Implicit or OneStep.",
     "has_aux": "Use Forward, Reverse, UORO, PES, Evolution, Implicit or OneStep.",
     "running": "Use Forward, Reverse, UORO, PES or Evolution, which see the trajectory.",
+    "is_equation": "Use Implicit with linear=bl.GMRES(...), Reverse or Forward.",
 }
 
 
@@ -116,9 +117,9 @@ def carry_model(
     if model_state is None and lower is not None:
         model_state = lower.model_state
     require_model_state(problem, model_state)
+    _require_handled(problem, innermost_estimator(estimator))
     if problem.is_plain or key is None:
         return estimator
-    _require_handled(problem, innermost_estimator(estimator))
 
     def carry(inside: Any) -> Estimator:
         solver: Solver | None = getattr(inside, "solver", None)
@@ -171,8 +172,11 @@ def bind_call(
 def _require_handled(problem: Problem, estimator: Estimator) -> None:
     for part, cure in _CURES.items():
         if getattr(problem, part) and part not in getattr(estimator, "handles", ()):
-            given = f"{part}={'True' if part != 'running' else '...'}"
-            raise ValueError(f"{type(estimator).__name__} does not handle Problem({given}). {cure}")
+            given = {"running": "running=...", "is_equation": "fixed_point=... or optimality=..."}
+            raise ValueError(
+                f"{type(estimator).__name__} does not handle "
+                f"Problem({given.get(part, f'{part}=True')}). {cure}"
+            )
 
 
 def _look_at_results(

@@ -51,6 +51,8 @@ class Budget(NamedTuple):
         cheap = full or n * d**2 <= 10 * _TINY or _NEWTON_STEPS * 2.5 * d * n <= gradients
         random = problem.stochastic
         exact = d <= _DENSE and cheap and problem.prox is None and not random
+        if problem.is_equation:
+            return cls(0, n, n, exact)  # conjugate gradients need symmetry
         if full:
             return cls(2 * _PRODUCTS, n, n, exact, random)
         products = int((gradients / n - 3) / (2.5 * _SOLVES))

@@ -90,7 +90,13 @@ class Forward:
     >>> estimator = bl.Forward(bl.SGD(step_size=0.1, batch_size=32), steps=1000, average=200)
     """
 
-    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running", "stream")
+    handles: ClassVar[tuple[str, ...]] = (
+        "has_state",
+        "has_aux",
+        "running",
+        "stream",
+        "is_equation",
+    )
 
     solver: Solver
     steps: int

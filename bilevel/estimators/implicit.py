@@ -28,6 +28,7 @@ from bilevel.core import (
     inner_loss,
 )
 from bilevel.estimators.adjoint import System, adjoint_system, first_order_bias, proximal_step
+from bilevel.estimators.equation_system import equation_system
 from bilevel.estimators.rebuild import require_window
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.remainder import Budget, system_remainder
@@ -62,7 +63,8 @@ class Implicit:
     Parameters
     ----------
     solver, steps : the inner solver and its number of steps K per call.
-    linear : solver of the adjoint system; :class:`bilevel.CG` needs a positive definite Hessian.
+    linear : solver of the adjoint system; :class:`bilevel.CG` needs a positive definite Hessian,
+        an equation one without symmetry, :class:`bilevel.GMRES`.
     damping : solve ``(H + damping I) v = b`` instead. It tames a Hessian that is singular or
         indefinite, and it biases ``grad`` by O(damping / smallest curvature); the linear residual
         is that of the damped system and does not show this, ``bias=True`` does. ``None``: none.
@@ -87,7 +89,7 @@ class Implicit:
     """
 
     differentiates: ClassVar[str] = "minimiser"  # what must have finite derivatives
-    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux")
+    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "is_equation")
 
     solver: Solver
     steps: int
@@ -115,6 +117,7 @@ class Implicit:
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Solve the inner problem, then the adjoint system at its solution."""
+        self._require_fit(problem)
         data = draw_outer(data, self.outer_batch_size, key)
         check_minimiser("Implicit", problem, hyper, lower.params, data)
         before, _ = carry = start_solver(problem, self.solver, hyper, lower, data)
@@ -125,7 +128,8 @@ class Implicit:
         key, key_system, key_bias = jax.random.split(jax.random.fold_in(key, self.steps), 3)
         step, used = proximal_step(problem, self.solver, hyper, params, state, data, key_system)
         settings = {"damping": self.damping, "step": step, "key": key_system}
-        system_at = partial(adjoint_system, problem, hyper, data=data, **settings)
+        make = equation_system if problem.is_equation else adjoint_system
+        system_at = partial(make, problem, hyper, data=data, **settings)
         system: System = system_at(params)
         begin = system.within(lower.memory)
         adjoint = solve_scaled(self.linear, system.operator, system.rhs, begin, key)
@@ -156,6 +160,19 @@ class Implicit:
         """Return the estimator with so many times its steps, and the window averaged over."""
         require_window(self, self.solver, self.average)
         return replace(self, steps=times * self.steps, average=times * self.average)
+
+    def _require_fit(self, problem: Problem) -> None:
+        """Raise ``ValueError`` where the system of an equation needs other settings."""
+        if not problem.is_equation:
+            return
+        if getattr(self.linear, "needs_symmetry", False):
+            raise ValueError(
+                f"Implicit(linear={type(self.linear).__name__}(...)) needs a symmetric system, and "
+                "that of an equation has no symmetry. Give linear=bl.GMRES(tol=1e-6), BiCGSTAB or "
+                "FixedPoint."
+            )
+        if self.bias:
+            raise ValueError("Implicit(bias=True) is for inner losses. Leave bias out.")
 
     def _minimise(
         self, problem: Problem, hyper: Hyper, carry: Carry, data: Data, key: Key

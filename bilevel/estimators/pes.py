@@ -94,7 +94,13 @@ class PES:
 
     differentiates: ClassVar[str] = "values"  # what must have finite derivatives
 
-    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running", "stream")
+    handles: ClassVar[tuple[str, ...]] = (
+        "has_state",
+        "has_aux",
+        "running",
+        "stream",
+        "is_equation",
+    )
 
     solver: Solver
     steps: int

@@ -95,25 +95,43 @@ def _look(
 
     b, direct = jax.grad(problem.outer, argnums=(0, 1))(unravel(w), hyper, data.outer)
     b = ravel_pytree(b)[0]
+    eye = jnp.eye(w.size, dtype=w.dtype)
+    if problem.is_equation:
+        gradient, pull = jax.vjp(lambda *at: slopes(*at)[0], w, hyper)
+        step, u = _solve_general(jax.vmap(lambda v: pull(v)[0])(eye), gradient, b)
+        through = pull(u)[1]
+        return _looked(w, gradient, step, direct, through)
     try:
         (gradient, _), push = jax.linearize(lambda w: slopes(w, hyper), w)
-        hessian = jax.vmap(lambda v: push(v)[0])(jnp.eye(w.size, dtype=w.dtype))
-        step, u = _solve(hessian, jnp.stack([gradient, b], 1)).T
+        hessian = jax.vmap(lambda v: push(v)[0])(eye)
+        step, u = _solve(hessian, gradient, b)
         through = push(u)[1]
     except (TypeError, NotImplementedError) as error:
         if not lacks_forward_mode(error):
             raise  # what follows serves a loss with a rule for reverse mode alone
         gradient, pull = jax.vjp(lambda *at: slopes(*at)[0], w, hyper)
-        hessian = jax.vmap(lambda v: pull(v)[0])(jnp.eye(w.size, dtype=w.dtype))
-        step, u = _solve(hessian, jnp.stack([gradient, b], 1)).T
+        step, u = _solve(jax.vmap(lambda v: pull(v)[0])(eye), gradient, b)
         through = pull(u)[1]
+    return _looked(w, gradient, step, direct, through)
+
+
+def _looked(w: Array, gradient: Array, step: Array, direct: Hyper, through: Hyper) -> Look:
     rounding = 100 * jnp.finfo(w.dtype).eps * (norm(direct) + norm(through)).astype(w.dtype)
     return Look(w, gradient, step, Reference(axpy(-1, through, direct), rounding))
 
 
-def _solve(matrix: Array, b: Array) -> Array:
-    """Return ``matrix^{-1} b``, ``[d, 2]``, 0 in the null space: what nothing reads is free."""
+def _solve(matrix: Array, b: Array, c: Array) -> tuple[Array, Array]:
+    """Return ``matrix^{-1}`` times both, 0 in the null space: what nothing reads is free."""
     values, vectors = jnp.linalg.eigh(matrix)
     least = len(b) * jnp.finfo(b.dtype).eps * jnp.max(jnp.abs(values))
     inverse = jnp.where(jnp.abs(values) > least, 1 / jnp.where(values == 0, 1, values), 0)
-    return vectors @ (inverse[:, None] * (vectors.T @ b))
+    x, y = (vectors @ (inverse[:, None] * (vectors.T @ jnp.stack([b, c], 1)))).T
+    return x, y
+
+
+def _solve_general(matrix: Array, b: Array, c: Array) -> tuple[Array, Array]:
+    """Return ``matrix^{-1} b`` and ``matrix^{-T} c`` without symmetry, 0 in the null spaces."""
+    left, values, right = jnp.linalg.svd(matrix)
+    least = len(b) * jnp.finfo(b.dtype).eps * jnp.max(values)
+    inverse = jnp.where(values > least, 1 / jnp.where(values == 0, 1, values), 0)
+    return right.T @ (inverse * (left.T @ b)), left @ (inverse * (right @ c))

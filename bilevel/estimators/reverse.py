@@ -86,7 +86,13 @@ class Reverse:
     >>> estimator = bl.Reverse(bl.SGD(step_size=0.1, batch_size=32), steps=1000)
     """
 
-    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running", "stream")
+    handles: ClassVar[tuple[str, ...]] = (
+        "has_state",
+        "has_aux",
+        "running",
+        "stream",
+        "is_equation",
+    )
 
     solver: Solver
     steps: int
@@ -214,6 +220,8 @@ class Reverse:
             return jax.eval_shape(lambda *args: jax.vjp(step, *args)[1], hyper, *carry)
 
         rule = functools.partial(mixed_mode, once=once)
+        if problem.is_equation:  # whose Jacobian is not symmetric
+            rule = lambda loss: loss  # noqa: E731
         loss = inner_loss(problem, numbered.loss(problem.inner, rule))
         try:
             pull = pull_back(loss)

@@ -78,7 +78,13 @@ class UORO:
     >>> estimator = bl.Replicated(one, n=64)
     """
 
-    handles: ClassVar[tuple[str, ...]] = ("has_state", "has_aux", "running", "stream")
+    handles: ClassVar[tuple[str, ...]] = (
+        "has_state",
+        "has_aux",
+        "running",
+        "stream",
+        "is_equation",
+    )
 
     solver: Solver
     steps: int

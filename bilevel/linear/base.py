@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.utils import PyTree, axpy, dtype, norm
+from bilevel.utils import PyTree, axpy, dtype, norm, zeros_like
 
 Matvec = Callable[[PyTree], PyTree]
 
@@ -26,6 +27,7 @@ class Operator:
     minibatch : ``(v, key, batch_size) -> `` an unbiased estimate of ``H v``.
     support : 0/1, like ``v``: the coordinates that ``H`` maps into; ``None`` for all.
     gauss_newton : ``() -> Operator``, the same with the Gauss-Newton matrix in place of ``H``.
+    transposed : the transpose, of an operator that is not symmetric; ``None`` for one that is.
 
     Examples
     --------
@@ -39,6 +41,7 @@ class Operator:
     minibatch: Callable[[PyTree, Array, int], PyTree] | None = None
     support: PyTree = None
     gauss_newton: "Callable[[], Operator] | None" = None
+    transposed: "Operator | None" = None
 
     def __call__(self, v: PyTree) -> PyTree:
         """Return the damped product over all data."""
@@ -112,9 +115,19 @@ def solve_scaled(
         found = solver.solve(hessian, b, shrink(x0), key)
         return found.x, found._replace(x=None)
 
+    transposed = getattr(hessian, "transposed", None)
+
+    def solve_transposed(_: Matvec, b: PyTree) -> tuple[PyTree, Solution]:
+        assert transposed is not None
+        found = solver.solve(transposed, b, zeros_like(b), key)
+        return found.x, found._replace(x=None)
+
     # Differentiated as a solution, in either mode: a loop that stops by itself has no reverse mode.
-    system = jax.lax.custom_linear_solve
-    x, found = system(hessian, shrink(b), solve, symmetric=True, has_aux=True)
+    system = partial(jax.lax.custom_linear_solve, hessian, shrink(b), solve, has_aux=True)
+    if transposed is None:
+        x, found = system(symmetric=True)
+    else:
+        x, found = system(transpose_solve=solve_transposed)
     return found._replace(x=jax.tree.map(lambda x: x * power.astype(x.dtype), x))
 
 

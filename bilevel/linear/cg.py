@@ -1,6 +1,7 @@
 """Conjugate gradients (Hestenes and Stiefel, 1952)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,8 @@ class CG:
     >>> bl.CG(tol=1e-6).solve(lambda v: H @ v, b, jnp.zeros(2)).x.round(4)
     Array([1., 1.], dtype=float32)
     """
+
+    needs_symmetry: ClassVar[bool] = True
 
     tol: float | Array = 1e-6
     max_steps: int = 1000

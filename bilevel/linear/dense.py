@@ -1,6 +1,7 @@
 """The operator as a matrix, and its Cholesky factors: exact, for few parameters."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,8 @@ class Dense:
     >>> solution.x, solution.condition.round(2)
     (Array([1., 1.], dtype=float32), Array(4., dtype=float32))
     """
+
+    needs_symmetry: ClassVar[bool] = True
 
     max_size: int = 3000
 

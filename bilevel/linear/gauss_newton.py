@@ -10,6 +10,7 @@ convex. ``H - G = sum_i (d loss / d output_i) Hessian(output_i)`` vanishes where
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 from jax import Array
@@ -41,6 +42,8 @@ class OutputLoss:
     ... )
     >>> problem = bl.Problem(inner, outer=lambda w, h, batch: inner(w, 0.0, batch))
     """
+
+    needs_symmetry: ClassVar[bool] = True
 
     outputs: Callable[[PyTree, PyTree, PyTree], PyTree]
     loss: Callable[[PyTree, PyTree, PyTree, PyTree], Array]

@@ -1,7 +1,7 @@
 """MINRES: symmetric systems that may be indefinite or singular (Paige and Saunders, 1975)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,8 @@ class MINRES:
     >>> bl.MINRES().solve(lambda v: H @ v, b, jnp.zeros(2)).x.round(4)
     Array([ 1., -1.], dtype=float32)
     """
+
+    needs_symmetry: ClassVar[bool] = True
 
     tol: float | Array = 1e-6
     max_steps: int = 1000

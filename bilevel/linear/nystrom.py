@@ -1,6 +1,7 @@
 """A low-rank model of the Hessian and its damped inverse (Hataya and Yamada, AISTATS 2023)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,8 @@ class Nystrom:
     >>> bl.Nystrom(rank=2).solve(hessian, b, jnp.zeros(2), key).x
     Array([0.5, 1. ], dtype=float32)
     """
+
+    needs_symmetry: ClassVar[bool] = True
 
     rank: int
     sketch: str = "columns"

@@ -1,6 +1,7 @@
 """SGD on the linear system (Grazzi et al., AISTATS 2021; Arbel and Mairal, ICLR 2022: AmIGO)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,8 @@ class SGDLinear:
     >>> linear = bl.SGDLinear(step_size=0.05, steps=200, batch_size=32, average=100)
     >>> estimator = bl.Implicit(bl.SGD(step_size=0.1, batch_size=32), steps=200, linear=linear)
     """
+
+    needs_symmetry: ClassVar[bool] = True
 
     step_size: float | Array | Schedule
     steps: int = 100

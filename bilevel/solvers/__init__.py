@@ -1,5 +1,6 @@
 """Inner solvers: how ``params`` move."""
 
+from bilevel.solvers.anderson import Anderson
 from bilevel.solvers.base import (
     Carry,
     ChecksProblem,
@@ -29,6 +30,7 @@ from bilevel.solvers.model import (
 )
 from bilevel.solvers.newton import Newton
 from bilevel.solvers.optax_solver import Optax
+from bilevel.solvers.picard import Picard
 from bilevel.solvers.proximal import FISTA, ProximalGradient
 from bilevel.solvers.repeat import DrawsAhead, draw_ahead, repeat_step, step_key
 from bilevel.solvers.saga import SAGA
@@ -49,6 +51,7 @@ __all__ = [
     "SAGA",
     "SGD",
     "SVRG",
+    "Anderson",
     "Carry",
     "ChecksProblem",
     "DeclaresStability",
@@ -65,6 +68,7 @@ __all__ = [
     "NotUnrollable",
     "Optax",
     "Pairs",
+    "Picard",
     "ProximalGradient",
     "Refreshes",
     "Sampler",

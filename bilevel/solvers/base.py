@@ -128,6 +128,11 @@ class DrawsBatch(Protocol):
 
 def require_fit(problem: Problem, solver: Solver) -> None:
     """Raise while tracing if the solver cannot minimise this problem."""
+    if problem.is_equation and getattr(solver, "reads_loss", False):
+        raise ValueError(
+            f"`{type(solver).__name__}` compares values of the inner loss, and an equation "
+            "(Problem.fixed_point, Problem.optimality) has none. Use Picard, Anderson or Newton."
+        )
     if isinstance(solver, ChecksProblem):
         solver.check(problem)
     elif problem.prox is not None:

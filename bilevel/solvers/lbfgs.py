@@ -6,7 +6,7 @@ Liu, Nocedal, Mathematical Programming 1989; Nocedal, Wright, "Numerical Optimiz
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +103,8 @@ class LBFGS:
     >>> import bilevel as bl
     >>> estimator = bl.Implicit(bl.LBFGS(), steps=50, linear=bl.CG(tol=1e-8))
     """
+
+    reads_loss: ClassVar[bool] = True
 
     memory: int = 10
     tol: Number = 0.0

@@ -12,9 +12,10 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from bilevel.core import Loss
+from bilevel.core import Equation, Loss
 from bilevel.linear import CG, LinearSolver, solve_scaled
 from bilevel.solvers.line_search import backtrack_step, full_where_rounding
+from bilevel.solvers.newton_equation import equation_step
 from bilevel.utils import (
     DataTree,
     Flag,
@@ -95,11 +96,12 @@ class Newton:
         self, loss: Loss, params: Params, hyper: Hyper, data: DataTree, key: Key, state: NewtonState
     ) -> tuple[Params, NewtonState]:
         """Take a damped Newton step; only a random ``linear`` uses the key."""
+        if isinstance(loss, Equation):
+            size, move = equation_step(self.linear, loss, params, hyper, data, key)
+        else:
+            size, move = self._slope(loss, params, hyper, data, key)
         if self.tol is None:
-            _, move = self._slope(loss, params, hyper, data, key)
             return move(), state
-
-        size, move = self._slope(loss, params, hyper, data, key)
         scale = jnp.where(state[0] > 0, state[0], size)
         done = size <= self.tol * scale
         return jax.lax.cond(done, lambda: params, move), (scale, done)

@@ -29,9 +29,12 @@ def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) 
     """
     params, some = start_point(problem, hyper, params), min(count_examples(data.inner), 16)
 
+    # The unknowns of an equation may belong to rows, as the states of a layer do.
     def size(batch: PyTree) -> Array:
         return norm(jax.grad(problem.inner)(params, hyper, batch))
 
+    if problem.is_equation:
+        return size(data.inner)
     singles = jax.tree.map(lambda leaf: leaf[:some, None], data.inner)
     return jnp.maximum(size(data.inner), jnp.max(jax.vmap(size)(singles)))
 

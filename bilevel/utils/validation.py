@@ -30,6 +30,11 @@ class ProblemParts(Protocol):
         """``Problem.is_plain``."""
         ...
 
+    @property
+    def is_equation(self) -> bool:
+        """``Problem.is_equation``."""
+        ...
+
 
 def not_callable(name: str, got: object) -> str:
     """Return that a function was expected."""
@@ -137,6 +142,11 @@ def require_unchecked_axes(tree: PyTree) -> None:
 
 def require_smooth(owner: str, problem: ProblemParts) -> None:
     """Raise if the inner problem is more than the minimisation of a smooth loss."""
+    if problem.is_equation:
+        raise ValueError(
+            f"{owner} needs an inner loss, and this problem is an equation (fixed_point or "
+            "optimality). Compare Implicit with Reverse(Picard()), or differentiate bl.solve."
+        )
     if problem.start is not None:
         raise ValueError(
             f"{owner} solves the inner problem completely, and a minimiser does not depend on "

@@ -1,0 +1,62 @@
+r"""An equation in place of an inner loss: ``F(params, hyper, batch) = 0``, which no loss need have.
+
+Every solver and estimator asks the inner problem for ``jax.grad(inner)`` and for derivatives of
+that. :class:`Equation` is a function whose gradient in ``params`` is F by definition, so they ask
+an equation the same. What is different is said by :attr:`Problem.is_equation`: the derivative of F
+in ``params`` is not symmetric, that in ``hyper`` belongs to no loss, and there is no value.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.utils import DataTree, Hyper, Params, PyTree, Scalar, norm, require_same, vdot
+
+Residual = Callable[[Params, Hyper, DataTree], Params]
+
+
+@dataclass(frozen=True)
+class Equation:
+    """``optimality(params, hyper, batch) = 0``, or ``params = fixed_point(params, hyper, batch)``.
+
+    Called, it returns ``|F|^2 / 2``; its gradient in ``params`` is not that of this number but F.
+    """
+
+    fixed_point: Residual | None
+    optimality: Residual | None
+
+    def residual(self, params: Params, hyper: Hyper, batch: DataTree) -> Params:
+        """Return F, like ``params``: what is 0 at the solution.
+
+        Raises
+        ------
+        ValueError : a function that returns another structure, or other shapes, than ``params``.
+        """
+        name = "fixed_point" if self.optimality is None else "optimality"
+        fn = self.fixed_point if self.optimality is None else self.optimality
+        assert fn is not None
+        image = fn(params, hyper, batch)
+        require_same(f"what problem.{name} returns", image, "params", params)
+        if self.optimality is None:
+            return jax.tree.map(lambda w, to: (w - to).astype(w.dtype), params, image)
+        return jax.tree.map(lambda w, f: jnp.asarray(f).astype(w.dtype), params, image)
+
+    def __call__(self, params: Params, hyper: Hyper, batch: DataTree) -> Scalar:
+        """Return ``|F|^2 / 2``, whose ``jax.grad`` in ``params`` is F."""
+        return _with_gradient(self, params, hyper, batch)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _with_gradient(equation: Equation, params: Params, hyper: Hyper, batch: DataTree) -> Scalar:
+    return norm(equation.residual(params, hyper, batch)) ** 2 / 2
+
+
+@_with_gradient.defjvp
+def _(equation: Equation, at: tuple, tangents: tuple) -> tuple[Array, Array]:
+    value = _with_gradient(equation, *at)
+    moved: PyTree = tangents[0]
+    return value, vdot(equation.residual(*at), moved).astype(value.dtype)
