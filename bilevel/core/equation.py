@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.utils import DataTree, Hyper, Params, PyTree, Scalar, norm, require_same, vdot
+from bilevel.utils import DataTree, Hyper, Params, PyTree, Scalar, norm, vdot
 
 Residual = Callable[[Params, Hyper, DataTree], Params]
 
@@ -30,20 +30,17 @@ class Equation:
     optimality: Residual | None
 
     def residual(self, params: Params, hyper: Hyper, batch: DataTree) -> Params:
-        """Return F, like ``params``: what is 0 at the solution.
-
-        Raises
-        ------
-        ValueError : a function that returns another structure, or other shapes, than ``params``.
-        """
-        name = "fixed_point" if self.optimality is None else "optimality"
-        fn = self.fixed_point if self.optimality is None else self.optimality
-        assert fn is not None
-        image = fn(params, hyper, batch)
-        require_same(f"what problem.{name} returns", image, "params", params)
+        """Return F, like ``params``: what is 0 at the solution."""
+        image = self.image(params, hyper, batch)
         if self.optimality is None:
             return jax.tree.map(lambda w, to: (w - to).astype(w.dtype), params, image)
         return jax.tree.map(lambda w, f: jnp.asarray(f).astype(w.dtype), params, image)
+
+    def image(self, params: Params, hyper: Hyper, batch: DataTree) -> Params:
+        """Return what the user's function does."""
+        fn = self.fixed_point if self.optimality is None else self.optimality
+        assert fn is not None
+        return fn(params, hyper, batch)
 
     def __call__(self, params: Params, hyper: Hyper, batch: DataTree) -> Scalar:
         """Return ``|F|^2 / 2``, whose ``jax.grad`` in ``params`` is F."""

@@ -7,10 +7,19 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from bilevel.core import BoundLoss, Data, InnerState, Problem, inner_loss
+from bilevel.core import BoundLoss, Data, Equation, InnerState, Problem, inner_loss
 from bilevel.estimators.residuals import full_gradient
 from bilevel.solvers import NotUnrollable, Solver, start_solver
-from bilevel.utils import Hyper, Key, Params, PyTree, describe, leaf_address, unused_leaves
+from bilevel.utils import (
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    describe,
+    leaf_address,
+    require_same,
+    unused_leaves,
+)
 
 _ONE_MODE = ("custom_vjp", "custom_lin")  # what JAX's own messages name
 _NO_REVERSE = "Reverse-mode differentiation does not work"
@@ -61,6 +70,10 @@ def check_losses(problem: Problem, hyper: Hyper, params: Params, data: Data) -> 
                     "a leading axis that counts examples. Put constants into the loss."
                 )
         try:
+            if isinstance(loss, Equation):
+                part = "fixed_point" if loss.optimality is None else "optimality"
+                image = jax.eval_shape(loss.image, params, hyper, batch)
+                require_same(f"what problem.{part} returns", image, "params", params)
             out = jax.eval_shape(loss, params, hyper, batch)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise ValueError(
