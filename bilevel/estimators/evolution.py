@@ -28,7 +28,7 @@ from bilevel.core import (
 )
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.compared import compared_evidence
-from bilevel.estimators.refusals import check_read
+from bilevel.estimators.refusals import ALL_PARTS, check_read
 from bilevel.solvers import (
     Carry,
     Solver,
@@ -85,13 +85,7 @@ class Evolution:
 
     differentiates: ClassVar[str] = "values"  # what must have finite derivatives
 
-    handles: ClassVar[tuple[str, ...]] = (
-        "has_state",
-        "has_aux",
-        "running",
-        "stream",
-        "is_equation",
-    )
+    handles: ClassVar[tuple[str, ...]] = ALL_PARTS
 
     solver: Solver
     steps: int

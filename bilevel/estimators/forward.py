@@ -31,7 +31,7 @@ from bilevel.core import (
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.rebuild import require_window
 from bilevel.estimators.recursion import ForwardMemory, Tangents, contract_tangents, run_chain
-from bilevel.estimators.refusals import check_unrolled
+from bilevel.estimators.refusals import ALL_PARTS, check_unrolled
 from bilevel.estimators.remainder import Budget, Remainder, tangent_remainder
 from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import (
@@ -90,13 +90,7 @@ class Forward:
     >>> estimator = bl.Forward(bl.SGD(step_size=0.1, batch_size=32), steps=1000, average=200)
     """
 
-    handles: ClassVar[tuple[str, ...]] = (
-        "has_state",
-        "has_aux",
-        "running",
-        "stream",
-        "is_equation",
-    )
+    handles: ClassVar[tuple[str, ...]] = ALL_PARTS
 
     solver: Solver
     steps: int

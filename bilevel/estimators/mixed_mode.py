@@ -14,7 +14,7 @@ from typing import TypeAlias
 import jax
 from jax import Array
 
-from bilevel.core import Loss, ShownBatch
+from bilevel.core import Equation, Loss, ShownBatch
 from bilevel.utils import DataTree, Hyper, Params, PyTree, Scalar, partition
 
 Saved: TypeAlias = tuple[PyTree, ...]  # params, hyper, batch
@@ -27,6 +27,8 @@ def mixed_mode(loss: Loss, *, once: bool = False) -> Loss:
     result supports reverse mode only. ``once`` says that nobody differentiates it again: what is
     the same in all steps of a loop is then kept once, and not at every step.
     """
+    if isinstance(loss, Equation):  # whose Jacobian is not symmetric
+        return loss
     keep = _unfenced if once else _fenced
 
     @jax.custom_vjp

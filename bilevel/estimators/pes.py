@@ -26,7 +26,7 @@ from bilevel.core import (
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.compared import compared_evidence
 from bilevel.estimators.evolution import require_es, run_episode
-from bilevel.estimators.refusals import check_read
+from bilevel.estimators.refusals import ALL_PARTS, check_read
 from bilevel.solvers import Carry, Solver, end_chain, start_solver
 from bilevel.spaces import free_coordinates, in_natural_units, move_coordinates
 from bilevel.utils import (
@@ -94,13 +94,7 @@ class PES:
 
     differentiates: ClassVar[str] = "values"  # what must have finite derivatives
 
-    handles: ClassVar[tuple[str, ...]] = (
-        "has_state",
-        "has_aux",
-        "running",
-        "stream",
-        "is_equation",
-    )
+    handles: ClassVar[tuple[str, ...]] = ALL_PARTS
 
     solver: Solver
     steps: int

@@ -21,6 +21,8 @@ from bilevel.utils import (
     unused_leaves,
 )
 
+# Of a problem, beside two plain losses: what an estimator that sees the whole trajectory handles.
+ALL_PARTS = ("has_state", "has_aux", "running", "stream", "is_equation")
 _ONE_MODE = ("custom_vjp", "custom_lin")  # what JAX's own messages name
 _NO_REVERSE = "Reverse-mode differentiation does not work"
 

@@ -30,7 +30,7 @@ from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.estimators.numbered import NumberedRows
 from bilevel.estimators.once import step_once
 from bilevel.estimators.rebuild import require_window
-from bilevel.estimators.refusals import check_unrolled
+from bilevel.estimators.refusals import ALL_PARTS, check_unrolled
 from bilevel.estimators.remainder import adjoint_evidence
 from bilevel.estimators.segments import run_in_segments
 from bilevel.solvers import (
@@ -86,13 +86,7 @@ class Reverse:
     >>> estimator = bl.Reverse(bl.SGD(step_size=0.1, batch_size=32), steps=1000)
     """
 
-    handles: ClassVar[tuple[str, ...]] = (
-        "has_state",
-        "has_aux",
-        "running",
-        "stream",
-        "is_equation",
-    )
+    handles: ClassVar[tuple[str, ...]] = ALL_PARTS
 
     solver: Solver
     steps: int
@@ -120,7 +114,8 @@ class Reverse:
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain forwards, then pull the outer gradient back through it."""
-        if problem.is_plain and NumberedRows.of(self.solver, data).rows is not None:
+        of_loss = problem.is_plain and not problem.is_equation
+        if of_loss and NumberedRows.of(self.solver, data).rows is not None:
             return step_once(problem, self, hyper, lower, data, key)
         return self.take(problem, hyper, lower, data, key, once=False)
 
@@ -220,8 +215,6 @@ class Reverse:
             return jax.eval_shape(lambda *args: jax.vjp(step, *args)[1], hyper, *carry)
 
         rule = functools.partial(mixed_mode, once=once)
-        if problem.is_equation:  # whose Jacobian is not symmetric
-            rule = lambda loss: loss  # noqa: E731
         loss = inner_loss(problem, numbered.loss(problem.inner, rule))
         try:
             pull = pull_back(loss)

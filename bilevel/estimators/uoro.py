@@ -28,7 +28,7 @@ from bilevel.core import (
 )
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.compared import compared_evidence
-from bilevel.estimators.refusals import check_unrolled
+from bilevel.estimators.refusals import ALL_PARTS, check_unrolled
 from bilevel.solvers import Solver, begin_again, draw_ahead, end_chain, start_solver, step_key
 from bilevel.utils import (
     FloatTree,
@@ -78,13 +78,7 @@ class UORO:
     >>> estimator = bl.Replicated(one, n=64)
     """
 
-    handles: ClassVar[tuple[str, ...]] = (
-        "has_state",
-        "has_aux",
-        "running",
-        "stream",
-        "is_equation",
-    )
+    handles: ClassVar[tuple[str, ...]] = ALL_PARTS
 
     solver: Solver
     steps: int

@@ -95,14 +95,7 @@ def plan(
     require_variables("hyper", hyper)
     require_variables("params", params)
     require_plan_tolerance(tolerance)
-    require_positive_int("plan", "max_steps", max_steps)
-    require_positive("plan", "budget", budget)
-    if step_size is not None:
-        require_positive("plan", "step_size", step_size)
-    if replicas is not None:
-        require_positive_int("plan", "replicas", replicas)
-    if route not in (None, "dense", "influence"):
-        raise ValueError(f"plan: route must be 'dense', 'influence' or None, got {route!r}.")
+    _require_settings(max_steps, budget, step_size, replicas, route)
     count = count_examples(data.inner)
     if batch_sizes is None:
         batch_sizes = (*(size for size in _BATCHES if size < count), None)
@@ -130,9 +123,7 @@ def plan(
     planner = Planner(
         measured,
         to_hyper=partial(_like, hyper),
-        params=jax.tree.map(
-            lambda x, like: np.asarray(x, np.asarray(like).dtype), solution, params
-        ),
+        params=jax.tree.map(lambda x, w: np.asarray(x, np.asarray(w).dtype), solution, params),
         count=count,
         step_size=step_size,
         replicas=replicas,
@@ -141,6 +132,20 @@ def plan(
     )
     comparison = compare_estimators(planner) if compare else None
     return replace(planner.plan(tolerance), comparison=comparison)
+
+
+def _require_settings(
+    max_steps: int, budget: float, step_size: float | None, replicas: int | None, route: str | None
+) -> None:
+    """Raise unless the settings of a plan are in range."""
+    require_positive_int("plan", "max_steps", max_steps)
+    require_positive("plan", "budget", budget)
+    if step_size is not None:
+        require_positive("plan", "step_size", step_size)
+    if replicas is not None:
+        require_positive_int("plan", "replicas", replicas)
+    if route not in (None, "dense", "influence"):
+        raise ValueError(f"plan: route must be 'dense', 'influence' or None, got {route!r}.")
 
 
 def _like(tree: PyTree, values: np.ndarray) -> PyTree:
