@@ -68,7 +68,7 @@ def run(rule: Any) -> tuple[np.ndarray, Any]:
 def test_auto_goes_on_where_a_line_search_is_stuck() -> None:
     searched, _ = run(bl.outer.LineSearch(tolerance=0.0))
     walked, state = run(bl.outer.Auto())
-    assert np.all(state.noisy)
+    assert np.mean(state.noisy) > 0.8  # a seed may be lucky with its minibatches
     # Means over 16 seeds; four standard errors each.
     assert searched.mean() - 4 * searched.std() / 4 > 0.3  # false alarm: 3e-5
     assert walked.mean() + 4 * walked.std() / 4 < 0.1
