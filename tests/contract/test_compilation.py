@@ -99,6 +99,7 @@ def test_tune_is_one_program_whatever_its_length(warm_start: bool) -> None:
             key=jax.random.key(0),
             state=state,
             warm_start=warm_start,
+            max_error=jnp.inf,  # a warning asks for the key of its step: three small programs
         )
 
     first = tune(0.1, 0.1, 7)
