@@ -112,6 +112,7 @@ def test_a_bias_of_each_run_takes_its_noise_with_it(x64):
     together = run(bl.Replicated(one, 4), KEY)
     corrected = (grad - bias).std(ddof=1) / 2
     np.testing.assert_allclose(together.evidence.corrected_error[0], corrected, rtol=1e-6)
-    expected = np.hypot(bias.mean(), corrected) / abs((grad - bias).mean())
+    size = abs((grad - bias).mean())
+    expected = np.hypot(bias.mean() / size, corrected / (size**2 - corrected**2) ** 0.5)
     np.testing.assert_allclose(together.relative_error, expected, rtol=1e-6)
     assert corrected < 0.5 * together.evidence.standard_error[0]

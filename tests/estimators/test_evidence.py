@@ -159,7 +159,9 @@ def test_interval_of_the_normal_and_less_the_bias(x64):
         (2.0, {}, np.nan),
         (2.0, {"inner_residual": 0.2, "linear_residual": 0.3}, 0.3),
         (2.0, {"bias": 1.0}, 1.0),
-        (2.0, {"standard_error": 1.0, "residual_error": 0.5}, np.hypot(0.5, 0.5)),
+        (2.0, {"standard_error": 1.0, "residual_error": 0.5}, np.hypot(0.5, 1 / 3**0.5)),
+        (2.0, {"standard_error": 5.0}, 5.0),  # hidden by noise: at most twice the plain ratio
+        (2.0, {"inner_residual": 0.2}, np.nan),
         (np.nan, {"inner_residual": 0.0}, np.inf),
         (2.0, {"inner_residual": np.inf}, np.inf),
         (0.0, {"bias": 0.0}, 0.0),
