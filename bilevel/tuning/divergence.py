@@ -13,7 +13,6 @@ from bilevel.core import (
     InnerState,
     MonitoredEstimator,
     Problem,
-    count_examples,
 )
 from bilevel.estimators import full_gradient
 from bilevel.outer import Backtracks
@@ -27,15 +26,13 @@ def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) 
 
     Where ``problem.start`` sets the start point, it is taken there: ``params`` are a placeholder.
     """
-    params, some = start_point(problem, hyper, params), min(count_examples(data.inner), 16)
+    params = start_point(problem, hyper, params)
 
-    # The unknowns of an equation may belong to rows, as the states of a layer do.
     def size(batch: PyTree) -> Array:
         return norm(jax.grad(problem.inner)(params, hyper, batch))
 
-    if problem.is_equation:
-        return size(data.inner)
-    singles = jax.tree.map(lambda leaf: leaf[:some, None], data.inner)
+    # The unknowns of an equation may belong to rows, as the states of a layer do: all at once.
+    singles = jax.tree.map(lambda x: x[None] if problem.is_equation else x[:16, None], data.inner)
     return jnp.maximum(size(data.inner), jnp.max(jax.vmap(size)(singles)))
 
 
