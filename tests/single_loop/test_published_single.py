@@ -18,6 +18,7 @@ from tests.single_loop.model import (
     P,
     assert_equal,
     cross,
+    drawn,
     f_lam,
     f_w,
     g_w,
@@ -71,8 +72,8 @@ def saba():
     tables = [np.zeros((len(splits[level]), P)) for level in (0, 0, 0, 1, 1)]
     for t in range(CALLS):
         lam, (inner, outer, *_) = LAMBDAS[t], keys(t)
-        j = int(jax.random.randint(inner, (1,), 0, len(splits[0]), jax.numpy.int32)[0])
-        k = int(jax.random.randint(outer, (1,), 0, len(splits[1]), jax.numpy.int32)[0])
+        j = drawn(inner, 1, len(splits[0]))[0]
+        k = drawn(outer, 1, len(splits[1]))[0]
         a, b = splits[0][j], splits[1][k]
         new = [g_w(w, lam, a), hvp(w, v, lam, a), cross(w, v, lam, a)]
         new = [x * len(a) * len(splits[0]) / N for x in new]
@@ -142,6 +143,9 @@ def mrbo():
     return storm(randomised=False)
 
 
+SLOW = S / 4  # with S some minibatches make three moves diverge
+
+
 def vrbo():
     """Three moves of w per call; every second move starts again from all data."""
     w, D, past, moves = START, (START, START), (START, START), 0
@@ -152,7 +156,7 @@ def vrbo():
 
             def estimate(w, lam, inner=inner, outer=outer, series=series):
                 a, b = rows_inner(inner), rows_outer(outer)
-                v = neumann(w, lam, f_w(w, lam, b), series, S, randomised=False)
+                v = neumann(w, lam, f_w(w, lam, b), series, SLOW, randomised=False)
                 return v, g_w(w, lam, a), cross(w, v, lam, a) + f_lam(w, lam, b)
 
             lam = LAMBDAS[t]
@@ -160,21 +164,21 @@ def vrbo():
             if moves % 2 == 0:
                 x = [f_w(w, lam, ALL_OUTER)]
                 for _ in range(10):
-                    x.append(x[-1] - S * hvp(w, x[-1], lam, ALL))
-                exact = -S * sum(x)
+                    x.append(x[-1] - SLOW * hvp(w, x[-1], lam, ALL))
+                exact = -SLOW * sum(x)
                 D = g_w(w, lam, ALL), cross(w, exact, lam, ALL) + f_lam(w, lam, ALL_OUTER)
             else:
                 D = [d + n - o for d, n, o in zip(D, new, estimate(*past)[1:], strict=True)]
-            past, w, moves = (w, lam), w - S * D[0], moves + 1
+            past, w, moves = (w, lam), w - SLOW * D[0], moves + 1
         yield w, v, D[1]
 
 
-SETTINGS = {"vrbo": {"inner_steps": 3}}
+SETTINGS = {"vrbo": {"inner_steps": 3, "step_size": SLOW}}
 
 
 @pytest.mark.parametrize("published", [soba, ma_soba, saba, srba, spaba, sustain, mrbo, vrbo])
 def test_preset_is_the_published_update(published) -> None:
     name = published.__name__
-    settings = SETTINGS.get(name, {})
-    estimator, _ = single_loop.preset(name, step_size=S, batch_size=B, **settings)
+    settings = {"step_size": S, "batch_size": B, **SETTINGS.get(name, {})}
+    estimator, _ = single_loop.preset(name, **settings)
     assert_equal(run(estimator, CALLS), list(published()))
