@@ -67,7 +67,8 @@ def command(
 
     def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
         """Composing all that is asked for once more: a third of a run that is compiled already."""
-        named = any("hydra.mode" in override for override in overrides)  # it is in no leaf
+        # Of the leaves experiments alone set it.
+        named = any("hydra.mode" in each or each.startswith("experiment=") for each in overrides)
         return look(self, config_name, overrides) if named else None
 
     monkeypatch.setattr(Hydra, "get_mode", get_mode)

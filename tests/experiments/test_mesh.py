@@ -92,7 +92,7 @@ def test_four_devices_share_rows_memory_and_work(leaves: Path, tmp_path: Path) -
     assert one["arguments"] == pytest.approx(2 * 2**14 * 4 * 4, rel=0.01)
     assert four["arguments"] == pytest.approx(one["arguments"] / 4, rel=0.01)
     assert one["temporary"] > 2**14
-    assert four["temporary"] < 0.3 * one["temporary"]
+    assert four["temporary"] < 0.4 * one["temporary"]  # a few thousand numbers are not shared
     assert four["operations"] < 0.3 * one["operations"]
     assert [entry["status"] for entry in refused] == [1, 1]
     assert "neither the 23 inner nor the 23 outer rows are a multiple of 4" in err
