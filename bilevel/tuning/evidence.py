@@ -33,7 +33,7 @@ def absolute_error(estimate: Estimate) -> float:
     share = evidence.residual_error
     share = float(estimate.relative_error if share is None and noise == 0 else share or 0.0)
     # Errors are as good as orthogonal to what they add to: |grad|^2 = |exact|^2 (1 + share^2).
-    wrong = size * (share / math.hypot(1, share) if math.isfinite(share) else 1)
+    wrong = size * (1 if math.isinf(share) else share / math.hypot(1, share))
     return math.hypot(wrong, noise)
 
 
