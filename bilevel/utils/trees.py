@@ -16,7 +16,8 @@ from bilevel.utils.types import FloatTree, FloatTreeLike, Number, Params, PyTree
 
 def is_inexact(leaf: ArrayLike) -> bool:
     """Return whether a leaf holds floating-point numbers, so that it can carry a derivative."""
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    dtype = getattr(leaf, "dtype", None)  # asked first: every call of a verb asks for every leaf
+    return jnp.issubdtype(jnp.result_type(leaf) if dtype is None else dtype, jnp.inexact)
 
 
 def is_traced(tree: PyTree) -> bool:
@@ -49,7 +50,7 @@ def strip_weak_types(tree: PyTree) -> PyTree:
     """Return leaves as arrays without a weak type, so that equal shapes share a compilation."""
 
     def convert(leaf: ArrayLike) -> Array:
-        array = jnp.asarray(leaf)
+        array = leaf if isinstance(leaf, Array) else jnp.asarray(leaf)
         weak = getattr(array, "weak_type", False)  # random keys have no such type
         return jax.lax.convert_element_type(array, array.dtype) if weak else array
 

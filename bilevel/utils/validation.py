@@ -70,14 +70,15 @@ def require_variables(name: str, tree: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
             raise TypeError(f"{leaf_address(name, path)} must be float numbers, got {leaf!r}.")
+        dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
         if not is_inexact(leaf):
             raise ValueError(
-                f"{leaf_address(name, path)} has dtype {jnp.result_type(leaf)}, which has no "
+                f"{leaf_address(name, path)} has dtype {dtype}, which has no "
                 "derivative. Use floating-point numbers, for example 1.0 instead of 1."
             )
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+        if jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(
-                f"{leaf_address(name, path)} is complex ({jnp.result_type(leaf)}): what is "
+                f"{leaf_address(name, path)} is complex ({dtype}): what is "
                 "minimised must be real numbers, and JAX's gradient of a complex one points uphill "
                 "for half of its parts. Pass the two parts, for example {'re': z.real, "
                 "'im': z.imag}, and build z = re + 1j * im inside the losses; data may be complex."
