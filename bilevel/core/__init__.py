@@ -24,7 +24,7 @@ from bilevel.core.protocols import (
     MonitoredEstimator,
     ScalesWork,
 )
-from bilevel.core.rows import draw_rows
+from bilevel.core.rows import INDEPENDENT, draw_distinct_rows, draw_rows, shuffles_all
 from bilevel.core.schedules import (
     Continued,
     Decay,
@@ -43,6 +43,7 @@ from bilevel.core.stream import Stream, take_block
 from bilevel.core.transforms import StaticTransform, Transform, as_pytree, transform
 
 __all__ = [
+    "INDEPENDENT",
     "BoundLoss",
     "ChoosesEstimator",
     "Chosen",
@@ -79,6 +80,7 @@ __all__ = [
     "as_setting_tree",
     "bind_losses",
     "count_examples",
+    "draw_distinct_rows",
     "draw_outer",
     "draw_rows",
     "evaluate",
@@ -90,6 +92,7 @@ __all__ = [
     "rebind_key",
     "require_arguments",
     "require_model_state",
+    "shuffles_all",
     "take_block",
     "transform",
 ]

@@ -1,8 +1,7 @@
 """How much noise a minibatch has, and which minibatches the formulas are for."""
 
+from bilevel.core import INDEPENDENT
 from bilevel.utils import require_positive_int
-
-BATCH_SAMPLINGS = ("iid", "without_replacement")
 
 
 def batch_factor(examples: int, batch_size: int | None, sampling: str = "iid") -> float:
@@ -35,10 +34,8 @@ def batch_factor(examples: int, batch_size: int | None, sampling: str = "iid") -
             "and formulas for independent batches would be up to two orders of magnitude too large "
             "in flat directions. Use noise.epochs, or simulate."
         )
-    if sampling not in BATCH_SAMPLINGS:
-        raise ValueError(
-            f"batch_factor: sampling must be one of {BATCH_SAMPLINGS}, got {sampling!r}."
-        )
+    if sampling not in INDEPENDENT:
+        raise ValueError(f"batch_factor: sampling must be one of {INDEPENDENT}, got {sampling!r}.")
     if batch_size is None:
         return 0.0
     require_positive_int("batch_factor", "batch_size", batch_size)

@@ -71,8 +71,8 @@ class SingleLoop(Monitored):
         ``STORM``, ``SAGA``, ``SVRG``, ``SARAH``, ``PAGE``. ``v`` may instead be a series,
         ``single_loop.HIA`` or ``SHIA``, formed afresh at every point.
     adjoint_step : of the adjoint, as ``step_size``; ``None``: the same.
-    sampling : ``"iid"`` or ``"epoch"``. With SAGA the minibatches are fixed blocks of the data in
-        its order, the last one smaller if need be: shuffle the data beforehand.
+    sampling : ``"iid"``, ``"without_replacement"`` or ``"epoch"``. With SAGA the minibatches are
+        fixed blocks of the data in its order, the last one smaller if need be: shuffle beforehand.
     steps : moves of params and adjoint per call, at fixed hyperparameters.
     check_every : calls between two measurements on all data; ``None``: such that they cost at most
         a twentieth of the oracle calls, 128 at least.

@@ -30,7 +30,8 @@ class Optax:
     tx : an optax transformation; :func:`bilevel.transform` keeps its numbers as leaves and lets
         ``fn(count, hyper)`` make them hyperparameters.
     batch_size : examples per step, at most n; ``None`` is the full batch.
-    sampling : ``"iid"`` (with replacement) or ``"epoch"`` (random permutations).
+    sampling : ``"iid"`` (with replacement), ``"without_replacement"`` (different examples in every
+        batch) or ``"epoch"`` (random permutations).
 
     Notes
     -----

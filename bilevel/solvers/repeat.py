@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevel.core import INDEPENDENT
 from bilevel.utils import Counter, DataTree, FloatTree, Int, Key, register_node
 
 _T = TypeVar("_T")
@@ -75,7 +76,7 @@ class DrawsRows(Protocol):
 
     @property
     def sampling(self) -> str:
-        """Return ``"iid"`` where a draw depends on its key alone."""
+        """Return one of ``INDEPENDENT`` where a draw depends on its key alone."""
         ...
 
     def ahead(
@@ -123,7 +124,7 @@ def draw_ahead(
         return key
     sampler = solver.sampler
     size = sampler.batch_size
-    if size is None or sampler.sampling != "iid" or count * size > most:
+    if size is None or sampler.sampling not in INDEPENDENT or count * size > most:
         return key
     rows, _ = sampler.ahead(data, lambda k: jax.random.fold_in(key, first + k), (), count)
     return CallKey(key, rows, jnp.asarray(first, jnp.int32))

@@ -65,7 +65,8 @@ class SAGA:
     step_size : a positive number, :class:`bilevel.Relative`, ``fn(count)`` or ``fn(count,
         hyper)``; 1 / (3 L), with L the largest curvature of the loss on one example.
     batch_size : examples per step, at most n; ``None`` is the full batch.
-    sampling : ``"iid"`` (with replacement) or ``"epoch"`` (random permutations).
+    sampling : ``"iid"`` (with replacement), ``"without_replacement"`` (different examples in every
+        batch) or ``"epoch"`` (random permutations).
 
     Raises
     ------

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.core import count_examples, draw_rows
+from bilevel.core import (
+    INDEPENDENT,
+    count_examples,
+    draw_distinct_rows,
+    draw_rows,
+    shuffles_all,
+)
 from bilevel.solvers.repeat import DrawnKey, StepKey
 from bilevel.utils import (
     Counter,
@@ -22,7 +28,7 @@ from bilevel.utils import (
     require_positive_int,
 )
 
-SAMPLINGS = ("iid", "epoch")
+SAMPLINGS = (*INDEPENDENT, "epoch")
 _BLOCK = 2**12  # row numbers drawn at once
 Lazy: TypeAlias = Callable[[], Key]
 SamplerState: TypeAlias = tuple[Int[Array, "..."], ...]  # permutation, position
@@ -32,8 +38,9 @@ SamplerState: TypeAlias = tuple[Int[Array, "..."], ...]  # permutation, position
 class Sampler:
     """Draw ``batch_size`` of the n examples per step; ``batch_size=None`` is the full batch.
 
-    ``"iid"`` draws with replacement. ``"epoch"`` takes one random permutation after the
-    other; where the batch size does not divide n a batch runs on into the next permutation, so
+    ``"iid"`` draws with replacement; ``"without_replacement"`` a batch of different examples, every
+    subset as likely, whatever the batches before it were. ``"epoch"`` takes one random permutation
+    after the other; where the batch size does not divide n a batch runs on into the next one, so
     that every example is drawn exactly once per n draws. ``"stream"`` takes the rows in their
     order, and begins again where they end: a block of minibatches of a :class:`bilevel.Stream`.
 
@@ -60,7 +67,7 @@ class Sampler:
                 f"batch_size={self.batch_size} is larger than the number of inner examples, {n}. "
                 "Use a smaller batch, or batch_size=None for the full batch."
             )
-        if self.batch_size is None or self.sampling == "iid":
+        if self.batch_size is None or self.sampling in INDEPENDENT:
             return ()
         if self.sampling == "stream":
             return (jnp.zeros((), jnp.int32),)
@@ -80,6 +87,8 @@ class Sampler:
             return key.rows, state
         if self.sampling == "iid":
             return draw_rows(_made(key), b, n), state
+        if self.sampling == "without_replacement":
+            return draw_distinct_rows(_made(key), b, n), state
         if self.sampling == "stream":
             rows = (state[0] + jnp.arange(b, dtype=jnp.int32)) % n
             return rows, ((state[0] + b) % n,)
@@ -108,7 +117,7 @@ class Sampler:
         """
         n, b = count_examples(data), self.batch_size
         steps = jnp.arange(count)
-        if b is None or self.sampling == "iid":
+        if b is None or self.sampling in INDEPENDENT:
             return self._in_blocks(data, keys, state, count), state
         if self.sampling == "stream":
             rows = (state[0] + jnp.arange(count * b, dtype=jnp.int32)) % n
@@ -142,7 +151,10 @@ class Sampler:
 
         The last block may be too long, so that there is one kind of block to compile.
         """
-        block = min(count, max(_BLOCK // (self.batch_size or count_examples(data)), 1))
+        n = count_examples(data)
+        b = self.batch_size or n
+        shuffled = self.sampling == "without_replacement" and shuffles_all(b, n)
+        block = min(count, max(_BLOCK // (n if shuffled else b), 1))
         blocks = -(-count // block)
         draw = jax.vmap(lambda k: self.indices(data, keys(k), state)[0])
         rows = jax.lax.map(draw, jnp.arange(blocks * block).reshape(blocks, block))

@@ -53,7 +53,8 @@ class SGD:
     momentum : ``None`` for none (no velocity is kept), a number in [0, 1), or a function as for
         ``step_size``.
     nesterov : Nesterov's look-ahead instead of the heavy ball.
-    sampling : ``"iid"`` (with replacement) or ``"epoch"`` (random permutations).
+    sampling : ``"iid"`` (with replacement), ``"without_replacement"`` (different examples in every
+        batch) or ``"epoch"`` (random permutations).
 
     Raises
     ------

@@ -63,7 +63,8 @@ class SVRG:
         minibatch, for large ones).
     batch_size : examples per step, at most n; ``None`` is the full batch.
     period : steps between snapshots; ``None`` is two passes, ``2 n / batch_size`` rounded up.
-    sampling : ``"iid"`` (with replacement) or ``"epoch"`` (random permutations).
+    sampling : ``"iid"`` (with replacement), ``"without_replacement"`` (different examples in every
+        batch) or ``"epoch"`` (random permutations).
 
     Raises
     ------

@@ -37,7 +37,10 @@ WORDS = [
     ("solver._target_=os.system", "solver._target_: 'os.system' is not allowed."),
     ("solver._target_=bilevel.SDG", "there is no bilevel.SDG. Did you mean 'SGD'?"),
     ("solver.step_size=-1", "SGD: step_size must be a positive finite number, got -1"),
-    ("solver.sampling=random", "sampling must be one of ('iid', 'epoch'), got 'random'"),
+    (
+        "solver.sampling=random",
+        "sampling must be one of ('iid', 'without_replacement', 'epoch'), got 'random'",
+    ),
     ("estimator.steps=0", "Forward: steps must be at least 1, got 0"),
     ("seed=4294967296", "seed: expected an integer of at most 4294967295, got 4294967296"),
     ("limit=0", "limit: expected a number above 0, got 0"),
