@@ -4,8 +4,8 @@ r"""Reverse mode: back-propagation through the solver's steps, with the same min
     grad = grad_hyper outer + sum_k (d step_k / d h)^T a_{k+1}
 
 Domke 2012; Maclaurin, Duvenaud, Adams, ICML 2015; Franceschi et al., ICML 2017. Checkpoints as in
-Griewank and Walther, 2000, in the two-level form of Chen et al., 2016; truncation as in Shaban et
-al., AISTATS 2019.
+Griewank and Walther, 2000, in the nested form of Chen et al., 2016; truncation as in Shaban et al.,
+AISTATS 2019.
 """
 
 import functools
@@ -32,7 +32,7 @@ from bilevel.estimators.once import step_once
 from bilevel.estimators.rebuild import require_window
 from bilevel.estimators.refusals import ALL_PARTS, check_unrolled
 from bilevel.estimators.remainder import adjoint_evidence
-from bilevel.estimators.segments import run_in_segments
+from bilevel.estimators.segments import choose_levels, run_in_segments
 from bilevel.solvers import (
     Carry,
     Solver,
@@ -69,8 +69,9 @@ class Reverse:
     solver, steps : the inner solver and its number of steps K per call.
     truncate : differentiate only the last ``truncate`` steps; ``None`` differentiates all. For a
         contraction of rate rho the dropped part is O(rho^truncate).
-    memory : ``"full"`` stores what all K steps need; ``"checkpoint"`` stores O(sqrt(K)) of it and
-        runs the loop once more; ``"auto"`` takes ``"full"`` while that fits into ``budget``.
+    memory : ``"full"`` stores what all K steps need; ``"checkpoint"`` stores 2 sqrt(K) of it and
+        runs the loop once more, for K above 4096 at most 3 log2(K) and runs it four to eight times;
+        ``"auto"`` takes ``"full"`` while that fits into ``budget``, else what runs least.
     budget : bytes that ``"auto"`` may fill, 256 MiB by default.
     outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
         all. Unbiased; its noise is in the standard error of :class:`Replicated` around it.
@@ -142,14 +143,12 @@ class Reverse:
 
         # A step keeps the numbers of the rows that it saw, not the rows.
         numbered = NumberedRows.of(self.solver, data) if once else NumberedRows(data, None)
-        loss, checkpoints = self._plan(problem, numbered, once, hyper, carry, key, tracked)
+        loss, levels = self._plan(problem, numbered, once, hyper, carry, key, tracked)
         moving, fixed, merge = partition(carry)
 
         def run(hyper: PyTree, moving: list[Array]) -> tuple[list[Array], Carry]:
             begun = merge(moving, fixed)
-            end = self._tracked(
-                loss, hyper, begun, numbered.data, key, skipped, tracked, checkpoints
-            )
+            end = self._tracked(loss, hyper, begun, numbered.data, key, skipped, tracked, levels)
             return end_chain(problem, hyper, end, data).seen, end
 
         seen, pull, (params, state) = jax.vjp(run, hyper, moving, has_aux=True)
@@ -175,7 +174,7 @@ class Reverse:
             passes=4 * tracked + skipped,
             whole=not skipped,
         )
-        gradients = self.steps + (tracked if checkpoints else 0) + 1
+        gradients = self.steps + (levels - 1) * tracked + 1
         counts = Counts.of(gradients=gradients, vjps=tracked, hvps=evidence.counts.hvps)
         estimate = Estimate(value, grad, replace(evidence, counts=counts), end.aux)
         return estimate, InnerState(params, state, None, reference)
@@ -205,8 +204,8 @@ class Reverse:
         carry: Carry,
         key: Key,
         n: int,
-    ) -> tuple[Loss, bool]:
-        """Return the loss to step on, and whether to checkpoint: as told, or by the budget."""
+    ) -> tuple[Loss, int]:
+        """Return the loss to step on, and the levels of segments: as told, or by the budget."""
 
         def pull_back(loss: Loss) -> PyTree:
             def step(hyper: Hyper, params: Params, state: PyTree) -> Carry:
@@ -222,9 +221,10 @@ class Reverse:
             # A step that pushes tangents through the loss (Newton's) needs the loss itself.
             loss = inner_loss(problem, numbered.loss(problem.inner))
             pull = pull_back(loss)
-        if self.memory != "auto":
-            return loss, self.memory == "checkpoint"
-        return loss, n * (nbytes(pull) - nbytes((hyper, numbered.rows))) > self.budget
+        most = self.budget / max(nbytes(pull) - nbytes((hyper, numbered.rows)), 1)
+        if self.memory == "full" or (self.memory == "auto" and n <= most):
+            return loss, 1
+        return loss, choose_levels(n, most if self.memory == "auto" else None)
 
     def _tracked(
         self,
@@ -235,11 +235,11 @@ class Reverse:
         key: Key,
         first: int,
         n: int,
-        checkpoints: bool,
+        levels: int,
     ) -> Carry:
         """Run steps ``first .. first + n - 1``, arranged so that few states are stored."""
         # Few row numbers are kept where segments are run twice, and would draw them twice.
-        most = _FEW_ROWS if checkpoints else 0
+        most = _FEW_ROWS if levels > 1 else 0
         keys = draw_ahead(self.solver, data.inner, key, n, first, most)
 
         def steps(length: int, loop: tuple) -> tuple:
@@ -248,9 +248,7 @@ class Reverse:
             carry = run_steps(loss, self.solver, hyper, carry, data, keys, steps=length, first=k)
             return (k + length, *carry)
 
-        if not checkpoints:
-            return steps(n, (first, *carry))[1:]
-        return run_in_segments(steps, (first, *carry), n)[1:]
+        return run_in_segments(steps, (first, *carry), n, levels)[1:]
 
 
 register_node(
