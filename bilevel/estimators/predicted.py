@@ -60,9 +60,10 @@ class Predicted:
 
     Runs the estimator as it is and fills ``evidence.standard_error`` and ``evidence.bias``. The
     theory describes stationary SGD around one minimum: the start forgotten, a constant step size,
-    batches of one size. It is exact for a quadratic inner loss (standard deviations to leading
-    order), else right up to a relative error O(step size). :func:`bilevel.check_noise` sets it
-    beside replication, which assumes nothing.
+    with or without momentum, batches of one size, drawn with or without replacement. It is exact
+    for a quadratic inner loss (standard deviations to leading order), else right up to a relative
+    error O(step size). :func:`bilevel.check_noise` sets it beside replication, which assumes
+    nothing.
 
     Two routes. While iterate and derivative together have at most 40 entries (``n (1 + p)``; ``n``
     for ``Implicit``; twice that with momentum) the moments are solved for densely, for any
@@ -143,7 +144,7 @@ class Predicted:
         if d <= DENSE:
             return _dense(problem, hyper, params, data, self.estimator, solver)
         found = influence.compute_influence(problem, hyper, params, data, implicit=implicit)
-        deviation = found.standard_deviation(window, solver.batch_size)
+        deviation = found.standard_deviation(window, solver.batch_size, solver.sampling)
         deviation = jnp.where(found.residual < 0.1, deviation, jnp.inf)
         counts = Counts.of(gradients=p, hvps=found.matvecs + 3 * p)
         return Theory(_like(hyper, deviation), None, counts)
@@ -166,8 +167,10 @@ def _dense(
         batch = require_whole_epochs(estimator, solver, data)
         found = prediction.epoch_error(*at, batch_size=batch, window=window, implicit=implicit)
     else:
-        chain = {"batch_size": solver.batch_size, "window": max(window, 1), "implicit": implicit}
-        found = prediction.stationary_error(*at, **chain)
+        batches = {"batch_size": solver.batch_size, "sampling": solver.sampling}
+        found = prediction.stationary_error(
+            *at, **batches, window=max(window, 1), implicit=implicit
+        )
     holds = found.stable & found.solved & found.trusted
 
     def tree(values: Array) -> PyTree:

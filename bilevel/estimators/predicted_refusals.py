@@ -1,6 +1,6 @@
 """What :class:`bilevel.Predicted` has no theory for, each with what would do instead."""
 
-from bilevel.core import Data, Estimator, Relative, Schedule, count_examples
+from bilevel.core import INDEPENDENT, Data, Estimator, Relative, Schedule, count_examples
 from bilevel.estimators.forward import Forward
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.reverse import Reverse
@@ -57,15 +57,16 @@ def require_constant(solver: Solver | None) -> SGD | None:
 
 def require_dense(size: int, window: int, sampling: str) -> None:
     """Raise where a prediction takes dense moments of more than ``DENSE`` entries."""
-    if size <= DENSE or (window and sampling == "iid"):
+    independent = sampling in INDEPENDENT
+    if size <= DENSE or (window and independent):
         return
     cure = (
         "Average the iterates, whose error bar takes products only: Forward(..., average=) or "
         "Implicit(..., average=). Or replicate."
-        if sampling == "iid"
+        if independent
         else "Draw independent batches, SGD(..., sampling='iid'), or replicate."
     )
-    what = "noise of a last iterate" if sampling == "iid" else "bias over shuffled epochs"
+    what = "noise of a last iterate" if independent else "bias over shuffled epochs"
     raise ValueError(
         f"Predicted: the {what} takes dense moments of size {size}, and they are formed up to "
         f"{DENSE} (params and, unrolled, their derivatives; twice that with momentum). {cure}"

@@ -1,6 +1,8 @@
 """Predicted: theory's standard error and bias against thousands of runs and the dense oracle."""
 
 from dataclasses import replace
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import jax
@@ -18,16 +20,24 @@ pytestmark = pytest.mark.usefixtures("x64")
 RUNS = 4000
 SGD = bl.SGD(0.15, batch_size=2)
 HEAVY = bl.SGD(0.05, batch_size=2, momentum=0.6)
+APART = "without_replacement"
 # Ridge: standard deviations are exact to first order in the noise. Logistic: O(step size).
 MADE = {
     "ridge, last iterate": (ridge, bl.Reverse(bl.SGD(0.05, batch_size=4), 600), 0.15),
+    "ridge, without replacement": (ridge, bl.Reverse(bl.SGD(0.1, 16, sampling=APART), 400), 0.15),
     "logistic, last iterate": (logistic, bl.Reverse(SGD, 150), 0.3),
     "logistic, averaged": (logistic, bl.Forward(SGD, 220, average=100), 0.3),
     "logistic, momentum": (logistic, bl.Forward(HEAVY, 150), 0.3),
+    "logistic, Nesterov without replacement": (
+        logistic,
+        bl.Forward(bl.SGD(0.05, 2, 0.6, nesterov=True, sampling=APART), 150),
+        0.3,
+    ),
     "logistic, implicit": (logistic, bl.Implicit(SGD, 150), 0.3),
     "logistic, implicit averaged": (logistic, bl.Implicit(SGD, 220, average=100), 0.3),
 }
-QUICK = ("ridge, last iterate", "logistic, averaged", "logistic, implicit")
+QUICK = ("ridge, last iterate", "ridge, without replacement", "logistic, averaged")
+QUICK += ("logistic, Nesterov without replacement", "logistic, implicit")
 
 
 def run(case: Case, estimator: Any, seed: int = 0) -> bl.Estimate:
@@ -76,6 +86,10 @@ def test_above_the_dense_size_averages_have_influence_values() -> None:
     measured = many.evidence.standard_error * np.sqrt(RUNS)
     assert_spread(found.evidence.standard_error, measured, 0.15)
     assert found.evidence.counts.hvps > 0
+    apart = replace(one, solver=replace(one.solver, sampling=APART))
+    at = case.problem, case.hyper, case.params, case.data
+    errors = [float(bl.Predicted(each).theory(*at).standard_error) for each in (apart, one)]
+    assert errors[0] / errors[1] == pytest.approx(np.sqrt((60 - 4) / (60 - 1)), rel=1e-9)
 
 
 @pytest.mark.extended
@@ -95,6 +109,52 @@ def test_the_mean_of_consecutive_iterates_is_the_double_sum() -> None:
     total = sum(lags[s - t] if s >= t else lags[t - s].T for s in range(n) for t in range(n))
     found = prediction.average_covariance(jnp.asarray(A), jnp.asarray(P), n)
     np.testing.assert_allclose(found, total / n**2, rtol=1e-12)
+
+
+def listed_deviation(case: Case, rate: float, mu: float, size: int) -> np.ndarray:
+    """That of a hypergradient of ``ridge`` to first order, over all subsets of the rows, [p].
+
+    Of Nesterov's momentum, read at a stationary iterate; the recursion of ``(x, D)`` spelt out.
+    """
+    (X, y), (V, t) = case.data.inner, case.data.outer
+    penalty = np.exp(case.hyper)
+    n, d = X.shape
+    k = d * (1 + d)  # x, and D_j = dx / dh_j after it
+
+    def gradient(rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        """``C, q`` with the joint gradient ``C z - q``."""
+        H = X[rows].T @ X[rows] / len(rows) + np.diag(penalty)
+        C = np.kron(np.eye(1 + d), H)
+        for j in range(d):
+            C[d * (1 + j) + j, j] = penalty[j]
+        return C, np.concatenate([X[rows].T @ y[rows] / len(rows), np.zeros(d * d)])
+
+    C, q = gradient(np.arange(n))
+    z, eye = np.linalg.solve(C, q), np.eye(k)
+    lifted, source = 0.0, 0.0
+    subsets = list(combinations(range(n), size))
+    for rows in map(list, subsets):
+        C, q = gradient(rows)
+        velocity = np.hstack([C, mu * eye])
+        A = np.vstack([np.hstack([eye - rate * C, 0 * eye]) - rate * mu * velocity, velocity])
+        added = np.concatenate([-rate * (1 + mu) * (C @ z - q), C @ z - q])
+        lifted = lifted + np.kron(A, A) / len(subsets)
+        source = source + np.outer(added, added) / len(subsets)
+    P = np.linalg.solve(np.eye(len(lifted)) - lifted, source.ravel()).reshape(2 * k, 2 * k)
+    x, D = z[:d], z[d:].reshape(d, d)
+    slope, curvature = V.T @ (V @ x - t) / len(t), V.T @ V / len(t)
+    reads = np.hstack([D @ curvature, np.kron(np.eye(d), slope)])
+    return np.sqrt(np.diag(reads @ P[:k, :k] @ reads.T))
+
+
+def test_of_batches_without_replacement_it_is_that_over_all_subsets() -> None:
+    whole = ridge(seed=0)
+    data = jax.tree.map(lambda leaf: leaf[:6, :2] if leaf.ndim == 2 else leaf[:6], whole.data)
+    case = replace(whole, data=data, hyper=whole.hyper[:2], params=whole.params[:2])
+    solver = bl.SGD(0.05, 4, 0.5, nesterov=True, sampling=APART)
+    theory = jax.jit(partial(bl.Predicted(bl.Reverse(solver, 1)).theory, case.problem))
+    found = theory(case.hyper, case.params, case.data).standard_error
+    np.testing.assert_allclose(found, listed_deviation(case, 0.05, 0.5, 4), rtol=1e-8)
 
 
 def test_without_minibatches_there_is_no_noise() -> None:

@@ -51,6 +51,7 @@ def stationary_error(
     rule: Rule,
     *,
     batch_size: int | None,
+    sampling: str = "iid",
     window: int = 1,
     implicit: bool = False,
 ) -> StationaryError:
@@ -62,7 +63,8 @@ def stationary_error(
     Parameters
     ----------
     params : near the minimiser: Newton's method starts there.
-    rule : of the solver, without a leading axis: ``rules.sgd(step_size, momentum)``.
+    rule : of the solver, without a leading axis: ``rules.sgd(step_size, momentum, nesterov)``.
+    batch_size, sampling : of independent batches, as for :func:`bilevel.noise.batch_factor`.
     window : the number of last iterates that are averaged; 1 for the last alone.
     implicit : the derivative is solved for where the iterates are read, and is no iterate itself.
 
@@ -84,7 +86,8 @@ def stationary_error(
     """
     require_positive_int("prediction.stationary_error", "window", window)
     at = problem, hyper, params, data
-    here = linearise(*at, batch_size=batch_size, newton_steps=NEWTON_STEPS)
+    batches = {"batch_size": batch_size, "sampling": sampling}
+    here = linearise(*at, **batches, newton_steps=NEWTON_STEPS)
     process = _restrict(here.process, _count_read(here, implicit))
     moments, _ = process.stationary_with_margin(rule)
     second = moments.second.reshape(2 * (moments.mean.size,))

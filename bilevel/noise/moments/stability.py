@@ -11,23 +11,30 @@ limit; with a penalty the mean ``H`` is ``H + Lam`` and ``K(P) - H P H`` stays t
 For a dense Hessian per example see :mod:`bilevel.noise.minibatch`.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array
 
 from bilevel.linear import Eigenvalue, largest_on_matrices
+from bilevel.noise import nesterov_momentum
 from bilevel.noise.moments import feedback
 from bilevel.utils import require_momentum, require_positive_scalars
 
 
 def step_limit(
-    process: feedback.Multiplicative, momentum: float | Array = 0.0, steps: int = 60
+    process: feedback.Multiplicative,
+    momentum: float | Array = 0.0,
+    steps: int = 60,
+    nesterov: bool = False,
 ) -> Eigenvalue:
-    r"""Return the exact mean-square limit ``eta*`` of the step size of SGD or the heavy ball.
+    r"""Return the exact mean-square limit ``eta*`` of the step size of SGD, with any momentum.
 
     ``1 / lambda_max`` of ``(Q + p (K - H . H))`` against ``(1 - mu)(H . + . H)``, where ``Q_jl =
     (1 - mu)/(1 + mu) h_j h_l - mu/(1 - mu^2) (h_j - h_l)^2`` in the eigenbasis (``H . H`` without
     momentum). By ``steps`` Lanczos products, O(m n^2) each: the value is an upper bound, too large
-    by about ``error`` at most, so ``value - error`` is the cautious number.
+    by about ``error`` at most, so ``value - error`` is the cautious number. With ``nesterov`` it is
+    where :func:`bilevel.noise.feedback.strength` first reaches 1, at a hundred times the cost.
 
     Raises
     ------
@@ -44,16 +51,37 @@ def step_limit(
     mu = require_momentum("stability.step_limit", momentum)
     h, U = jnp.linalg.eigh(feedback.require_curvature("stability.step_limit", process))
     hj, hl = h[:, None], h[None, :]
+
+    def noise(P: Array) -> Array:
+        return process.factor * U.T @ process.fluctuation(U @ P @ U.T) @ U
+
+    if nesterov:
+        return _nesterov_limit(h, noise, mu, steps)
     root = jnp.sqrt((1 - mu) * (hj + hl))
     mean = (1 - mu) / (1 + mu) * hj * hl - mu / (1 - mu**2) * (hj - hl) ** 2
 
     def product(Y: Array) -> Array:
         P = Y / root
-        noise = U.T @ process.fluctuation(U @ P @ U.T) @ U
-        return (mean * P + process.factor * noise) / root
+        return (mean * P + noise(P)) / root
 
     found = largest_on_matrices(product, len(h), steps, h.dtype)
     return Eigenvalue(1 / found.value, found.error / found.value**2)
+
+
+def _nesterov_limit(
+    h: Array, noise: Callable[[Array], Array], mu: float | Array, steps: int
+) -> Eigenvalue:
+    """Return where ``P -> kappa o noise(P)`` has the eigenvalue 1, in the eigenbasis."""
+
+    def feedback_at(step_size: Array) -> Eigenvalue:
+        root = step_size / jnp.sqrt(nesterov_momentum.divisor(step_size * h, mu))
+        return largest_on_matrices(lambda Y: root * noise(root * Y), len(h), steps, h.dtype)
+
+    edge = nesterov_momentum.largest_curvature(mu) / h[-1]
+    limit = nesterov_momentum.first_crossing(lambda step: feedback_at(step).value, edge)
+    # kappa grows at least like the step size, so that relative errors do not grow.
+    at = feedback_at(limit)
+    return Eigenvalue(limit, limit * at.error / at.value)
 
 
 def contraction(

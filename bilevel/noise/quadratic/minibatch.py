@@ -8,7 +8,8 @@ Source: Mulayoff and Michaeli, "Exact mean square linear stability analysis for 
 arXiv:2306.07850, for plain SGD and batches without replacement. With replacement, and the closed
 form for the heavy ball, follow from the same argument: with ``D(lam)`` the divisor of the
 covariance equation (``noise.steady_state``), the second moments are stable if and only if
-``D(lam) - lam p E dH (x) dH`` is positive definite, and that is linear in ``lam``.
+``D(lam) - lam p E dH (x) dH`` is positive definite, and that is linear in ``lam``. For Nesterov's
+momentum it is not: its limit is located by :mod:`bilevel.noise.nesterov_momentum`.
 """
 
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.noise import checks
+from bilevel.noise import checks, nesterov_momentum
 from bilevel.utils import (
     is_traced,
     require_momentum,
@@ -31,6 +32,7 @@ def covariance(
     step_size: float | Array,
     p: float | Array,
     momentum: float | Array = 0.0,
+    nesterov: bool = False,
 ) -> Array:
     """Return the stationary covariance ``[d, d]`` of linear regression, or of any linearised loss.
 
@@ -42,7 +44,7 @@ def covariance(
     noise : ``C1 [d, d]``, the covariance of the per-example gradients at the minimum.
     step_size : below :func:`step_limit`.
     p : noise fraction of a batch, ``noise.batch_factor``; 0 is the full batch.
-    momentum : heavy ball, in [0, 1).
+    momentum, nesterov : in [0, 1), of the heavy ball or of Nesterov.
 
     Raises
     ------
@@ -64,16 +66,25 @@ def covariance(
         raise ValueError(f"{owner}: noise must be {(d, d)} as the Hessians, got {c1.shape}.")
     checks.require_hessian(owner, jnp.diag(k))
     require_positive_scalars(owner, step_size=step_size)
-    limit = _limit(k, second, mu)
+    limit = _limit(k, second, mu, nesterov)
     checks.below_limit(owner, step_size, limit, "the step size")
-    linear, quadratic = _divisor(k, mu)
-    system = jnp.diag(linear.ravel()) - step_size * (jnp.diag(quadratic.ravel()) + second)
+    if nesterov:
+        alone = nesterov_momentum.divisor(step_size * k, mu) / step_size
+    else:
+        linear, quadratic = _divisor(k, mu)
+        alone = linear - step_size * quadratic
+    system = jnp.diag(alone.ravel()) - step_size * second
     source = step_size * p * (basis.T @ c1 @ basis)
     solved = jnp.linalg.solve(system, source.ravel()).reshape(d, d)
     return basis @ solved @ basis.T
 
 
-def step_limit(hessians: ArrayLike, p: float | Array, momentum: float | Array = 0.0) -> Array:
+def step_limit(
+    hessians: ArrayLike,
+    p: float | Array,
+    momentum: float | Array = 0.0,
+    nesterov: bool = False,
+) -> Array:
     r"""Return the exact mean-square limit of the step size.
 
     ``()``. The derivative of SGD shares it.
@@ -82,12 +93,12 @@ def step_limit(hessians: ArrayLike, p: float | Array, momentum: float | Array = 
     + p E dH (x) dH] V^-1/2)``, ``V = (K (x) I + I (x) K) / 2``: for ``mu = 0`` the ``eta_var``
     of Mulayoff and Michaeli. Below it mean and covariance converge. Between it and
     ``2 (1 + mu) / k_max`` the mean converges while the variance grows without bound.
-    O(n d^4 + d^6); for large d use :func:`certificate`.
+    O(n d^4 + d^6), for Nesterov a hundred times that; for large d use :func:`certificate`.
 
     Parameters
     ----------
     hessians : ``[n, d, d]``. Directions that no example curves are left out.
-    p, momentum : as for :func:`covariance`.
+    p, momentum, nesterov : as for :func:`covariance`.
 
     Raises
     ------
@@ -103,7 +114,7 @@ def step_limit(hessians: ArrayLike, p: float | Array, momentum: float | Array = 
     [1.6, 2.0]
     """
     _, k, second, mu = _spectrum("minibatch.step_limit", hessians, p, momentum)
-    return _limit(k, second, mu)
+    return _limit(k, second, mu, nesterov)
 
 
 def certificate(
@@ -171,8 +182,22 @@ def _divisor(k: Array, mu: float | Array) -> tuple[Array, Array]:
     return (1 - mu) * (ki + kj), quadratic
 
 
-def _limit(k: Array, second: Array, mu: float | Array) -> Array:
+def _limit(k: Array, second: Array, mu: float | Array, nesterov: bool) -> Array:
+    if nesterov:
+        return _nesterov_limit(k, second, mu)
     linear, quadratic = (x.ravel() for x in _divisor(k, mu))
     scale = jnp.where(linear > 0, 1 / jnp.sqrt(jnp.where(linear > 0, linear, 1.0)), 0.0)
     matrix = scale[:, None] * (jnp.diag(quadratic) + second) * scale
     return 1 / jnp.linalg.eigvalsh(matrix)[-1]
+
+
+def _nesterov_limit(k: Array, second: Array, mu: float | Array) -> Array:
+    both = (k[:, None] + k[None, :]).ravel() > 0
+
+    def feedback(step_size: Array) -> Array:
+        alone = nesterov_momentum.divisor(step_size * k, mu).ravel() / step_size**2
+        scale = jnp.where(both, 1 / jnp.sqrt(jnp.where(both, alone, 1.0)), 0.0)
+        return jnp.linalg.eigvalsh(scale[:, None] * second * scale)[-1]
+
+    edge = nesterov_momentum.largest_curvature(mu) / k[-1]
+    return nesterov_momentum.first_crossing(feedback, edge)

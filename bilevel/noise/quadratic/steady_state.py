@@ -4,6 +4,7 @@ Quadratic loss of Hessian ``K``, gradient noise of covariance ``C`` that is inde
 step (noise that depends on ``w``: put its stationary average; minibatches of one epoch: see
 ``noise.epochs``), heavy ball ``m <- mu m + g``, ``w <- w - L m`` with a rate ``L`` that is a number
 or a symmetric positive definite matrix. For ``m <- mu m + (1 - mu) g`` put ``(1 - mu) L``.
+Nesterov's (:mod:`bilevel.noise.nesterov_momentum`) has another divisor and another limit.
 
 Source: Liu, Ziyin, Ueda, "Noise and fluctuation of finite learning rate stochastic gradient
 descent", ICML 2021, arXiv:2012.03636, as quoted in arXiv:2102.05375, Theorem 1.
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from bilevel.noise import checks
+from bilevel.noise import checks, nesterov_momentum
 from bilevel.utils import (
     require_definite,
     require_momentum,
@@ -24,7 +25,11 @@ from bilevel.utils import (
 
 
 def covariance(
-    hessian: ArrayLike, noise: ArrayLike, rate: float | Array, momentum: float | Array = 0.0
+    hessian: ArrayLike,
+    noise: ArrayLike,
+    rate: float | Array,
+    momentum: float | Array = 0.0,
+    nesterov: bool = False,
 ) -> Array:
     r"""Return the stationary covariance of the iterates, ``[d, d]``; for any ``K``, ``C``, ``L``.
 
@@ -39,11 +44,13 @@ def covariance(
     noise : ``C [d, d]``, covariance of one step's gradient; may be singular.
     rate : ``L``, a number or ``[d, d]``.
     momentum : ``mu`` in [0, 1).
+    nesterov : Nesterov's momentum, ``w <- w - L (g + mu m)``, in place of the heavy ball.
 
     Raises
     ------
     ValueError : an indefinite or singular Hessian, an indefinite covariance, or a rate beyond the
-        limit (an eigenvalue of ``L K`` at or above ``2 (1 + mu)``): there is no stationary state.
+        limit (an eigenvalue of ``L K`` at or above ``2 (1 + mu)``, of Nesterov over ``1 + 2 mu``):
+        there is no stationary state.
 
     Examples
     --------
@@ -53,8 +60,10 @@ def covariance(
     >>> jnp.diag(S).round(4)  # lam c / (k (2 - lam k)); continuous time would say [1, 0.5]
     Array([1.3333, 1.    ], dtype=float32)
     """
-    basis, a, rotated, mu = _modes("steady_state.covariance", hessian, noise, rate, momentum)
-    return basis @ (rotated / covariance_divisor(a, mu)) @ basis.T
+    setting = hessian, noise, rate, momentum
+    basis, a, rotated, mu = _modes("steady_state.covariance", *setting, nesterov)
+    divisor = nesterov_momentum.divisor(a, mu) if nesterov else covariance_divisor(a, mu)
+    return basis @ (rotated / divisor) @ basis.T
 
 
 def covariance_divisor(a: Array, momentum: float | Array) -> Array:
@@ -106,13 +115,16 @@ def commuting_covariance(
 
 
 def step_limit(
-    hessian: ArrayLike, momentum: float | Array = 0.0, preconditioner: float | Array = 1.0
+    hessian: ArrayLike,
+    momentum: float | Array = 0.0,
+    preconditioner: float | Array = 1.0,
+    nesterov: bool = False,
 ) -> Array:
     """Return largest ``s`` for which ``rate = s * preconditioner`` has a stationary state; ``()``.
 
     ``2 (1 + mu) / largest eigenvalue of (preconditioner K)``, by the Jury test on
-    ``z^2 - (1 + mu - a) z + mu``. This is the limit for *additive* noise; minibatches have a lower
-    one, ``noise.minibatch.step_limit``.
+    ``z^2 - (1 + mu - a) z + mu``; Nesterov's (``nesterov``) over ``1 + 2 mu``. This is the limit
+    for *additive* noise; minibatches have a lower one, ``noise.minibatch.step_limit``.
 
     Raises
     ------
@@ -122,7 +134,7 @@ def step_limit(
     k = checks.require_hessian(owner, hessian)
     root = rate_root(owner, preconditioner, k)
     mu = require_momentum(owner, momentum)
-    return 2 * (1 + mu) / jnp.linalg.eigvalsh(root @ k @ root)[-1]
+    return _edge(mu, nesterov) / jnp.linalg.eigvalsh(root @ k @ root)[-1]
 
 
 def residual(
@@ -213,14 +225,24 @@ def _inputs(
     return k, c, require_momentum(owner, momentum)
 
 
+def _edge(momentum: float | Array, nesterov: bool) -> float | Array:
+    """Return the eigenvalue of ``L K`` below which the mean converges."""
+    return nesterov_momentum.largest_curvature(momentum) if nesterov else 2 * (1 + momentum)
+
+
 def _modes(
-    owner: str, hessian: ArrayLike, noise: ArrayLike, rate: float | Array, momentum: float | Array
+    owner: str,
+    hessian: ArrayLike,
+    noise: ArrayLike,
+    rate: float | Array,
+    momentum: float | Array,
+    nesterov: bool = False,
 ) -> tuple[Array, Array, Array, float | Array]:
     """Return ``(W, a, W^T C W, mu)`` with ``L = W W^T`` and ``L K W = W diag(a)``."""
     k, c, mu = _inputs(owner, hessian, noise, momentum)
     root = rate_root(owner, rate, k)
     a, vectors = jnp.linalg.eigh(root @ k @ root)
     what = "the largest eigenvalue of rate * hessian"
-    checks.below_limit(owner, a[-1], 2 * (1 + mu), what)
+    checks.below_limit(owner, a[-1], _edge(mu, nesterov), what)
     basis = root @ vectors
     return basis, a, basis.T @ c @ basis, mu
