@@ -20,19 +20,19 @@ _SHARES = 64  # of the interval, looked at before the crossing is located: it ma
 _HALVINGS = 60
 
 
-def largest_curvature(momentum: float | Array) -> float | Array:
+def curvature_limit(momentum: float | Array) -> float | Array:
     """Return the limit of ``eta k``, ``2 (1 + mu) / (1 + 2 mu)``, below which the mean converges.
 
     Examples
     --------
-    >>> from bilevel.noise.nesterov_momentum import largest_curvature
-    >>> largest_curvature(0.5)
+    >>> from bilevel.noise.nesterov_momentum import curvature_limit
+    >>> curvature_limit(0.5)
     1.5
     """
     return 2 * (1 + momentum) / (1 + 2 * momentum)
 
 
-def divisor(a: Array, momentum: float | Array) -> Array:
+def noise_divisor(a: Array, momentum: float | Array) -> Array:
     r"""Return the divisor ``[d, d]`` of the covariance equation, for ``a = eta k``, ``[d]``.
 
     ``[e N - mu (1+mu) ((1-mu) s + 2 mu r)] / N`` with ``s = a_i + a_j``, ``r = a_i a_j``,
@@ -42,8 +42,8 @@ def divisor(a: Array, momentum: float | Array) -> Array:
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> from bilevel.noise.nesterov_momentum import divisor
-    >>> divisor(jnp.array([0.5]), 0.0)  # without momentum 2 a - a^2
+    >>> from bilevel.noise.nesterov_momentum import noise_divisor
+    >>> noise_divisor(jnp.array([0.5]), 0.0)  # without momentum 2 a - a^2
     Array([[0.75]], dtype=float32)
     """
     mu, s, r = momentum, a[:, None] + a[None, :], a[:, None] * a[None, :]

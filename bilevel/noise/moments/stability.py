@@ -74,10 +74,10 @@ def _nesterov_limit(
     """Return where ``P -> kappa o noise(P)`` has the eigenvalue 1, in the eigenbasis."""
 
     def feedback_at(step_size: Array) -> Eigenvalue:
-        root = step_size / jnp.sqrt(nesterov_momentum.divisor(step_size * h, mu))
+        root = step_size / jnp.sqrt(nesterov_momentum.noise_divisor(step_size * h, mu))
         return largest_on_matrices(lambda Y: root * noise(root * Y), len(h), steps, h.dtype)
 
-    edge = nesterov_momentum.largest_curvature(mu) / h[-1]
+    edge = nesterov_momentum.curvature_limit(mu) / h[-1]
     limit = nesterov_momentum.first_crossing(lambda step: feedback_at(step).value, edge)
     # kappa grows at least like the step size, so that relative errors do not grow.
     at = feedback_at(limit)

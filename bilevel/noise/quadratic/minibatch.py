@@ -69,7 +69,7 @@ def covariance(
     limit = _limit(k, second, mu, nesterov)
     checks.below_limit(owner, step_size, limit, "the step size")
     if nesterov:
-        alone = nesterov_momentum.divisor(step_size * k, mu) / step_size
+        alone = nesterov_momentum.noise_divisor(step_size * k, mu) / step_size
     else:
         linear, quadratic = _divisor(k, mu)
         alone = linear - step_size * quadratic
@@ -195,9 +195,9 @@ def _nesterov_limit(k: Array, second: Array, mu: float | Array) -> Array:
     both = (k[:, None] + k[None, :]).ravel() > 0
 
     def feedback(step_size: Array) -> Array:
-        alone = nesterov_momentum.divisor(step_size * k, mu).ravel() / step_size**2
+        alone = nesterov_momentum.noise_divisor(step_size * k, mu).ravel() / step_size**2
         scale = jnp.where(both, 1 / jnp.sqrt(jnp.where(both, alone, 1.0)), 0.0)
         return jnp.linalg.eigvalsh(scale[:, None] * second * scale)[-1]
 
-    edge = nesterov_momentum.largest_curvature(mu) / k[-1]
+    edge = nesterov_momentum.curvature_limit(mu) / k[-1]
     return nesterov_momentum.first_crossing(feedback, edge)

@@ -62,7 +62,7 @@ def covariance(
     """
     setting = hessian, noise, rate, momentum
     basis, a, rotated, mu = _modes("steady_state.covariance", *setting, nesterov)
-    divisor = nesterov_momentum.divisor(a, mu) if nesterov else covariance_divisor(a, mu)
+    divisor = nesterov_momentum.noise_divisor(a, mu) if nesterov else covariance_divisor(a, mu)
     return basis @ (rotated / divisor) @ basis.T
 
 
@@ -227,7 +227,7 @@ def _inputs(
 
 def _edge(momentum: float | Array, nesterov: bool) -> float | Array:
     """Return the eigenvalue of ``L K`` below which the mean converges."""
-    return nesterov_momentum.largest_curvature(momentum) if nesterov else 2 * (1 + momentum)
+    return nesterov_momentum.curvature_limit(momentum) if nesterov else 2 * (1 + momentum)
 
 
 def _modes(
