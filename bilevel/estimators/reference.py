@@ -121,11 +121,19 @@ def _looked(w: Array, gradient: Array, step: Array, direct: Hyper, through: Hype
 
 
 def _solve(matrix: Array, b: Array, c: Array) -> tuple[Array, Array]:
-    """Return ``matrix^{-1}`` times both, 0 in the null space: what nothing reads is free."""
-    values, vectors = jnp.linalg.eigh(matrix)
+    """Return ``matrix^{-1}`` times both, 0 in the null space: what nothing reads is free.
+
+    With the diagonal brought to 1, so that the units of params do not decide what is rounding.
+    """
+    diagonal = jnp.abs(jnp.diagonal(matrix))
+    scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 1)
+    values, vectors = jnp.linalg.eigh(scale[:, None] * matrix * scale)
     least = len(b) * jnp.finfo(b.dtype).eps * jnp.max(jnp.abs(values))
     inverse = jnp.where(jnp.abs(values) > least, 1 / jnp.where(values == 0, 1, values), 0)
-    x, y = (vectors @ (inverse[:, None] * (vectors.T @ jnp.stack([b, c], 1)))).T
+    x, y = (
+        scale
+        * (vectors @ (inverse[:, None] * (vectors.T @ jnp.stack([scale * b, scale * c], 1)))).T
+    )
     return x, y
 
 

@@ -72,3 +72,28 @@ def test_near_the_mean_square_limit_theory_says_that_it_does_not_apply(share, tr
     )[0].evidence
     assert np.isfinite(evidence.standard_error) == trusted
     assert np.isfinite(evidence.bias) == trusted
+
+
+@pytest.mark.parametrize("small", [1e-2, 1e-4, 1e-6])
+def test_units_of_columns_do_not_hide_an_error_in_single_precision(small):
+    """Two columns that descent never gets to, their curvature far below rounding of the largest."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((2, 60, 4)) * [1, 1, small, small]
+    y = X @ np.array([1, -1, 1 / small, -1 / small]) + rng.standard_normal((2, 60))
+    # A penalty per param, in units of its column: exact in float64, with w = u / size.
+    H, penalty = X[0].T @ X[0] / 60, 0.1 * np.array([1, 1, small**2, small**2])
+    w = np.linalg.solve(H + np.diag(penalty), X[0].T @ y[0] / 60)
+    exact = -w * np.linalg.solve(H + np.diag(penalty), X[1].T @ (X[1] @ w - y[1]) / 60) * penalty
+
+    def loss(w: Any, h: Any, batch: Any) -> Any:
+        return jnp.mean((batch[0] @ w - batch[1]) ** 2) / 2
+
+    problem = bl.Problem(lambda w, h, b: loss(w, h, b) + jnp.sum(jnp.exp(h) * w**2) / 2, loss)
+    data = bl.Data(inner=(X[0], y[0]), outer=(X[1], y[1]))
+    data, h = jax.tree.map(lambda x: jnp.asarray(x, "float32"), (data, np.log(penalty)))
+    descent = bl.Reverse(bl.GradientDescent(0.3), 300)
+    with pytest.warns(bl.EvidenceWarning, match="has not converged"):
+        found, _ = bl.hypergradient(problem, descent, h, jnp.zeros(4, "float32"), data, KEY)
+    true = np.linalg.norm(found.grad - exact) / np.linalg.norm(exact)
+    assert true > 0.5
+    assert found.relative_error == pytest.approx(true, rel=0.01)
