@@ -2,9 +2,11 @@
 
 from jax import Array
 
-from bilevel.core import Counts, Data, Evidence, Problem
+from bilevel.core import Counts, Data, Estimator, Evidence, Problem
+from bilevel.estimators import directions as dirs
 from bilevel.estimators.budget import Budget
-from bilevel.estimators.reference import find_reference
+from bilevel.estimators.rebuild import innermost_estimator
+from bilevel.estimators.reference import Reference, find_reference
 from bilevel.estimators.remainder import steps_are_objective
 from bilevel.estimators.residuals import find_progress
 from bilevel.utils import PyTree
@@ -39,3 +41,23 @@ def compared_evidence(
         error = find_reference(problem, hyper, params, data).error(grad)
     counts = Counts.of(hvps=0 if error is None else budget.hvps(params))
     return Evidence(residual, counts=counts, residual_error=error), reference
+
+
+def find_exact(
+    problem: Problem, estimator: Estimator, hyper: PyTree, params: PyTree, data: Data
+) -> Reference | None:
+    """Return what a wrapper may compare the gradient of ``estimator`` with, near ``params``.
+
+    ``None`` where the problem is not small, where the steps themselves are tuned, and where the
+    gradient is one along some directions only, or of many problems.
+    """
+    if hasattr(estimator, "tasks"):
+        return None
+    innermost = innermost_estimator(estimator)
+    along = getattr(innermost, "directions", None)
+    if along is not None and not isinstance(along, dirs.Random):
+        return None
+    budget = Budget.of(problem, getattr(innermost, "solver", None), data, params, 0)
+    if not budget.exact or steps_are_objective(problem, hyper, params, data):
+        return None
+    return find_reference(problem, hyper, params, data)

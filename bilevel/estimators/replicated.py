@@ -21,6 +21,7 @@ from bilevel.core import (
     Problem,
     rebind_key,
 )
+from bilevel.estimators.compared import find_exact
 from bilevel.solvers import Solver
 from bilevel.utils import (
     Hyper,
@@ -28,6 +29,7 @@ from bilevel.utils import (
     Params,
     norm,
     register_node,
+    relative_size,
     require_positive,
     require_positive_int,
     vdot,
@@ -111,7 +113,9 @@ class Replicated:
             bias=jax.tree.map(lambda x: jnp.mean(x, 0), got.bias),
             counts=Counts(*(jnp.sum(x, dtype=jnp.int32) for x in got.counts)),
             derivative_residual=jax.tree.map(jnp.max, got.derivative_residual),
-            residual_error=self._common(got.residual_error, grad, error),
+            residual_error=self._common(
+                problem, hyper, first, data, got.residual_error, grad, error
+            ),
             freedom=jnp.asarray(self.n - 1, jnp.int32),
             corrected_error=corrected,
         )
@@ -119,14 +123,29 @@ class Replicated:
         aux = jax.tree.map(lambda x: x[0], every.aux)
         return Estimate(value, grad, evidence, aux), lower
 
-    def _common(self, errors: Array | None, grad: Hyper, error: Hyper) -> Array | None:
-        """Return what the copies have in common, ``()``: their errors less the noise of one.
+    def _common(
+        self,
+        problem: Problem,
+        hyper: Hyper,
+        first: InnerState,
+        data: Data,
+        errors: Array | None,
+        grad: Hyper,
+        error: Hyper,
+    ) -> Array | None:
+        """Return what the copies have in common, ``()``: the error of the mean less its noise.
 
-        ``E |g_i - exact|^2 = |bias|^2 + n |standard_error|^2``, relative to the gradient.
+        ``E |grad - exact|^2 = |bias|^2 + |standard_error|^2``. Where the problem is too large to be
+        solved, from the copies' own: ``E |g_i - exact|^2 = |bias|^2 + n |standard_error|^2``, with
+        the gradient for the exact one's size.
         """
         if errors is None:
             return None
-        noise = jnp.where(norm(error) == 0, 0, norm(error) / norm(grad))
+        exact = find_exact(problem, self.estimator, hyper, first.params, data)
+        if exact is not None:
+            noise = relative_size(norm(error), norm(exact.grad))
+            return jnp.sqrt(jnp.maximum(exact.error(grad) ** 2 - noise**2, 0))
+        noise = relative_size(norm(error), norm(grad))
         squared = jnp.mean(errors**2, 0) - self.n * noise**2
         return jnp.sqrt(jnp.maximum(squared, 0))
 

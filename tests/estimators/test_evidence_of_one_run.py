@@ -35,6 +35,16 @@ def test_the_noise_of_a_rank_one_derivative_is_seen_on_a_small_problem(steps: in
     assert estimate.relative_error == pytest.approx(true, rel=1e-6)
 
 
+@pytest.mark.parametrize(("steps", "copies", "good"), [(10, 64, False), (400, 256, True)])
+def test_copies_do_not_average_away_what_they_have_in_common(steps, copies, good) -> None:
+    """Their noise is larger than the gradient that too few steps have made so far."""
+    one = bl.UORO(GD, steps)
+    found, true, _ = run(bl.Replicated(one, copies), d=3, smallest=0.3, per_feature=not good)
+    assert (true < 0.3) == good
+    assert found.relative_error == pytest.approx(true, rel=0.5)
+    assert (found.relative_error > 0.5) != good
+
+
 def test_an_inner_residual_alone_is_no_knowledge_of_a_derivative() -> None:
     """100 params, 2 000 rows: too much to be solved beside 20 steps."""
     estimate, true, _ = run(bl.UORO(SGD, 20), n=2000, d=100, per_feature=False)
