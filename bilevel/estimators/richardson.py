@@ -26,6 +26,7 @@ from bilevel.core import (
     Relative,
     Schedule,
 )
+from bilevel.estimators.compared import find_exact
 from bilevel.estimators.rebuild import innermost_estimator, map_innermost
 from bilevel.solvers import Solver
 from bilevel.utils import Hyper, Key, Number, Params, dtype, register_node
@@ -36,11 +37,11 @@ class Richardson:
     """``2 h(eta) - h(2 eta)`` of any estimator whose solver has a constant step size ``eta``.
 
     Both chains see the same minibatches, so that most of the noise cancels in their difference;
-    they run side by side. ``evidence.bias = h(2 eta) - h(eta)`` is the bias of ``h(eta)``, hence
-    what has been removed: the size of the correction, not of what is left. ``value`` is
-    extrapolated too; ``params`` and ``inner_residual`` are those of the chain at ``eta``. A
-    standard error that the estimator reports turns into a bound, ``2 e(eta) + e(2 eta)``: for an
-    honest one put the extrapolation inside, ``Replicated(Richardson(estimator), n)``.
+    they run side by side. ``value`` is extrapolated too; ``params`` and ``inner_residual`` are
+    those of the chain at ``eta``. What is removed is no error of ``grad``, and not in the evidence;
+    what no step size explains (damping, too few steps) stays, and is. A standard error that the
+    estimator reports turns into a bound, ``2 e(eta) + e(2 eta)``: for an honest one put the
+    extrapolation inside, ``Replicated(Richardson(estimator), n)``.
 
     The solver must be stable at ``2 eta``, and ``steps`` enough to forget the start at ``eta``.
 
@@ -98,12 +99,36 @@ class Richardson:
             inner_residual=jax.tree.map(lambda x: x[0], got.inner_residual),
             linear_residual=jax.tree.map(jnp.max, got.linear_residual),
             standard_error=jax.tree.map(lambda x: 2 * x[0] + x[1], got.standard_error),
-            bias=jax.tree.map(lambda x: x[1] - x[0], both.grad),
             counts=Counts(*(jnp.sum(x, dtype=jnp.int32) for x in got.counts)),
+            derivative_residual=jax.tree.map(jnp.max, got.derivative_residual),
+            residual_error=self._left(problem, hyper, fine, data, got.residual_error, grad),
+            freedom=jax.tree.map(lambda x: x[0], got.freedom),
+            directions_only=got.directions_only,
         )
         lower = InnerState(fine.params, fine.solver_state, chains, fine.reference)
         aux = jax.tree.map(lambda x: x[0], both.aux)
         return Estimate(value, grad, evidence, aux), lower
+
+    def _left(
+        self,
+        problem: Problem,
+        hyper: Hyper,
+        fine: InnerState,
+        data: Data,
+        errors: Array | None,
+        grad: Hyper,
+    ) -> Array | None:
+        """Return the error of the extrapolated gradient, ``()``, or what both chains' tell of it.
+
+        An error that does not depend on the step size stays; one of too few steps is larger at
+        ``eta`` than at ``2 eta``, and grows.
+        """
+        if errors is None:
+            return None
+        exact = find_exact(problem, self.estimator, hyper, fine.params, data)
+        if exact is not None:
+            return exact.error(grad)
+        return jnp.maximum(errors[0], 2 * errors[0] - errors[1])
 
 
 register_node(Richardson)
