@@ -111,6 +111,12 @@ def _cause(estimate: Estimate, find: Callable[[], str | None] | None) -> str:
             "steps, a larger step size or an implicit estimator; directions of small inner "
             "curvature need most."
         )
+    if evidence.linear_residual is None:
+        return (
+            "its derivative has not converged, or this run of it is mostly noise (inner residual "
+            f"{_float(evidence.inner_residual):.2g}). Take more inner steps, a smaller step size "
+            "if they do not settle, or the mean of copies: Replicated."
+        )
     return (
         f"inner residual {_float(evidence.inner_residual):.2g}, linear residual "
         f"{_float(evidence.linear_residual):.2g}. The inner problem or the adjoint system is not "
