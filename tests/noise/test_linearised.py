@@ -155,6 +155,23 @@ def test_influence_is_the_limit_of_the_exact_tail_average():
     )
 
 
+def test_without_the_derivative_it_is_the_part_of_the_params():
+    problem, *parts = ridge()[0]
+
+    def make(derivative):
+        of = partial(linearised.linearise, problem, batch_size=1, derivative=derivative)
+        return jax.jit(of)(*parts)
+
+    whole, alone = make(True), make(False)
+    n = len(whole.solution)
+    assert alone.derivative.shape == (0, n)
+    np.testing.assert_allclose(alone.solution, whole.solution, rtol=1e-12)
+    np.testing.assert_allclose(
+        alone.process.matrices, whole.process.matrices[:, :n, :n], rtol=1e-12, atol=1e-14
+    )
+    np.testing.assert_allclose(alone.process.offsets, whole.process.offsets[:, :n], rtol=1e-10)
+
+
 def test_refusals():
     problem, hyper, params, data = ridge()[0]
     concave = bl.Problem(lambda w, h, batch: -problem.inner(w, h, batch), problem.outer)

@@ -60,9 +60,8 @@ def mean_shift(
     def whole(x: Array, theta: Array) -> Array:
         return flat.inner(x, theta, data.inner)
 
-    third_order = _contract_second_derivative(
-        partial(joint_gradient, whole, flat.theta), _at(linearised), second
-    )
+    field = partial(joint_gradient, whole, flat.theta, n=len(linearised.solution))
+    third_order = _contract_second_derivative(field, _at(linearised), second)
     return -jnp.linalg.solve(jnp.mean(linearised.process.matrices, 0), third_order) / 2
 
 
@@ -95,12 +94,12 @@ def hypergradient_error(
     """
     flat = FlatProblem.from_problem("bias.hypergradient_error", problem, hyper, params, data)
     shift = drift + mean_shift(problem, hyper, params, data, linearised, second)
-    (p, n), z = linearised.derivative.shape, _at(linearised)
+    n, z = len(linearised.solution), _at(linearised)
     read = second if read is None else read
 
     def hypergradient(z: Array) -> Array:
         in_x, in_theta = jax.grad(flat.outer, (0, 1))(z[:n], flat.theta)
-        D = _implicit_derivative(flat, z[:n]) if implicit else z[n:].reshape(p, n)
+        D = _implicit_derivative(flat, z[:n]) if implicit else z[n:].reshape(-1, n)
         return D @ in_x + in_theta
 
     def value(z: Array) -> Array:

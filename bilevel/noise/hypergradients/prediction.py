@@ -87,11 +87,10 @@ def stationary_error(
     require_positive_int("prediction.stationary_error", "window", window)
     at = problem, hyper, params, data
     batches = {"batch_size": batch_size, "sampling": sampling}
-    here = linearise(*at, **batches, newton_steps=NEWTON_STEPS)
-    process = _restrict(here.process, _count_read(here, implicit))
-    moments, _ = process.stationary_with_margin(rule)
+    here = linearise(*at, **batches, newton_steps=NEWTON_STEPS, derivative=not implicit)
+    moments, _ = here.process.stationary_with_margin(rule)
     second = moments.second.reshape(2 * (moments.mean.size,))
-    read = average_covariance(process.mean_map(rule), second, window)
+    read = average_covariance(here.process.mean_map(rule), second, window)
     return _judge(at, here, rule, second, read, implicit=implicit)
 
 
@@ -132,11 +131,10 @@ def epoch_error(
     ((1,), True)
     """
     at = problem, hyper, params, data
-    here = linearise(*at, batch_size=batch_size, newton_steps=NEWTON_STEPS)
-    part = _count_read(here, implicit)
-    found = epoch_moments(_restrict(here.process, part), rule, batch_size, window)
-    drift = jnp.zeros(here.process.offsets.shape[1]).at[:part].set(found.shift)
-    judged = _judge(at, here, rule, found.second, found.average, drift=drift, implicit=implicit)
+    here = linearise(*at, batch_size=batch_size, newton_steps=NEWTON_STEPS, derivative=not implicit)
+    found = epoch_moments(here.process, rule, batch_size, window)
+    moments = found.second, found.average
+    judged = _judge(at, here, rule, *moments, drift=found.shift, implicit=implicit)
     unknown = jnp.full_like(judged.error.standard_deviation, jnp.nan)
     return judged._replace(error=judged.error._replace(standard_deviation=unknown))
 
@@ -152,27 +150,17 @@ def _judge(
     implicit: bool,
 ) -> StationaryError:
     """Return the error from the moments of what is read, and whether they mean anything."""
-    n, d, part = len(here.solution), here.process.offsets.shape[1], _count_read(here, implicit)
-
-    def whole(block: Array) -> Array:
-        return jnp.zeros((d, d), block.dtype).at[:part, :part].set(block[:part, :part])
-
-    moments = here, whole(second)
-    error = bias.hypergradient_error(
-        *at, *moments, read=whole(read), drift=drift, implicit=implicit
-    )
+    d = here.process.offsets.shape[1]
+    moments = here, second[:d, :d]  # of the iterate, without the solver's other slots
+    read = read[:d, :d]
+    error = bias.hypergradient_error(*at, *moments, read=read, drift=drift, implicit=implicit)
     curved = jnp.linalg.norm(bias.mean_shift(*at, *moments)) > 1e-6 * jnp.trace(moments[1]) ** 0.5
     times = jnp.where(curved, 1 / trusted_share(False), 1 / trusted_share(True))
     # The derivative is stable exactly where the iterates are, which are fewer.
-    iterates = _restrict(here.process, n)
+    iterates = _restrict(here.process, len(here.solution))
     _, margin = iterates.stationary_with_margin(rule)
     _, further = iterates.stationary_with_margin(_scaled(rule, times))
     return StationaryError(error, margin > 0, _solved(here), further > 0)
-
-
-def _count_read(here: Linearised, implicit: bool) -> int:
-    """Return how many coordinates are read: those of the iterates, or of the derivative too."""
-    return len(here.solution) if implicit else here.process.offsets.shape[1]
 
 
 def average_covariance(mean_map: Array, second: Array, window: int) -> Array:

@@ -71,8 +71,14 @@ def linearise(
     batch_size: int | None,
     sampling: str = "iid",
     newton_steps: int = 30,
+    derivative: bool = True,
 ) -> Linearised:
     """Solve the inner problem by Newton's method from ``params`` and linearise there.
+
+    Parameters
+    ----------
+    derivative : whether the process has the derivative ``D`` beside ``x``. Without it the size is
+        that of the params, and ``derivative`` of the result has no rows.
 
     Raises
     ------
@@ -95,25 +101,28 @@ def linearise(
     x = _newton(flat, newton_steps)
     H = jax.jacfwd(flat.gradient)(x, flat.theta)
     require_definite("linearised.linearise", "the Hessian of the inner loss", (H + H.T) / 2)
-    mixed = jax.jacfwd(flat.gradient, argnums=1)(x, flat.theta)
-    derivative = -jnp.linalg.solve(H, mixed).T
-    z = jnp.concatenate([x, derivative.ravel()])
+    D = jnp.zeros((0, len(x)), x.dtype)
+    if derivative:
+        D = -jnp.linalg.solve(H, jax.jacfwd(flat.gradient, argnums=1)(x, flat.theta)).T
+    z = jnp.concatenate([x, D.ravel()])
     rows = jnp.arange(flat.count)
 
     def both(loss: ExampleLoss) -> tuple[Array, Array]:
-        joint = partial(joint_gradient, loss, flat.theta)
-        return jax.jacfwd(joint)(z), joint(z)
+        field = partial(joint_gradient, loss, flat.theta, n=len(x))
+        return jax.jacfwd(field)(z), field(z)
 
     matrices, values = flat.map_examples(both, rows, None)
     factor = batch_factor(flat.count, batch_size, sampling)
-    return Linearised(Affine(matrices, -values, factor), x, derivative)
+    return Linearised(Affine(matrices, -values, factor), x, D)
 
 
-def joint_gradient(loss: ExampleLoss, theta: Array, z: Array) -> Array:
-    """Return ``F(z)`` of one loss ``(x, theta) -> ()``; ``[n (1 + p)]``."""
+def joint_gradient(loss: ExampleLoss, theta: Array, z: Array, n: int | None = None) -> Array:
+    """Return ``F(z)`` of one loss ``(x, theta) -> ()``; ``[n (1 + p)]``, of ``x`` alone ``[n]``."""
     p = len(theta)
-    n = len(z) // (1 + p)
+    n = len(z) // (1 + p) if n is None else n
     gradient = jax.grad(loss)
+    if len(z) == n:
+        return gradient(z, theta)
 
     def along(D: Array, direction: Array) -> Array:
         return jax.jvp(gradient, (z[:n], theta), (D, direction))[1]
