@@ -6,8 +6,7 @@ from bilevel.core import Counts, Data, Estimator, Evidence, Problem
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.budget import Budget
 from bilevel.estimators.rebuild import innermost_estimator
-from bilevel.estimators.reference import Reference, find_reference
-from bilevel.estimators.remainder import steps_are_objective
+from bilevel.estimators.reference import Reference, find_reference, steps_are_objective
 from bilevel.estimators.residuals import find_progress
 from bilevel.utils import PyTree
 

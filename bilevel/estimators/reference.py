@@ -16,7 +16,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.core import Data, Problem
-from bilevel.estimators.refusals import lacks_forward_mode
+from bilevel.estimators.refusals import lacks_forward_mode, unused_by_minimiser
 from bilevel.utils import Hyper, Params, PyTree, axpy, norm, vdot
 
 _NEWTON = 12  # steps; a smooth convex loss takes three or four
@@ -82,6 +82,17 @@ def find_reference(problem: Problem, hyper: Hyper, params: Params, data: Data) -
     begin = Look(flat, nowhere, nowhere, Reference(unknown, jnp.nan * one))
     initial = 0, begin, flat, one, jnp.inf * one, jnp.inf * one
     return jax.lax.while_loop(unfinished, advance, initial)[1].found
+
+
+def steps_are_objective(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> bool:
+    """Return whether the steps themselves are tuned, and not the minimiser that they approach.
+
+    With a start of the problem's own, a running loss, or a hyperparameter of the solver, the
+    derivative of all steps is right however far they are from the minimiser.
+    """
+    if problem.start is not None or problem.running is not None:
+        return True
+    return bool(unused_by_minimiser(problem, hyper, params, data))
 
 
 def _look(

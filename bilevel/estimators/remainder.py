@@ -23,8 +23,8 @@ from jax import Array
 from bilevel.core import Counts, Data, Evidence, Problem
 from bilevel.estimators.adjoint import System
 from bilevel.estimators.budget import Budget
-from bilevel.estimators.reference import find_reference
-from bilevel.estimators.refusals import lacks_forward_mode, unused_by_minimiser
+from bilevel.estimators.reference import find_reference, steps_are_objective
+from bilevel.estimators.refusals import lacks_forward_mode
 from bilevel.estimators.residuals import find_progress
 from bilevel.estimators.rough import solve_roughly
 from bilevel.utils import PyTree, axpy, norm, relative_size, vdot
@@ -200,17 +200,6 @@ def tangent_remainder(
     change, now = _displacement(problem, hyper, params, data, product, gradient, budget.products)
     displaced = relative_size(norm(change), norm(axpy(-1, change, now)))
     return Remainder(residual, jnp.hypot(derivative, displaced))
-
-
-def steps_are_objective(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> bool:
-    """Return whether the steps themselves are tuned, and not the minimiser that they approach.
-
-    With a start of the problem's own, a running loss, or a hyperparameter of the solver, the
-    derivative of all steps is right however far they are from the minimiser.
-    """
-    if problem.start is not None or problem.running is not None:
-        return True
-    return bool(unused_by_minimiser(problem, hyper, params, data))
 
 
 def _displacement(
