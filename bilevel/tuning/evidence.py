@@ -28,13 +28,13 @@ def absolute_error(estimate: Estimate) -> float:
     """Return what is known of ``|grad - exact|``, from ``|grad|`` and the parts of its error."""
     evidence, size = estimate.evidence, float(norm(estimate.grad))
     noise = 0.0 if evidence.known_noise is None else float(norm(evidence.known_noise))
-    if evidence.bias is not None:
-        return math.hypot(float(norm(evidence.bias)), noise)
+    bias = 0.0 if evidence.bias is None else float(norm(evidence.bias))
     share = evidence.residual_error
-    share = float(estimate.relative_error if share is None and noise == 0 else share or 0.0)
+    alone = share is None and evidence.bias is None and noise == 0
+    share = float(estimate.relative_error if alone else share or 0.0)
     # Errors are as good as orthogonal to what they add to: |grad|^2 = |exact|^2 (1 + share^2).
     wrong = size * (1 if math.isinf(share) else share / math.hypot(1, share))
-    return math.hypot(wrong, noise)
+    return math.hypot(wrong, bias, noise)
 
 
 def find_largest_known(history: Mapping[str, ArrayLike], most: float | None) -> float:

@@ -111,6 +111,7 @@ def test_a_descent_that_has_come_down_to_its_error_is_reliable() -> None:
     [
         ({"bias": 3.0, "standard_error": 4.0}, 5.0),
         ({"residual_error": 0.75}, 10 * 0.6),  # 3, 4, 5
+        ({"bias": 2.0, "residual_error": 0.75, "standard_error": 3.0}, 7.0),  # 2, 3, 6, 7
         ({"residual_error": math.inf}, 10.0),
         ({"linear_residual": 0.75}, 10 * 0.6),
         ({"inner_residual": 0.75}, math.nan),  # which says nothing of a derivative
