@@ -5,7 +5,7 @@ from jax import Array
 from bilevel.core import Counts, Data, Estimator, Evidence, Problem
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.budget import Budget
-from bilevel.estimators.rebuild import innermost_estimator
+from bilevel.estimators.rebuild import innermost_estimator, list_layers
 from bilevel.estimators.reference import Reference, find_reference, steps_are_objective
 from bilevel.estimators.residuals import find_progress
 from bilevel.utils import PyTree
@@ -50,7 +50,7 @@ def find_exact(
     ``None`` where the problem is not small, where the steps themselves are tuned, and where the
     gradient is one along some directions only, or of many problems.
     """
-    if hasattr(estimator, "tasks"):
+    if any(hasattr(layer, "tasks") for layer in list_layers(estimator)):
         return None
     innermost = innermost_estimator(estimator)
     along = getattr(innermost, "directions", None)

@@ -22,6 +22,12 @@ def innermost_estimator(estimator: Estimator) -> Estimator:
     return estimator if inside is None else innermost_estimator(inside)
 
 
+def list_layers(estimator: Estimator) -> list[Estimator]:
+    """Return the estimator and all that it wraps, the outermost first."""
+    inside = inner_estimator(estimator)
+    return [estimator] if inside is None else [estimator, *list_layers(inside)]
+
+
 def map_innermost(estimator: Estimator, change: Callable[[Any], Estimator]) -> Estimator:
     """Return the same wrappers around ``change(innermost(estimator))``."""
     inside = inner_estimator(estimator)

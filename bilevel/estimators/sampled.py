@@ -34,6 +34,7 @@ from bilevel.utils import (
     Key,
     Params,
     PyTree,
+    norm,
     register_node,
     require_positive_int,
     strip_weak_types,
@@ -157,6 +158,8 @@ class Sampled:
             standard_error=error,
             bias=bias,
             counts=counts,
+            derivative_residual=jax.tree.map(jnp.max, every.evidence.derivative_residual),
+            residual_error=_mean_error(every.evidence.residual_error, every.grad),
         )
         aux = jax.tree.map(lambda x: x[0], every.aux)
         return Estimate(value, grad, evidence, aux), InnerState(end, (), params, lower.reference)
@@ -174,6 +177,20 @@ class Sampled:
 
 
 register_node(Sampled, data_fields=["estimator"], meta_fields=["tasks", "draw", "chunk"])
+
+
+def _mean_error(errors: Array | None, grads: Hyper) -> Array | None:
+    """Return the root mean square of relative errors, weighted by the squared gradients, ``()``.
+
+    The error of the mean where each gradient is off by about the same factor, as with too few
+    steps or damping; noise that averages out over the tasks is in it too.
+    """
+    if errors is None:
+        return None
+    sizes = jax.vmap(norm)(grads)
+    share = sizes / jnp.linalg.norm(sizes)
+    seen = jnp.where(share > 0, share * errors, 0)
+    return jnp.where(jnp.any(sizes > 0), jnp.linalg.norm(seen), jnp.max(errors))
 
 
 def _map(fn: Callable[[Key], _T], size: int) -> Callable[[Key], _T]:

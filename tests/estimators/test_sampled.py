@@ -128,6 +128,33 @@ def numbered(data: bl.Data, key: Any) -> bl.Data:
     return bl.Data(inner=(a, b + shift), outer=c + shift)
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize(
+    ("one", "true"),
+    [
+        (bl.Implicit(bl.Direct(), 1, damping=9.0), 0.9),
+        (bl.Reverse(bl.GradientDescent(0.2), 80, truncate=1), 0.8),
+    ],
+    ids=["damped", "truncated"],
+)
+def test_an_error_of_every_task_is_one_of_the_mean(copies, one, true, x64) -> None:
+    """Curvature 1: the adjoint is 1 / (1 + 9) of what it should be, or a step of size 0.2 of it."""
+    problem = bl.Problem(
+        lambda w, h, x: jnp.mean((w - h * x) ** 2) / 2,
+        lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
+        quadratic=True,
+    )
+    rows = np.arange(1.0, 9.0)[:, None]
+    estimator = bl.Sampled(one, tasks=16)
+    if copies > 1:
+        estimator = bl.Replicated(bl.Richardson(estimator) if true == 0.8 else estimator, copies)
+    with pytest.warns(bl.EvidenceWarning):
+        estimate, _ = bl.hypergradient(
+            problem, estimator, 0.5, 0.0, bl.Data(rows, 2 * rows), jax.random.key(0)
+        )
+    assert estimate.relative_error > true - 0.1
+
+
 def test_tasks_may_be_made_by_a_function(x64) -> None:
     """Of the tasks of one key, redone one by one; implicit, each with its own linear solve."""
     lam = 0.5
