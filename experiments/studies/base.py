@@ -15,8 +15,8 @@ arguments.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,8 +98,12 @@ def command(
     full: Any,
     quick: Any,
     arguments: list[str] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> int:
-    """The command line of a study; the exit status."""
+    """The command line of a study; the exit status.
+
+    ``options`` are switches of its own: the name of a boolean of its sizes, and what it does.
+    """
     spec = sys.modules["__main__"].__spec__  # of the study, unless another program calls it
     module = spec.name if spec else ""
     module = module if module.startswith("experiments.") else f"experiments.studies.{name}"
@@ -113,9 +117,13 @@ def command(
     parser.add_argument("--out", type=Path, default=folder, help=f"folder to write to ({folder})")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    for switch, what in (options or {}).items():
+        parser.add_argument(f"--{switch.replace('_', '-')}", action="store_true", help=what)
     given = parser.parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     sizes, start = quick if given.quick else full, time.perf_counter()
+    if chosen := {switch: True for switch in options or {} if getattr(given, switch)}:
+        sizes = replace(sizes, **chosen)
     track = quiet if given.no_progress else _bars(Console(stderr=True))
     with jax.enable_x64(True):
         result = run(sizes, given.seed, track)

@@ -1,6 +1,7 @@
 """Tiny runs of the studies against outside numbers; files and exit status of the command."""
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,7 @@ from matplotlib.image import imread
 from experiments.studies import base
 from experiments.studies.theory import escape, modified_equation, noise_floor, sgd_derivatives
 from experiments.studies.theory.quadratic_errors import CONVEX, MODELS, make_setting, measure_errors
+from experiments.studies.theory.sgd_figure import smooth_runs, theorem_rates
 from experiments.studies.theory.sgd_regimes import (
     compute_curves,
     fit_slope,
@@ -53,9 +55,15 @@ def test_rare_runs_are_called_unreliable():
 
 @pytest.mark.slow
 def test_derivatives_of_sgd():
-    """Ridge and all regimes: |z| < 4 for the largest of some hundred correlated comparisons."""
+    """Ridge and all regimes: the largest of some hundred correlated |z| within chance's 99.9 %."""
     sizes = sgd_derivatives.Sizes(
-        exact_steps=30_000, steps=1000, runs=100, ridge_runs=100, rare_runs=200, chunks=1
+        exact_steps=30_000,
+        steps=1000,
+        runs=100,
+        seeds=1,
+        ridge_runs=100,
+        rare_runs=200,
+        chunks=1,
     )
     result = sgd_derivatives.run(sizes, 0, base.quiet)
     assert failed(result) == []
@@ -139,6 +147,42 @@ def test_command_writes_everything_and_says_what_failed(value, status, tmp_path,
     assert "| 2 | 1.414 |" in (tmp_path / "new" / "tiny.md").read_text()
     assert imread(tmp_path / "new" / "tiny.png").ndim == 3
     assert len(list((tmp_path / "new").iterdir())) == 4  # no temporary files
+
+
+def test_a_switch_of_a_study_sets_a_size(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Switched:
+        count: int = 3
+        log_k: bool = False
+
+    def run(sizes, seed, track):
+        return small(0.5)(sizes.count + 10 * sizes.log_k, seed, track)
+
+    for given, count in ((["--log-k"], 13), ([], 3)):
+        arguments = ["--out", str(tmp_path), "--no-progress", *given]
+        options = {"log_k": "What it does."}
+        base.command("tiny", "About.", run, Switched(), Switched(), arguments, options)
+        written = json.loads((tmp_path / "tiny.json").read_text())
+        assert len(written["tables"]["some roots"]) == count
+        assert written["sizes"]["log_k"] == bool(given)
+
+
+def test_smoothed_runs_are_geometric_means():
+    runs = np.array([[1.0, 100.0, 10_000.0, 100.0]])
+    np.testing.assert_allclose(smooth_runs(runs, 3), [[100.0, 10 ** (8 / 3)]])
+    np.testing.assert_allclose(smooth_runs(runs, 9), [[100.0]])  # no longer than there are records
+
+
+def test_rates_of_the_theorem():
+    """``1/k`` and ``log(k)^2 / k`` with ``k + 8 kappa^2`` for k, and the geometric one."""
+    _, decreasing, double, _ = make_regimes(20, 3, 5, seed=0)
+    mu = np.linalg.eigvalsh(decreasing.A.T @ decreasing.A / 20)[0]
+    t = np.arange(1, 6) + 8 / mu**2
+    rates = theorem_rates(decreasing, 5)
+    np.testing.assert_allclose(rates["1/k"], 1 / t)
+    np.testing.assert_allclose(rates["log(k)^2 / k"], np.log(t) ** 2 / t)
+    (geometric,) = theorem_rates(double, 5).values()
+    np.testing.assert_allclose(geometric, np.cumprod(np.full(5, 1 - mu**2 / 4)))
 
 
 def test_command_explains_itself(capsys):

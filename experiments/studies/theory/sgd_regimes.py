@@ -85,9 +85,11 @@ def predict_limits(regime: Regime, exact: np.ndarray) -> list[dict[str, Any]]:
         process, curve = LeastSquares.from_data(A, targets, batch_size=1), exact[which]
         weight = np.asarray(process.curvature) / 2 if which == 0 else np.eye(A.shape[1])
         if regime.name == "decreasing step":
-            t = np.arange(1, len(curve) + 1) + 8 / _find_curvature(A) ** 2
+            t = np.arange(1, len(curve) + 1) + 8 / find_strong_convexity(A) ** 2
             what, found = "last (k + k0) E", curve[-1] * t[-1]
-            expected = float(np.trace(weight @ _make_inverse_time(process, 2 / _find_curvature(A))))
+            expected = float(
+                np.trace(weight @ _make_inverse_time(process, 2 / find_strong_convexity(A)))
+            )
         elif float(jnp.abs(process.residuals).max()) < 1e-10:
             tail = curve[: int(np.argmax(curve < 1e-22 * curve[0])) or len(curve)]  # above rounding
             what, found = "factor per step", (tail[-1] / tail[-101]) ** 0.01
@@ -100,7 +102,8 @@ def predict_limits(regime: Regime, exact: np.ndarray) -> list[dict[str, Any]]:
     return rows
 
 
-def _find_curvature(A: np.ndarray) -> float:
+def find_strong_convexity(A: np.ndarray) -> float:
+    """Return ``mu``, the smallest eigenvalue of ``A^T A / m``; rows of length 1 have ``L = 1``."""
     return float(np.linalg.eigvalsh(A.T @ A / len(A))[0])
 
 
