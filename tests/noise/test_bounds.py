@@ -61,6 +61,24 @@ def test_the_exact_moments_keep_to_the_bound(decreasing):
     assert exact[-1] > 0.001 * bound[-1]  # and not by being nothing
 
 
+@pytest.mark.parametrize(("error", "start", "least"), [(0, 0, 0.99), (0, 5, 0.03), (0.8, 0.1, 0.5)])
+def test_one_over_k_holds_for_the_recursion_and_is_not_loose(error, start, least):
+    """``t D^2 <= V`` in a plain loop with ``B_k^2 = b^2 / t``, and in the end not far below."""
+    mu, L, noise, square = 0.5, 1.5, 0.3, float(start)
+    k0 = 8 * (L / mu) ** 2
+    constant, ratio = float(bounds.rate_constant(mu, L, noise, start, error)), 0.0
+    for t in k0 + np.arange(30_000):
+        eta, B = 2 / (mu * t), error / np.sqrt(t)
+        square = (
+            (1 - mu * eta) * square
+            + 2 * eta**2 * (B**2 + 2 * noise)
+            + 2 * eta * B * np.sqrt(square)
+        )
+        ratio = square * (t + 1) / constant
+        assert ratio <= 1
+    assert ratio > least
+
+
 def test_steps_beyond_the_theorem_are_refused():
     with pytest.raises(ValueError, match=r"up to mu / \(4 L\^2\) = 0.25.*Beyond it use"):
         bounds.path(np.full(3, 0.3), 1.0, 1.0, 1.0, 1.0)

@@ -57,6 +57,51 @@ def floor(
     return jnp.asarray(spread * (1 + 3 * hessian_lipschitz * (1 + size) / strong_convexity) ** 2)
 
 
+def rate_constant(
+    strong_convexity: float | Array,
+    smoothness: float | Array,
+    noise: float | Array,
+    start: float | Array,
+    error: float | Array = 0.0,
+) -> Array:
+    r"""Return ``V`` with ``E |w_k - w*|^2 <= V / (k + 8 kappa^2)``: 1/k, without a logarithm.
+
+    For the step ``eta_k = 2 / (mu (k + k0))``, ``k0 = 8 kappa^2``, and errors that fall as the
+    iterates do, ``B_k^2 <= b^2 / (k + k0)``. With ``t = k + k0``, ``D_k^2 <= V / t`` in the
+    recursion at the top leaves ``D_{k+1}^2 <= V / (t + 1)`` as soon as
+
+        V >= 8 (b^2 + 2 sigma^2) / mu^2 + 4 b sqrt(V) / mu,
+
+    of which the smallest solution is taken, or ``k0 D_0^2`` where that is larger. Derived here: the
+    theorem states ``O(log(k)^2 / k)`` for the derivative. For the iterates ``b = 0``, and their
+    ``V`` gives ``b = M (1 + C) sqrt(V)`` for the derivative.
+
+    Parameters
+    ----------
+    strong_convexity, smoothness, noise : ``mu``, ``L``, ``sigma^2``.
+    start : ``D_0^2``, the squared error at the start.
+    error : ``b``; 0 for SGD itself.
+
+    Raises
+    ------
+    ValueError : a strong convexity or smoothness that is not positive.
+
+    Examples
+    --------
+    >>> from bilevel import noise
+    >>> round(float(noise.bounds.rate_constant(1.0, 2.0, noise=0.5, start=0.0)), 4)
+    8.0
+    >>> round(float(noise.bounds.rate_constant(1.0, 2.0, noise=0.5, start=1.0)), 4)
+    32.0
+    """
+    require_positive_scalars(
+        "bounds.rate_constant", strong_convexity=strong_convexity, smoothness=smoothness
+    )
+    slope = 2 * jnp.asarray(error) / strong_convexity
+    root = slope + jnp.sqrt(slope**2 + 8 * (error**2 + 2 * noise) / strong_convexity**2)
+    return jnp.maximum(8 * (smoothness / strong_convexity) ** 2 * jnp.asarray(start), root**2)
+
+
 def path(
     step_sizes: ArrayLike,
     strong_convexity: float | Array,
