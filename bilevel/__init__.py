@@ -87,6 +87,8 @@ from bilevel.tuning import (
     Restarts,
     Result,
 )
+from bilevel.tuning.constrained import Constrained, tune_constrained
+from bilevel.tuning.front import Front, trace_front
 from bilevel.tuning.population import population
 from bilevel.tuning.restarts import restarts
 from bilevel.tuning.tune import tune
@@ -112,6 +114,7 @@ __all__ = [
     "CheckReport",
     "ClosedForm",
     "Confidence",
+    "Constrained",
     "Continued",
     "Convergence",
     "Cost",
@@ -131,6 +134,7 @@ __all__ = [
     "External",
     "FixedPoint",
     "Forward",
+    "Front",
     "GaussNewton",
     "GradientDescent",
     "Implicit",
@@ -178,8 +182,10 @@ __all__ = [
     "solve",
     "spaces",
     "testing",
+    "trace_front",
     "transform",
     "tune",
+    "tune_constrained",
 ]
 
 _RENAMED = {"Lower": ("InnerState", InnerState)}
