@@ -8,6 +8,7 @@ elsewhere wrong by O(inner residual + linear residual), both reported. The syste
 a proximal part is in ``adjoint.py``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, TypeAlias
@@ -33,14 +34,16 @@ from bilevel.estimators.rebuild import require_window
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.remainder import Budget, system_remainder
 from bilevel.estimators.residuals import full_gradient, inner_residual
-from bilevel.linear import CG, LinearSolver, solve_scaled
+from bilevel.linear import CG, LinearSolver, Operator, solve_scaled
 from bilevel.solvers import Carry, Solver, draw_ahead, end_chain, run_counted, start_solver
 from bilevel.utils import (
+    Count,
     Counter,
     Hyper,
     Key,
     Number,
     Params,
+    PyTree,
     axpy,
     register_node,
     require_positive,
@@ -138,7 +141,7 @@ class Implicit:
         smooth = problem.prox is None
         bias, matvecs = None, adjoint.matvecs + used + (0 if smooth else 1)
         if self.bias:
-            bias, more = first_order_bias(system_at, params, adjoint.x, self.linear, key_bias)
+            bias, more = first_order_bias(system_at, params, adjoint.x, self._solver(key_bias))
             matvecs = matvecs + more
         end = system.gradient if smooth else full_gradient(problem, hyper, params, data)
         residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
@@ -147,7 +150,9 @@ class Implicit:
         if bias is None:
             passes = 10 * self.steps + 100  # about: a step of Newton's or L-BFGS is several
             budget = Budget.of(problem, self.solver, data, params, passes)
-            error = system_remainder(problem, hyper, params, data, system, adjoint.x, grad, budget)
+            error = system_remainder(
+                problem, hyper, params, data, system_at, adjoint.x, grad, budget
+            )
         evidence = Evidence(
             residual, adjoint.residual, bias=bias, counts=counts, residual_error=error
         )
@@ -160,6 +165,16 @@ class Implicit:
         """Return the estimator with so many times its steps, and the window averaged over."""
         require_window(self, self.solver, self.average)
         return replace(self, steps=times * self.steps, average=times * self.average)
+
+    def _solver(self, key: Key) -> Callable[[Operator, PyTree, int], tuple[PyTree, Count]]:
+        """Return the solver of two more systems, each from 0 and with a key of its own."""
+        keys = jax.random.split(key)
+
+        def solve(operator: Operator, b: PyTree, k: int) -> tuple[PyTree, Count]:
+            found = solve_scaled(self.linear, operator, b, zeros_like(b), keys[k])
+            return found.x, found.matvecs
+
+        return solve
 
     def _require_fit(self, problem: Problem) -> None:
         """Raise ``ValueError`` where the system of an equation needs other settings."""

@@ -21,12 +21,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Counts, Data, Evidence, Problem
-from bilevel.estimators.adjoint import System
+from bilevel.estimators.adjoint import System, first_order_bias
 from bilevel.estimators.budget import Budget
 from bilevel.estimators.reference import find_reference, steps_are_objective
 from bilevel.estimators.refusals import lacks_forward_mode
 from bilevel.estimators.residuals import find_progress
 from bilevel.estimators.rough import solve_roughly
+from bilevel.linear import Operator
 from bilevel.utils import PyTree, axpy, norm, relative_size, vdot
 
 
@@ -131,25 +132,28 @@ def system_remainder(
     hyper: PyTree,
     params: PyTree,
     data: Data,
-    system: System,
+    system_at: Callable[[PyTree], System],
     x: PyTree,
     now: PyTree,
     budget: Budget,
 ) -> Array | None:
-    """Relative error of ``now = system.grad(x)``: of ``x``, of the damping, and of the params."""
+    """Relative error of ``now = grad(x)``: of ``x``, of the damping, and of the params."""
     if budget.exact:
         return find_reference(problem, hyper, params, data).error(now)
     if not (products := budget.products) or budget.random:
         return None
     x, now = jax.lax.stop_gradient((x, now))
-    left = axpy(-1, system.operator.product(x), system.rhs)
-    better = axpy(1, solve_roughly(system.operator.product, left, products), x)
-    then = system.grad(better)
-    wrong = relative_size(norm(axpy(-1, then, now)), norm(then))
-    d = system.displacement(solve_roughly(system.operator.product, system.defect, products))
-    outer = jax.grad(problem.outer)
-    b, changed = jax.jvp(lambda w: outer(w, hyper, data.outer), (params,), (d,))
-    return jax.lax.stop_gradient(jnp.hypot(wrong, relative_size(norm(changed), norm(b))))
+
+    def solve(operator: Operator, b: PyTree, _: int) -> tuple[PyTree, int]:
+        return solve_roughly(operator.product, b, products), products
+
+    try:
+        wrong, _ = first_order_bias(system_at, params, x, solve)
+    except (TypeError, NotImplementedError) as error:
+        if not lacks_forward_mode(error):
+            raise
+        return None
+    return jax.lax.stop_gradient(relative_size(norm(wrong), norm(axpy(-1, wrong, now))))
 
 
 def tangent_remainder(

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import bilevel as bl
+from benchmarks.coverage_cases import linear_model
+from bilevel.testing import dense_hypergradient
 
 KEY = jax.random.key(0)
 
@@ -97,3 +99,17 @@ def test_units_of_columns_do_not_hide_an_error_in_single_precision(small):
     true = np.linalg.norm(found.grad - exact) / np.linalg.norm(exact)
     assert true > 0.5
     assert found.relative_error == pytest.approx(true, rel=0.01)
+
+
+@pytest.mark.parametrize("damping", [None, 0.1])
+def test_the_displacement_of_a_large_problem_is_divided_by_its_curvature(damping, x64):
+    """100 params, too many to be solved; the inner residual is 6e-3."""
+    problem, data, h, w = linear_model("ridge", 300, 100, penalty=-5.0)
+    estimator = bl.Implicit(bl.GradientDescent(0.3), 30, damping=damping)
+    found, _ = bl.hypergradient(
+        problem, estimator, h, w, data, KEY, max_error=np.inf, evidence="full"
+    )
+    exact = dense_hypergradient(problem, h, w, data)[1]
+    true = float(jnp.linalg.norm(found.grad - exact) / jnp.linalg.norm(exact))
+    assert true > 0.3
+    assert found.relative_error == pytest.approx(true, rel=0.1)
