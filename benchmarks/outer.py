@@ -20,7 +20,7 @@ from benchmarks.outer_cases import CASES, Case
 STEP_SIZES = (0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
-def values(case: Case, outer: Any, calls: int) -> np.ndarray:
+def values(case: Case, outer: Any, calls: int, tol: float | str | None = "auto") -> np.ndarray:
     """The lowest outer value after 1, 2, ... calls; infinite where nothing was evaluated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bl.DivergenceWarning)
@@ -33,6 +33,7 @@ def values(case: Case, outer: Any, calls: int) -> np.ndarray:
             case.data,
             steps=calls,
             key=jax.random.key(0),
+            tol=tol,
             hooks=[bl.Blocks(calls)],
         )
     seen = np.full(calls, np.inf)

@@ -166,7 +166,6 @@ def _lagrangian(
     return first(params, hyper, rows) + jnp.sum(terms)
 
 
-@partial(jax.jit, static_argnums=0)
 def _measure(
     losses: tuple[UserLoss, UserLoss], params: Params, hyper: Hyper, rows: Any
 ) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from jax import Array
 
 from bilevel.core import Data, Estimator, Problem, require_arguments
 from bilevel.core.problem import UserLoss
-from bilevel.tuning.two_losses import Floats, Point, TwoLosses, solve_within
+from bilevel.tuning.two_losses import Floats, Tried, TwoLosses, solve_within
 from bilevel.utils import (
     Hyper,
     Key,
@@ -145,7 +145,7 @@ def trace_front(
     return _make_front(losses, ranges)
 
 
-def _descend(losses: TwoLosses, point: Point, weights: Floats, most: int, least: float) -> Point:
+def _descend(losses: TwoLosses, point: Tried, weights: Floats, most: int, least: float) -> Tried:
     """Return a minimum of ``weights @ values`` by at most so many steps within a trust region.
 
     It ends where the model promises less than ``least``, or than a little of what was gained.
@@ -172,7 +172,7 @@ def _descend(losses: TwoLosses, point: Point, weights: Floats, most: int, least:
     return point
 
 
-def _follow(losses: TwoLosses, point: Point, end: Point, ranges: Floats, points: int) -> None:
+def _follow(losses: TwoLosses, point: Tried, end: Tried, ranges: Floats, points: int) -> None:
     """Step from one end of the front to the other, ``s`` from 0 to 1."""
     s, longest = 0.0, max(1.0, float(np.linalg.norm(end.z - point.z)) / 4)
     for _ in range(4 * points):
@@ -196,14 +196,14 @@ def _follow(losses: TwoLosses, point: Point, end: Point, ranges: Floats, points:
 def _make_front(losses: TwoLosses, ranges: Floats) -> Front:
     """Keep the points that no other is below in both losses, in the order of the first."""
     seen = [point for point in losses.seen if np.all(np.isfinite(point.values))]
-    kept: list[Point] = []
+    kept: list[Tried] = []
     for point in sorted(seen, key=lambda p: tuple(p.values)):
         if not kept or point.values[1] < kept[-1].values[1]:
             kept.append(point)
     hyper = jax.tree.map(lambda *x: jnp.stack(x), *(losses.natural(p.z) for p in kept))
     over = np.where(ranges > 0, ranges, 1)
 
-    def error(point: Point) -> float:
+    def error(point: Tried) -> float:
         sizes = np.linalg.norm(point.gradients, axis=1) / over
         wrong = np.where(sizes > 0, point.errors * sizes, 0)
         return float(np.linalg.norm(wrong) / max(sizes.sum(), 1e-300))

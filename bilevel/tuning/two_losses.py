@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Point:
+class Tried:
     """Coordinates ``z [p]``, both ``values [2]``, ``gradients [2, p]``, what is known of errors.
 
     ``errors [2]`` are relative to the gradient in natural units.
@@ -65,14 +65,14 @@ class TwoLosses:
         self._dtype = flat.dtype
         self._scaled = False
         self.hessians = np.stack([np.eye(flat.size)] * 2)
-        self.seen: list[Point] = []
+        self.seen: list[Tried] = []
         self._evaluate(np.asarray(flat, float))
 
     def natural(self, z: Floats) -> Hyper:
         """Return coordinates in natural units, held inside the space."""
         return self._spaces.natural(self._free(z))
 
-    def move(self, begun: Point, step: Floats) -> Point:
+    def move(self, begun: Tried, step: Floats) -> Tried:
         """Return the point a step away; the Hessians learn from it."""
         point = self._evaluate(begun.z + step)
         step, change = point.z - begun.z, point.gradients - begun.gradients
@@ -83,7 +83,7 @@ class TwoLosses:
     def _free(self, z: Floats) -> Any:
         return self._spaces.admit(self._unravel(jnp.asarray(z, self._dtype)))
 
-    def _evaluate(self, z: Floats) -> Point:
+    def _evaluate(self, z: Floats) -> Tried:
         free = self._free(z)
         hyper = self._spaces.natural(free)
         values, gradients, errors = [], [], []
@@ -106,7 +106,7 @@ class TwoLosses:
             gradients.append(np.asarray(pulled, float))
             errors.append(float(estimate.relative_error))
         z = np.asarray(ravel_pytree(free)[0], float)
-        point = Point(z, np.array(values), np.stack(gradients), np.array(errors))
+        point = Tried(z, np.array(values), np.stack(gradients), np.array(errors))
         self.seen.append(point)
         return point
 
