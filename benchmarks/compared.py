@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 import bilevel as bl
-from benchmarks.planner import measured, penalised, squares
+from benchmarks.planner import measured
+from benchmarks.planner_cases import penalised, squares
 
 MEASURED = (0.2, 0.05)  # of the errors that are asked for
 LONGEST = 3000  # steps of a run that is measured

@@ -4,9 +4,11 @@ import numpy as np
 
 from bilevel.noise import FlatProblem, prediction
 from bilevel.planning.analysis import Analysis
+from bilevel.planning.limits import find_step_limit
 from bilevel.planning.measure import measure_implicit, measure_problem
 from bilevel.planning.predict import Run
 from bilevel.planning.reduced import Reduced
+from bilevel.planning.scheme import Scheme
 from bilevel.planning.stationary import Noise
 
 
@@ -16,14 +18,18 @@ def fits_dense(n: int, m: int, p: int) -> bool:
 
 
 def analyse_densely(
-    flat: FlatProblem, factors: dict[int | None, float], *, compare: bool = False
+    flat: FlatProblem,
+    factors: dict[int | None, float],
+    scheme: Scheme,
+    *,
+    compare: bool = False,
 ) -> Analysis:
     """Return the measured problem, bound to a prediction; of all estimators if they ``compare``."""
     local, examples = measure_problem(flat)
     noise = Noise.from_examples(examples, local.h)
     quadratic = np.abs(local.third).max() <= 1e-12 * local.h[-1]
     share = prediction.trusted_share(bool(quadratic))
-    limits = {size: noise.limit(factor) for size, factor in factors.items()}
+    limits = {size: find_step_limit(noise, scheme, factor) for size, factor in factors.items()}
     trusted = {size: min(share * limit, 1 / local.steepest) for size, limit in limits.items()}
 
     implicit = measure_implicit(flat, local) if compare else local
@@ -31,7 +37,7 @@ def analyse_densely(
 
     def predict(step_size: float, batch_size: int | None, reads: str) -> Run:
         read = implicit if reads == "implicit" else local
-        return Run(read, noise, step_size, factors[batch_size], cross=reads == "cross")
+        return Run(read, noise, scheme, step_size, factors[batch_size], cross=reads == "cross")
 
     parts = np.linalg.norm(local.derivative) * np.linalg.norm(local.gradient)
     parts += np.linalg.norm(local.slope) * np.linalg.norm(local.solution)

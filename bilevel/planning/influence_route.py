@@ -95,7 +95,7 @@ class Bound:
         self.norms, self.noise, self.step_size = norms, noise, step_size
         self.noisy = bool(noise.any())
         self.mean = 1 - step_size * slowest
-        self.powers = Powers(np.array([self.mean]))
+        self.powers = Powers(np.full((1, 1, 1), self.mean), np.ones((1, 1)))
         square = max(1 - 2 * step_size * slowest * (1 - share), self.mean**2)
         self.lag = (square / self.mean**2) ** 0.5
 
@@ -103,13 +103,18 @@ class Bound:
         """Return bias (none to first order) and variance, ``[p]``."""
         return np.zeros_like(self.noise), self.noise / window
 
+    def product_share(self, window: int) -> float:
+        """Return 0: by first order no product of noise is known."""
+        return 0.0
+
     def transient(self, start: int, wait: int, window: int) -> np.ndarray:
         """Return an upper bound, ``[p]``."""
         own, slope, coupled = self.norms
         average = Pair(*(x / window for x in self.powers.sums(window).plain))
         f, F = self.powers.sums(wait + 1).power @ average
         left = (self.lag * self.mean) ** start
-        bound = f[0] * own + left * (f[0] * slope + self.step_size * F[0, 0] * coupled)
+        bound = f.item() * own
+        bound = bound + left * (f.item() * slope + self.step_size * F.item() * coupled)
         return bound * self.lag**wait
 
     left = transient

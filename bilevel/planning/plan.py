@@ -14,8 +14,13 @@ from bilevel.noise import FlatProblem, batch_factor
 from bilevel.planning import dense_route, influence_route
 from bilevel.planning.compare import compare_estimators
 from bilevel.planning.planner import Planner
-from bilevel.planning.refusals import require_plan_tolerance, require_slope
+from bilevel.planning.refusals import (
+    require_no_momentum,
+    require_plan_tolerance,
+    require_slope,
+)
 from bilevel.planning.report import Plan
+from bilevel.planning.scheme import Scheme
 from bilevel.utils import (
     PyTree,
     as_float64,
@@ -40,6 +45,8 @@ def plan(
     replicas: int | None = None,
     max_steps: int = 1_000_000,
     budget: float = 1e9,
+    momentum: float | None = None,
+    nesterov: bool = False,
     sampling: str = "iid",
     route: str | None = None,
     seed: int = 0,
@@ -64,7 +71,8 @@ def plan(
         keep each within ``max_steps``.
     max_steps : of one run.
     budget : gradients of single examples, a tangent of one example counted as two.
-    sampling : of minibatches; only ``"iid"`` has a theory here.
+    momentum, nesterov : of the solver, as for :class:`bilevel.SGD`; by exact moments only.
+    sampling : of minibatches, ``"iid"`` or ``"without_replacement"``.
     route : ``"dense"``, exact moments, up to some dozens of params; ``"influence"``, no matrix, for
         quadratic inner losses, cautious; by default what fits.
     seed : of the vectors that the influence route starts Lanczos from.
@@ -76,8 +84,8 @@ def plan(
     ------
     ValueError : ``problem.start`` or ``problem.prox``; an inner problem that is not solved by
         Newton's method, or whose Hessian there is singular or indefinite; a hypergradient of 0; a
-        tolerance out of reach; a step size that theory is not trusted with; epochs; a comparison of
-        what is too large for exact moments.
+        tolerance out of reach; a step size that theory is not trusted with; epochs; momentum, or a
+        comparison, where exact moments are too large.
 
     Examples
     --------
@@ -96,6 +104,7 @@ def plan(
     require_variables("params", params)
     require_plan_tolerance(tolerance)
     _require_settings(max_steps, budget, step_size, replicas, route)
+    scheme = Scheme(momentum, nesterov, sampling)
     count = count_examples(data.inner)
     if batch_sizes is None:
         batch_sizes = (*(size for size in _BATCHES if size < count), None)
@@ -109,7 +118,7 @@ def plan(
             dense = dense_route.fits_dense(len(flat.x), count, len(flat.theta))
             route = "dense" if dense else "influence"
         if route == "dense":
-            measured = dense_route.analyse_densely(flat, factors, compare=compare)
+            measured = dense_route.analyse_densely(flat, factors, scheme, compare=compare)
         elif compare:
             raise ValueError(
                 "bl.plan: compare=True needs exact moments (route='dense'), for which "
@@ -117,6 +126,7 @@ def plan(
                 "hyperparameters are too many. Plan on a part of the data, or leave it out."
             )
         else:
+            require_no_momentum(momentum, len(flat.x), count, len(flat.theta))
             measured = influence_route.analyse_by_influence(flat, factors, seed)
         solution = flat.to_params(jnp.asarray(measured.solution))
     require_slope(measured.exact, measured.parts)
@@ -129,6 +139,7 @@ def plan(
         replicas=replicas,
         max_steps=max_steps,
         budget=budget,
+        scheme=scheme,
     )
     comparison = compare_estimators(planner) if compare else None
     return replace(planner.plan(tolerance), comparison=comparison)

@@ -13,8 +13,8 @@ from bilevel.planning import reasons
 from bilevel.planning.analysis import Analysis
 from bilevel.planning.refusals import require_found, require_plan_tolerance
 from bilevel.planning.report import Plan, Split
+from bilevel.planning.scheme import Scheme
 from bilevel.planning.search import TANGENT, Candidate, Demand, Predictor, Price, find_cheapest
-from bilevel.solvers import SGD
 from bilevel.utils import PyTree
 
 _SHARES = tuple(2.0 ** (-k / 2) for k in range(28))  # step sizes, of the largest trusted one
@@ -53,6 +53,7 @@ class Planner:
     to_hyper : ``[p] -> `` a tree like hyper; ``params``, the inner solution.
     count : inner examples.
     step_size, replicas, max_steps, budget : as for :func:`bilevel.plan`.
+    scheme : SGD but for its step size and batch size.
     kind : of :data:`KINDS`, the estimator that is planned for.
     """
 
@@ -64,6 +65,7 @@ class Planner:
     replicas: int | None
     max_steps: int
     budget: float
+    scheme: Scheme
     kind: str = "average"
     known: dict[tuple[float, int | None], Predictor] = field(default_factory=dict)
 
@@ -96,10 +98,8 @@ class Planner:
     def build(self, best: Candidate) -> Estimator:
         """Return the candidate as an estimator."""
         # A window of one step is the last iterate, which is returned without averaging.
-        average, solver = (
-            best.window if best.window > 1 else 0,
-            SGD(best.step_size, best.batch_size),
-        )
+        average = best.window if best.window > 1 else 0
+        solver = self.scheme.make_solver(best.step_size, best.batch_size)
         estimator: Estimator
         if KINDS[self.kind].reads == "implicit":
             estimator = Implicit(solver, best.steps, average=average)
@@ -172,5 +172,6 @@ class Planner:
             reasons=reasons.explain_plan(
                 self, best, rows, split, self._run(best.step_size, best.batch_size)
             ),
+            scheme=self.scheme,
             planner=self,
         )

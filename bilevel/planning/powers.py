@@ -1,8 +1,10 @@
-r"""Functions of the mean step ``A = [[M, 0], [-eta T, M]]``, ``M = diag(mu)``: O(n^2) each.
+r"""Functions of the mean step ``A = [[M, 0], [T o N, M]]``, ``M = diag(M_a)``: O(n^2) each.
 
-Any power series of A is ``[[f(M), 0], [-eta T o F, f(M)]]`` with the divided differences
-``F_ab = (f(mu_a) - f(mu_b)) / (mu_a - mu_b)``, which the product rule builds without a division:
-``(f, F) (g, G) = (f g, f_a G_ab + F_ab g_b)``. So one pair serves every hyperparameter.
+``M_a [s, s]`` moves the s slots of an eigenvector (iterate and, with momentum, velocity), ``T_ab``
+couples derivative to iterate through ``N [s, s]``. Any power series of A is ``[[f(M), 0], [T o F,
+f(M)]]``, which the product rule builds without a division: ``(f, F) (g, G) = (f g, f_a G_ab + F_ab
+g_b)``. So one pair serves every hyperparameter. Without momentum ``F_ab = -eta (f(mu_a) - f(mu_b))
+/ (mu_a - mu_b)``, the divided differences.
 """
 
 from typing import NamedTuple
@@ -11,14 +13,14 @@ import numpy as np
 
 
 class Pair(NamedTuple):
-    """A function of the mean step: ``f [n]`` on the diagonal, ``F [n, n]`` beside the coupling."""
+    """A function of the mean step: ``f [n, s, s]``, and ``F [n, n, s, s]`` beside the coupling."""
 
     f: np.ndarray
     F: np.ndarray
 
     def __matmul__(self, other: "Pair") -> "Pair":
         """Return the product of the two matrices."""
-        return Pair(self.f * other.f, self.f[:, None] * other.F + self.F * other.f)
+        return Pair(self.f @ other.f, self.f[:, None] @ other.F + self.F @ other.f)
 
     def plus(self, other: "Pair", scale: float = 1.0) -> "Pair":
         """Return ``self + scale other``."""
@@ -46,12 +48,13 @@ class Sums(NamedTuple):
 class Powers:
     """Sums of any length by repeated doubling; what was once computed is kept."""
 
-    def __init__(self, mu: np.ndarray) -> None:
-        """``mu [n]``: the factors per step of the mean, one per eigenvector."""
-        zero, one = np.zeros((len(mu), len(mu))), np.ones((len(mu), len(mu)))
-        unit = Pair(np.ones(len(mu)), zero)
-        self.none = Sums(0, unit, Pair(0 * mu, zero), Pair(0 * mu, zero))
-        self.doubled = [Sums(1, Pair(mu, one), unit, unit)]
+    def __init__(self, maps: np.ndarray, beside: np.ndarray) -> None:
+        """``maps [n, s, s]``, the step of each eigenvector's slots; ``beside`` is ``N [s, s]``."""
+        n, s, _ = maps.shape
+        zero = np.zeros((n, n, s, s))
+        unit = Pair(np.broadcast_to(np.eye(s), maps.shape), zero)
+        self.none = Sums(0, unit, Pair(0 * maps, zero), Pair(0 * maps, zero))
+        self.doubled = [Sums(1, Pair(maps, zero + beside), unit, unit)]
         self.known: dict[int, Sums] = {}
 
     def sums(self, count: int) -> Sums:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from bilevel.planning.analysis import Analysis
 from bilevel.planning.report import Split
+from bilevel.planning.scheme import Scheme
 from bilevel.planning.search import Candidate, Predictor
 
 _ROOT = "it falls as the root of window x batch size, whatever the step size"
@@ -16,6 +17,11 @@ class Asked(Protocol):
     @property
     def problem(self) -> Analysis:
         """Return the problem at its solution."""
+        ...
+
+    @property
+    def scheme(self) -> Scheme:
+        """Return the method that is planned for."""
         ...
 
     @property
@@ -41,7 +47,7 @@ def explain_plan(
     planner: Asked, best: Candidate, rows: Sequence[Candidate], split: Split, run: Predictor
 ) -> tuple[str, ...]:
     """Return one sentence or two for every number of the plan."""
-    forget = 1 / (best.step_size * planner.problem.curvature[0])
+    forget = (1 - planner.scheme.mu) / (best.step_size * planner.problem.curvature[0])
     lines = [_step(planner, best, forget)]
     if run.noisy:
         if planner.problem.route == "dense":

@@ -71,11 +71,11 @@ class Reduced:
         own = np.einsum("pa,pb->pab", mean, mean)
         P = second - own
         V = JointBlocks(P[0, :n, :n], P[:, :n, n:], P[:, n:, n:])
-        shared, variance = read_hypergradient(local, V)
+        shared, *variances = read_hypergradient(local, V)
         bias = np.sum(local.slope * u, 1) + E @ local.gradient + shared
         bias += np.einsum("pa,pab,pb->p", u, local.slope_derivative, u) / 2
         bias += np.einsum("pa,ab,pb->p", u, local.hessian, E)
-        return float(np.sqrt(np.sum(bias**2) + np.sum(variance)))
+        return float(np.sqrt(np.sum(bias**2) + np.sum(variances)))
 
     def _svrg(self, eta: float) -> Iterator[np.ndarray]:
         """Yield ``E z z^T`` at the snapshots."""

@@ -54,6 +54,16 @@ def require_quadratic(declared: bool, change: float, n: int, m: int, p: int) -> 
         )
 
 
+def require_no_momentum(momentum: float | None, n: int, m: int, p: int) -> None:
+    """Validate the method of the route without exact moments."""
+    if momentum is not None:
+        raise ValueError(
+            f"bl.plan: momentum={momentum:g} needs exact moments (route='dense'), for which {n} "
+            f"params, {m} inner examples and {p} hyperparameters are too many. Plan without "
+            "momentum, or on a part of the data."
+        )
+
+
 def require_separated(value: float, error: float) -> None:
     """Validate that a Hessian is certain to be positive definite."""
     if not value > 2 * error:

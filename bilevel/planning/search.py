@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 _TOO_LONG, _DOUBLINGS = "needs more than max_steps steps", 11
+MOST_PRODUCTS = 0.5  # of the variance: theory knows them as if the noise were normal
 TANGENT = 2.0  # a tangent of one example costs as much as two of its gradients
 
 
@@ -94,6 +95,10 @@ class Predictor(Protocol):
         """Return bias and variance of the average of ``window`` iterates."""
         ...
 
+    def product_share(self, window: int) -> float:
+        """Return the share of the variance that products of noise have, if it is known."""
+        ...
+
     def transient(self, start: int, wait: int, window: int) -> np.ndarray:
         """Return what the average still shows of the start."""
         ...
@@ -131,7 +136,9 @@ def _fitted(
     def noisy(window: int) -> bool:
         bias, variance = run.stationary_error(window)
         mean = np.linalg.norm(bias) + share
-        return bool(mean**2 + np.sum(variance) / replicas > target**2)
+        if mean**2 + np.sum(variance) / replicas > target**2:
+            return True
+        return run.product_share(window) > MOST_PRODUCTS
 
     def refused(why: str) -> Candidate:
         return replace(empty, replicas=replicas, verdict=why)
@@ -142,7 +149,7 @@ def _fitted(
     shortest = demand.window or 1
     window = _first(lambda n: not noisy(n), shortest, longest) if run.noisy else shortest
     if window is None:
-        return refused(_TOO_LONG if demand.window is None else "the noise is above the tolerance")
+        return refused(_TOO_LONG if demand.window is None else _noisy(run, demand.window))
     window = _round(window)
     best = refused(_TOO_LONG)
 
@@ -165,6 +172,13 @@ def _fitted(
         if candidate.steps <= demand.max_steps and candidate.cost < best.cost:
             best = candidate
     return best
+
+
+def _noisy(run: Predictor, window: int) -> str:
+    """Return why an average of so many iterates does not do."""
+    if run.product_share(window) > MOST_PRODUCTS:
+        return "products of noise are most of the error: theory knows them for normal noise only"
+    return "the noise is above the tolerance"
 
 
 def _first(holds: Callable[[int], bool], low: int, high: int) -> int | None:

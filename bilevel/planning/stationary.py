@@ -1,12 +1,16 @@
 r"""Second moments of SGD and its derivative at stationarity, for many step sizes and batch sizes.
 
-Around the solution ``u' = u - eta mean_batch (H_i u + g_i)`` and, for every hyperparameter, ``E_j'
-= E_j - eta mean_batch (H_i E_j + T_ij u + e_ij)``. In the eigenbasis of the mean Hessian
+Around the solution ``u' = T u - L mean_batch (H_i u_0 + g_i)`` and, for every hyperparameter,
+``E_j' = T E_j - L mean_batch (H_i E_j0 + T_ij u_0 + e_ij)``, with the slots of
+:mod:`bilevel.noise.rules` (iterate, and velocity with momentum). In the eigenbasis of the mean
+Hessian two coordinates have the moment ``P = M_a P M_b^T + source + p c(P_00) L L^T`` with ``M_a =
+T - h_a L e_0^T``, hence
 
-    P = kappa o (source / eta^2 + p c(P)),   kappa_ab = eta / (h_a + h_b - eta h_a h_b)
+    P_00 = response(source)_00 + p kappa o c(P_00)
 
-with ``c(P) = mean H_i P H_i - H P H`` (:mod:`bilevel.noise.feedback`), block after block. A
-hypergradient contracts x with one ``D_j`` at a time, so ``2 p + 1`` blocks of size n are enough.
+with ``kappa`` the response to unit noise, of SGD ``eta / (h_a + h_b - eta h_a h_b)``, and ``c(P) =
+mean H_i P H_i - H P H`` (:mod:`bilevel.noise.feedback`), block after block. A hypergradient
+contracts x with one ``D_j`` at a time, so ``2 p + 1`` blocks of size n are enough.
 In NumPy, so that a candidate compiles nothing.
 """
 
@@ -15,16 +19,48 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bilevel.linear import largest_without_compiling
 from bilevel.planning.local import Examples
+from bilevel.planning.scheme import Scheme
 
 
 class JointBlocks(NamedTuple):
-    """The blocks ``E u u^T [n, n]``, ``E u E_j^T`` and ``E E_j E_j^T``, ``[p, n, n]``."""
+    """The blocks ``E u u^T [n, n]``, ``E u E_j^T`` and ``E E_j E_j^T``, ``[p, n, n]``.
+
+    Of all slots where they are stationary, with trailing axes ``[s, s]``.
+    """
 
     xx: np.ndarray
     xd: np.ndarray
     dd: np.ndarray
+
+    @property
+    def read(self) -> "JointBlocks":
+        """Return the blocks of the iterates alone, out of those of all slots."""
+        return JointBlocks(*(block[..., 0, 0] for block in self))
+
+
+class StepResponse:
+    """How the mean step answers a constant source, between each two coordinates."""
+
+    def __init__(self, scheme: Scheme, h: np.ndarray, step_size: float) -> None:
+        """Invert the maps of second moments once: ``[n, n, s^2, s^2]``."""
+        transition, self.gain = scheme.step_matrices(step_size)
+        s, n = len(self.gain), len(h)
+        reads = np.eye(s)[0]
+        self.maps = transition - h[:, None, None] * np.outer(self.gain, reads)
+        self.beside = -np.outer(self.gain, reads)  # how a gradient beside the own one enters
+        pairs = np.einsum("aij,bkl->abikjl", self.maps, self.maps).reshape(n, n, s * s, s * s)
+        self._inverse = np.linalg.inv(np.eye(s * s) - pairs)
+        self.kappa = self.settle(self.spread(np.ones((n, n))))[..., 0, 0]
+
+    def spread(self, covariance: np.ndarray) -> np.ndarray:
+        """Return what gradient noise adds in one step: ``[..., n, n]`` to ``[..., n, n, s, s]``."""
+        return covariance[..., None, None] * np.outer(self.gain, self.gain)
+
+    def settle(self, source: np.ndarray) -> np.ndarray:
+        """Return the ``P`` with ``P = M P M^T + source``; ``[..., n, n, s, s]``."""
+        flat = source.reshape(*source.shape[:-2], -1, 1)
+        return (self._inverse @ flat).reshape(source.shape)
 
 
 @dataclass(frozen=True)
@@ -58,54 +94,48 @@ class Noise:
         return cls(apart, h, np.mean(T, 1), pairs.reshape(n * n, n * n))
 
     @property
-    def spread(self) -> np.ndarray:
+    def curvature_variance(self) -> np.ndarray:
         """Return the variance over examples of the curvature along eigenvectors, ``[n]``."""
         n = len(self.h)
         return self.feedback.reshape(n, n, n, n)[(np.arange(n),) * 4]
 
-    def limit(self, factor: float) -> float:
-        """Return the limit of the step size, as :func:`bilevel.noise.stability.step_limit` does."""
-        both = (self.h[:, None] + self.h[None, :]).ravel()
-        root, mean = np.sqrt(both), np.multiply.outer(self.h, self.h).ravel() / both
-
-        def product(v: np.ndarray) -> np.ndarray:
-            return mean * v + factor * (self.feedback @ (v / root)) / root
-
-        # Positive semidefinite, its leading eigenvector too (Krein and Rutman): no share is missed.
-        return 1 / largest_without_compiling(product, np.eye(len(self.h)).ravel())
-
-    def moments(self, step_size: float, factor: float) -> JointBlocks:
-        """Return the stationary moments, for a step size below the limit."""
-        (H, g, e, T), h, C, eta = self.examples, self.h, self.coupling, step_size
+    def moments(self, response: StepResponse, factor: float) -> JointBlocks:
+        """Return the stationary moments of all slots, for a step size below the limit."""
+        (H, g, e, T), C, maps = self.examples, self.coupling, response.maps
         m, n = g.shape
-        kappa = eta / (h[:, None] + h[None, :] - eta * np.multiply.outer(h, h))
-        back = factor * self.feedback.T
+        back, kappa = factor * self.feedback.T, response.kappa.ravel()
 
-        def stationary_moment(source: np.ndarray) -> np.ndarray:
-            """Return the ``P`` with ``P = kappa o (source / eta^2 + p c(P))``."""
-            alone = (kappa * source / eta**2).reshape(*source.shape[:-2], n * n)
-            term = total = alone
+        def settle(source: np.ndarray) -> np.ndarray:
+            """Return the ``P`` with ``P = M P M^T + source + p c(P_00) L L^T``."""
+            alone = response.settle(source)
+            term = total = alone[..., 0, 0].reshape(*source.shape[:-4], n * n)
             while np.abs(term).max(initial=0.0) > 1e-10 * np.abs(total).max(initial=0.0):
-                term = kappa.ravel() * (term @ back)
+                term = kappa * (term @ back)
                 total = total + term
-            return total.reshape(source.shape)
+            fed = (total @ back).reshape(source.shape[:-2])
+            return alone + response.settle(response.spread(fed))
 
         def covary(X: np.ndarray, P: np.ndarray, Y: np.ndarray) -> np.ndarray:
-            """Return ``mean X_i P Y_i^T`` where the means of X and Y are out: ``[n, n]``."""
-            return np.tensordot(X @ P, Y, axes=((0, 2), (0, 2))) / m
+            """Return ``p mean X_i P Y_i^T`` where the means of X and Y are out: ``[n, n]``."""
+            return factor * np.tensordot(X @ P, Y, axes=((0, 2), (0, 2))) / m
+
+        def couple(P: np.ndarray) -> np.ndarray:
+            """Return ``E[z' E_j'^T]`` by the coupling alone, of ``P = E[z u^T]``: ``M P K_j^T``."""
+            read = (maps[:, None] @ P[..., :1])[..., 0]  # the iterate alone moves a derivative
+            return -(C[:, None] @ read)[..., None] * response.gain
 
         # Block after block, each the source of the next: E u u^T, then E u E_j^T, then E E_j E_j^T.
-        noisy, left = eta**2 * factor, (1 - eta * h)[:, None]
-        xx = stationary_moment(noisy * g.T @ g / m)
-        shared = np.stack(
-            [covary(H, xx, T_j) + g.T @ e_j / m for T_j, e_j in zip(T, e, strict=True)]
-        )
-        xd = stationary_moment(noisy * shared - eta * left * (xx @ C.transpose(0, 2, 1)))
-        dx = xd.transpose(0, 2, 1)
-        half = np.stack([covary(H, P, T_j) for P, T_j in zip(dx, T, strict=True)])
-        half = noisy * half - eta * left * (dx @ C.transpose(0, 2, 1))
-        own = np.stack(
-            [covary(T_j, xx, T_j) + e_j.T @ e_j / m for T_j, e_j in zip(T, e, strict=True)]
-        )
-        own = noisy * own + eta**2 * C @ xx @ C.transpose(0, 2, 1)
-        return JointBlocks(xx, xd, stationary_moment(half + half.transpose(0, 2, 1) + own))
+        xx = settle(response.spread(factor * g.T @ g / m))
+        x00 = xx[..., 0, 0]
+        shared = [
+            covary(H, x00, T_j) + factor * g.T @ e_j / m for T_j, e_j in zip(T, e, strict=True)
+        ]
+        xd = settle(response.spread(np.stack(shared)) + couple(xx))
+        dx = xd.transpose(0, 2, 1, 4, 3)
+        half = [covary(H, P, T_j) for P, T_j in zip(dx[..., 0, 0], T, strict=True)]
+        half = response.spread(np.stack(half)) + couple(dx)
+        own = [
+            covary(T_j, x00, T_j) + factor * e_j.T @ e_j / m for T_j, e_j in zip(T, e, strict=True)
+        ]
+        own = response.spread(np.stack(own) + C @ x00 @ C.transpose(0, 2, 1))
+        return JointBlocks(xx, xd, settle(half + half.transpose(0, 2, 1, 4, 3) + own))

@@ -58,22 +58,23 @@ def _products(moments, Q):
     return jnp.sum((Q @ xx @ Q) * dd) + jnp.sum((Q @ xd) * (Q @ xd).swapaxes(1, 2))
 
 
-@jax.jit
-def _exact(process, outer, eta, steps, start, window):
+@partial(jax.jit, static_argnames=("momentum", "nesterov"))
+def _exact(process, outer, eta, steps, start, window, *, momentum, nesterov):
     """Root mean square error of ``Forward(SGD(eta), steps, start, window)``, by exact moments."""
     k = jnp.arange(LONGEST)
-    # Steps of size 0 before the run begins, so that every length is one program.
-    rule = rules.sgd(jnp.where(k >= LONGEST - steps, eta, 0.0))
+    rule = rules.sgd(jnp.full(LONGEST, eta), momentum, nesterov)
     rule = rules.averaged(rule, jnp.where(k >= LONGEST - window, 1 / window, 0.0))
+    slots = 2 if momentum is None else 3
+    first = process.start(jnp.zeros(process.curvature.shape[0]), slots=slots)
 
     def advance(now, at):
         k, rule = at
-        fresh = process.restart(now)
+        # The run begins late, so that every length is one program.
+        now = jax.tree.map(partial(jnp.where, k <= LONGEST - steps), first, now)
         begins = k == LONGEST - steps + start
-        now = jax.tree.map(partial(jnp.where, begins), fresh, now)
+        now = jax.tree.map(partial(jnp.where, begins), process.restart(now), now)
         return process.step(now, rule), None
 
-    first = process.start(jnp.zeros(process.curvature.shape[0]), slots=2)
     last, _ = jax.lax.scan(advance, first, (k, rule))
     gradient, Q = outer
     found = error.predict(last, process.derivative, gradient, Q, slot=-1)
@@ -81,11 +82,12 @@ def _exact(process, outer, eta, steps, start, window):
     return jnp.sqrt(total) / jnp.linalg.norm(found.exact)
 
 
-def exact_error(candidate):
+def exact_error(candidate, momentum=None, nesterov=False, sampling="iid"):
     """Of a candidate on the ridge problem, from :class:`bilevel.noise.Ridge`."""
     (A, b), (V, c) = RIDGE.data.inner, RIDGE.data.outer
     penalty = np.exp(RIDGE.hyper)
-    process = Ridge.from_data(A, b, penalty, np.diag(penalty), batch_size=candidate.batch_size)
+    batches = {"batch_size": candidate.batch_size, "sampling": sampling}
+    process = Ridge.from_data(A, b, penalty, np.diag(penalty), **batches)
     outer = V.T @ (V @ process.solution - c) / len(c), V.T @ V / len(c)
     one = candidate.step_size, candidate.steps, candidate.start, candidate.window
-    return float(_exact(process, outer, *one))
+    return float(_exact(process, outer, *one, momentum=momentum, nesterov=nesterov))
