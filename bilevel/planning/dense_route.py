@@ -9,7 +9,7 @@ from bilevel.planning.measure import measure_implicit, measure_problem
 from bilevel.planning.predict import Run
 from bilevel.planning.reduced import Reduced
 from bilevel.planning.scheme import Scheme
-from bilevel.planning.stationary import Noise
+from bilevel.planning.stationary import Noise, StepResponse
 
 
 def fits_dense(n: int, m: int, p: int) -> bool:
@@ -37,7 +37,8 @@ def analyse_densely(
 
     def predict(step_size: float, batch_size: int | None, reads: str) -> Run:
         read = implicit if reads == "implicit" else local
-        return Run(read, noise, scheme, step_size, factors[batch_size], cross=reads == "cross")
+        response = StepResponse(scheme, local.h, step_size)
+        return Run(read, noise, response, factors[batch_size], cross=reads == "cross")
 
     parts = np.linalg.norm(local.derivative) * np.linalg.norm(local.gradient)
     parts += np.linalg.norm(local.slope) * np.linalg.norm(local.solution)

@@ -12,12 +12,11 @@ from jax import Array
 from bilevel.core import Problem
 from bilevel.noise import ExampleLoss, FlatProblem
 from bilevel.planning.analysis import call_compiled
+from bilevel.planning.approach import approach_solution
 from bilevel.planning.local import Examples, Local
 from bilevel.planning.refusals import require_mean, require_near, require_solved
 from bilevel.solvers import minimise
 from bilevel.utils import PyTree, require_definite
-
-_MOST_DESCENT = 10_000
 
 
 def measure_problem(flat: FlatProblem) -> tuple[Local, Examples]:
@@ -131,21 +130,11 @@ def _ground(flat: FlatProblem, first: Array) -> _Ground:
     x = solved.params
     H, mixed = jax.jacfwd(flat.gradient, (0, 1))(x, theta)
     gradient, direct = jax.grad(flat.outer, (0, 1))(x, theta)
-    # Linear theory holds once the gradient is linear to a fifth: until then gradient descent, at a
-    # step that is safe at both ends, says how long the way is.
     steepest = jnp.linalg.eigvalsh(jax.jacfwd(flat.gradient)(first, theta))[-1]
     step = 1 / jnp.maximum(steepest, jnp.linalg.eigvalsh(H)[-1])
-
-    def far(carry: tuple[Array, Array]) -> Array:
-        at, k = carry
-        linear = H @ (at - x)
-        gap = flat.gradient(at, theta) - linear
-        return (jnp.sum(gap**2) > 0.04 * jnp.sum(linear**2)) & (k < _MOST_DESCENT)
-
-    def descend(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        return carry[0] - step * flat.gradient(carry[0], theta), carry[1] + 1
-
-    at, k = jax.lax.while_loop(far, descend, (first, jnp.zeros((), jnp.int32)))
+    near, delay = approach_solution(
+        lambda x: flat.gradient(x, theta), first, x, hvp=lambda v: H @ v, step=step
+    )
     return _Ground(
         x=x,
         decrease=solved.decrease,
@@ -155,8 +144,8 @@ def _ground(flat: FlatProblem, first: Array) -> _Ground:
         gradient=gradient,
         direct=direct,
         outer_hessian=jax.jacfwd(jax.grad(flat.outer))(x, theta),
-        near=at - x,
-        delay=jnp.where(k < _MOST_DESCENT, k * step, jnp.inf),
+        near=near - x,
+        delay=delay,
         steepest=steepest,
     )
 

@@ -73,8 +73,8 @@ def plan(
     budget : gradients of single examples, a tangent of one example counted as two.
     momentum, nesterov : of the solver, as for :class:`bilevel.SGD`; by exact moments only.
     sampling : of minibatches, ``"iid"`` or ``"without_replacement"``.
-    route : ``"dense"``, exact moments, up to some dozens of params; ``"influence"``, no matrix, for
-        quadratic inner losses, cautious; by default what fits.
+    route : ``"dense"``, exact moments, up to some dozens of params; ``"influence"``, cautious, no
+        matrix, or one of up to 1024 params off quadratic losses; by default what fits.
     seed : of the vectors that the influence route starts Lanczos from.
     compare : fill ``plan.comparison``, what each of several errors costs each of six estimators:
         SGD read at its last iterate, at its tail average, cross-sampled and implicitly; SVRG and

@@ -69,6 +69,11 @@ class Planner:
     kind: str = "average"
     known: dict[tuple[float, int | None], Predictor] = field(default_factory=dict)
 
+    @property
+    def mu(self) -> float:
+        """Return the momentum."""
+        return self.scheme.mu
+
     def plan(self, tolerance: float) -> Plan:
         """Return the cheapest candidate over all batch sizes.
 

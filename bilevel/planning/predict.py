@@ -12,7 +12,6 @@ import numpy as np
 
 from bilevel.planning.local import Local
 from bilevel.planning.powers import Pair, Powers
-from bilevel.planning.scheme import Scheme
 from bilevel.planning.stationary import JointBlocks, Noise, StepResponse
 
 
@@ -23,16 +22,14 @@ class Run:
         self,
         local: Local,
         noise: Noise,
-        scheme: Scheme,
-        step_size: float,
+        response: StepResponse,
         factor: float,
         *,
         cross: bool = False,
     ) -> None:
         """``factor``: the noise fraction of a batch; ``cross``: ``Forward(..., cross=True)``."""
         self.local, self.noisy, self.cross = local, factor > 0, cross
-        self.earliest = int(np.ceil(local.delay * (1 - scheme.mu) / step_size))
-        response = StepResponse(scheme, local.h, step_size)
+        self.earliest = int(np.ceil(local.delay / response.pace))
         self.maps, self.powers = response.maps, Powers(response.maps, response.beside)
         self.moments = noise.moments(response, factor)
         xx, xd, _ = read = self.moments.read

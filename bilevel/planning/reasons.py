@@ -5,7 +5,6 @@ from typing import Protocol
 
 from bilevel.planning.analysis import Analysis
 from bilevel.planning.report import Split
-from bilevel.planning.scheme import Scheme
 from bilevel.planning.search import Candidate, Predictor
 
 _ROOT = "it falls as the root of window x batch size, whatever the step size"
@@ -20,8 +19,8 @@ class Asked(Protocol):
         ...
 
     @property
-    def scheme(self) -> Scheme:
-        """Return the method that is planned for."""
+    def mu(self) -> float:
+        """Return the momentum that is planned for."""
         ...
 
     @property
@@ -47,13 +46,15 @@ def explain_plan(
     planner: Asked, best: Candidate, rows: Sequence[Candidate], split: Split, run: Predictor
 ) -> tuple[str, ...]:
     """Return one sentence or two for every number of the plan."""
-    forget = (1 - planner.scheme.mu) / (best.step_size * planner.problem.curvature[0])
+    forget = (1 - planner.mu) / (best.step_size * planner.problem.curvature[0])
     lines = [_step(planner, best, forget)]
     if run.noisy:
         if planner.problem.route == "dense":
             lines += [_noise(best, split), _mean(split, run)]
         else:
             lines.append(f"Noise of {split.noise:.2g}: {_ROOT}.")
+            if run.nonlinearity > 0:
+                lines.append(_mean(split, run))
     lines += [_start(best, forget), _replicas(planner, best), _batches(best, rows)]
     if planner.problem.route == "influence":
         lines.append(

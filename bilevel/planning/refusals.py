@@ -43,14 +43,14 @@ def require_near(delay: float) -> None:
         )
 
 
-def require_quadratic(declared: bool, change: float, n: int, m: int, p: int) -> None:
-    """Validate a large inner loss to be quadratic: else the stationary mean is not known."""
-    if not declared and change > 1e-8:
+def require_small_curved(quadratic: bool, most: int, n: int, m: int, p: int) -> None:
+    """Validate that the stationary mean of an inner loss that is not quadratic can be known."""
+    if not quadratic and n > most:
         raise ValueError(
             f"bl.plan: {n} params, {m} inner examples and {p} hyperparameters are too many for "
-            "exact moments, and the inner loss is not quadratic, so that the stationary mean is "
-            "off by an amount that cheaper theory does not tell. Measure it: bl.Replicated for the "
-            "noise, bl.Richardson for the bias; or plan on a part of the data."
+            f"exact moments, and the inner loss is not quadratic, so that the stationary mean is "
+            f"off by an amount that takes a Hessian, formed up to {most} params. Measure "
+            "it: bl.Replicated for the noise, bl.Richardson for the bias; or plan with fewer."
         )
 
 

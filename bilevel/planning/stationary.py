@@ -45,6 +45,7 @@ class StepResponse:
     def __init__(self, scheme: Scheme, h: np.ndarray, step_size: float) -> None:
         """Invert the maps of second moments once: ``[n, n, s^2, s^2]``."""
         transition, self.gain = scheme.step_matrices(step_size)
+        self.pace = step_size / (1 - scheme.mu)  # what a step is worth, of gradient descent
         s, n = len(self.gain), len(h)
         reads = np.eye(s)[0]
         self.maps = transition - h[:, None, None] * np.outer(self.gain, reads)

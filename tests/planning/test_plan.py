@@ -244,6 +244,3 @@ def test_refusals_of_problems_without_a_theory():
     )
     with pytest.raises(ValueError, match="the hypergradient at the solution is 0 to rounding"):
         bl.plan(idle, 1.0, 0.0, bl.Data(inner=jnp.array([1.0, 3.0]), outer=jnp.ones(1)))
-    case = LOGISTIC
-    with pytest.raises(ValueError, match="too many for exact moments, and the inner loss is not"):
-        planned(case, route="influence")
