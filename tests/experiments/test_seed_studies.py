@@ -172,25 +172,33 @@ def test_many_closed_forms_against_differences(kind: str) -> None:
 
 
 TINY = {
-    "seed_iterative_vs_implicit": {"calls": (1_000, 4_000), "runs": 100, "many": 2, "data_sets": 1},
-    "seed_batch_and_schedule": {
+    "iterative_vs_implicit": {"calls": (1_000, 4_000), "runs": 100, "many": 2, "data_sets": 1},
+    "batch_and_schedule": {
         "batches": (1, 8),
         "budget": 1_000,
         "budgets": (1_000,),
         "runs": 50,
         "many": 1_500,
     },
-    "seed_variance_reduction": {"steps": 400, "many": 3_000, "budgets": (3_000,), "runs": 60},
-    "seed_nonsmooth": {"steps": (0.8, 0.2), "runs": 40, "passes": (20, 80), "widths": (1.0, 0.1)},
-    "seed_network": {"decays": (0.1, 0.001), "steps": (500, 2_000), "runs": 10},
-    "seed_many": {"counts": (30, 300), "forward_up_to": 300, "seeds": 4},
+    "variance_reduction": {"steps": 400, "many": 3_000, "budgets": (3_000,), "runs": 60},
+    "nonsmooth": {"steps": (0.8, 0.2), "runs": 40, "passes": (20, 80), "widths": (1.0, 0.1)},
+    "network": {"decays": (0.1, 0.001), "steps": (500, 2_000), "runs": 10},
+    "many": {"counts": (30, 300), "forward_up_to": 300, "seeds": 4},
+    "real_data": {"calls": 4_000, "runs": 100, "many": 500, "data_sets": 1},
+    "degenerate_support": {
+        "slacks": (0.0, 0.15),
+        "rates": (0.05,),
+        "steps": (0.8, 0.2),
+        "runs": 60,
+        "data_sets": ("diabetes", "wine"),
+    },
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_tiny_run_passes_its_checks(name: str) -> None:
-    study = importlib.import_module(f"experiments.studies.{name}")
+    study = importlib.import_module(f"experiments.studies.open_questions.{name}")
     result = study.run(study.Sizes(**TINY[name]), 0, base.quiet)
     assert result.passed, [str(check) for check in result.checks]
     assert result.findings

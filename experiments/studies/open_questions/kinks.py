@@ -50,7 +50,8 @@ def _elastic(w: Any, hyper: Any, batch: Any) -> Any:
     return _squares(w, hyper, batch) + jnp.exp(hyper[1]) * jnp.sum(w**2) / 2
 
 
-def _soft(w: Any, hyper: Any, step: Any) -> Any:
+def soft_threshold(w: Any, hyper: Any, step: Any) -> Any:
+    """Return the proximal map of ``exp(hyper[0]) |w|_1`` at a step."""
     return jnp.sign(w) * jnp.maximum(jnp.abs(w) - step * jnp.exp(hyper[0]), 0)
 
 
@@ -79,8 +80,8 @@ def _smoothed(w: Any, hyper: Any, batch: Any) -> Any:
 
 
 PROXIMAL = {
-    "lasso": bl.Problem(_squares, _squares, prox=_soft),
-    "elastic net": bl.Problem(_elastic, _squares, prox=_soft),
+    "lasso": bl.Problem(_squares, _squares, prox=soft_threshold),
+    "elastic net": bl.Problem(_elastic, _squares, prox=soft_threshold),
 }
 WHOLE = {
     "lasso": bl.Problem(_lasso_whole, _squares),

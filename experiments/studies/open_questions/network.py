@@ -20,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 import bilevel as bl
 from experiments.studies.base import Check, Result, Track, below, caption, command, figure, quiet
 from experiments.studies.open_questions import measure
+from experiments.studies.open_questions.data_sets import make_network
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Sizes:
     decays: tuple[float, ...] = (0.1, 0.03, 0.01, 0.003, 0.001)
     steps: tuple[int, ...] = (500, 2_000, 6_000)
     runs: int = 60
+    real: bool = False
 
 
 FULL = Sizes()
@@ -80,7 +82,7 @@ def _find_minimum(problem: bl.Problem, hyper: Any, ends: Any, data: Any) -> Any:
 
 def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     """All estimators at all decays and numbers of steps."""
-    case = bl.testing.mlp(seed)
+    case = make_network(sizes.real, seed)
     rows: list[dict[str, Any]] = []
     for steps in track(sizes.steps, "steps"):
         for name, estimator in make_methods(steps).items():
@@ -242,4 +244,5 @@ def _draw(rows: Any, sizes: Sizes) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(command("seed_network", __doc__, run, FULL, QUICK))
+    options = {"real": "two columns of diabetes instead of synthetic data"}
+    sys.exit(command("seed_network", __doc__, run, FULL, QUICK, options=options))

@@ -65,18 +65,19 @@ def make_design(
 def make_ridge(seed: int, examples: int = 64, features: int = 8, hyper: Any = -2.5) -> Setting:
     """Ridge regression with log penalties ``hyper``, one or one per feature; quadratic."""
     X, w, rng = make_design(seed, 2 * examples, features)
-    return _make_setting("ridge", RIDGE, X, X @ w + 0.5 * rng.standard_normal(len(X)), hyper)
+    return make_setting("ridge", RIDGE, X, X @ w + 0.5 * rng.standard_normal(len(X)), hyper)
 
 
 def make_logistic(seed: int, examples: int = 64, features: int = 8, hyper: Any = -3.0) -> Setting:
     """Logistic regression with log penalties ``hyper``; not quadratic."""
     X, w, rng = make_design(seed, 2 * examples, features)
-    return _make_setting(
+    return make_setting(
         "logistic", LOGISTIC, X, np.sign(X @ w + 0.5 * rng.standard_normal(len(X))), hyper
     )
 
 
-def _make_setting(name: str, problem: bl.Problem, X: Any, y: Any, hyper: Any) -> Setting:
+def make_setting(name: str, problem: bl.Problem, X: Any, y: Any, hyper: Any) -> Setting:
+    """Return ``RIDGE`` or ``LOGISTIC`` on a table: the first half trains, the second validates."""
     n = len(y) // 2
     data = bl.Data(inner=(X[:n], y[:n]), outer=(X[n:], y[n:]))
     hyper, params = np.asarray(hyper, float), np.zeros(X.shape[1])
