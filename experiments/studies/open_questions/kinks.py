@@ -1,4 +1,4 @@
-r"""Problems with kinks for `seed_nonsmooth`, and their exact hypergradients in NumPy.
+r"""Problems with kinks for `nonsmooth`, and their exact hypergradients in NumPy.
 
 Both references solve the problem by coordinates, read off which kinks are active, solve the
 optimality conditions that remain (linear ones) and refuse an answer that does not satisfy the rest.
