@@ -55,6 +55,14 @@ def test_links_between_pages_resolve():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_a_formula_stays_in_its_line(page):
+    """A formula that goes on in another line ends where that begins with a ``+``: a list's sign."""
+    text = re.sub(r"```.*?```|\$\$.*?\$\$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [re.sub(r"`[^`]*`|\\\$", "", line) for line in text.splitlines()]
+    assert [line for line in lines if line.count("$") % 2] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_a_page_speaks_to_its_readers(page):
     """No private words; a figure has a text in its place, and a caption that says what it shows."""
     text = page.read_text(encoding="utf-8")

@@ -34,7 +34,7 @@ def mean_shift(
 ) -> Array:
     """Return how far from the solution the stationary mean of ``(x, D)`` is, to first order.
 
-    ``[d]``.
+    ``-C^{-1} (d^2 F / dz^2)[P] / 2``, ``[d]``.
 
     Parameters
     ----------
@@ -78,6 +78,8 @@ def hypergradient_error(
     implicit: bool = False,
 ) -> HypergradientError:
     """Return the stationary bias and standard deviation of a hypergradient, to first order.
+
+    ``h'(E z - z*) + h''[P] / 2`` and ``(h' P h'^T)^{1/2}``, entry by entry.
 
     Arguments as for :func:`mean_shift`; the outer loss may depend on hyper. ``value_bias`` is that
     of the outer loss itself. For the exact statement on quadratics, and for cross-sampling, see

@@ -44,6 +44,9 @@ def predict(
 ) -> HypergradientError:
     """Return bias and standard deviation of the hypergradient that one run returns.
 
+    ``Ebar^T l + D*^T Q ubar + <Q, E[u E^T]>``, the last term ``Ebar^T Q ubar`` if ``cross``; the
+    deviation is that of ``E^T (l + Q ubar) + (D* + Ebar)^T Q u``.
+
     Parameters
     ----------
     moments : of :class:`Ridge` or of a linearised problem, at the end of the run.

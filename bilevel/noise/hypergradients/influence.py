@@ -57,6 +57,8 @@ def compute_influence(
 ) -> Influence:
     """Return the influence of every inner example on the hypergradient at the minimiser.
 
+    ``psi_i = -[a . g_i + v . (H_i D t + d grad f_i [t])]`` for every unit direction ``t``.
+
     Parameters
     ----------
     params : the minimiser, as exactly as the error bar is to be known.

@@ -57,6 +57,7 @@ def stationary_error(
 ) -> StationaryError:
     """Return bias and standard deviation of a hypergradient, by dense moments of size ``(s d)^2``.
 
+    ``h'(shift of P) + h''[P_n] / 2`` and ``(h' P_n h'^T)^{1/2}``, ``n`` the ``window``.
     ``d`` is ``n (1 + p)``, or ``n`` if ``implicit``, and ``s`` the slots of ``rule``. To first
     order in the step size; on quadratic losses standard deviations are the delta method's.
 

@@ -38,6 +38,9 @@ def path(
 ) -> MeanAndCovariance:
     r"""Return the mean ``[T+1, d]`` and covariance ``[T+1, d, d]`` of ``w_0, ..., w_T``.
 
+    ``mean <- (I - lam_t K) mean``, ``S <- (I - lam_t K) S (I - lam_t K) + lam_t^2 C``, and with
+    momentum the same of the pair of iterate and velocity.
+
     Parameters
     ----------
     hessian : ``K [d, d]``, symmetric.
