@@ -13,11 +13,12 @@ Annals of Statistics 2020.
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.core import Counts, Data, Estimate, Estimator, InnerState, Problem
+from bilevel.core import Counts, Data, Estimate, Estimator, InnerState, Problem, Relative
 from bilevel.estimators.implicit import Implicit
 from bilevel.estimators.predicted_refusals import (
     DENSE,
@@ -34,6 +35,8 @@ from bilevel.utils import (
     Number,
     Params,
     PyTree,
+    axpy,
+    norm,
     register_node,
     require_smooth,
     size,
@@ -52,6 +55,9 @@ class Theory(NamedTuple):
     standard_error: PyTree
     bias: PyTree
     counts: Counts
+
+
+_TRUST_PRODUCTS = 10  # of Lanczos, of single examples, and two of the whole loss
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,10 @@ class Predicted:
     Over shuffled epochs (``sampling="epoch"``) the dense route gives the bias of an average of
     whole epochs, and no standard error (``None``; :class:`Replicated` around it measures one).
 
-    Dense predictions are infinite above half of the mean-square limit of the step size, a quarter
-    off quadratic losses (as :func:`bilevel.plan`): there a few large excursions make most of a
-    standard deviation, and single runs do not show it.
+    Predictions are infinite above half of the mean-square limit of the step size, a quarter off
+    quadratic losses (as :func:`bilevel.plan`): there a few large excursions make most of a standard
+    deviation, and single runs do not show it. The limit is exact on the dense route; above, it is
+    the lower bound that a :class:`bilevel.Relative` step size is a fraction of.
 
     The prediction's products and passes are added to ``counts``. A solver without minibatches has
     no noise: both fields are 0. Neither knows about a start that was not forgotten: that shows in
@@ -145,12 +152,32 @@ class Predicted:
             return _dense(problem, hyper, params, data, self.estimator, solver)
         found = influence.compute_influence(problem, hyper, params, data, implicit=implicit)
         deviation = found.standard_deviation(window, solver.batch_size, solver.sampling)
-        deviation = jnp.where(found.residual < 0.1, deviation, jnp.inf)
-        counts = Counts.of(gradients=p, hvps=found.matvecs + 3 * p)
+        holds = (found.residual < 0.1) & _is_trusted(problem, hyper, params, data, solver)
+        deviation = jnp.where(holds, deviation, jnp.inf)
+        counts = Counts.of(gradients=p, hvps=found.matvecs + 3 * p + _TRUST_PRODUCTS)
         return Theory(_like(hyper, deviation), None, counts)
 
 
 register_node(Predicted)
+
+
+def _is_trusted(problem: Problem, hyper: Hyper, params: Params, data: Data, solver: SGD) -> Array:
+    """Return whether the step size is a small enough share of the limit that ``Relative`` has."""
+    whole = replace(solver, step_size=Relative(1.0))
+    state = whole.init(params, data.inner)
+    state = whole.measure(problem.inner, params, hyper, data.inner, state)
+    share = whole.max_curvature(hyper, state) / solver.max_curvature(hyper, state)
+    # A direction without a pattern, such as no invariance of a loss has.
+    v = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
+
+    def product(at: Params) -> Params:
+        return jax.jvp(lambda w: jax.grad(problem.inner)(w, hyper, data.inner), (at,), (v,))[1]
+
+    # On a quadratic loss a product is the same everywhere.
+    here, there = product(params), product(axpy(1, v, params))
+    curved = norm(axpy(-1, here, there)) > 1e-3 * norm(here)
+    allowed = jnp.where(curved, prediction.trusted_share(False), prediction.trusted_share(True))
+    return share <= allowed
 
 
 def _dense(

@@ -184,6 +184,24 @@ def test_it_is_trusted_up_to_where_plan_is(case: Case) -> None:
         assert np.isfinite(theory.standard_error).all() == finite
 
 
+@pytest.mark.parametrize("momentum", [None, 0.8])
+def test_above_the_dense_size_it_is_trusted_up_to_a_share_of_the_relative_limit(
+    momentum: float | None,
+) -> None:
+    """Half of it on a quadratic loss, whether it is declared to be one or not."""
+    case = wide()
+    relative = bl.SGD(bl.Relative(1.0), 4, momentum)
+    inner = case.problem.inner
+    state = relative.init(case.params, case.data.inner)
+    state = relative.measure(inner, case.params, case.hyper, case.data.inner, state)
+    slowed = 2 * (1 + (momentum or 0.0))
+    limit = slowed / float(relative.max_curvature(case.hyper, state))
+    for share, finite in ((0.48, True), (0.52, False)):
+        one = bl.Forward(replace(relative, step_size=share * limit), 9, average=9)
+        theory = bl.Predicted(one).theory(case.problem, case.hyper, case.params, case.data)
+        assert np.isfinite(theory.standard_error) == finite
+
+
 ESTIMATORS = {
     "not UORO": bl.UORO(SGD, 5),
     "directions=None": bl.Forward(SGD, 5, directions=2),
