@@ -2,7 +2,15 @@
 
 from bilevel.core.arguments import require_arguments
 from bilevel.core.equation import Equation
-from bilevel.core.estimate import Counts, Estimate, Evidence, InnerState, init_inner_state
+from bilevel.core.estimate import (
+    OUTER_ROWS,
+    Counts,
+    Estimate,
+    Evidence,
+    InnerState,
+    init_inner_state,
+    note_outer_rows,
+)
 from bilevel.core.losses import (
     BoundLoss,
     LossResult,
@@ -15,7 +23,16 @@ from bilevel.core.losses import (
     rebind_key,
     require_model_state,
 )
-from bilevel.core.problem import Composite, Data, Loss, Problem, Prox, count_examples, inner_loss
+from bilevel.core.problem import (
+    Composite,
+    Data,
+    Loss,
+    Problem,
+    Prox,
+    UserLoss,
+    count_examples,
+    inner_loss,
+)
 from bilevel.core.protocols import (
     ChoosesEstimator,
     Chosen,
@@ -44,6 +61,7 @@ from bilevel.core.transforms import StaticTransform, Transform, as_pytree, trans
 
 __all__ = [
     "INDEPENDENT",
+    "OUTER_ROWS",
     "BoundLoss",
     "ChoosesEstimator",
     "Chosen",
@@ -74,6 +92,7 @@ __all__ = [
     "StaticTransform",
     "Stream",
     "Transform",
+    "UserLoss",
     "as_pytree",
     "as_schedule",
     "as_setting",
@@ -89,6 +108,7 @@ __all__ = [
     "init_inner_state",
     "inner_loss",
     "loss_key",
+    "note_outer_rows",
     "rebind_key",
     "require_arguments",
     "require_model_state",

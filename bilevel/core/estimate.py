@@ -1,6 +1,6 @@
 """What an estimator returns: a value, a hypergradient, and the evidence for it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from bilevel.core.error import relative_error, student_quantile
 from bilevel.utils import Count, FloatTree, Params, PyTree, Scalars, dtype, register_node
+
+OUTER_ROWS = "noise of the outer rows"  # a name in ``Estimate.unknown``
 
 
 class Counts(NamedTuple):
@@ -51,6 +53,7 @@ class Evidence:
         that is estimated run by run has the run's noise in it, and takes it out of ``grad``.
     directions_only : ``standard_error`` is the spread over random directions of one run, and has
         none of the noise of the inner solver in it; static.
+    not_measured : what else ``Estimate.unknown`` names; static.
     """
 
     inner_residual: FloatTree = None
@@ -63,6 +66,7 @@ class Evidence:
     freedom: PyTree = None
     corrected_error: FloatTree = None
     directions_only: bool = field(default=False, metadata={"static": True})
+    not_measured: tuple[str, ...] = field(default=(), metadata={"static": True})
 
     @property
     def known_noise(self) -> FloatTree:
@@ -96,7 +100,7 @@ class Estimate:
             missing.append("systematic error")
         if evidence.standard_error is None or evidence.directions_only:
             missing.append("noise of the inner solver")
-        return tuple(missing)
+        return (*missing, *evidence.not_measured)
 
     def interval(self, level: float = 0.95) -> PyTree:
         """Return ``(low, high)`` around each entry of ``grad`` less its bias: a tree of pairs.
@@ -154,6 +158,12 @@ class InnerState:
 
 for _node in (Evidence, Estimate, InnerState):
     register_node(_node)
+
+
+def note_outer_rows(evidence: Evidence, size: int | None) -> Evidence:
+    """Return evidence that names the noise of ``size`` outer rows; ``None``: there is none."""
+    missing = () if size is None else (OUTER_ROWS,)
+    return replace(evidence, not_measured=(*evidence.not_measured, *missing))
 
 
 def init_inner_state(params: Params, solver_state: PyTree, memory: PyTree = None) -> InnerState:

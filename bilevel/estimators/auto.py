@@ -27,6 +27,7 @@ from bilevel.core import (
     Problem,
     draw_outer,
     init_inner_state,
+    note_outer_rows,
 )
 from bilevel.estimators.base import init_filled
 from bilevel.estimators.closed_form import ClosedForm
@@ -157,6 +158,13 @@ class Auto:
     ) -> tuple[Estimate, InnerState]:
         """Take a step of the chosen estimator, and of its fallback if need be."""
         data = draw_outer(data, self.outer_batch_size, key)
+        estimate, after = self._step(problem, hyper, lower, data, key)
+        evidence = note_outer_rows(estimate.evidence, self.outer_batch_size)
+        return replace(estimate, evidence=evidence), after
+
+    def _step(
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
+    ) -> tuple[Estimate, InnerState]:
         choice = self.choose(problem, hyper, lower.params, data)
         lower = self._init_chosen(choice.estimator, problem, hyper, lower, data, key)
         if isinstance(choice.estimator, Implicit) and choice.estimator.bias:

@@ -23,6 +23,7 @@ from bilevel.core import (
     Problem,
     draw_outer,
     init_inner_state,
+    note_outer_rows,
 )
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import find_progress
@@ -121,7 +122,7 @@ class ClosedForm:
         estimate = Estimate(
             value,
             jax.tree.map(jnp.subtract, direct, cross),
-            Evidence(residual, left, counts=counts),
+            note_outer_rows(Evidence(residual, left, counts=counts), self.outer_batch_size),
         )
         return estimate, InnerState(params, lower.solver_state, None, reference)
 

@@ -27,6 +27,7 @@ from bilevel.core import (
     hold_model_state,
     init_inner_state,
     inner_loss,
+    note_outer_rows,
 )
 from bilevel.estimators import directions as dirs
 from bilevel.estimators.rebuild import require_window
@@ -177,8 +178,10 @@ class Forward:
             residual_error=remainder.error,
             freedom=freedom,
             directions_only=error is not None,
+            not_measured=remainder.missing,
         )
         memory = ForwardMemory(tangents if self._carries() else (), twin)
+        evidence = note_outer_rows(evidence, self.outer_batch_size)
         estimate = Estimate(end.value(hyper), grad, evidence, end.aux)
         return estimate, InnerState(params, state, memory, reference)
 

@@ -27,6 +27,7 @@ from bilevel.core import (
     draw_outer,
     init_inner_state,
     inner_loss,
+    note_outer_rows,
 )
 from bilevel.estimators.adjoint import System, adjoint_system, first_order_bias, proximal_step
 from bilevel.estimators.equation_system import equation_system
@@ -35,7 +36,16 @@ from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.remainder import Budget, system_remainder
 from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver, Operator, solve_scaled
-from bilevel.solvers import Carry, Solver, draw_ahead, end_chain, run_counted, start_solver
+from bilevel.solvers import (
+    LBFGS,
+    Carry,
+    Newton,
+    Solver,
+    draw_ahead,
+    end_chain,
+    run_counted,
+    start_solver,
+)
 from bilevel.utils import (
     Count,
     Counter,
@@ -45,7 +55,9 @@ from bilevel.utils import (
     Params,
     PyTree,
     axpy,
+    norm,
     register_node,
+    relative_size,
     require_positive,
     require_positive_int,
     zeros_like,
@@ -139,23 +151,29 @@ class Implicit:
 
         # A proximal system costs one product and one gradient more: those of the mapping itself.
         smooth = problem.prox is None
-        bias, matvecs = None, adjoint.matvecs + used + (0 if smooth else 1)
+        bias, error, matvecs = None, None, adjoint.matvecs + used + (0 if smooth else 1)
         if self.bias:
-            bias, more = first_order_bias(system_at, params, adjoint.x, self._solver(key_bias))
+            unsolved: list[Array] = []
+            solve = self._solver(key_bias, unsolved)
+            bias, more = first_order_bias(system_at, params, adjoint.x, solve)
+            # A system that is solved to a share r leaves about r / (1 - r) of what it corrects.
+            r = jnp.minimum(jnp.max(jnp.stack(unsolved)), 1)
+            exact = norm(axpy(-1, bias, system.grad(adjoint.x)))
+            error = relative_size(norm(bias), exact) * jnp.where(r < 1, r / (1 - r), jnp.inf)
             matvecs = matvecs + more
         end = system.gradient if smooth else full_gradient(problem, hyper, params, data)
         residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
         counts = Counts.of(gradients=taken + (1 if smooth else 2), hvps=matvecs)
-        grad, error = system.grad(adjoint.x), None
+        grad = system.grad(adjoint.x)
         if bias is None:
-            passes = 10 * self.steps + 100  # about: a step of Newton's or L-BFGS is several
-            budget = Budget.of(problem, self.solver, data, params, passes)
+            budget = Budget.of(problem, self.solver, data, params, self._passes())
             error = system_remainder(
                 problem, hyper, params, data, system_at, adjoint.x, grad, budget
             )
         evidence = Evidence(
             residual, adjoint.residual, bias=bias, counts=counts, residual_error=error
         )
+        evidence = note_outer_rows(evidence, self.outer_batch_size)
         estimate = Estimate(system.value, grad, evidence, reached.aux)
         # A poor adjoint is a poor start for the next solve: worse than 0 above 1.
         carried = jax.tree.map(lambda x: jnp.where(adjoint.residual < 1, x, 0), adjoint.x)
@@ -166,12 +184,21 @@ class Implicit:
         require_window(self, self.solver, self.average)
         return replace(self, steps=times * self.steps, average=times * self.average)
 
-    def _solver(self, key: Key) -> Callable[[Operator, PyTree, int], tuple[PyTree, Count]]:
-        """Return the solver of two more systems, each from 0 and with a key of its own."""
+    def _passes(self) -> int:
+        """Return how many gradients a call costs, about, a product of the adjoint being some."""
+        several = isinstance(self.solver, LBFGS | Newton)
+        adjoint = 100 if getattr(self.solver, "batch_size", None) else 200
+        return (10 if several else 1) * self.steps + adjoint
+
+    def _solver(
+        self, key: Key, unsolved: list[Array]
+    ) -> Callable[[Operator, PyTree, int], tuple[PyTree, Count]]:
+        """Return the solver of two more systems, each from 0, which adds its residual to a list."""
         keys = jax.random.split(key)
 
         def solve(operator: Operator, b: PyTree, k: int) -> tuple[PyTree, Count]:
             found = solve_scaled(self.linear, operator, b, zeros_like(b), keys[k])
+            unsolved.append(jnp.where(norm(b) > 0, found.residual, 0))
             return found.x, found.matvecs
 
         return solve

@@ -24,6 +24,7 @@ from bilevel.core import (
     draw_outer,
     init_inner_state,
     inner_loss,
+    note_outer_rows,
 )
 from bilevel.estimators.refusals import check_unrolled
 from bilevel.estimators.remainder import adjoint_evidence
@@ -106,6 +107,7 @@ class OneStep:
             whole = Reverse(self.solver, self.steps).step(problem, hyper, lower, data, key)
             estimate, lower = whole
             evidence = replace(estimate.evidence, bias=zeros_like(estimate.grad))
+            evidence = note_outer_rows(evidence, self.outer_batch_size)
             return replace(estimate, evidence=evidence), lower
         check_unrolled("OneStep", problem, self.solver, hyper, lower, data, key)
         dropped = self.steps - self.last
@@ -157,6 +159,7 @@ class OneStep:
         counts = Counts.of(**made, hvps=evidence.counts.hvps)
         bias = _tail(near_terms, far_terms, norm(oldest), norm(middle))
         evidence = replace(evidence, bias=bias, counts=counts)
+        evidence = note_outer_rows(evidence, self.outer_batch_size)
         return Estimate(value, grad, evidence, end.aux), InnerState(params, state, None, reference)
 
 

@@ -23,7 +23,9 @@ from bilevel.core import (
     Problem,
     draw_outer,
     init_inner_state,
+    note_outer_rows,
 )
+from bilevel.estimators.differences import Budget, error_by_differences
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.residuals import find_progress
 from bilevel.solvers import Carry, Solver, run_counted, start_solver
@@ -146,7 +148,13 @@ class Penalty:
         before, _ = start_solver(problem, self.solver, hyper, lower, data)
         residual, reference = find_progress(problem, hyper, before, params, data, lower.reference)
         counts = Counts.of(gradients=jnp.sum(taken) + 1)
-        evidence = Evidence(residual, linear, bias=bias, counts=counts, residual_error=linear)
+        gamma = self.gamma / _WEIGHTS[1]
+        adjoint = jax.tree.map(lambda x, y: gamma * (x - y), params, penalised[0][0])
+        at = problem, hyper, params, data
+        budget = Budget.of(problem, self.solver, data, params, 3 * self.steps)
+        error = error_by_differences(*at, adjoint, axpy(1, product, b), grad, budget)
+        evidence = Evidence(residual, linear, bias=bias, counts=counts, residual_error=error)
+        evidence = note_outer_rows(evidence, self.outer_batch_size)
         memory = jax.tree.map(lambda x: x[1:], chains)
         value = problem.outer(params, hyper, data.outer)
         return Estimate(value, grad, evidence), InnerState(params, state, memory, reference)

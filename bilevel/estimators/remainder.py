@@ -32,10 +32,17 @@ from bilevel.utils import PyTree, axpy, norm, relative_size, vdot
 
 
 class Remainder(NamedTuple):
-    """``residual`` of the equation of the derivative, relative ``error`` of grad, ``()`` each."""
+    """``residual`` of the equation of the derivative, relative ``error`` of grad, ``()`` each.
+
+    ``missing`` names what the error leaves out.
+    """
 
     residual: Array
     error: Array | None
+    missing: tuple[str, ...] = ()
+
+
+_DISPLACED = ("distance of the params to the minimiser",)
 
 
 def adjoint_remainder(
@@ -66,7 +73,8 @@ def adjoint_remainder(
         if not lacks_forward_mode(error):
             raise
         return Remainder(residual, None)  # a loss with a rule for reverse mode alone
-    return Remainder(residual, relative_size(norm(wrong), norm(axpy(-1, wrong, grad))))
+    error = relative_size(norm(wrong), norm(axpy(-1, wrong, grad)))
+    return Remainder(residual, error, _DISPLACED if budget.sampled or budget.random else ())
 
 
 def _adjoint_error(
@@ -123,6 +131,7 @@ def adjoint_evidence(
         counts=Counts.of(hvps=budget.hvps(params)),
         derivative_residual=remainder.residual,
         residual_error=remainder.error,
+        not_measured=remainder.missing,
     )
     return evidence, reference
 
@@ -200,7 +209,7 @@ def tangent_remainder(
     wrong = vdot(b, solve_roughly(product, left, budget.products))
     derivative = relative_size(jnp.abs(wrong), jnp.abs(slope - wrong))
     if budget.sampled or budget.random:
-        return Remainder(residual, derivative)
+        return Remainder(residual, derivative, _DISPLACED)
     change, now = _displacement(problem, hyper, params, data, product, gradient, budget.products)
     displaced = relative_size(norm(change), norm(axpy(-1, change, now)))
     return Remainder(residual, jnp.hypot(derivative, displaced))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import (
+    OUTER_ROWS,
     Counts,
     Data,
     Estimate,
@@ -113,11 +114,11 @@ class Replicated:
             bias=jax.tree.map(lambda x: jnp.mean(x, 0), got.bias),
             counts=Counts(*(jnp.sum(x, dtype=jnp.int32) for x in got.counts)),
             derivative_residual=jax.tree.map(jnp.max, got.derivative_residual),
-            residual_error=self._common(
-                problem, hyper, first, data, got.residual_error, grad, error
-            ),
+            residual_error=self._common(problem, hyper, first, data, got, grad, error),
             freedom=jnp.asarray(self.n - 1, jnp.int32),
             corrected_error=corrected,
+            # Every copy draws outer rows of its own: their noise is in the spread.
+            not_measured=tuple(name for name in got.not_measured if name != OUTER_ROWS),
         )
         lower = InnerState(first.params, first.solver_state, copies, first.reference)
         aux = jax.tree.map(lambda x: x[0], every.aux)
@@ -129,7 +130,7 @@ class Replicated:
         hyper: Hyper,
         first: InnerState,
         data: Data,
-        errors: Array | None,
+        got: Evidence,
         grad: Hyper,
         error: Hyper,
     ) -> Array | None:
@@ -139,8 +140,10 @@ class Replicated:
         solved, from the copies' own: ``E |g_i - exact|^2 = |bias|^2 + n |standard_error|^2``, with
         the gradient for the exact one's size.
         """
-        if errors is None:
+        if (errors := got.residual_error) is None:
             return None
+        if got.bias is not None:
+            return jnp.max(errors)  # of what the bias leaves, which has little of the noise
         exact = find_exact(problem, self.estimator, hyper, first.params, data)
         if exact is not None:
             noise = relative_size(norm(error), norm(exact.grad))

@@ -25,6 +25,7 @@ from bilevel.core import (
     draw_outer,
     init_inner_state,
     inner_loss,
+    note_outer_rows,
 )
 from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.estimators.numbered import NumberedRows
@@ -176,7 +177,8 @@ class Reverse:
         )
         gradients = self.steps + (levels - 1) * tracked + 1
         counts = Counts.of(gradients=gradients, vjps=tracked, hvps=evidence.counts.hvps)
-        estimate = Estimate(value, grad, replace(evidence, counts=counts), end.aux)
+        evidence = note_outer_rows(replace(evidence, counts=counts), self.outer_batch_size)
+        estimate = Estimate(value, grad, evidence, end.aux)
         return estimate, InnerState(params, state, None, reference)
 
     def _pull_start(

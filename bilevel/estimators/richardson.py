@@ -104,6 +104,7 @@ class Richardson:
             residual_error=self._left(problem, hyper, fine, data, got.residual_error, grad),
             freedom=jax.tree.map(lambda x: x[0], got.freedom),
             directions_only=got.directions_only,
+            not_measured=got.not_measured,
         )
         lower = InnerState(fine.params, fine.solver_state, chains, fine.reference)
         aux = jax.tree.map(lambda x: x[0], both.aux)

@@ -160,6 +160,7 @@ class Sampled:
             counts=counts,
             derivative_residual=jax.tree.map(jnp.max, every.evidence.derivative_residual),
             residual_error=_mean_error(every.evidence.residual_error, every.grad),
+            not_measured=every.evidence.not_measured,
         )
         aux = jax.tree.map(lambda x: x[0], every.aux)
         return Estimate(value, grad, evidence, aux), InnerState(end, (), params, lower.reference)

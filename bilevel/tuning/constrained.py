@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, Estimator, Problem, count_examples
-from bilevel.core.problem import UserLoss
+from bilevel.core import Data, Estimator, Problem, UserLoss, count_examples
 from bilevel.outer import OuterRule
 from bilevel.tuning.state import Result
 from bilevel.tuning.tune import tune

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevel.core import Data, Estimator, Problem, require_arguments
-from bilevel.core.problem import UserLoss
+from bilevel.core import Data, Estimator, Problem, UserLoss, require_arguments
 from bilevel.tuning.two_losses import Floats, Tried, TwoLosses, solve_within
 from bilevel.utils import (
     Hyper,

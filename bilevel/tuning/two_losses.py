@@ -8,8 +8,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 
-from bilevel.core import Data, Estimator, Problem, count_examples
-from bilevel.core.problem import UserLoss
+from bilevel.core import Data, Estimator, Problem, UserLoss, count_examples
 from bilevel.estimators import hypergradient
 from bilevel.spaces import Free, Spaces
 from bilevel.utils import Hyper, Key, Params, norm, strip_weak_types

@@ -113,3 +113,51 @@ def test_the_displacement_of_a_large_problem_is_divided_by_its_curvature(damping
     true = float(jnp.linalg.norm(found.grad - exact) / jnp.linalg.norm(exact))
     assert true > 0.3
     assert found.relative_error == pytest.approx(true, rel=0.1)
+
+
+@pytest.mark.parametrize(("smallest", "steps"), [(0.01, 1000), (0.1, 30_000)])
+def test_a_penalty_is_as_wrong_as_its_chains_leave_the_slow_directions(smallest, steps, x64):
+    """Columns of size 1 to .01: a linear residual of .05, and an error of .99."""
+    made = linear_model("ridge", 60, 4, penalty=-9.0, smallest=smallest)
+    problem, data, hyper, params = made
+    _, exact = dense_hypergradient(problem, hyper, params, data)
+    estimator = bl.Penalty(bl.GradientDescent(0.3), steps)
+    found, _ = bl.hypergradient(problem, estimator, hyper, params, data, KEY, max_error=np.inf)
+    true = np.linalg.norm(found.grad - exact) / np.linalg.norm(exact)
+    assert bool(true > 0.5) is (steps == 1000)
+    assert float(found.relative_error) == pytest.approx(true, rel=0.15)
+
+
+def test_a_bias_by_a_weak_linear_solver_is_no_small_error(x64):
+    """Neumann's series has not converged, for the correction neither."""
+    problem, data, hyper, params = linear_model("ridge", 60, 4, penalty=-9.0, smallest=0.01)
+    _, exact = dense_hypergradient(problem, hyper, params, data)
+    estimator = bl.Implicit(bl.Newton(), 10, bl.Neumann(), bias=True)
+    at = hyper, params, data, KEY
+    found, _ = bl.hypergradient(problem, estimator, *at, max_error=np.inf)
+    assert np.linalg.norm(found.grad - exact) > 0.5 * np.linalg.norm(exact)
+    assert float(found.relative_error) > 0.5
+
+
+def test_what_is_not_measured_has_a_name():
+    """Noise of outer rows, and the distance to the minimiser where few of many rows are seen."""
+    problem, data, hyper, params = linear_model("ridge", 60, 4)
+    outer = "noise of the outer rows"
+    one = bl.Implicit(bl.GradientDescent(0.3), 50, outer_batch_size=8)
+    for estimator, named in (
+        (one, True),
+        (bl.ClosedForm(outer_batch_size=8), True),
+        (bl.Auto(outer_batch_size=8), True),
+        (bl.Reverse(bl.SGD(0.1, 8), 20, outer_batch_size=8), True),
+        (bl.Forward(bl.SGD(0.1, 8), 20), False),
+        (bl.Replicated(one, 2), False),
+    ):
+        at = hyper, params, data, KEY
+        found, _ = bl.hypergradient(problem, estimator, *at, max_error=np.inf)
+        assert (outer in found.unknown) is named
+    many, rows, hyper, params = linear_model("ridge", 40_000, 70)
+    at = hyper, params, rows, KEY
+    for make in (bl.Reverse, bl.Forward):
+        estimator = make(bl.SGD(0.01, 64), 300)
+        found, _ = bl.hypergradient(many, estimator, *at, max_error=np.inf)
+        assert "distance of the params to the minimiser" in found.unknown
