@@ -18,8 +18,7 @@ from jax import Array
 
 from bilevel.core import Data, Estimator, Problem, UserLoss, count_examples
 from bilevel.outer import OuterRule
-from bilevel.tuning.state import Result
-from bilevel.tuning.tune import tune
+from bilevel.tuning.tune import Result, tune
 from bilevel.utils import (
     Hyper,
     Key,
