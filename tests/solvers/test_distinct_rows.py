@@ -150,3 +150,17 @@ def test_a_single_loop_takes_them() -> None:
     whole = after(sizes, "without_replacement")
     np.testing.assert_allclose(whole, after(None, "iid"), rtol=1e-4, atol=1e-6)
     assert not np.allclose(whole, after(5, "without_replacement"), rtol=1e-3)
+
+
+@quick_cases(1, "name", SOLVERS)
+@pytest.mark.usefixtures("x64")
+def test_both_modes_differentiate_the_steps_alike(name: str) -> None:
+    case = ridge(0)
+    at = case.hyper, case.params, case.data, jax.random.key(1)
+
+    def grad(estimator: Any) -> Any:
+        return bl.hypergradient(case.problem, estimator, *at)[0].grad
+
+    solver = SOLVERS[name]
+    forward, reverse = grad(bl.Forward(solver, steps=6)), grad(bl.Reverse(solver, steps=6))
+    np.testing.assert_allclose(forward, reverse, rtol=1e-9)
