@@ -177,6 +177,6 @@ class Planner:
             reasons=reasons.explain_plan(
                 self, best, rows, split, self._run(best.step_size, best.batch_size)
             ),
-            scheme=self.scheme,
+            settings=self.scheme.describe(),
             planner=self,
         )

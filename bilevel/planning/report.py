@@ -5,7 +5,6 @@ from typing import NamedTuple, Protocol
 
 from bilevel.core import Estimator
 from bilevel.planning.comparison import Comparison
-from bilevel.planning.scheme import Scheme
 from bilevel.planning.search import Candidate
 from bilevel.utils import PyTree
 
@@ -46,7 +45,7 @@ class Plan:
     limit : of the step size in mean square; ``curvature``: smallest and largest, at the solution.
     route : ``"dense"`` or ``"influence"``, how the moments were found.
     reasons : sentences.
-    scheme : the momentum and the sampling that were asked for.
+    settings : the momentum and the sampling that were asked for, as they stand in a call of SGD.
     comparison : with other estimators, if that was asked for.
     """
 
@@ -63,7 +62,7 @@ class Plan:
     alternatives: tuple[Candidate, ...]
     route: str
     reasons: tuple[str, ...]
-    scheme: Scheme
+    settings: str
     planner: MakesPlans = field(repr=False)
     comparison: Comparison | None = None
 
@@ -85,7 +84,7 @@ class Plan:
         lines = [
             f"relative error {error.total:.3g} (asked: {self.tolerance:.3g}) for {best.cost:.3g} "
             "gradients of single examples",
-            f"  {_call(best, self.scheme)}",
+            f"  {_call(best, self.settings)}",
             f"  bias {error.bias:.2g}, noise {error.noise:.2g}, start {error.transient:.2g}; inner "
             f"curvature {low:.3g} to {high:.3g}; step size {best.step_size / self.limit:.2g} of "
             f"its limit {self.limit:.3g}",
@@ -102,12 +101,11 @@ class Plan:
         return "\n".join(lines)
 
 
-def _call(best: Candidate, scheme: Scheme) -> str:
+def _call(best: Candidate, settings: str) -> str:
     batch = "" if best.batch_size is None else f", batch_size={best.batch_size}"
-    settings = batch + scheme.describe()
     average = f", average={best.window}" if best.window > 1 else ""
     text = (
-        f"Forward(SGD(step_size={best.step_size:.4g}{settings}), steps={best.steps}, "
+        f"Forward(SGD(step_size={best.step_size:.4g}{batch}{settings}), steps={best.steps}, "
         f"start={best.start}{average})"
     )
     return text if best.replicas == 1 else f"Replicated({text}, n={best.replicas})"
