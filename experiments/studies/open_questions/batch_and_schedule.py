@@ -19,6 +19,7 @@ import numpy as np
 import bilevel as bl
 from experiments.studies.base import Check, Result, Track, caption, command, figure, near, quiet
 from experiments.studies.open_questions import measure, problems
+from experiments.studies.open_questions.data_sets import load_regression
 from experiments.studies.open_questions.schedules import SCHEDULES, STEP, make_schedule, run_stages
 from experiments.studies.open_questions.theory import predict_epoch_bias, predict_moments
 
@@ -33,6 +34,8 @@ class Sizes:
     budgets: tuple[int, ...] = (1_000, 4_000, 16_000)
     runs: int = 600
     many: int = 6_000
+    diabetes: bool = False
+    wine: bool = False
 
 
 FULL = Sizes()
@@ -44,6 +47,10 @@ STEPS = (0.05, 0.2, 0.8, 1.6, 3.2)  # of part 2
 def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     """All three parts on one ridge regression with one penalty."""
     at = problems.make_ridge(seed)
+    for table, asked in (("diabetes", sizes.diabetes), ("wine", sizes.wine)):
+        if asked:
+            X, y = load_regression(table, seed)
+            at = problems.make_setting(f"ridge, {table}", problems.RIDGE, X, y, -2.5)
     fixed = _vary_batch(at, sizes, seed, track)
     equal = _compare_batches(at, sizes, seed, track)
     timed = _compare_schedules(at, sizes, seed, track)
@@ -230,4 +237,5 @@ def _draw(fixed: Any, equal: Any, timed: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(command("seed_batch_and_schedule", __doc__, run, FULL, QUICK))
+    options = {table: f"on {table} instead of synthetic data" for table in ("diabetes", "wine")}
+    sys.exit(command("seed_batch_and_schedule", __doc__, run, FULL, QUICK, options=options))
