@@ -109,6 +109,11 @@ def network(n: int, seed: int = 0) -> tuple[bl.Problem, bl.Data, Any, Any]:
     )
 
 
+def _in_single_precision(problem: bl.Problem, *arrays: Any) -> tuple[bl.Problem, Any, Any, Any]:
+    data, hyper, params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arrays)
+    return problem, data, hyper, params
+
+
 def cases(quick: bool) -> list[Case]:
     """The problems of the first table."""
     sgd = partial(bl.SGD, batch_size=8)
@@ -135,6 +140,7 @@ def cases(quick: bool) -> list[Case]:
         Case("quartic", *linear_model("quartic", 60, 4), sgd(0.03), 800),
         Case("weak penalty", *linear_model("logistic", 200, 4, penalty=-4.0), sgd(0.5), 3000),
         Case("few steps", *ridge(60, 4), sgd(0.02), 60),
+        Case("float32", *_in_single_precision(*ridge(60, 5)), sgd(0.05), 600),
     ]
 
 

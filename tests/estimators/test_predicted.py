@@ -258,3 +258,18 @@ def test_an_implicit_prediction_takes_no_memory_for_the_derivative() -> None:
     compiled, _ = compiled_step(bl.Problem(inner, outer), estimator, *start)
     # A system of the size of all second moments, twice, and the Hessian of every row.
     assert compiled.memory_analysis().temp_size_in_bytes < 8 * 8 * d**4
+
+
+def test_single_precision_where_jax_has_double() -> None:
+    """The dtype is that of the params, and the numbers are those of float64 to its rounding."""
+    case = ridge(seed=0)
+    made = []
+    for kind in (jnp.float32, jnp.float64):
+        at = jax.tree.map(lambda x, k=kind: jnp.asarray(x, k), (case.hyper, case.params, case.data))
+        estimator = bl.Predicted(bl.Implicit(bl.SGD(0.05, 4), 40, average=20))
+        estimate, _ = bl.hypergradient(
+            case.problem, estimator, *at, jax.random.key(0), max_error=np.inf
+        )
+        made.append(estimate.evidence.standard_error)
+    assert made[0].dtype == jnp.float32
+    np.testing.assert_allclose(made[0], made[1], rtol=1e-3)

@@ -152,8 +152,11 @@ def _judge(
 ) -> StationaryError:
     """Return the error from the moments of what is read, and whether they mean anything."""
     d = here.process.offsets.shape[1]
-    moments = here, second[:d, :d]  # of the iterate, without the solver's other slots
-    read = read[:d, :d]
+    # Of the iterate, without the solver's other slots; numbers are float64 where JAX has that.
+    second, read, drift = (
+        jnp.asarray(x, here.solution.dtype) for x in (second[:d, :d], read[:d, :d], drift)
+    )
+    moments = here, second
     error = bias.hypergradient_error(*at, *moments, read=read, drift=drift, implicit=implicit)
     curved = jnp.linalg.norm(bias.mean_shift(*at, *moments)) > 1e-6 * jnp.trace(moments[1]) ** 0.5
     times = jnp.where(curved, 1 / trusted_share(False), 1 / trusted_share(True))
