@@ -186,9 +186,9 @@ class Implicit:
 
     def _passes(self) -> int:
         """Return how many gradients a call costs, about, a product of the adjoint being some."""
-        several = isinstance(self.solver, LBFGS | Newton)
+        each = 10 if isinstance(self.solver, Newton) else 2 if isinstance(self.solver, LBFGS) else 1
         adjoint = 100 if getattr(self.solver, "batch_size", None) else 200
-        return (10 if several else 1) * self.steps + adjoint
+        return each * self.steps + adjoint
 
     def _solver(
         self, key: Key, unsolved: list[Array]
