@@ -1,0 +1,36 @@
+"""A small fit takes one BLAS thread, a large one those that there are, and neither changes them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from bilevel.sklearn.threads import limit_threads
+
+
+def count_threads() -> list[int]:
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+@limit_threads
+def fit(self: Any, X: Any, y: Any = None) -> list[int]:
+    """Return how many threads there are while it runs."""
+    return count_threads()
+
+
+@pytest.mark.parametrize(
+    ("X", "few"),
+    [
+        (np.zeros((400, 200)), True),
+        ([[1.0, 2.0], [3.0, 4.0]], True),
+        (np.broadcast_to(0.0, (50_000, 500)), False),
+        (np.zeros(3), False),  # which fit itself refuses
+    ],
+)
+def test_few_threads_where_little_is_to_do(X: Any, few: bool) -> None:
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = count_threads()
+        assert before
+        assert fit(None, X, y=None) == ([1] * len(before) if few else before)
+        assert count_threads() == before
