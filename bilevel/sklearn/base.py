@@ -19,6 +19,7 @@ from bilevel.core import Evidence
 from bilevel.sklearn.choice import FitData, Placement
 from bilevel.sklearn.losses import Matrix, find_nested_folds, make_splits
 from bilevel.sklearn.search import ColumnPenalties, SearchOptions, SearchResult, group_columns
+from bilevel.sklearn.threads import limit_threads
 
 FLOATS = (np.float64, np.float32)
 
@@ -41,6 +42,12 @@ class HypergradEstimator(BaseEstimator):
         "random_state": ["random_state"],
     }
     _classifier = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let ``fit`` of every estimator take one BLAS thread where X is small."""
+        super().__init_subclass__(**options)
+        if "fit" in cls.__dict__:
+            cls.fit = limit_threads(cls.__dict__["fit"])
 
     def __init__(
         self,

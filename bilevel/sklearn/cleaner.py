@@ -22,7 +22,6 @@ from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from bilevel.sklearn.base import FLOATS
 from bilevel.sklearn.losses import LOGISTIC, MULTINOMIAL, SQUARED, Folds, GlmFolds, GlmLoss, Link
 from bilevel.sklearn.search import RESOLUTION, Evaluation, minimise_outer
-from bilevel.sklearn.threads import limit_threads
 
 
 class TrustLoss:
@@ -93,7 +92,6 @@ class DataCleaner(BaseEstimator):
         self.max_iter = max_iter
         self.tol = tol
 
-    @limit_threads
     def fit(self, X, y, X_trusted=None, y_trusted=None, *, trusted=None):
         """Weigh ``X, y`` by what they do for the trusted rows, then fit ``estimator``.
 

@@ -11,7 +11,6 @@ from sklearn.utils._param_validation import Interval
 from bilevel.sklearn.choice import FitData
 from bilevel.sklearn.glm import GlmEstimator
 from bilevel.sklearn.losses import make_huber
-from bilevel.sklearn.threads import limit_threads
 
 
 class HypergradHuberRegressor(RegressorMixin, GlmEstimator):
@@ -83,7 +82,6 @@ class HypergradHuberRegressor(RegressorMixin, GlmEstimator):
         )
         self.epsilon = epsilon
 
-    @limit_threads
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.
 

@@ -15,7 +15,6 @@ from bilevel.sklearn.search import (
     share_in_groups,
     tune_penalties,
 )
-from bilevel.sklearn.threads import limit_threads
 
 
 class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
@@ -80,7 +79,6 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         self.n_jobs = n_jobs
         self.random_state = random_state
 
-    @limit_threads
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune on the folds, then fit all rows; arguments as for :class:`HypergradRidge`."""
         X, y, weight = self._validate(X, y, sample_weight, multi_output=True, y_numeric=True)

@@ -26,7 +26,6 @@ from bilevel.sklearn.search import (
     share_in_groups,
     tune_penalties,
 )
-from bilevel.sklearn.threads import limit_threads
 
 POINTS, DECADES = 60, 4  # of the grid of the lasso, down from the penalty that leaves no column
 
@@ -107,7 +106,6 @@ class HypergradLasso(LinearRegressor):
         self.positive = positive
         self.noise_variance = noise_variance
 
-    @limit_threads
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.
 

@@ -15,7 +15,6 @@ from bilevel.sklearn.choice import FitData
 from bilevel.sklearn.glm import GlmEstimator
 from bilevel.sklearn.losses import LOGISTIC, MULTINOMIAL
 from bilevel.sklearn.search import ColumnPenalties
-from bilevel.sklearn.threads import limit_threads
 
 
 class HypergradLogisticRegression(ClassifierMixin, GlmEstimator):
@@ -101,7 +100,6 @@ class HypergradLogisticRegression(ClassifierMixin, GlmEstimator):
         )
         self.class_weight = class_weight
 
-    @limit_threads
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.
 

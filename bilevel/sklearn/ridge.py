@@ -22,7 +22,6 @@ from bilevel.sklearn.search import (
     share_in_groups,
     tune_penalties,
 )
-from bilevel.sklearn.threads import limit_threads
 
 
 class HypergradRidge(MultiOutputMixin, LinearRegressor):
@@ -118,7 +117,6 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         )
         self.noise_variance = noise_variance
 
-    @limit_threads
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.
 

@@ -18,7 +18,6 @@ from bilevel.core import Data, Estimate, Loss, Problem
 from bilevel.estimators import Auto, hypergradient
 from bilevel.sklearn.base import FLOATS
 from bilevel.sklearn.losses import make_folds, make_splits
-from bilevel.sklearn.threads import limit_threads
 from bilevel.tuning import Record, Result
 from bilevel.tuning.tune import tune
 from bilevel.utils import PyTree
@@ -90,7 +89,6 @@ class BilevelSearchCV(BaseEstimator):
         self.refit = refit
         self.random_state = random_state
 
-    @limit_threads
     def fit(self, X, y, sample_weight=None, groups=None):
         """Descend on the folds; arguments as for :class:`HypergradRidge`, y numeric."""
         checked: Any = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, multi_output=True)

@@ -11,7 +11,6 @@ from sklearn.utils._param_validation import Interval
 from bilevel.sklearn.choice import FitData
 from bilevel.sklearn.glm import GlmEstimator
 from bilevel.sklearn.losses import make_tweedie
-from bilevel.sklearn.threads import limit_threads
 
 
 class HypergradPoissonRegressor(RegressorMixin, GlmEstimator):
@@ -51,7 +50,6 @@ class HypergradPoissonRegressor(RegressorMixin, GlmEstimator):
 
     _power = 1.0
 
-    @limit_threads
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.
 

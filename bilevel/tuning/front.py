@@ -9,6 +9,7 @@ steps along ``dh/ds``, a corrector goes back to the front (Allgower, Georg, Nume
 methods, 1990; Hillermeier, Nonlinear multiobjective optimization, 2001).
 """
 
+import warnings
 from dataclasses import dataclass
 
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from bilevel.core import Data, Estimator, Problem, UserLoss, require_arguments
+from bilevel.estimators import EvidenceWarning
 from bilevel.tuning.two_losses import Floats, Tried, TwoLosses, solve_within
 from bilevel.utils import (
     Hyper,
@@ -29,6 +31,7 @@ from bilevel.utils import (
 
 _ENDS = 30  # points that the search for an end may take
 _BACK = 3  # points that the corrector may take for one of the front
+_WRONG = 0.5  # relative error of both hypergradients together, from which on there is a warning
 _LITTLE = 1e-4  # of a loss's range: what promises less is not worth a point
 
 
@@ -98,6 +101,10 @@ def trace_front(
     second : the second loss, of the arguments of ``problem.outer``; it sees the same rows.
     key : held for all points, so that their noise is common.
     points : about how many points lie between the ends.
+
+    Warns
+    -----
+    EvidenceWarning : points whose hypergradients are known to be wrong by more than a half.
 
     Raises
     ------
@@ -208,4 +215,12 @@ def _make_front(losses: TwoLosses, ranges: Floats) -> Front:
         return float(np.linalg.norm(wrong) / max(sizes.sum(), 1e-300))
 
     errors = jnp.array([error(point) for point in kept])
+    if bad := int(jnp.sum(errors > _WRONG)):
+        warnings.warn(
+            f"trace_front: hypergradients of {bad} of {len(kept)} points are known to be wrong by "
+            f"more than {100 * _WRONG:.0f} % (front.errors), so that the front may lie below them. "
+            "Use an estimator that solves the inner problem further.",
+            EvidenceWarning,
+            stacklevel=3,
+        )
     return Front(hyper, jnp.array([p.values for p in kept]), errors, len(losses.seen))

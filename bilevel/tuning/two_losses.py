@@ -1,5 +1,6 @@
 """Two outer losses as numbers and gradients of flat coordinates, with models of their Hessians."""
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 
 from bilevel.core import Data, Estimator, Problem, UserLoss, count_examples
-from bilevel.estimators import hypergradient
+from bilevel.estimators import EvidenceWarning, hypergradient
 from bilevel.spaces import Free, Spaces
 from bilevel.utils import Hyper, Key, Params, norm, strip_weak_types
 
@@ -88,16 +89,17 @@ class TwoLosses:
         values, gradients, errors = [], [], []
         for data in self._data:
             # The second begins where the first has solved the inner problem.
-            estimate, state = hypergradient(
-                self._problem,
-                self._estimator,
-                hyper,
-                self._params,
-                data,
-                self._key,
-                state=self._state,
-                max_error=np.inf,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", EvidenceWarning)  # a trial may fail
+                estimate, state = hypergradient(
+                    self._problem,
+                    self._estimator,
+                    hyper,
+                    self._params,
+                    data,
+                    self._key,
+                    state=self._state,
+                )
             if bool(jnp.isfinite(norm(estimate.grad))):
                 self._state = state
             values.append(float(estimate.value))

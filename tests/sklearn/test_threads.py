@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from bilevel.sklearn import HypergradLasso, HypergradPoissonRegressor, HypergradRidge
 from bilevel.sklearn.threads import limit_threads
 
 
@@ -34,3 +35,20 @@ def test_few_threads_where_little_is_to_do(X: Any, few: bool) -> None:
         assert before
         assert fit(None, X, y=None) == ([1] * len(before) if few else before)
         assert count_threads() == before
+
+
+@pytest.mark.parametrize("estimator", [HypergradRidge, HypergradLasso, HypergradPoissonRegressor])
+def test_every_estimator_fits_so(estimator: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that inherits its ``fit``: asked where it validates what it was given."""
+    seen: list[list[int]] = []
+    validate = estimator._validate
+
+    def spy(self: Any, *args: Any, **options: Any) -> Any:
+        seen.append(count_threads())
+        return validate(self, *args, **options)
+
+    monkeypatch.setattr(estimator, "_validate", spy)
+    rng = np.random.default_rng(0)
+    with threadpool_limits(limits=2, user_api="blas"):
+        estimator().fit(rng.standard_normal((30, 2)), rng.poisson(3.0, 30))
+    assert set(seen[0]) == {1}

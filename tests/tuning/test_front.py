@@ -128,6 +128,17 @@ def test_losses_that_agree_have_a_front_of_one_point() -> None:
     assert front.hypervolume() == 1
 
 
+def test_points_that_are_known_to_be_wrong_are_said() -> None:
+    """Three steps of gradient descent from 0 differentiate nothing that has converged."""
+    case = Populations(1)
+    start = jnp.zeros(2), jnp.zeros(5), case.data
+    rough = bl.Reverse(bl.GradientDescent(0.02), 3)
+    problem = bl.Problem(inner, first)
+    with pytest.warns(bl.EvidenceWarning, match="known to be wrong by more than 50 %"):
+        front = bl.trace_front(problem, second, rough, *start, key=KEY, points=3)
+    assert np.any(np.asarray(front.errors) > 0.5)
+
+
 def test_refusals() -> None:
     case = Populations(1)
     start = jnp.zeros(2), jnp.zeros(5), case.data
