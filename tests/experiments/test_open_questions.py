@@ -1,13 +1,14 @@
 """What theory says of kinks and of real data in the studies of open questions."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from scipy import integrate, special
 from sklearn import datasets
 
-from experiments.studies.open_questions import kinks, problems, real_data
+from experiments.studies.open_questions import hinges, kinks, many_real, problems, real_data
 from experiments.studies.open_questions.data_sets import (
     CLASSES,
     REGRESSION,
@@ -124,3 +125,44 @@ def test_both_noises_of_ridge_by_hand() -> None:
         assert each.mean(0) == pytest.approx(0, abs=1e-12)
         assert row[name] == pytest.approx(np.sqrt((each**2).sum(1).mean()), rel=1e-8)
     assert row["|D*|"] == pytest.approx(np.linalg.norm(D), rel=1e-8)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_exact_derivative_of_the_hinge_is_that_of_differences(name: str) -> None:
+    """And the limit that is expected of subgradient SGD is ``-w*`` in its place, by hand."""
+    X, y = load_classes(name, 0)
+    (at, exact, lam), n, h = hinges.make_hinge_case(X, y, 0.1), len(y) // 2, 1e-5
+    inner, outer = (X[:n], y[:n]), (X[n:], y[n:])
+    assert at.examples == n
+    assert lam == 0.1
+
+    def value(w: np.ndarray) -> float:
+        return float(np.log1p(np.exp(-outer[1] * (outer[0] @ w))).mean())
+
+    ends = [
+        value(kinks.solve_hinge(inner, outer, np.log(0.1) + way * h).solution) for way in (-1, 1)
+    ]
+    assert exact.grad[0] == pytest.approx((ends[1] - ends[0]) / (2 * h), rel=1e-4)
+    shrunk = [value(exact.solution * (1 - way * h)) for way in (-1, 1)]
+    assert exact.missed[0] == pytest.approx((shrunk[1] - shrunk[0]) / (2 * h), rel=1e-6)
+
+
+def test_a_hinge_whose_margin_fixes_all_params_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"10 examples on the margin determine all 10.*above 0.02"):
+        hinges.make_hinge_case(*load_classes("digits", 0), 0.02)
+
+
+def test_products_of_columns_are_all_monomials_but_the_constant_ones() -> None:
+    """Of 10 columns up to degree 3: 285, which begin with the ranks of the columns themselves."""
+    at = many_real.make_real_case("feature", "digits", 3, 0)
+    X = np.concatenate([level["X"] for level in (at.data.inner, at.data.outer)])
+    assert X.shape == (357, math.comb(13, 3) - 1)
+    assert X.mean(0) == pytest.approx(0, abs=1e-12)
+    assert (X**2).sum(1).mean() == pytest.approx(1)
+    table, _ = load_classes("digits", 0)
+    ranks = table.argsort(0).argsort(0) / 356 * 2 - 1
+    np.testing.assert_allclose(X[:, 0], ranks[:, 0] / ranks[:, 0].std() / 285**0.5, atol=1e-12)
+    sex = many_real.make_real_case("feature", "diabetes", 2, 0)  # has a constant square
+    assert sex.exact.shape == (math.comb(12, 2) - 2,)
+    example = many_real.make_real_case("example", "diabetes", 2, 0)
+    assert example.exact.shape == (221,)

@@ -14,7 +14,7 @@ import bilevel as bl
 from bilevel.noise.hypergradients import influence
 from experiments.studies import base
 from experiments.studies.open_questions import batch_and_schedule as batch
-from experiments.studies.open_questions import many, measure, network, nonsmooth, problems, theory
+from experiments.studies.open_questions import hinges, many, measure, network, problems, theory
 from experiments.studies.open_questions import variance_reduction as reduction
 from experiments.studies.open_questions.kinks import make_sparse_case, solve_hinge, solve_sparse
 
@@ -135,11 +135,10 @@ def test_hinge_reference_against_scikit_learn_and_differences() -> None:
 
 def test_subgradient_steps_miss_the_kink_and_proximal_ones_do_not() -> None:
     at, exact, mu = make_sparse_case("elastic net", 0)
-    sizes = nonsmooth.Sizes(runs=30)
     step = 0.2
     wrong, right = (
         measure.assess(
-            nonsmooth._average((at, exact, mu), w, step, sizes, 0)[:, :1], exact.grad[:1]
+            hinges.sample_averages((at, exact, mu), w, step, 30, 0)[:, :1], exact.grad[:1]
         )
         for w in ("subgradient", "proximal")
     )
@@ -184,6 +183,8 @@ TINY = {
     "nonsmooth": {"steps": (0.8, 0.2), "runs": 40, "passes": (20, 80), "widths": (1.0, 0.1)},
     "network": {"decays": (0.1, 0.001), "steps": (500, 2_000), "runs": 10},
     "many": {"counts": (30, 300), "forward_up_to": 300, "seeds": 4},
+    "hinges": {"steps": (0.2,), "penalties": (0.3, 0.1), "widths": (1.0,), "runs": 40},
+    "many_real": {"degree": 2, "seeds": 4, "data_sets": ("wine", "digits")},
     "real_data": {"calls": 4_000, "runs": 100, "many": 500, "data_sets": 1},
     "degenerate_support": {
         "slacks": (0.0, 0.15),

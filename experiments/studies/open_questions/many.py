@@ -78,17 +78,22 @@ def make_case(kind: str, p: int, seed: int) -> problems.Setting:
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((n + ROWS, d)) / d**0.5
     y = X @ (2 * rng.standard_normal(d)) + 0.5 * rng.standard_normal(n + ROWS)
-    hyper = rng.uniform(-0.3, 0.3, p) + (np.log(PENALTY) if kind == "feature" else 0)
+    return make_table_case(kind, X, y, n, rng)
+
+
+def make_table_case(kind: str, X: Any, y: Any, n: int, rng: Any) -> problems.Setting:
+    """Return the problem on a table, ``n`` rows of which train and the others validate."""
+    d, base = X.shape[1], np.log(PENALTY) if kind == "feature" else 0
+    hyper = rng.uniform(-0.3, 0.3, d if kind == "feature" else n) + base
     inner: dict[str, Any] = {"X": X[:n], "y": y[:n]}
     if kind == "example":
         inner["i"] = np.arange(n)
     data = bl.Data(inner=inner, outer={"X": X[n:], "y": y[n:]})
     solve = _solve_per_feature if kind == "feature" else _solve_per_example
     exact = solve(X[:n], y[:n], X[n:], y[n:], hyper)
-    largest = float((X**2).sum(1).max() * (1 if kind == "feature" else np.exp(0.3)) + 2 * PENALTY)
-    return problems.Setting(
-        kind, PROBLEMS[kind], hyper, np.zeros(d), data, exact, PENALTY / 2, largest
-    )
+    most = float((X**2).sum(1).max() * (1 if kind == "feature" else np.exp(0.3)) + 2 * PENALTY)
+    problem = PROBLEMS[kind]
+    return problems.Setting(kind, problem, hyper, np.zeros(d), data, exact, PENALTY / 2, most)
 
 
 def _solve_per_feature(X: Any, y: Any, V: Any, c: Any, hyper: Any) -> np.ndarray:
@@ -133,18 +138,21 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     for kind, p in track([(k, p) for k in PROBLEMS for p in sizes.counts], "hyperparameters"):
         at = make_case(kind, p, seed)
         methods = make_methods(at, sizes).items()
-        rows += [_judge(at, name, one, sizes, seed) for name, one in methods]
+        rows += [assess_estimator(at, name, one, sizes.seeds, seed) for name, one in methods]
     findings, checks = _conclude(rows, sizes)
-    tables = {"estimators": rows}
-    return Result("Many hyperparameters", _draw(rows, sizes), tables, findings, checks)
+    drawn = _draw(rows, sizes)
+    return Result("Many hyperparameters", drawn, {"estimators": rows}, findings, checks)
 
 
-def _judge(at: problems.Setting, name: str, one: Any, sizes: Sizes, seed: int) -> dict[str, Any]:
+def assess_estimator(
+    at: problems.Setting, name: str, one: Any, seeds: int, seed: int
+) -> dict[str, Any]:
+    """Return the error, the cost and the memory of an estimator, over as many keys as ``seeds``."""
     arguments = at.problem, one, jnp.asarray(at.hyper), jnp.asarray(at.params), at.data
     compiled, call = compiled_step(*arguments, jax.random.key(seed))
     jax.block_until_ready(call())
     errors, cosines, seconds, paid = [], [], [], 0.0
-    for s in range(sizes.seeds):
+    for s in range(seeds):
         key = jax.random.key(seed + 1 + s)
         begun = time.perf_counter()
         estimate, _ = jax.block_until_ready(bl.hypergradient(*arguments, key))
@@ -154,16 +162,13 @@ def _judge(at: problems.Setting, name: str, one: Any, sizes: Sizes, seed: int) -
         errors.append(np.linalg.norm(g - at.exact) / size)
         cosines.append(g @ at.exact / (np.linalg.norm(g) * size))
         paid = measure.price(one, bl.Counts(*map(float, estimate.evidence.counts)), at.examples)
+    squares = np.square(errors)
     return {
         "kind": at.name,
         "p": at.exact.size,
         "estimator": name,
-        "relative error": float(np.sqrt(np.mean(np.square(errors)))),
-        "s.e.": float(
-            np.std(np.square(errors), ddof=1)
-            / sizes.seeds**0.5
-            / (2 * np.sqrt(np.mean(np.square(errors))))
-        ),
+        "relative error": float(squares.mean() ** 0.5),
+        "s.e.": float(np.std(squares, ddof=1) / (2 * (seeds * squares.mean()) ** 0.5)),
         "cosine": float(np.mean(cosines)),
         "gradients": round(paid),
         "ms": float(1e3 * np.median(seconds)),
@@ -228,13 +233,8 @@ def _draw(rows: Any, sizes: Sizes) -> Any:
             bars = "s.e." if what == "relative error" else None
             measure.plot(ax, j, these, "p", what, bars, label=name)
         label = {"ms": "milliseconds a call", "scratch MiB": "scratch memory, MiB"}.get(what, what)
-        ax.set(
-            xscale="log",
-            yscale="log",
-            xlabel="hyperparameters p",
-            ylabel=label,
-            title=f"one per {kind}",
-        )
+        ax.set(xscale="log", yscale="log", xlabel="hyperparameters p", ylabel=label)
+        ax.set_title(f"one per {kind}")
     p = np.array(sizes.counts)
     for ax in axes[0, :2]:
         ax.plot(p, ((p - 1) / sizes.sketch) ** 0.5, ":", color="0.3", label="sqrt((p - 1) / m)")

@@ -15,7 +15,7 @@ none. A hinge has no cheap proximal map over examples: it is smoothed here, widt
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,18 +23,12 @@ import numpy as np
 import bilevel as bl
 from experiments.studies.base import Check, Result, Track, below, caption, command, figure, quiet
 from experiments.studies.open_questions import measure, problems
-from experiments.studies.open_questions.kinks import (
-    BATCH,
-    HINGE,
-    PROXIMAL,
-    SMOOTHED,
-    WHOLE,
-    Case,
-    ProximalSGD,
-    Reference,
-    make_sparse_case,
-    solve_hinge,
+from experiments.studies.open_questions.hinges import (
+    follow_smoothed,
+    judge_steps,
+    make_hinge_case,
 )
+from experiments.studies.open_questions.kinks import PROXIMAL, Case, make_sparse_case
 
 
 @dataclass(frozen=True)
@@ -50,8 +44,6 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(steps=(0.8, 0.2), runs=100, passes=(20, 80), widths=(1.0, 0.1))
 
-TIMES = 6.0  # a run lasts 2 * TIMES / (step x curvature) steps, the second half averaged
-
 
 def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     """Bias against the step, error against passes, and the hinge against its smoothing."""
@@ -59,7 +51,7 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     ways = ("subgradient", "proximal")
     jobs = [(name, way, s) for name in sparse for way in ways for s in sizes.steps]
     biases = [
-        _judge(name, f"{way} SGD", sparse[name][1], _average(sparse[name], way, s, sizes, seed), s)
+        judge_steps(sparse[name], way, s, sizes.runs, seed)
         for name, way, s in track(jobs, "bias against the step")
     ]
     jobs = [(name, passes) for name in ("SAGA", "SVRG", "gradient") for passes in sizes.passes]
@@ -72,35 +64,6 @@ def run(sizes: Sizes, seed: int = 0, track: Track = quiet) -> Result:
     tables = {"bias": biases + hinge, "no floor": tends, "smoothed hinge": smooth}
     drawn = _draw(biases, tends, hinge, smooth, sparse, sizes)
     return Result("Nonsmooth inner problems", drawn, tables, findings, checks)
-
-
-def _average(case: Case, way: str, times: float, sizes: Sizes, seed: int) -> np.ndarray:
-    """Hypergradients from tail averages of SGD, long enough to forget the start."""
-    at, _, mu = case
-    step = times / at.largest
-    steps = int(TIMES / (step * mu))
-    solver: Any = ProximalSGD(step) if way == "proximal" else bl.SGD(step, batch_size=BATCH)
-    if way == "subgradient":
-        at = replace(at, problem=WHOLE.get(at.name, at.problem))
-    forward = bl.Forward(solver, 2 * steps, average=steps)
-    return measure.sample(at, forward, sizes.runs, seed + 1).grads
-
-
-def _judge(
-    problem: str, estimator: str, exact: Reference, grads: np.ndarray, step: float
-) -> dict[str, Any]:
-    """Bias along log lam1 (log lam for the hinge), with what theory says of subgradient SGD."""
-    size = abs(exact.grad[0])
-    got = measure.assess(grads[:, :1], exact.grad[:1])
-    return {
-        "problem": problem,
-        "estimator": estimator,
-        "step x L": step,
-        "bias": float(got.bias[0]),
-        "s.e.": float(got.bias_error[0]),
-        "bias / s.e.": got.resolved,
-        "limit of subgradient SGD": float((exact.missed - exact.grad)[0]) / size,
-    }
 
 
 def _follow_proximal(case: Case, name: str, passes: int, seed: int) -> dict[str, Any]:
@@ -130,27 +93,16 @@ def _compare_hinges(sizes: Sizes, seed: int, track: Track) -> tuple[Any, Any]:
     """Subgradient SGD on the hinge; SGD and the exact solution for its smoothed forms."""
     X, w, rng = problems.make_design(seed, 160, 8, spread=0.1)
     y = np.sign(X @ w + 0.5 * rng.standard_normal(160))
-    data = bl.Data(inner=(X[:80], y[:80]), outer=(X[80:], y[80:]))
-    hyper, lam = np.log([0.03]), 0.03
-    exact = solve_hinge(data.inner, data.outer, hyper[0])
-    rows, largest = [], float((X**2).sum(1).max())
-    at = problems.Setting("hinge", HINGE, hyper, np.zeros(8), data, exact.grad, lam, largest)
-    for times in track(sizes.steps, "hinge"):
-        grads = _average((at, exact, lam), "subgradient", times, sizes, seed)
-        rows.append(_judge("hinge", "subgradient SGD", exact, grads, times))
-    smooth = []
-    for width in track(sizes.widths, "smoothed hinge"):
-        both = np.array([hyper[0], width])
-        _, grad = bl.testing.dense_hypergradient(SMOOTHED, both, np.zeros(8), data)
-        top = largest / (4 * width) + lam
-        curved = replace(at, name="smoothed", problem=SMOOTHED, hyper=both, largest=top)
-        grads = _average((curved, exact, lam), "smooth", 0.5, sizes, seed)
-        got = measure.assess(grads[:, :1], exact.grad)
-        off = float((grad[0] - exact.grad[0]) / abs(exact.grad[0]))
-        measured = float(got.bias[0]), float(got.bias_error[0])
-        smooth.append((width, off, *measured, 2 * int(TIMES / (0.5 / top * lam))))
-    names = ("width", "exact bias", "bias of SGD", "s.e.", "steps of SGD")
-    return rows, [dict(zip(names, values, strict=True)) for values in smooth]
+    case = make_hinge_case(X, y, 0.03)
+    wrong = [
+        judge_steps(case, "subgradient", times, sizes.runs, seed)
+        for times in track(sizes.steps, "hinge")
+    ]
+    smooth = [
+        follow_smoothed(case, width, sizes.runs, seed)
+        for width in track(sizes.widths, "smoothed hinge")
+    ]
+    return wrong, smooth
 
 
 def _conclude(biases: Any, tends: Any, hinge: Any, smooth: Any, sparse: Any, sizes: Sizes) -> Any:
