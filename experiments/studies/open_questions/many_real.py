@@ -2,7 +2,8 @@ r"""Many hyperparameters on four tables of scikit-learn: do the answers of `many
 
 Diabetes, wine, breast cancer and digits, half of the rows to train. One log penalty per feature:
 columns by rank in [-1, 1] and all their products up to a degree. One log weight per example: the
-columns alone. Classes are least squares on their labels. About 1 minute with --quick, else 2.
+columns alone. Classes are least squares on their labels. About 2 minutes, with
+--quick little less: most of it is compilation.
 """
 
 import sys
