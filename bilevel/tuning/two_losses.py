@@ -15,6 +15,7 @@ from bilevel.spaces import Free, Spaces
 from bilevel.utils import Hyper, Key, Params, norm, strip_weak_types
 
 Floats = NDArray[np.float64]
+_FIRST = 0.5  # length of the first step
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,11 @@ class TwoLosses:
         flat, self._unravel = ravel_pytree(self._spaces.free(strip_weak_types(hyper)))
         self._dtype = flat.dtype
         self._scaled = False
-        self.hessians = np.stack([np.eye(flat.size)] * 2)
         self.seen: list[Tried] = []
-        self._evaluate(np.asarray(flat, float))
+        begun = self._evaluate(np.asarray(flat, float))
+        # So that the first step has this length, in whatever unit the losses are.
+        sizes = np.maximum(np.linalg.norm(begun.gradients, axis=1), 1e-300) / _FIRST
+        self.hessians: Floats = sizes[:, None, None] * np.eye(flat.size)
 
     def natural(self, z: Floats) -> Hyper:
         """Return coordinates in natural units, held inside the space."""
@@ -114,7 +117,7 @@ class TwoLosses:
     def _learn(self, step: Floats, change: Floats) -> None:
         for i, dg in enumerate(change):
             if not self._scaled and dg @ step > 0:
-                self.hessians[i] *= (dg @ dg) / (dg @ step)
+                self.hessians[i] = np.eye(len(step)) * float(dg @ dg) / float(dg @ step)
             left = dg - self.hessians[i] @ step
             along = left @ step
             if abs(along) > 1e-8 * np.linalg.norm(left) * np.linalg.norm(step):

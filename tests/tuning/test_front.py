@@ -114,6 +114,23 @@ def test_a_parabola_over_a_log_space_is_the_curve_by_hand() -> None:
     assert 5 / 6 - 1 / 8 < front.hypervolume() < 5 / 6
 
 
+def test_the_unit_of_a_loss_changes_nothing() -> None:
+    """One in billionths, one in millions: the same points."""
+    case, start = Populations(2), (jnp.zeros(2), jnp.zeros(5))
+    scaled = [
+        lambda w, h, batch, loss=loss, unit=unit: unit * loss(w, h, batch)
+        for loss, unit in ((first, 1e-9), (second, 1e6))
+    ]
+    found = []
+    for one, other in ((first, second), scaled):
+        problem = bl.Problem(inner, one, quadratic=True)
+        made = bl.trace_front(problem, other, bl.ClosedForm(), *start, case.data, key=KEY)
+        found.append(made)
+    assert found[0].solved == found[1].solved
+    # What a path of 50 updates makes of rounding; penalties are logarithms.
+    np.testing.assert_allclose(found[0].hyper, found[1].hyper, atol=0.1)
+
+
 def test_losses_that_agree_have_a_front_of_one_point() -> None:
     case = Populations(1)
     problem = bl.Problem(inner, first, quadratic=True)
