@@ -169,21 +169,20 @@ class Forward:
         residual, reference = find_progress(
             end.problem, hyper, before, params, sample, lower.reference, budget.sampled
         )
-        freedom = None if error is None else jnp.asarray(len(along) - 1, jnp.int32)
         evidence = Evidence(
             residual,
             standard_error=error,
             counts=self._counts(hyper, params, budget),
             derivative_residual=remainder.residual,
             residual_error=remainder.error,
-            freedom=freedom,
+            freedom=None if error is None else jnp.asarray(len(along) - 1, jnp.int32),
             directions_only=error is not None,
             not_measured=remainder.missing,
         )
         memory = ForwardMemory(tangents if self._carries() else (), twin)
         evidence = note_outer_rows(evidence, self.outer_batch_size)
-        estimate = Estimate(end.value(hyper), grad, evidence, end.aux)
-        return estimate, InnerState(params, state, memory, reference)
+        after = InnerState(params, state, memory, reference)
+        return Estimate(end.value(hyper), grad, evidence, end.aux), after
 
     def scaled(self, times: int) -> "Forward":
         """Return the estimator with so many times its random directions, or its steps."""
@@ -230,8 +229,7 @@ class Forward:
 
         begun = lower.params, lower.solver_state
         (params, state), (along, each) = jax.lax.scan(one, begun, jnp.arange(0, m, rows))
-        worst = Remainder(*jax.tree.map(jnp.max, tuple(each)))
-        return along.reshape(-1)[:m], params, state, worst
+        return along.reshape(-1)[:m], params, state, jax.tree.map(jnp.max, each)
 
     def _twin(
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key

@@ -102,18 +102,16 @@ class OneStep:
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Run the chain, pull back through its last steps, then on through the probe."""
-        data = draw_outer(data, self.outer_batch_size, key)
         if self.last == self.steps:
-            whole = Reverse(self.solver, self.steps).step(problem, hyper, lower, data, key)
-            estimate, lower = whole
+            whole = Reverse(self.solver, self.steps, outer_batch_size=self.outer_batch_size)
+            estimate, lower = whole.step(problem, hyper, lower, data, key)
             evidence = replace(estimate.evidence, bias=zeros_like(estimate.grad))
-            evidence = note_outer_rows(evidence, self.outer_batch_size)
             return replace(estimate, evidence=evidence), lower
+        data = draw_outer(data, self.outer_batch_size, key)
         check_unrolled("OneStep", problem, self.solver, hyper, lower, data, key)
         dropped = self.steps - self.last
         near, far = min(_PROBE, (dropped + 1) // 2), min(_PROBE, dropped // 2)
         before, _ = carry = start_solver(problem, self.solver, hyper, lower, data)
-
         loss = inner_loss(problem)
 
         def advance(k: int, n: int, hyper: Hyper, carry: Carry) -> Carry:

@@ -13,8 +13,8 @@ there are few params the exact hypergradient itself takes its place, see :mod:`r
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,18 +28,20 @@ from bilevel.estimators.refusals import lacks_forward_mode
 from bilevel.estimators.residuals import find_progress
 from bilevel.estimators.rough import solve_roughly
 from bilevel.linear import Operator
-from bilevel.utils import PyTree, axpy, norm, relative_size, vdot
+from bilevel.utils import PyTree, axpy, norm, register_node, relative_size, vdot
 
 
-class Remainder(NamedTuple):
+@register_node
+@dataclass(frozen=True)
+class Remainder:
     """``residual`` of the equation of the derivative, relative ``error`` of grad, ``()`` each.
 
-    ``missing`` names what the error leaves out.
+    ``missing`` names what the error leaves out; static.
     """
 
     residual: Array
     error: Array | None
-    missing: tuple[str, ...] = ()
+    missing: tuple[str, ...] = field(default=(), metadata={"static": True})
 
 
 _DISPLACED = ("distance of the params to the minimiser",)

@@ -170,15 +170,7 @@ def _measure(flat: FlatProblem, at: tuple[Array, Array]) -> dict[str, PyTree]:
 
     basis = jnp.eye(len(theta), dtype=theta.dtype)
     exact, residual, D, slope, coupled = jax.lax.map(one, basis)
-    size = jnp.linalg.norm(gradient)
-
-    def steepest(loss: ExampleLoss) -> Array:
-        """Return the largest curvature of one example."""
-
-        def hvp(v: Array) -> Array:
-            return jax.jvp(lambda x: jax.grad(loss)(x, theta), (x,), (v,))[1]
-
-        return spectral_norm(hvp, random, _POWER)
+    size, rows = jnp.linalg.norm(gradient), jnp.arange(flat.count)
 
     def probe(loss: ExampleLoss) -> Array:
         """Return slope and curvature along the random vector, of one example or of all."""
@@ -201,9 +193,18 @@ def _measure(flat: FlatProblem, at: tuple[Array, Array]) -> dict[str, PyTree]:
         "extremes": ends,
         "outset": outset,
         "delay": delay,
-        "single": jnp.max(flat.map_examples(steepest, jnp.arange(flat.count), 256)),
+        "single": jnp.max(flat.map_examples(partial(_find_steepest, x, theta, random), rows, 256)),
         "probed": probe(lambda x, theta: flat.inner(x, theta, flat.data.inner)),
-        "single_probes": flat.map_examples(probe, jnp.arange(flat.count), 256),
+        "single_probes": flat.map_examples(probe, rows, 256),
         "parts": size * D + jnp.linalg.norm(x) * slope,
         "norms": jnp.stack([size * D, jnp.linalg.norm(u) * slope, size * coupled]),
     }
+
+
+def _find_steepest(x: Array, theta: Array, random: Array, loss: ExampleLoss) -> Array:
+    """Return the largest curvature of one example, ``()``."""
+
+    def hvp(v: Array) -> Array:
+        return jax.jvp(lambda x: jax.grad(loss)(x, theta), (x,), (v,))[1]
+
+    return spectral_norm(hvp, random, _POWER)

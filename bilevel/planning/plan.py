@@ -119,13 +119,8 @@ def plan(
             route = "dense" if dense else "influence"
         if route == "dense":
             measured = dense_route.analyse_densely(flat, factors, scheme, compare=compare)
-        elif compare:
-            raise ValueError(
-                "bl.plan: compare=True needs exact moments (route='dense'), for which "
-                f"{len(flat.x)} params, {count} inner examples and {len(flat.theta)} "
-                "hyperparameters are too many. Plan on a part of the data, or leave it out."
-            )
         else:
+            _require_no_comparison(compare, len(flat.x), count, len(flat.theta))
             require_no_momentum(momentum, len(flat.x), count, len(flat.theta))
             measured = influence_route.analyse_by_influence(flat, factors, seed)
         solution = flat.to_params(jnp.asarray(measured.solution))
@@ -157,6 +152,16 @@ def _require_settings(
         require_positive_int("plan", "replicas", replicas)
     if route not in (None, "dense", "influence"):
         raise ValueError(f"plan: route must be 'dense', 'influence' or None, got {route!r}.")
+
+
+def _require_no_comparison(compare: bool, params: int, count: int, hyper: int) -> None:
+    """Raise where a comparison is asked for and moments are not exact."""
+    if compare:
+        raise ValueError(
+            "bl.plan: compare=True needs exact moments (route='dense'), for which "
+            f"{params} params, {count} inner examples and {hyper} hyperparameters are too many. "
+            "Plan on a part of the data, or leave it out."
+        )
 
 
 def _like(tree: PyTree, values: np.ndarray) -> PyTree:

@@ -21,7 +21,7 @@ def limit_threads(fit: Callable[Concatenate[Any, Any, _P], _T]) -> Callable[...,
 
     @wraps(fit)
     def limited(self: Any, X: Any, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        shape = getattr(X, "shape", None) or np.shape(X)
+        shape = X.shape if hasattr(X, "shape") else np.asarray(X).shape
         if len(shape) == 2 and shape[0] * shape[1] * min(shape) <= _SMALL:
             with _controller().limit(limits=1, user_api="blas"):
                 return fit(self, X, *args, **kwargs)

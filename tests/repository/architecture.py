@@ -40,7 +40,7 @@ LAYERS = {
     "bilevel/utils/types.py": Layer(CORE | {"jaxtyping"}),  # where it is installed
     # A command: it reads the version of what is installed, and writes.
     "bilevel/__main__.py": Layer(CORE | {"importlib", "sys"}),
-    "bilevel/sklearn": Layer(CORE | {"sklearn", "scipy"}),
+    "bilevel/sklearn": Layer(CORE | {"sklearn", "scipy", "threadpoolctl"}),
     "tasks": Layer(EDGE),
     "conf": Layer(frozenset()),
     "experiments": Layer(deny=frozenset({"tests"})),
