@@ -87,6 +87,7 @@ from bilevel.tuning import (
     Restarts,
     Result,
 )
+from bilevel.tuning.bound_penalties import bound_penalties
 from bilevel.tuning.constrained import Constrained, tune_constrained
 from bilevel.tuning.front import Front, trace_front
 from bilevel.tuning.population import population
@@ -166,6 +167,7 @@ __all__ = [
     "SingleLoop",
     "SparseRows",
     "Stream",
+    "bound_penalties",
     "check",
     "check_noise",
     "confidence",

@@ -1,0 +1,109 @@
+"""Spaces for penalties, with ends tied to the curvature of what they penalise."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel.core import Data, Problem
+from bilevel.linear import largest_eigenvalue
+from bilevel.spaces import Log
+
+SPAN = (1e-8, 1e2)
+STEPS = 50  # products of a power iteration: far closer than an end need be
+
+
+def bound_penalties(
+    problem: Problem, hyper: Any, params: Any, data: Data, *, span: tuple[float, float] = SPAN
+) -> Any:
+    r"""Return the ``space=`` of a problem whose hyperparameters are penalties in natural units.
+
+    With the inner loss ``L(w) + sum_j h_j R_j(w)``, the largest curvature ``c`` of ``L`` and, for
+    the entries of one leaf together, ``p`` of ``sum_j R_j``, each leaf gets
+    ``Log(span[0] c / p, span[1] c / p)``. Below, a penalty changes no fit by more than
+    ``span[0]`` of it; above, the fit is 0 to ``1 / span[1]``. Since ``c`` has the units of ``L``,
+    the ends follow the units of the data.
+
+    Parameters
+    ----------
+    hyper, params : points as for ``bl.tune``; curvatures are those at ``params``.
+    span : ends relative to ``c / p``. Columns whose squares differ by more than ``1 / span[0]``
+        need a smaller one, or scaling.
+
+    Returns
+    -------
+    tree like ``hyper`` with a :class:`~bilevel.spaces.Log` for every leaf.
+
+    Raises
+    ------
+    ValueError : a span that is not ``0 < low < high``; an inner loss that is not linear in
+        ``hyper`` (logarithms of penalties, say) or to which a leaf adds no curvature.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, bilevel as bl
+    >>> x, y = jnp.diag(jnp.array([1.0, 2.0])), jnp.ones(2)
+    >>> def outer(w, h, batch):
+    ...     return jnp.sum((batch[0] @ w - batch[1]) ** 2) / 2
+    >>> def inner(w, h, batch):
+    ...     return outer(w, h, batch) + h * jnp.sum(w**2) / 2
+    >>> data = bl.Data(inner=(x, y), outer=(x, y))
+    >>> space = bl.bound_penalties(bl.Problem(inner, outer), 1.0, jnp.zeros(2), data)
+    >>> f"{space.low:.0e} to {space.high:.0e}"
+    '4e-08 to 4e+02'
+    """
+    if not 0 < span[0] < span[1]:
+        raise ValueError(f"span must be (low, high) with 0 < low < high, got {span}.")
+    hyper = jax.tree.map(lambda h: jnp.asarray(h, float), hyper)  # 1 is a penalty too
+    params = jax.tree.map(jnp.asarray, params)
+    key = jax.random.key(0)
+
+    def product(h: Any, v: Any) -> Any:
+        gradient = jax.grad(problem.inner)
+        return jax.jvp(lambda w: gradient(w, h, data.inner), (params,), (v,))[1]
+
+    def added(v: Any, direction: Any) -> Any:
+        return jax.jvp(lambda h: product(h, v), (hyper,), (direction,))[1]
+
+    none = jax.tree.map(jnp.zeros_like, hyper)
+    largest = float(
+        abs(jax.jit(lambda: largest_eigenvalue(lambda v: product(none, v), params, key, STEPS))())
+    )
+    leaves, treedef = jax.tree.flatten(hyper)
+    _require_linear(product, hyper, params, key)
+
+    def curvature_of(leaf: int) -> float:
+        direction = [
+            jnp.ones_like(h) if i == leaf else jnp.zeros_like(h) for i, h in enumerate(leaves)
+        ]
+        tangent = jax.tree.unflatten(treedef, direction)
+        power = jax.jit(lambda: largest_eigenvalue(lambda v: added(v, tangent), params, key, STEPS))
+        return float(abs(power()))
+
+    def space_of(leaf: int) -> Log:
+        per_unit = curvature_of(leaf)
+        if not per_unit > 0 or not largest > 0:
+            what = "it adds no curvature" if not per_unit > 0 else "the loss without it has none"
+            raise ValueError(
+                f"bound_penalties: leaf {leaf} of hyper is no penalty at these params: {what}. "
+                "Give its space by hand, such as Log(1e-6, 1e3)."
+            )
+        scale = largest / per_unit
+        return Log(span[0] * scale, span[1] * scale)
+
+    return jax.tree.unflatten(treedef, [space_of(leaf) for leaf in range(len(leaves))])
+
+
+def _require_linear(product: Any, hyper: Any, params: Any, key: Any) -> None:
+    """Refuse an inner Hessian that is not affine in the hyperparameters, on one product."""
+    v = jax.tree.map(lambda p: jax.random.normal(key, p.shape, p.dtype), params)
+    at = [product(jax.tree.map(lambda h, t=t: t * (h + 1), hyper), v) for t in (1.0, 2.0, 3.0)]
+    bend = jax.tree.map(lambda a, b, c: a - 2 * b + c, *at)
+    size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(at))
+    apart = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(bend))
+    if not apart <= 100 * float(np.finfo(jnp.result_type(float)).eps) * size:
+        raise ValueError(
+            "bound_penalties: the inner loss is not linear in hyper, so that its entries are no "
+            "penalties in natural units. Write `h * penalty(w)` rather than `exp(h) * penalty(w)`."
+        )
