@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from bilevel.core import Data, Problem
 from bilevel.linear import largest_eigenvalue
@@ -15,7 +16,12 @@ STEPS = 50  # products of a power iteration: far closer than an end need be
 
 
 def bound_penalties(
-    problem: Problem, hyper: Any, params: Any, data: Data, *, span: tuple[float, float] = SPAN
+    problem: Problem,
+    hyper: Any,
+    params: Any,
+    data: Data,
+    key: Array,
+    span: tuple[float, float] = SPAN,
 ) -> Any:
     r"""Return the ``space=`` of a problem whose hyperparameters are penalties in natural units.
 
@@ -28,6 +34,7 @@ def bound_penalties(
     Parameters
     ----------
     hyper, params : points as for ``bl.tune``; curvatures are those at ``params``.
+    key : of the first vectors of the power iterations.
     span : ends relative to ``c / p``. Columns whose squares differ by more than ``1 / span[0]``
         need a smaller one, or scaling.
 
@@ -42,14 +49,15 @@ def bound_penalties(
 
     Examples
     --------
-    >>> import jax.numpy as jnp, bilevel as bl
+    >>> import jax, jax.numpy as jnp, bilevel as bl
     >>> x, y = jnp.diag(jnp.array([1.0, 2.0])), jnp.ones(2)
     >>> def outer(w, h, batch):
     ...     return jnp.sum((batch[0] @ w - batch[1]) ** 2) / 2
     >>> def inner(w, h, batch):
     ...     return outer(w, h, batch) + h * jnp.sum(w**2) / 2
     >>> data = bl.Data(inner=(x, y), outer=(x, y))
-    >>> space = bl.bound_penalties(bl.Problem(inner, outer), 1.0, jnp.zeros(2), data)
+    >>> problem, key = bl.Problem(inner, outer), jax.random.key(0)
+    >>> space = bl.bound_penalties(problem, 1.0, jnp.zeros(2), data, key)
     >>> f"{space.low:.0e} to {space.high:.0e}"
     '4e-08 to 4e+02'
     """
@@ -57,7 +65,6 @@ def bound_penalties(
         raise ValueError(f"span must be (low, high) with 0 < low < high, got {span}.")
     hyper = jax.tree.map(lambda h: jnp.asarray(h, float), hyper)  # 1 is a penalty too
     params = jax.tree.map(jnp.asarray, params)
-    key = jax.random.key(0)
 
     def product(h: Any, v: Any) -> Any:
         gradient = jax.grad(problem.inner)
@@ -67,19 +74,16 @@ def bound_penalties(
         return jax.jvp(lambda h: product(h, v), (hyper,), (direction,))[1]
 
     none = jax.tree.map(jnp.zeros_like, hyper)
-    largest = float(
-        abs(jax.jit(lambda: largest_eigenvalue(lambda v: product(none, v), params, key, STEPS))())
-    )
     leaves, treedef = jax.tree.flatten(hyper)
     _require_linear(product, hyper, params, key)
+    largest = float(abs(largest_eigenvalue(lambda v: product(none, v), params, key, STEPS)))
 
     def curvature_of(leaf: int) -> float:
         direction = [
             jnp.ones_like(h) if i == leaf else jnp.zeros_like(h) for i, h in enumerate(leaves)
         ]
         tangent = jax.tree.unflatten(treedef, direction)
-        power = jax.jit(lambda: largest_eigenvalue(lambda v: added(v, tangent), params, key, STEPS))
-        return float(abs(power()))
+        return float(abs(largest_eigenvalue(lambda v: added(v, tangent), params, key, STEPS)))
 
     def space_of(leaf: int) -> Log:
         per_unit = curvature_of(leaf)

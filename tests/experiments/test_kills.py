@@ -38,6 +38,7 @@ QUICK = [
     "baselines=false",
     "outer=adam",
     "outer.learning_rate=0.005",
+    "max_error=null",  # few steps for a gradient that nearly vanishes: not what is tested
 ]
 # `versions` holds the commit, which may change while a test runs.
 CLOCKS = {"seconds", "compile_seconds", "process", "versions"}

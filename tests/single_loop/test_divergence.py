@@ -82,14 +82,17 @@ def test_it_is_noticed_within_one_chunk_named_and_refused(preset: str, calls: in
 def test_the_state_kept_is_good_and_the_run_goes_on_from_it(preset: str) -> None:
     """Value and hypergradient have not grown more than tenfold, the root of the limit, and a step.
 
-    That step triples. The adjoint is seen through the cross block, with singular values of .1, so
-    that it may have grown more.
+    That step multiplies by what the curvature of a minibatch makes of it: 4.4 in the worst of 2 000
+    batches of 8 rows, for a mean curvature of 1.
     """
     before = healthy(preset)
+    a, rng = np.asarray(CASE.data.inner[0]), np.random.default_rng(0)
+    batches = (a[rng.integers(0, len(a), 8)] for _ in range(2000))
+    most = 10 * (1 + BAD * max(np.linalg.norm(rows, 2) ** 2 / 8 for rows in batches))
     for variable in NAMES:
         kept, _ = diverging(preset, variable, 40)
         grown = norms(kept.state) / norms(before.state)
-        assert np.all(grown < 50), (variable, grown)
+        assert np.all(grown < most), (variable, grown)
         on, _ = tune(preset, 640, kept.state)
         assert not on.diverged, (variable, on.message)
         if preset == "saba":  # recursions keep what they saw till their next full direction

@@ -21,6 +21,7 @@ def inner(w, h, batch):
     )
 
 
+KEY = jax.random.key(0)
 HYPER, PARAMS = {"all": 0.3, "each": np.full(5, 2.0)}, {"w": np.zeros(5)}
 
 
@@ -32,7 +33,7 @@ def make_data(unit=1.0):
 @pytest.mark.parametrize("unit", [1.0, 1e3, 1e-3])
 def test_ends_are_the_largest_curvature_per_unit_of_penalty(unit):
     data = make_data(unit)
-    space = bl.bound_penalties(bl.Problem(inner, loss), HYPER, PARAMS, data, span=(1e-4, 10.0))
+    space = bl.bound_penalties(bl.Problem(inner, loss), HYPER, PARAMS, data, KEY, span=(1e-4, 10.0))
     x = data.inner[0]
     largest = np.linalg.eigvalsh(x.T @ x / len(x))[-1]
     for name, per_unit in (("each", 1.0), ("all", 6.0)):
@@ -42,11 +43,10 @@ def test_ends_are_the_largest_curvature_per_unit_of_penalty(unit):
 
 def test_a_run_takes_the_space_as_it_comes():
     data = make_data()
-    space = bl.bound_penalties(bl.Problem(inner, loss), HYPER, PARAMS, data)
+    space = bl.bound_penalties(bl.Problem(inner, loss), HYPER, PARAMS, data, KEY)
     problem = bl.Problem(inner, loss, quadratic=True, space=space)
-    key = jax.random.key(0)
     arguments = (problem, bl.ClosedForm(), bl.outer.Auto(), HYPER, PARAMS, data)
-    result = bl.tune(*arguments, steps=20, key=key, max_error=np.inf)
+    result = bl.tune(*arguments, steps=20, key=KEY, max_error=np.inf)
     assert space["all"].low < result.hyper["all"] < space["all"].high
 
 
@@ -60,8 +60,8 @@ def test_what_is_no_penalty_is_refused():
         return loss(w, h, batch) + jnp.sum(h["each"] * w["w"] ** 2)
 
     with pytest.raises(ValueError, match="not linear in hyper"):
-        bl.bound_penalties(bl.Problem(in_logs, loss), HYPER, PARAMS, data)
+        bl.bound_penalties(bl.Problem(in_logs, loss), HYPER, PARAMS, data, KEY)
     with pytest.raises(ValueError, match="leaf 0 of hyper is no penalty"):
-        bl.bound_penalties(bl.Problem(unused, loss), HYPER, PARAMS, data)
+        bl.bound_penalties(bl.Problem(unused, loss), HYPER, PARAMS, data, KEY)
     with pytest.raises(ValueError, match="span must be"):
-        bl.bound_penalties(bl.Problem(inner, loss), HYPER, PARAMS, data, span=(1.0, 0.1))
+        bl.bound_penalties(bl.Problem(inner, loss), HYPER, PARAMS, data, KEY, span=(1.0, 0.1))
