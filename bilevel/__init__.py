@@ -3,6 +3,7 @@
 from typing import Any as _Any
 
 from bilevel import extend, outer, single_loop, spaces, testing
+from bilevel.checks.attribution import attribute
 from bilevel.checks.confidence import Confidence, confidence
 from bilevel.checks.cost import Cost, estimate_cost
 from bilevel.checks.hypergradient import check
@@ -167,6 +168,7 @@ __all__ = [
     "SingleLoop",
     "SparseRows",
     "Stream",
+    "attribute",
     "bound_penalties",
     "check",
     "check_noise",

@@ -7,6 +7,7 @@ that its settings are made of. Nothing else of it can be a `_target_`.
 __all__ = ["register", "registered"]
 
 _REGISTERED = {
+    "tasks.attribution.attribution",
     "tasks.augmentation.augmentation",
     "tasks.cleaning.cleaning",
     "tasks.custom.custom",
