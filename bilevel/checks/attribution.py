@@ -122,10 +122,10 @@ def attribute(
     ...     outer=lambda w, h, x: jnp.mean((w - x) ** 2) / 2,
     ...     quadratic=True,
     ... )
-    >>> data = bl.Data(inner=jnp.array([0.0, 1.0, 5.0]), outer=jnp.array([1.0]))
+    >>> data = bl.Data(inner=jnp.array([0.0, 1.0, 3.0, 4.0]), outer=jnp.array([1.0]))
     >>> at = problem, bl.ClosedForm(), (), jnp.array(0.0), data, jax.random.key(0)
-    >>> bl.attribute(*at).grad.round(3)  # w* = 2; (w* - 1) (x_i - w*) / 3
-    Array([-0.667, -0.333,  1.   ], dtype=float32)
+    >>> [f"{x:.2f}" for x in bl.attribute(*at).grad]  # w* = 2; (w* - 1) (x_i - w*) / 4
+    ['-0.50', '-0.25', '0.25', '0.50']
     """
     _require_rows(problem)
     hyper, params = strip_weak_types(hyper), strip_weak_types(params)

@@ -11,9 +11,19 @@ from tests.repository.rooms import is_facade, public_definitions
 # A function is a verb and its object (`estimate_cost`), unless one word is the field's own: a verb
 # that needs no object, a term of linear algebra, or the noun that a topic of `bl.noise` computes.
 TERMS = frozenset(
-    {"cast", "check", "chunk", "confidence", "describe", "draw", "evaluate", "factorise"}
+    {"attribute", "cast", "check", "chunk", "confidence", "describe", "draw", "evaluate"}
 )
-TERMS |= {"flatten", "linearise", "minimise", "normalise", "pack", "pad", "partition", "plan"}
+TERMS |= {
+    "factorise",
+    "flatten",
+    "linearise",
+    "minimise",
+    "normalise",
+    "pack",
+    "pad",
+    "partition",
+    "plan",
+}
 TERMS |= {"predict", "run", "sample", "solve", "transform", "tune", "unpack", "update"}
 TERMS |= {"axpy", "basis", "descend", "dtype", "extremes", "nbytes", "norm", "residual", "size"}
 TERMS |= {"tridiagonal", "vdot"}
