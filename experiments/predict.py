@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from experiments.common.errors import BadInputError
 from experiments.common.files import write_whole
+from experiments.common.pipes import piped
 from experiments.storage.result_file import MODEL, RESULT, read_result
 
 if TYPE_CHECKING:
@@ -82,4 +83,4 @@ def _no_model(run: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(piped(main))

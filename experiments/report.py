@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.common.errors import BadInputError
+from experiments.common.errors import BadInputError, explain_os
 from experiments.common.files import write_whole
+from experiments.common.pipes import piped
 from experiments.reports.export import export
 from experiments.reports.table import RULE, make_table, rows, shown
 from experiments.storage.result_file import RESULT, read_result
@@ -54,9 +55,6 @@ def _once(folder: Path, *, page: bool, again: float | None, to: str | None) -> i
         return 1
     table = make_table(found)
     markdown = f"{_markdown(table.map(shown))}\n\n{RULE}\n"
-    print(markdown)
-    for sentence in damaged:
-        print(f"left out: {sentence}", file=sys.stderr)
     written = {
         "report.csv": table.map(inert).to_csv(index=False, na_rep="nan").encode(),
         "report.md": markdown.encode(),
@@ -69,16 +67,27 @@ def _once(folder: Path, *, page: bool, again: float | None, to: str | None) -> i
         title = folder.resolve().name
         written["report.html"] = make_page(title, table, found, again, damaged).encode()
         written |= pictures(found)
-    try:
-        for name, content in written.items():
-            write_whole(folder / name, lambda file, content=content: file.write(content))
-    except OSError as error:
-        print(f"not written, the table above is all: {error}", file=sys.stderr)
+    refused = _write(folder, written)  # before anything is printed: a reader may go
+    print(markdown)
+    for sentence in damaged:
+        print(f"left out: {sentence}", file=sys.stderr)
+    if refused:
+        print(f"not written, the table above is all: {refused}", file=sys.stderr)
         return 0
     print(f"written: {', '.join(str(folder / name) for name in written)}")
     if exported:
         print(f"to look at the runs: {exported}")
     return 0
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> str | None:
+    """Write the files; returns why it cannot be done, if so."""
+    try:
+        for name, content in files.items():
+            write_whole(folder / name, lambda file, content=content: file.write(content))
+    except OSError as error:
+        return explain_os(error)
+    return None
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -132,4 +141,4 @@ def _markdown(table: "pd.DataFrame") -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(piped(main))

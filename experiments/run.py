@@ -6,7 +6,6 @@ Exit status: 0 done, 1 bad input, 2 diverged, 3 another process is at work in th
 JAX is imported by the run itself, so that `--cfg job`, `--help` and completion stay fast.
 """
 
-import os
 import signal
 import sys
 import threading
@@ -19,7 +18,7 @@ from experiments.cli.compatibility import refuse_mismatched, unused_solver
 from experiments.cli.hydra_compat import Launch
 from experiments.cli.settings import check, defaults
 from experiments.cli.trust import refuse_untrusted
-from experiments.common.errors import BadInputError
+from experiments.common.errors import BadInputError, explain_os
 from experiments.runs import workers
 from experiments.runs.recording import RunError, SweepStopped, recorded, stopping
 from experiments.storage.lock import BusyError, held
@@ -69,10 +68,12 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:  # --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from experiments.common.pipes import drop_output
+
+        drop_output()
         return OK
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explain_os(error)}", file=sys.stderr)
         return BAD_INPUT
     except BrokenProcessPool:  # joblib's: a process that dies takes the others' jobs with it
         print(
@@ -92,10 +93,10 @@ def task(config: "DictConfig") -> float | None:
     RunError, EndedBadlyError : the run did not end well; `result.json` says so too.
     BusyError : another process makes this run.
     """
-    from rich.console import Console
+    from experiments.common.pipes import PipedConsole
 
     launch = Launch.current()
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = PipedConsole(width=None if sys.stdout.isatty() else 100)
     facts = _origin(config, launch)
     many = seed_jobs.asked(config)
     if config["mesh"]["hosts"] and not _first(config, launch):

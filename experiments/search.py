@@ -29,6 +29,7 @@ from experiments import run
 from experiments.cli.hydra_compat import folder_name
 from experiments.common.errors import BadInputError
 from experiments.common.files import set_aside
+from experiments.common.pipes import piped
 from experiments.storage.lock import BusyError, held
 from experiments.storage.result_file import RESULT, read_result
 from experiments.sweeps.search_space import sweeps
@@ -239,4 +240,4 @@ def _cut(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(piped(main))

@@ -13,21 +13,20 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
 from yaml import YAMLError
 
 from experiments.cli import listing
+from experiments.cli.explanations import explain
 from experiments.cli.sweep_validation import checked_once
 from experiments.cli.trust import leaves_guarded
-from experiments.common.errors import BadInputError, suggest
+from experiments.common.errors import BadInputError
 from experiments.common.files import write_whole
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -84,9 +83,7 @@ def launch(task: Callable[[DictConfig], Any]) -> None:
     try:
         with _raising(), checked_once(), leaves_guarded(CONF):
             entry()
-    except YAMLError as error:
-        raise BadInputError(explain_yaml(error)) from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # it raises all three
+    except (YAMLError, HydraException, OmegaConfBaseException, ValueError) as error:
         raise BadInputError(explain(error)) from error
     except SystemExit as stop:
         # The argument parser exits with 2, which is the status of a run that diverged.
@@ -118,34 +115,6 @@ def _value_of(job: Any) -> Any:
     if job.status == JobStatus.COMPLETED:
         return job._return_value
     raise job._return_value
-
-
-def explain(error: Exception) -> str:
-    """A sentence for a name that does not exist, with those that do; otherwise Hydra's text."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        options = error.options or [path.stem for path in (CONF / group).glob("*.yaml")]
-        if group:
-            near = suggest(name, options) or f"--list {group} names all {len(options)}."
-            return f"{group}={name}: there is no such {group}. {near}"
-    cause: Any = error.__cause__
-    parent = getattr(cause, "parent_node", None)
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(parent, DictConfig):
-        where = parent._get_full_key(None)
-        names = [str(key) for key in parent if key not in ("hydra", "_target_")]
-        full = f"{where}.{cause.key}" if where else str(cause.key)
-        for name in names:  # `task.degree` of the release before is `task.table.degree`
-            if isinstance(node := parent._get_node(name), DictConfig) and cause.key in node:
-                return f"{full}: there is no such setting. It is {where}.{name}.{cause.key}."
-        return f"{full}: there is no such setting. {suggest(str(cause.key), names)}"
-    return "\n".join(str(part) for part in (error, cause) if part is not None)
-
-
-def explain_yaml(error: YAMLError) -> str:
-    """File, line and problem, without the parser's context."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    place = f"{mark.name}, line {mark.line + 1}" if mark else "a leaf"
-    return f"{place}: this is no plain YAML: {problem or error}."
 
 
 @dataclass(frozen=True)

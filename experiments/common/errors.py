@@ -12,6 +12,13 @@ class DamagedError(BadInputError):
     """A file that is not what was written."""
 
 
+def explain_os(error: OSError) -> str:
+    """`FILE: No space left on device.`, as far as the system says so."""
+    if error.filename is None or error.strerror is None:
+        return str(error.strerror or error)
+    return f"{error.filename}: {error.strerror}."
+
+
 _MANY = 32
 
 

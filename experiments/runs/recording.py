@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.cli.compatibility import blame
 from experiments.cli.trust import needed
-from experiments.common.errors import BadInputError
+from experiments.common.errors import BadInputError, explain_os
 from experiments.common.files import write_json
 from experiments.storage.lock import BusyError
 from experiments.storage.result_file import RESULT
@@ -66,11 +66,16 @@ def stopping(folder: Path, stop: bool) -> Iterator[None]:
 def _write_failure(error: Exception, folder: Path, facts: dict[str, Any]) -> RunError:
     """Say in a sentence why the run failed, and write it down beside the trace."""
     refused = isinstance(error, BadInputError)
-    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    text = blame(text, facts)
+    text = blame(_sentence(error), facts)
     path = folder / RESULT
     if not (refused and path.exists()):  # a refusal to go on leaves the run as it is
         trace = "".join(traceback.format_exception(error))
         with contextlib.suppress(OSError):  # a full disk, a folder that cannot be written to
             write_json(path, facts | {"status": "failed", "error": text, "traceback": trace})
     return RunError(text)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return explain_os(error)
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

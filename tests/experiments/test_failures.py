@@ -42,7 +42,7 @@ def test_disk_that_takes_nothing_is_a_sentence(
     monkeypatch.setattr(files.os, "fsync", refuse)
     outcome = command(f"hydra.run.dir={tmp_path / 'run'}")
     assert outcome.status == 1
-    assert os.strerror(number) in outcome.err
+    assert f"state.npz: {os.strerror(number)}." in outcome.err
     assert "Traceback" not in outcome.err
     assert result(tmp_path / "run")["status"] == "failed"
 
@@ -54,6 +54,41 @@ def test_reader_that_goes_is_no_failure() -> None:
     assert done.returncode == 0
     assert done.stdout.startswith("Tune hyperparameters")
     assert not done.stderr
+
+
+LEAVE = """
+import sys
+from tests.experiments import tiny; tiny.install()
+from experiments.common.pipes import piped
+from experiments import run, report, predict
+sys.argv = sys.argv[1:]
+main = {'run': run, 'report': report, 'predict': predict}[sys.argv[0]].main
+sys.exit(main() if sys.argv[0] == 'run' else piped(main))
+"""
+
+
+def read_one_line(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Give a command a reader that goes before it has written a word."""
+    read, write = os.pipe()
+    os.close(read)
+    line = [sys.executable, "-c", LEAVE, *arguments]
+    try:
+        return subprocess.run(line, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(write)
+
+
+@pytest.mark.extended
+def test_commands_whose_reader_has_gone(command: Command, leaves: Path, tmp_path: Path) -> None:
+    """Rich ends the process with status 1 there; a run is interrupted and says nothing."""
+    folder = tmp_path / "run"
+    quick = ["--config-dir", str(leaves), "task=tiny", "compile_cache=null", "steps=2"]
+    done = read_one_line(["run", *quick, f"hydra.run.dir={folder}"])
+    assert (done.returncode, done.stderr) == (130, b"")
+    assert command(f"hydra.run.dir={folder}").status == 0
+    done = read_one_line(["report", str(folder), "--no-page"])
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (folder / "report.csv").is_file()
 
 
 def test_run_whose_reader_goes_can_be_resumed(

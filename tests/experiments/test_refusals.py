@@ -63,6 +63,25 @@ def test_sentence(command: Command, tmp_path: Path, argument: str, words: str) -
     assert "Error executing job" not in outcome.err
 
 
+ODD_LEAVES = {
+    "empty": (b"", "task: expected _target_, the name of what is to be made; it has none"),
+    "without a target": (b"n: 70\n", "task: expected _target_"),
+    "no UTF-8": (b"\xff\xfe_target_", "task/odd.yaml: this is no UTF-8"),
+    "broken": (b"_target_: tasks.tiny.tiny\n  n: [1\n", "odd.yaml, line 2: this is no plain YAML"),
+    "a list": (b"- a\n", "odd.yaml: expected names and values, got a list."),
+}
+
+
+@pytest.mark.parametrize("name", ODD_LEAVES)
+def test_leaf_that_is_none_is_named(command: Command, leaves: Path, name: str) -> None:
+    content, words = ODD_LEAVES[name]
+    (leaves / "task" / "odd.yaml").write_bytes(content)
+    outcome = command(quick=["task=odd", "compile_cache=null"])
+    assert outcome.status == 1
+    assert words in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
 def test_all_mistakes_are_said_at_once(command: Command) -> None:
     outcome = command("solver.step_size=abc", "steps=1.5", "estimator.average=x", "seed=true")
     for name in ("solver.step_size", "steps", "seed"):

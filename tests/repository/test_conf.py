@@ -15,7 +15,7 @@ import bilevel as bl
 import bilevel.estimators
 import bilevel.single_loop
 import bilevel.solvers
-from experiments.cli import hydra_compat
+from experiments.cli import explanations, hydra_compat
 from experiments.cli.allowed import allowed
 from experiments.cli.settings import check, defaults
 from experiments.cli.targets import instantiate
@@ -163,7 +163,7 @@ def test_a_setting_that_has_moved_into_a_node_is_refused_with_its_place() -> Non
     assert composed("task.table.degree=1")["task"]["table"]["degree"] == 1
     with pytest.raises(HydraException) as caught:
         composed("task.degree=1")
-    assert hydra_compat.explain(caught.value).endswith("It is task.table.degree.")
+    assert explanations.explain(caught.value).endswith("It is task.table.degree.")
 
 
 def test_folders_are_named_without_what_needs_quoting() -> None:
