@@ -16,7 +16,7 @@ from experiments.runs import plots, results, summary
 from experiments.runs.job import Job, Run
 from experiments.runs.workers import about
 from experiments.storage import checkpoint
-from experiments.storage.result_file import FINISHED, MODEL, RESULT, read_result
+from experiments.storage.result_file import FINISHED, MODEL, RESULT, is_about_run, read_result
 from experiments.storage.resume import refuse_other
 from tasks.models import save_model
 
@@ -78,6 +78,8 @@ def _begin(job: Job, folder: Path, console: Console) -> Run:
         return Run()
     try:
         saved = checkpoint.load(path)
+        if not is_about_run(saved.about) or "value" not in saved.history:
+            raise DamagedError(f"{path}: this checkpoint is damaged (it is that of no run).")
     except DamagedError as error:
         set_aside(path, str(error))
         return Run()  # from the first step: the same numbers again

@@ -58,25 +58,30 @@ def load(path: Path) -> Checkpoint:
     try:
         members = read_arrays(path, compressed=False)
         manifest = json.loads(members["manifest"].tobytes())
-        version = manifest["format"]
-        stored = [members[str(number)] for number in range(len(manifest["arrays"]))]
+        version, entries = manifest["format"], manifest["arrays"]
+        stored = [members[str(number)] for number in range(len(entries))]
+        arrays = {
+            str(entry["name"]): _typed(array, entry["dtype"])
+            for entry, array in zip(entries, stored, strict=True)
+        }
+        about, digest = manifest["about"], manifest.pop("digest")
+        whole = _describe(arrays) == entries and digest == _digest(manifest, arrays)
     except Exception as error:  # a changed byte may raise anything, in zipfile or in numpy
         raise _damaged(path, str(error)) from error
     if version != FORMAT:
         raise BadInputError(f"{path}: has format {version}, this version reads format {FORMAT}.")
-    entries = manifest["arrays"]
-    arrays = {
-        entry["name"]: array.view(jnp.dtype(entry["dtype"])) if array.dtype.kind == "V" else array
-        for entry, array in zip(entries, stored, strict=True)
-    }  # numpy stores dtypes that it does not know (bfloat16) as raw bytes
-    digest = manifest.pop("digest", None)
-    if _describe(arrays) != entries or digest != _digest(manifest, arrays):
+    if not whole:
         raise _damaged(path, "its digest does not match its content")
     return Checkpoint(
         {n.removeprefix("state"): a for n, a in arrays.items() if n.startswith("state")},
         {n.removeprefix("history/"): a for n, a in arrays.items() if n.startswith("history/")},
-        manifest["about"],
+        about,
     )
+
+
+def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Give raw bytes their dtype: numpy stores those that it does not know (bfloat16) as such."""
+    return array.view(jnp.dtype(dtype)) if array.dtype.kind == "V" else array
 
 
 def restore(checkpoint: Checkpoint, like: Any) -> Any:

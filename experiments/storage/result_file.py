@@ -12,6 +12,7 @@ RESULT = "result.json"
 MODEL = "model"  # the folder of what a run predicts with
 FINISHED = ("completed", "unreliable")  # with all their steps, and numbers to compare
 ENDED_AS = (*FINISHED, "diverged")
+LARGEST = 2**26  # bytes; a result with a number for each of a million columns has half of it
 _NEEDED = ("status", "choices", "overrides")
 _NEEDED_AT_THE_END = (
     *("settings", "task", "seed", "steps", "test_metrics", "counts", "seconds", "compile_seconds"),
@@ -83,6 +84,22 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
+_ABOUT: dict[str, Callable[[Any], bool]] = {
+    "settings": _NODE,
+    "seconds": _number,
+    "compile_seconds": _number,
+    "checks": _list_of(lambda check: isinstance(check, dict) and _count(check.get("step"))),
+    "message": _or_null(_text),
+}
+
+
+def is_about_run(about: Any) -> bool:
+    """Whether this is what the checkpoint of a single run says of it, field by field."""
+    fields = about.items() if isinstance(about, dict) else ()
+    known = {name: value for name, value in fields if name in _ABOUT}
+    return len(known) == len(_ABOUT) and all(_ABOUT[name](known[name]) for name in known)
+
+
 def read_result(path: Path) -> dict[str, Any]:
     """What a `result.json` holds; in its texts, what a terminal would obey is replaced.
 
@@ -92,7 +109,13 @@ def read_result(path: Path) -> dict[str, Any]:
     BadInputError : it cannot be read.
     """
     try:
+        if not path.is_file():  # a pipe or a device may hold more than there is memory
+            raise DamagedError(f"{path}: this is no file.")
+        if (size := path.stat().st_size) > LARGEST:
+            raise DamagedError(f"{path}: this is no result of a run, {size / 2**20:.0f} MiB large.")
         result = cleaned(json.loads(path.read_text(encoding="utf-8")))
+    except DamagedError:
+        raise
     except (ValueError, RecursionError) as error:  # of the text's encoding too; nested too deep
         raise DamagedError(f"{path}: this is no JSON ({error}).") from error
     except OSError as error:

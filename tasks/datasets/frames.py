@@ -68,10 +68,18 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _read_excel(path: Path) -> pd.DataFrame:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > memory() // 8:
+            raise ValueError(f"unpacked it has {size / 2**30:.1f} GiB.")
     try:
         return pd.read_excel(path)
     except ImportError as error:
-        raise ValueError(f"{error} Or save the sheet as .csv.") from error
+        raise ValueError(
+            "pip install -e '.[excel]' for .xlsx (xlrd for .xls), or save the sheet as .csv "
+            f"({error})"
+        ) from error
 
 
 def _unpack(path: Path) -> bytes:

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,32 @@ def test_one_table_in_any_encoding(tmp_path: Path, encoding: str) -> None:
 def test_parquet_is_read(tmp_path: Path) -> None:
     FRAME.to_parquet(tmp_path / "t.parquet")
     pd.testing.assert_frame_equal(read_frame(tmp_path / "t.parquet")[0], FRAME)
+
+
+def test_excel_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openpyxl", reason="pip install -e '.[excel]'")
+    days = pd.to_datetime(["2024-01-31", "2024-02-01", None])
+    frame = FRAME.assign(day=days, member=[True, False, True], gap=[1.0, np.nan, 3.0])
+    path = tmp_path / "t.xlsx"
+    frame.to_excel(path, index=False)
+    found: Any = read_frame(path)[0]
+    pd.testing.assert_frame_equal(found, frame, check_dtype=False)
+    columns = [recognise(found[name], "t.xlsx", str) for name in ("day", "member", "b")]
+    kinds = [column.kind for column in columns if isinstance(column, Column)]
+    assert kinds == ["date", "boolean", "category"]
+    monkeypatch.setattr(frames, "memory", lambda: 8 * 1024)
+    with pytest.raises(ValueError, match=r"cannot be read as a xlsx table: unpacked it has"):
+        read_frame(path)
+
+
+def test_without_openpyxl_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "t.xlsx", "w") as archive:
+        archive.writestr("xl/workbook.xml", "<workbook/>")
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[excel\]'.*or save the sheet as"):
+        read_frame(tmp_path / "t.xlsx")
 
 
 def test_quoted_delimiters_count_for_nothing(tmp_path: Path) -> None:
