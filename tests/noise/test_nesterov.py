@@ -48,6 +48,22 @@ def test_covariance_solves_the_dense_problem_up_to_the_limit(mu, matrix):
 
 
 @pytest.mark.parametrize("mu", MOMENTA)
+@pytest.mark.parametrize("matrix", [False, True])
+def test_loss_floor_is_that_of_the_dense_problem(mu, matrix):
+    K, C = q.pair(seed=9)
+    shape = q.hessian(np.random.default_rng(2), (0.4, 1.0, 3.0)) if matrix else np.eye(3)
+    for fraction in (0.02, 0.7):
+        rate = fraction * float(steady_state.step_limit(K, mu, shape, nesterov=True)) * shape
+        floor = steady_state.loss_floor(K, C, jnp.asarray(rate), mu, nesterov=True)
+        expected = np.trace(K @ dense(K, C, rate, mu)[:3, :3]) / 2
+        np.testing.assert_allclose(floor, expected, rtol=1e-8)
+    if mu:  # at 0.7 of its limit the heavy ball has another
+        assert abs(steady_state.loss_floor(K, C, jnp.asarray(rate), mu) / expected - 1) > 0.1
+    with pytest.raises(ValueError, match="no stationary state"):
+        steady_state.loss_floor(K, C, jnp.asarray(2 * rate), mu, nesterov=True)
+
+
+@pytest.mark.parametrize("mu", MOMENTA)
 def test_limit_is_where_the_spectral_radius_reaches_one(mu):
     K, C = q.pair(seed=6)
     limit = float(steady_state.step_limit(K, mu, nesterov=True))

@@ -159,12 +159,17 @@ def residual(
 
 
 def loss_floor(
-    hessian: ArrayLike, noise: ArrayLike, rate: float | Array, momentum: float | Array = 0.0
+    hessian: ArrayLike,
+    noise: ArrayLike,
+    rate: float | Array,
+    momentum: float | Array = 0.0,
+    nesterov: bool = False,
 ) -> Array:
     """Return the excess training loss ``Tr[K S] / 2`` of the stationary state; ``()``.
 
-    For a scalar rate it equals ``rate / (4 (1-mu)) Tr[(I - rate K / (2 (1+mu)))^-1 C]``, whether
-    or not ``K`` and ``C`` commute. Arguments and refusals as for :func:`covariance`.
+    For a scalar rate and the heavy ball it equals ``rate / (4 (1-mu)) Tr[(I - rate K / (2
+    (1+mu)))^-1 C]``, whether or not ``K`` and ``C`` commute. Arguments and refusals as for
+    :func:`covariance`.
 
     Examples
     --------
@@ -176,7 +181,8 @@ def loss_floor(
     >>> [round(float(x), 4) for x in noise.steady_state.floor_bracket(2.0, 1.0, 0.1)]
     [0.05, 0.0526]
     """
-    return jnp.trace(jnp.asarray(hessian) @ covariance(hessian, noise, rate, momentum)) / 2
+    S = covariance(hessian, noise, rate, momentum, nesterov)
+    return jnp.trace(jnp.asarray(hessian) @ S) / 2
 
 
 def floor_bracket(
