@@ -1,6 +1,7 @@
 """What bl.plan costs, against the runs that would measure the same errors, and whether it is right.
 
-On twenty problems. python -m benchmarks.planner, or with momentum: --momentum 0.8
+On twenty problems. python -m benchmarks.planner, or with momentum: --momentum 0.8, over shuffled
+epochs: --sampling epoch
 """
 
 import argparse
@@ -13,9 +14,9 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel as bl
 from benchmarks.planner_cases import all_cases
+from bilevel.planning.plan import choose_sizes
 
-SIZES = (1, 4, 16, 64)
-
+LARGEST = 64  # batch size
 
 MARGINS = {True: 0.25, False: 0.5}  # a promise is kept within these: quadratic or not
 
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.3, 0.1])
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--momentum", type=float, default=None)
+    parser.add_argument("--sampling", default="iid")
     args = parser.parse_args()
     print(
         "| problem (n, m, p) | asked | promised | measured | steps | plan, s | again, s "
@@ -69,7 +71,9 @@ def main() -> None:
     kept = []
     for name, (quadratic, parts) in all_cases().items():
         m = len(parts[3].inner[1])
-        settings = {"batch_sizes": [size for size in SIZES if size < m], "momentum": args.momentum}
+        sizes = choose_sizes(m, whole=args.sampling == "epoch")
+        settings = {"momentum": args.momentum, "sampling": args.sampling}
+        settings["batch_sizes"] = [size for size in sizes if size <= LARGEST]
         plan, spent = clock(lambda parts=parts, settings=settings: bl.plan(*parts, **settings))
         n, p = np.size(ravel_pytree(parts[2])[0]), np.size(ravel_pytree(parts[1])[0])
         for tolerance in args.tolerances:

@@ -6,9 +6,11 @@ from bilevel.noise import FlatProblem, prediction
 from bilevel.planning.analysis import Analysis
 from bilevel.planning.limits import find_step_limit
 from bilevel.planning.measure import measure_implicit, measure_problem
+from bilevel.planning.orders import Gradients, choose_orders, follow_orders
 from bilevel.planning.predict import Run
 from bilevel.planning.reduced import Reduced
 from bilevel.planning.scheme import Scheme
+from bilevel.planning.shuffled_run import ShuffledRun
 from bilevel.planning.stationary import Noise, StepResponse
 
 
@@ -35,10 +37,19 @@ def analyse_densely(
     implicit = measure_implicit(flat, local) if compare else local
     reduced = Reduced(local, examples) if compare and quadratic else None
 
-    def predict(step_size: float, batch_size: int | None, reads: str) -> Run:
-        read = implicit if reads == "implicit" else local
+    gradients, orders = Gradients(examples), {}
+    if scheme.shuffles:
+        slots = len(scheme.step_matrices(1.0)[1])
+        orders = {size: choose_orders(gradients, slots, size) for size in factors if size}
+
+    def predict(step_size: float, batch_size: int | None, reads: str) -> Run | ShuffledRun:
+        read, cross = implicit if reads == "implicit" else local, reads == "cross"
         response = StepResponse(scheme, local.h, step_size)
-        return Run(read, noise, response, factors[batch_size], cross=reads == "cross")
+        run = Run(read, noise, response, factors[batch_size], cross=cross)
+        if batch_size is None or batch_size not in orders:
+            return run
+        rule = scheme.step_matrices(step_size)
+        return ShuffledRun(run, follow_orders(gradients, rule, batch_size, orders[batch_size]))
 
     parts = np.linalg.norm(local.derivative) * np.linalg.norm(local.gradient)
     parts += np.linalg.norm(local.slope) * np.linalg.norm(local.solution)

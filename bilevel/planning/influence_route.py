@@ -102,7 +102,8 @@ def analyse_by_influence(
 class Bound:
     """The errors of all runs at one step size and batch size, from above."""
 
-    earliest = 0
+    earliest, period = 0, 1
+    doubt = noise_doubt = 0.0
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from bilevel.planning import dense_route, influence_route
 from bilevel.planning.compare import compare_estimators
 from bilevel.planning.planner import Planner
 from bilevel.planning.refusals import (
-    require_no_momentum,
+    require_exact_moments,
     require_plan_tolerance,
     require_slope,
 )
@@ -72,7 +72,9 @@ def plan(
     max_steps : of one run.
     budget : gradients of single examples, a tangent of one example counted as two.
     momentum, nesterov : of the solver, as for :class:`bilevel.SGD`; by exact moments only.
-    sampling : of minibatches, ``"iid"`` or ``"without_replacement"``.
+    sampling : of minibatches, ``"iid"``, ``"without_replacement"``, or ``"epoch"`` for shuffled
+        epochs: of sizes that divide the number of examples, on averages of whole epochs, from the
+        moments of all orders of up to six examples, else of some hundred random ones.
     route : ``"dense"``, exact moments, up to some dozens of params; ``"influence"``, cautious, no
         matrix, or one of up to 1024 params off quadratic losses; by default what fits.
     seed : of the vectors that the influence route starts Lanczos from.
@@ -107,8 +109,10 @@ def plan(
     scheme = Scheme(momentum, nesterov, sampling)
     count = count_examples(data.inner)
     if batch_sizes is None:
-        batch_sizes = (*(size for size in _BATCHES if size < count), None)
-    factors = {size: batch_factor(count, size, sampling) for size in batch_sizes}
+        batch_sizes = (*choose_sizes(count, whole=scheme.shuffles), None)
+    # Where batches walk through epochs, limits are those of as many different examples each.
+    drawn = "without_replacement" if scheme.shuffles else sampling
+    factors = {size: batch_factor(count, size, drawn) for size in batch_sizes}
     # In float64 whatever the precision: errors of 1e-3 are differences of larger numbers.
     with jax.enable_x64(True):
         hyper64, params64, data64 = as_float64(hyper), as_float64(params), as_float64(data)
@@ -121,7 +125,7 @@ def plan(
             measured = dense_route.analyse_densely(flat, factors, scheme, compare=compare)
         else:
             _require_no_comparison(compare, len(flat.x), count, len(flat.theta))
-            require_no_momentum(momentum, len(flat.x), count, len(flat.theta))
+            require_exact_moments(scheme.describe(), len(flat.x), count, len(flat.theta))
             measured = influence_route.analyse_by_influence(flat, factors, seed)
         solution = flat.to_params(jnp.asarray(measured.solution))
     require_slope(measured.exact, measured.parts)
@@ -138,6 +142,14 @@ def plan(
     )
     comparison = compare_estimators(planner) if compare else None
     return replace(planner.plan(tolerance), comparison=comparison)
+
+
+def choose_sizes(count: int, *, whole: bool) -> tuple[int, ...]:
+    """Return batch sizes to choose from; if ``whole``, the nearest below that divide ``count``."""
+    sizes = [size for size in _BATCHES if size < count]
+    if whole:
+        sizes = [max(k for k in range(1, size + 1) if count % k == 0) for size in sizes]
+    return tuple(dict.fromkeys(sizes))
 
 
 def _require_settings(

@@ -18,6 +18,9 @@ from bilevel.planning.stationary import JointBlocks, Noise, StepResponse
 class Run:
     """All runs at one step size and batch size: what does not depend on the lengths, once."""
 
+    period = 1  # steps of which windows are multiples
+    doubt = noise_doubt = 0.0  # exact moments
+
     def __init__(
         self,
         local: Local,
@@ -32,12 +35,17 @@ class Run:
         self.earliest = int(np.ceil(local.delay / response.pace))
         self.maps, self.powers = response.maps, Powers(response.maps, response.beside)
         self.moments = noise.moments(response, factor)
-        xx, xd, _ = read = self.moments.read
+        read = self.moments.read
         self.nonlinearity = measure_nonlinearity(local, read)
-        self._shift = -np.sum(local.shift * xx, (1, 2)) / 2 - np.sum(local.cubic * xd, (1, 2))
+        self._shift = self.shift_mean(read)
         # Second moments forget the start more slowly than the mean does: by this factor per step.
         self.lag = measure_lag(response, factor * noise.curvature_variance)
         self.lagging = Powers(self.lag * response.maps, self.lag * response.beside)
+
+    def shift_mean(self, moments: JointBlocks) -> np.ndarray:
+        """Return what ``moments`` of iterates add to the mean off quadratic losses, ``[p]``."""
+        local, (xx, xd, _) = self.local, moments
+        return -np.sum(local.shift * xx, (1, 2)) / 2 - np.sum(local.cubic * xd, (1, 2))
 
     def average(self, window: int) -> JointBlocks:
         """Return ``V``, the covariance of the mean of ``window`` stationary iterates."""

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from bilevel.planning.analysis import Analysis
 from bilevel.planning.report import Split
 from bilevel.planning.search import Candidate, Predictor
@@ -48,7 +50,9 @@ def explain_plan(
     """Return one sentence or two for every number of the plan."""
     forget = (1 - planner.mu) / (best.step_size * planner.problem.curvature[0])
     lines = [_step(planner, best, forget)]
-    if run.noisy:
+    if run.period > 1:
+        lines += [_noise_over_epochs(best, split, run), _mean_over_epochs(planner, split, run)]
+    elif run.noisy:
         if planner.problem.route == "dense":
             lines += [_noise(best, split), _mean(split, run)]
         else:
@@ -89,6 +93,26 @@ def _noise(best: Candidate, split: Split) -> str:
     return text + (
         f"the mean of the last {best.window} iterates brings it to {split.noise:.2g}: {_ROOT}."
     )
+
+
+def _noise_over_epochs(best: Candidate, split: Split, run: Predictor) -> str:
+    sure = f"known to {run.noise_doubt:.1g} of itself, as only some orders of the examples were "
+    exact = "exact, as all orders of the examples were "
+    return (
+        f"At the end of an epoch of {run.period} steps a hypergradient has noise of "
+        f"{split.iterate:.2g} of its size, at the mean of whole epochs (here "
+        f"{best.window // run.period}) {split.noise:.2g}, "
+        f"{sure if run.noise_doubt else exact}followed."
+    )
+
+
+def _mean_over_epochs(planner: Asked, split: Split, run: Predictor) -> str:
+    doubt = np.linalg.norm(run.doubt) / np.linalg.norm(planner.problem.exact)
+    text = (
+        f"At stationarity the mean is off by {split.bias:.2g} +- {doubt:.1g}: within an "
+        "epoch the examples to come depend on those that were, which no averaging removes."
+    )
+    return text + (" The inner loss, not quadratic, adds to it." if run.nonlinearity > 1e-6 else "")
 
 
 def _mean(split: Split, run: Predictor) -> str:

@@ -54,13 +54,23 @@ def require_small_curved(quadratic: bool, most: int, n: int, m: int, p: int) -> 
         )
 
 
-def require_no_momentum(momentum: float | None, n: int, m: int, p: int) -> None:
-    """Validate the method of the route without exact moments."""
-    if momentum is not None:
+def require_exact_moments(settings: str, n: int, m: int, p: int) -> None:
+    """Validate the method of the route without exact moments; ``settings`` begin with a comma."""
+    if "momentum" in settings or "epoch" in settings:
         raise ValueError(
-            f"bl.plan: momentum={momentum:g} needs exact moments (route='dense'), for which {n} "
-            f"params, {m} inner examples and {p} hyperparameters are too many. Plan without "
-            "momentum, or on a part of the data."
+            f"bl.plan: {settings[2:]} needs exact moments (route='dense'), for which {n} params, "
+            f"{m} inner examples and {p} hyperparameters are too many. Plan without, or on a part "
+            "of the data."
+        )
+
+
+def require_followed(orders: int, fewest: int, size: int, batches: int) -> None:
+    """Validate that enough orders of the examples can be followed for moments over epochs."""
+    if orders < fewest:
+        raise ValueError(
+            f"bl.plan: sampling='epoch' follows {fewest} or more orders of the examples, which for "
+            f"{size} numbers (params, twice with momentum) and epochs of {batches} steps takes too "
+            "long. Leave out the smallest of batch_sizes, or plan on a part of the data."
         )
 
 

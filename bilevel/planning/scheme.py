@@ -29,6 +29,11 @@ class Scheme:
         """Return the momentum as a number."""
         return self.momentum or 0.0
 
+    @property
+    def shuffles(self) -> bool:
+        """Return whether batches walk through shuffled epochs."""
+        return self.sampling == "epoch"
+
     def make_solver(self, step_size: float, batch_size: int | None) -> SGD:
         """Return it with a step size and a batch size."""
         return SGD(step_size, batch_size, self.momentum, self.nesterov, self.sampling)

@@ -9,6 +9,7 @@ import numpy as np
 
 _TOO_LONG, _DOUBLINGS = "needs more than max_steps steps", 11
 MOST_PRODUCTS = 0.5  # of the variance: theory knows them as if the noise were normal
+MOST_DOUBT = 0.2  # standard error of the bias, of what is asked for
 TANGENT = 2.0  # a tangent of one example costs as much as two of its gradients
 
 
@@ -87,9 +88,16 @@ class Predictor(Protocol):
 
     earliest: int  # the first step at which the derivative may begin
     noisy: bool
+    period: int  # averages are of whole epochs of so many steps, which end with the run
+    noise_doubt: float  # relative standard error of the noise, known from some orders only
     nonlinearity: (
         float  # distance of the stationary mean from the solution, over the spread around it
     )
+
+    @property
+    def doubt(self) -> np.ndarray | float:
+        """Return the standard error of the bias, where it is known from some orders only."""
+        ...
 
     def stationary_error(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """Return bias and variance of the average of ``window`` iterates."""
@@ -143,14 +151,16 @@ def _fitted(
     def refused(why: str) -> Candidate:
         return replace(empty, replicas=replicas, verdict=why)
 
-    longest = demand.window or demand.max_steps
+    if np.linalg.norm(run.doubt) > MOST_DOUBT * target:
+        return refused("moments over epochs grow, or their mean is not known from some orders")
+    longest, unit = demand.window or demand.max_steps, demand.window or run.period
     if run.noisy and np.linalg.norm(run.stationary_error(longest)[0]) + share > target:
         return refused("the stationary mean is off by more than the tolerance")
-    shortest = demand.window or 1
-    window = _first(lambda n: not noisy(n), shortest, longest) if run.noisy else shortest
-    if window is None:
+    most = max(longest // unit, 1)
+    epochs = _first(lambda k: not noisy(k * unit), 1, most) if run.noisy else 1
+    if epochs is None:
         return refused(_TOO_LONG if demand.window is None else _noisy(run, demand.window))
-    window = _round(window)
+    window = _round(epochs) * unit
     best = refused(_TOO_LONG)
 
     def late(start: int, wait: int) -> bool:
@@ -165,9 +175,9 @@ def _fitted(
         start = _first(lambda k, wait=wait: late(k, wait), run.earliest, demand.max_steps)
         if start is None:
             continue
-        candidate = replace(
-            empty, start=_round(start), wait=wait, window=window, replicas=replicas, verdict=""
-        )
+        start = _round(start)
+        lengths = {"start": start, "wait": wait + -(start + wait + window) % run.period}
+        candidate = replace(empty, **lengths, window=window, replicas=replicas, verdict="")
         candidate = replace(candidate, cost=cost(candidate, demand, batch))
         if candidate.steps <= demand.max_steps and candidate.cost < best.cost:
             best = candidate

@@ -207,8 +207,6 @@ def test_report_says_what_and_why(ridge):
 def test_refusals_without_a_measurement():
     with pytest.raises(ValueError, match="tolerance must lie between 0 and 1, got 1"):
         planned(RIDGE, tolerance=1)
-    with pytest.raises(ValueError, match="depend on one another"):
-        planned(RIDGE, sampling="epoch")
     started = bl.Problem(RIDGE.problem.inner, RIDGE.problem.outer, start=lambda h, w: w)
     with pytest.raises(ValueError, match=r"bl.plan solves the inner problem completely"):
         planned(replace(RIDGE, problem=started))

@@ -97,6 +97,7 @@ def _conclude(rows: Any, sizes: Sizes) -> tuple[list[str], list[Check]]:
             )
             + "."
         )
+    findings.append(many.summarise_evidence(rows, sizes.seeds))
     for name in sizes.data_sets:
         row, exact = at("feature", name, sketch), at("feature", name, "implicit")
         theory = ((row["p"] - 1) / sizes.sketch) ** 0.5
