@@ -96,7 +96,7 @@ def follow_orders(
     gradients: Gradients, rule: tuple[np.ndarray, np.ndarray], batch_size: int, orders: np.ndarray
 ) -> Epoch:
     """Return the maps of an epoch in each of the ``orders``, with ``rule`` T and L."""
-    step = partial(move, rule)
+    step = partial(move_slots, rule)
     values, (H, T) = gradients.values, gradients.means
     (count, m), (_, n, both) = orders.shape, values.shape
     size, batches = n * len(rule[1]), m // batch_size
@@ -128,7 +128,7 @@ def known_parts(
     gradients: Gradients, rule: tuple[np.ndarray, np.ndarray], batch_size: int, batches: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean of ``b`` over all orders at the end, and over the steps; ``[N, 1 + p]``."""
-    step = partial(move, rule)
+    step = partial(move_slots, rule)
     (H, T), values = gradients.means, gradients.values
     (m, n, both), size = values.shape, len(rule[1]) * values.shape[1]
     H_i, T_i = gradients.curvature - H, gradients.coupling - T
@@ -144,7 +144,9 @@ def known_parts(
     return now[..., 0], total[..., 0] / batches
 
 
-def move(rule: tuple[np.ndarray, np.ndarray], z: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+def move_slots(
+    rule: tuple[np.ndarray, np.ndarray], z: np.ndarray, gradient: np.ndarray
+) -> np.ndarray:
     """Return ``T z - L gradient``, slots and coordinates of z along its third axis from the end."""
     transition, gain = rule
     slots = z.reshape(*z.shape[:-3], len(gain), gradient.shape[-3], *z.shape[-2:])

@@ -30,8 +30,8 @@ class ShuffledRun:
         """``run`` has independent batches; it forgets the start as soon, and has the problem."""
         self.local, self.cross, self.earliest = run.local, run.cross, run.earliest
         self.transient, self.left, self.period = run.transient, run.left, epoch.steps
-        F, f, rest, fixed = unfold(epoch.end)
-        G, g, others, shifted = unfold(epoch.mean)
+        F, f, rest, fixed = unfold_maps(epoch.end)
+        G, g, others, shifted = unfold_maps(epoch.mean)
         self.end, self.whole = np.mean(F, 1), np.mean(G, 1)
         eye = np.eye(F.shape[-1])
         self._free = np.linalg.inv(eye - self.end)
@@ -113,7 +113,7 @@ class ShuffledRun:
         return float(np.sum(products) / max(np.sum(variance + products), 1e-300))
 
 
-def unfold(found: Followed) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def unfold_maps(found: Followed) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return ``F [p, K, 2 N, 2 N]`` and ``f, rest [p, K, 2 N]``, ``known``: iterate and ``E_j``."""
     size, maps = len(found.known), found.maps.transpose(2, 0, 1, 3)  # [1 + p, K, N, N + 1]
     own, beside = maps[0, ..., :size], maps[1:, ..., :size]
