@@ -108,10 +108,13 @@ def logistic(
     fit = partial(_fit, design, model)
     # The loss curves at most 1/4 along a row and 1 for the intercept, for many classes 1/2.
     bound = 0.25 if loss is two_classes else 0.5
+    task, data = problem(model, design.folds), bl.Data(inner=_cast(inner), outer=_cast(held))
+    held_out = (task, data) if design.folds is None else None
+    names = shrinkage.strengths.names
     return Task(
         name=f"logistic {chosen.data}",
-        problem=problem(model, design.folds),
-        data=bl.Data(inner=_cast(inner), outer=_cast(held)),
+        problem=task,
+        data=data,
         hyper=hyper,
         params=_zeros(design, design.folds),
         metrics=lambda hyper, _: _score(fit(hyper)(design.test[0]), design),
@@ -121,8 +124,8 @@ def logistic(
         second=None if aside is None else _cast(aside),
         notes=design.notes()
         | stability(_with_intercept(inner), start, bound)
-        | {"classes": list(design.table.classes), "penalties": list(shrinkage.strengths.names)},
-        picture=partial(penalties, shrinkage.strengths.names, start, partial(_losses, design)),
+        | {"classes": list(design.table.classes), "penalties": list(names)},
+        picture=partial(penalties, names, start, partial(_losses, design), held_out),
         model=lambda hyper, _: make_model(design, fit(hyper)),
     )
 
@@ -194,7 +197,8 @@ def _losses(design: Design, hypers: np.ndarray) -> np.ndarray:
     losses = np.empty((len(hypers), train.shape[1]))
     for f, used in enumerate(train.T):
         for k, hyper in enumerate(hypers):
-            model = LogisticRegression(C=1 / (np.exp(hyper) * used.sum()), max_iter=1000)
+            strength = np.exp(hyper) * used.sum()
+            model = LogisticRegression(C=1 / strength, max_iter=5000, tol=1e-6)
             scores = model.fit(X[used, f], y[used, f]).decision_function(X[~used, f])
             losses[k, f] = _log_loss(scores, y[~used, f])
     return losses

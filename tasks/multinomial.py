@@ -185,7 +185,7 @@ def multinomial(
             "penalties": names,
             "remarks": list(table.notes),
         },
-        picture=partial(penalties, names, start, None) if names else None,
+        picture=partial(penalties, names, start, None, None) if names else None,
     )
 
 

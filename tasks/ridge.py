@@ -94,10 +94,12 @@ def ridge(
     levels = Moments.from_rows(*inner), Moments.from_rows(*held)
     # Each fold weighs its rows: the step sizes that are stable follow from the weighted rows.
     weighted = inner[0] if len(inner) == 2 else inner[0] * np.sqrt(inner[2])[..., None]
+    task, data = problem(model, design.folds), bl.Data(inner=cast(inner), outer=cast(held))
+    held_out = (task, data) if design.folds is None else None
     return Task(
         name=f"ridge {chosen.data}",
-        problem=problem(model, design.folds),
-        data=bl.Data(inner=cast(inner), outer=cast(held)),
+        problem=task,
+        data=data,
         hyper=hyper,
         params=jnp.zeros(inner[0].shape[1:], dtype),
         metrics=lambda hyper, _: _refit(design, strengths, hyper),
@@ -106,7 +108,7 @@ def ridge(
         exact=partial(in_float64(partial(_exact, strengths)), levels),
         second=None if aside is None else cast(aside),
         notes=design.notes() | stability(weighted, start) | {"penalties": list(strengths.names)},
-        picture=partial(penalties, strengths.names, start, partial(_losses, levels)),
+        picture=partial(penalties, strengths.names, start, partial(_losses, levels), held_out),
         model=lambda hyper, _: make_model(design, _fit(design, strengths, hyper)),
     )
 

@@ -10,6 +10,7 @@ from experiments.common.files import write_whole
 from experiments.runs.trajectory import COLUMN, QUANTILES
 
 _LABELLED = 12  # lines that are named one by one
+_LINE = 0.065  # of the height of a panel, which a name needs
 EVIDENCE = ("inner_residual", "linear_residual", "derivative_residual", "relative_error")
 
 
@@ -69,18 +70,36 @@ def _hyper(axes: Any, steps: np.ndarray, rows: np.ndarray, labels: list[str]) ->
     few = len(labels) <= _LABELLED
     axes.margins(x=0.12 if few else 0.05)  # room for the names
     axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
-    for label, column in zip(labels, rows.T, strict=True):
-        (line,) = axes.plot(steps, column, linewidth=1.5 if few else 0.8)
-        if few and label:
-            axes.annotate(
-                label,
-                (steps[-1], column[-1]),
-                color=line.get_color(),
-                fontsize=8,
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-            )
+    lines = [axes.plot(steps, column, linewidth=1.5 if few else 0.8)[0] for column in rows.T]
+    if not few:
+        return
+    low, high = axes.get_ylim()
+    places = spread((rows[-1] - low) / (high - low), _LINE)
+    for label, line, place in zip(labels, lines, places, strict=True):
+        axes.annotate(
+            label,
+            (steps[-1], place),
+            xycoords=axes.get_xaxis_transform(),
+            color=line.get_color(),
+            fontsize=8,
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+        )
+
+
+def spread(places: np.ndarray, gap: float) -> np.ndarray:
+    """Move places between 0 and 1 apart by at least ``gap``, as little as need be, in their order.
+
+    What has no place, for it is not finite, gets one as if it were 0.
+    """
+    places = np.where(np.isfinite(places), places, 0.0)
+    order = np.argsort(places, kind="stable")
+    steps = gap * np.arange(len(places))
+    moved = np.maximum.accumulate(np.clip(places[order], gap / 2, 1) - steps)
+    found = np.empty(len(places))
+    found[order] = np.minimum(moved, 1 - gap / 2 - gap * (len(places) - 1)) + steps
+    return found
 
 
 def _log(axes: Any, numbers: np.ndarray) -> None:
