@@ -46,16 +46,19 @@ from bilevel.estimators import (
 )
 from bilevel.linear import (
     CG,
+    EKFAC,
     GMRES,
     MINRES,
     BiCGSTAB,
     Dense,
+    Diagonal,
     FixedPoint,
     GaussNewton,
     Neumann,
     Nystrom,
     OutputLoss,
     SGDLinear,
+    SolverPairs,
 )
 from bilevel.planning.plan import plan
 from bilevel.planning.report import Plan
@@ -99,6 +102,7 @@ from bilevel.utils import widen_thread_pool as _widen_thread_pool
 
 __all__ = [
     "CG",
+    "EKFAC",
     "FISTA",
     "GMRES",
     "LBFGS",
@@ -124,6 +128,7 @@ __all__ = [
     "Data",
     "Decay",
     "Dense",
+    "Diagonal",
     "Direct",
     "Divergence",
     "DivergenceWarning",
@@ -166,6 +171,7 @@ __all__ = [
     "SGDLinear",
     "Sampled",
     "SingleLoop",
+    "SolverPairs",
     "SparseRows",
     "Stream",
     "attribute",

@@ -182,11 +182,16 @@ def _hessian(loss: Loss, hyper: Hyper, params: Params, data: DataTree) -> tuple[
         return jax.jvp(slopes(batch), (params,), (v,))[1]
 
     def gauss_newton(split: OutputLoss) -> Operator:
-        return _hessian(split.linearised(params), hyper, params, data)[1]
+        operator = _hessian(split.linearised(params), hyper, params, data)[1]
+        return replace(operator, factors=partial(split.sample_curvature, params, hyper, data))
 
     gradient, product = jax.linearize(slopes(data), params)
     split = partial(gauss_newton, loss) if isinstance(loss, OutputLoss) else None
-    return gradient, Operator(product, minibatch=minibatch, gauss_newton=split)
+    factors = None
+    if isinstance(loss, OutputLoss):
+        factors = partial(loss.sample_curvature, params, hyper, data)
+    operator = Operator(product, minibatch=minibatch, gauss_newton=split, factors=factors)
+    return gradient, operator
 
 
 def _restrict(

@@ -11,6 +11,7 @@ from bilevel.linear.base import (
 from bilevel.linear.bicgstab import BiCGSTAB
 from bilevel.linear.cg import CG
 from bilevel.linear.dense import Dense
+from bilevel.linear.diagonal import Diagonal
 from bilevel.linear.eigenvalues import (
     Eigenvalue,
     extremes,
@@ -21,6 +22,7 @@ from bilevel.linear.eigenvalues import (
     power_iteration,
     spectral_norm,
 )
+from bilevel.linear.ekfac import EKFAC
 from bilevel.linear.fixed_point import FixedPoint
 from bilevel.linear.gauss_newton import GaussNewton, OutputLoss
 from bilevel.linear.gmres import GMRES
@@ -28,27 +30,34 @@ from bilevel.linear.lanczos import dominant_eigenpair, function_product
 from bilevel.linear.minres import MINRES
 from bilevel.linear.neumann import Neumann
 from bilevel.linear.nystrom import Nystrom
+from bilevel.linear.preconditioner import Inverse, Preconditioner
 from bilevel.linear.sgd_linear import SGDLinear
 from bilevel.linear.singular import factorise
+from bilevel.linear.solver_pairs import SolverPairs
 from bilevel.linear.step_size import stable_step
 
 __all__ = [
     "CG",
+    "EKFAC",
     "GMRES",
     "MINRES",
     "BiCGSTAB",
     "Dense",
+    "Diagonal",
     "Eigenvalue",
     "FixedPoint",
     "GaussNewton",
+    "Inverse",
     "LinearSolver",
     "Matvec",
     "Neumann",
     "Nystrom",
     "Operator",
     "OutputLoss",
+    "Preconditioner",
     "SGDLinear",
     "Solution",
+    "SolverPairs",
     "dominant_eigenpair",
     "extremes",
     "factorise",

@@ -28,6 +28,8 @@ class Operator:
     support : 0/1, like ``v``: the coordinates that ``H`` maps into; ``None`` for all.
     gauss_newton : ``() -> Operator``, the same with the Gauss-Newton matrix in place of ``H``.
     transposed : the transpose, of an operator that is not symmetric; ``None`` for one that is.
+    inverse : ``v -> `` about ``H^{-1} v``, what the inner solver knows of it.
+    factors : ``(key, rows) -> (vectors, penalty)`` of ``bilevel.OutputLoss.sample_curvature``.
 
     Examples
     --------
@@ -42,6 +44,8 @@ class Operator:
     support: PyTree = None
     gauss_newton: "Callable[[], Operator] | None" = None
     transposed: "Operator | None" = None
+    inverse: Matvec | None = None
+    factors: Callable[[Array, int], tuple[PyTree, PyTree]] | None = None
 
     def __call__(self, v: PyTree) -> PyTree:
         """Return the damped product over all data."""

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.linear.base import Matvec, Solution, attainable_residual, relative_residual
+from bilevel.linear.base import (
+    Matvec,
+    Solution,
+    as_operator,
+    attainable_residual,
+    relative_residual,
+)
+from bilevel.linear.preconditioner import Inverse, Preconditioner
 from bilevel.utils import (
     PyTree,
     axpy,
@@ -26,12 +33,15 @@ class CG:
     Stops when ``|r| <= tol |b|`` (never below the rounding of the dtype), after ``max_steps``
     products, or at a direction of non-positive curvature; the residual that is reported is
     recomputed from the solution, so an early stop shows. Never squares the condition number:
-    the error falls by ``(sqrt(kappa) - 1) / (sqrt(kappa) + 1)`` per product or faster.
+    the error falls by ``(sqrt(kappa) - 1) / (sqrt(kappa) + 1)`` per product or faster, ``kappa``
+    being that of the preconditioned operator.
 
     Parameters
     ----------
     tol : relative residual to reach.
-    max_steps : cap on the number of products.
+    max_steps : cap on the number of products, beside those of the preconditioner.
+    preconditioner : :class:`bilevel.Diagonal`, :class:`bilevel.SolverPairs` (those of ``LBFGS``) or
+        :class:`bilevel.EKFAC`; ``None`` for none. What is solved stays the same.
 
     Raises
     ------
@@ -49,6 +59,7 @@ class CG:
 
     tol: float | Array = 1e-6
     max_steps: int = 1000
+    preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
@@ -56,35 +67,44 @@ class CG:
         require_positive_int("CG", "max_steps", self.max_steps)
 
     def solve(self, hessian: Matvec, b: PyTree, x0: PyTree, key: Array | None = None) -> Solution:
-        """Iterate from ``x0``; ``hessian`` must be symmetric positive definite. No key is used."""
+        """Iterate from ``x0``; ``hessian`` must be symmetric positive definite.
+
+        The key is the preconditioner's.
+        """
         target = attainable_residual(self.tol, b) ** 2
         x0 = jax.tree.map(lambda x: jnp.where(norm(b) == 0, 0, x), x0)
         warm = norm(x0) > 0
         first = warm.astype(jnp.int32)
+        inverse = Inverse(lambda v: v, 0)
+        if self.preconditioner is not None:
+            inverse = self.preconditioner.invert(as_operator(hessian), b, key)
 
         # The product with x0 is a turn of the loop, so that there is one to compile.
         def unfinished(carry: tuple[PyTree, ...]) -> Array:
-            _, _, _, squared, curved, k = carry
+            *_, squared, curved, k = carry
             return (squared > target) & curved & (k < self.max_steps)
 
         def advance(carry: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
-            x, r, p, squared, _, k = carry
+            x, r, p, inside, _, _, k = carry
             starting = k < 0
             image = hessian(p)
             curvature = vdot(p, image)
             curved = curvature > 0
-            alpha = jnp.where(curved, squared / jnp.where(curved, curvature, 1), 0)
+            alpha = jnp.where(curved, inside / jnp.where(curved, curvature, 1), 0)
             x = axpy(jnp.where(starting, 0, alpha), p, x)
             r = axpy(-jnp.where(starting, 1, alpha), image, r)
-            following = vdot(r, r)
-            beta = jnp.where(starting, 0, following / squared)
-            return x, r, axpy(beta, p, r), following, curved | starting, k + 1
+            z = inverse.apply(r)
+            following = vdot(r, z)
+            squared = following if self.preconditioner is None else vdot(r, r)
+            beta = jnp.where(starting, 0, following / inside)
+            return x, r, axpy(beta, p, z), following, squared, curved | starting, k + 1
 
-        p = jax.tree.map(lambda x, y: jnp.where(warm, x, y), x0, b)
-        squared = jnp.where(warm, jnp.inf, vdot(b, b))
-        initial = (x0, b, p, squared, jnp.array(True), -first)
-        x, _, _, _, _, k = jax.lax.while_loop(unfinished, advance, initial)
-        return Solution(x, relative_residual(hessian, b, x), first + k + 1)
+        z = inverse.apply(b)
+        p = jax.tree.map(lambda x, y: jnp.where(warm, x, y), x0, z)
+        inside, squared = (jnp.where(warm, jnp.inf, vdot(b, y)) for y in (z, b))
+        initial = (x0, b, p, inside, squared, jnp.array(True), -first)
+        x, *_, k = jax.lax.while_loop(unfinished, advance, initial)
+        return Solution(x, relative_residual(hessian, b, x), first + k + 1 + inverse.matvecs)
 
 
-register_node(CG, data_fields=["tol"], meta_fields=["max_steps"])
+register_node(CG, data_fields=["tol", "preconditioner"], meta_fields=["max_steps"])

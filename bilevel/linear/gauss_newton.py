@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
-from bilevel.core import Loss
+from bilevel.core import Loss, count_examples
 from bilevel.linear.base import LinearSolver, Matvec, Solution, as_operator, relative_residual
 from bilevel.linear.cg import CG
 from bilevel.utils import PyTree, axpy, register_node
@@ -67,6 +69,32 @@ class OutputLoss:
             return self.loss(moved, params, hyper, batch)
 
         return loss
+
+    def sample_curvature(
+        self, at: PyTree, hyper: PyTree, data: PyTree, key: Array, rows: int
+    ) -> tuple[PyTree, PyTree]:
+        """Return vectors ``u_i`` of drawn rows, and the diagonal of the penalty's Hessian.
+
+        ``E u_i u_i^T`` is the part of G that goes through the outputs: ``u_i = J_i^T B_i^{1/2} e``
+        with random signs ``e``. Leading axis: at most ``rows``. A penalty is taken for diagonal.
+        """
+        n = count_examples(data)
+        pick, signs = jax.random.split(key)
+        chosen = jax.random.permutation(pick, n)[:rows]
+        batches = jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen][:, None], data)
+
+        def of_row(batch: PyTree, key: Array) -> PyTree:
+            outputs, pull = jax.vjp(lambda w: self.outputs(w, hyper, batch), at)
+            z, unravel = ravel_pytree(outputs)
+            bend = jax.hessian(lambda z: self.loss(unravel(z), at, hyper, batch))(z)
+            values, axes = jnp.linalg.eigh(bend)
+            e = jax.random.rademacher(key, z.shape, z.dtype)
+            return pull(unravel(axes @ (jnp.sqrt(jnp.maximum(values, 0)) * e)))[0]
+
+        outputs = self.outputs(at, hyper, data)
+        slope = jax.grad(lambda w: self.loss(outputs, w, hyper, data))
+        penalty = jax.jvp(slope, (at,), (jax.tree.map(jnp.ones_like, at),))[1]
+        return jax.vmap(of_row)(batches, jax.random.split(signs, len(chosen))), penalty
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,13 @@ class LBFGS:
         """Return the same pairs; value and gradient to be evaluated with the new ``hyper``."""
         return state._replace(failures=jnp.zeros_like(state.failures), stale=jnp.array(True))
 
+    def approximate_inverse(self, state: LBFGSState, v: Params) -> Params:
+        """Return the inverse Hessian of the pairs times ``v``: linear, positive definite."""
+        flat, unravel = ravel_pytree(v)
+        length = jnp.linalg.norm(flat)
+        scale = jnp.where(length > 0, length, 1)  # without pairs a step has length 1 at most
+        return unravel(-scale * descent_direction(state.pairs, flat / scale))
+
     def step(
         self,
         loss: Loss,
