@@ -58,7 +58,7 @@ from bilevel.linear import (
     Nystrom,
     OutputLoss,
     SGDLinear,
-    SolverPairs,
+    SolverInverse,
 )
 from bilevel.planning.plan import plan
 from bilevel.planning.report import Plan
@@ -171,7 +171,7 @@ __all__ = [
     "SGDLinear",
     "Sampled",
     "SingleLoop",
-    "SolverPairs",
+    "SolverInverse",
     "SparseRows",
     "Stream",
     "attribute",

@@ -146,9 +146,10 @@ class Implicit:
         make = equation_system if problem.is_equation else adjoint_system
         system_at = partial(make, problem, hyper, data=data, **settings)
         system: System = system_at(params)
-        if isinstance(self.solver, LBFGS) and problem.prox is None:
-            inverse = partial(self.solver.approximate_inverse, state)
-            system = system._replace(operator=replace(system.operator, inverse=inverse))
+        known = getattr(self.solver, "approximate_inverse", None)
+        if known is not None and problem.prox is None:
+            operator = replace(system.operator, inverse=partial(known, state))
+            system = system._replace(operator=operator)
         begin = system.within(lower.memory)
         adjoint = solve_scaled(self.linear, system.operator, system.rhs, begin, key)
 

@@ -33,7 +33,7 @@ from bilevel.linear.nystrom import Nystrom
 from bilevel.linear.preconditioner import Inverse, Preconditioner
 from bilevel.linear.sgd_linear import SGDLinear
 from bilevel.linear.singular import factorise
-from bilevel.linear.solver_pairs import SolverPairs
+from bilevel.linear.solver_inverse import SolverInverse
 from bilevel.linear.step_size import stable_step
 
 __all__ = [
@@ -57,7 +57,7 @@ __all__ = [
     "Preconditioner",
     "SGDLinear",
     "Solution",
-    "SolverPairs",
+    "SolverInverse",
     "dominant_eigenpair",
     "extremes",
     "factorise",

@@ -40,7 +40,7 @@ class CG:
     ----------
     tol : relative residual to reach.
     max_steps : cap on the number of products, beside those of the preconditioner.
-    preconditioner : :class:`bilevel.Diagonal`, :class:`bilevel.SolverPairs` (those of ``LBFGS``) or
+    preconditioner : :class:`bilevel.Diagonal`, :class:`bilevel.SolverInverse` or
         :class:`bilevel.EKFAC`; ``None`` for none. What is solved stays the same.
 
     Raises

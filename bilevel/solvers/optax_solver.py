@@ -84,6 +84,23 @@ class Optax:
         settings = getattr(self.tx, "settings", {}).values()
         return plain_count(restart_count(state[0], *settings)), *state[1:]
 
+    def approximate_inverse(self, state: OptaxState, v: Params) -> Params:
+        """Return ``v`` over the root of the squared gradients, as ``optax.adam`` would divide it.
+
+        Raises
+        ------
+        ValueError : a transformation that keeps none.
+        """
+        squares = optax.tree_utils.tree_get(state[1], "nu")
+        if squares is None:
+            raise ValueError(
+                "SolverInverse: this optax transformation keeps no squared gradients to divide by. "
+                "Take optax.adam or its kin, or the preconditioner Diagonal."
+            )
+        largest = jnp.max(jnp.stack([jnp.max(x) for x in jax.tree.leaves(squares)]))
+        least = jnp.where(largest > 0, 1e-6 * largest, 1)  # a gradient that was always 0
+        return jax.tree.map(lambda x, nu: x / jnp.sqrt(jnp.maximum(nu, least)), v, squares)
+
     def step(
         self,
         loss: Loss,
