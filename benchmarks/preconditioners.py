@@ -26,7 +26,7 @@ from tasks.parts.weighting import cross_entropy, square
 PRODUCTS = (12, 25, 50, 100, 200)
 KINDS = {
     "none": None,
-    "Diagonal(5)": bl.Diagonal(5),
+    "HessianDiagonal(5)": bl.HessianDiagonal(5),
     "SolverInverse": bl.SolverInverse(),
     "EKFAC(256)": bl.EKFAC(256),
     "EKFAC(500)": bl.EKFAC(500),

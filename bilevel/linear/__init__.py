@@ -11,7 +11,7 @@ from bilevel.linear.base import (
 from bilevel.linear.bicgstab import BiCGSTAB
 from bilevel.linear.cg import CG
 from bilevel.linear.dense import Dense
-from bilevel.linear.diagonal import Diagonal
+from bilevel.linear.diagonal import HessianDiagonal
 from bilevel.linear.eigenvalues import (
     Eigenvalue,
     extremes,
@@ -30,7 +30,7 @@ from bilevel.linear.lanczos import dominant_eigenpair, function_product
 from bilevel.linear.minres import MINRES
 from bilevel.linear.neumann import Neumann
 from bilevel.linear.nystrom import Nystrom
-from bilevel.linear.preconditioner import Inverse, Preconditioner
+from bilevel.linear.preconditioner import Inverse, InvertsOperator
 from bilevel.linear.sgd_linear import SGDLinear
 from bilevel.linear.singular import factorise
 from bilevel.linear.solver_inverse import SolverInverse
@@ -43,18 +43,18 @@ __all__ = [
     "MINRES",
     "BiCGSTAB",
     "Dense",
-    "Diagonal",
     "Eigenvalue",
     "FixedPoint",
     "GaussNewton",
+    "HessianDiagonal",
     "Inverse",
+    "InvertsOperator",
     "LinearSolver",
     "Matvec",
     "Neumann",
     "Nystrom",
     "Operator",
     "OutputLoss",
-    "Preconditioner",
     "SGDLinear",
     "Solution",
     "SolverInverse",

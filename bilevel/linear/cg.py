@@ -14,7 +14,7 @@ from bilevel.linear.base import (
     attainable_residual,
     relative_residual,
 )
-from bilevel.linear.preconditioner import Inverse, Preconditioner
+from bilevel.linear.preconditioner import Inverse, InvertsOperator
 from bilevel.utils import (
     PyTree,
     axpy,
@@ -40,7 +40,7 @@ class CG:
     ----------
     tol : relative residual to reach.
     max_steps : cap on the number of products, beside those of the preconditioner.
-    preconditioner : :class:`bilevel.Diagonal`, :class:`bilevel.SolverInverse` or
+    preconditioner : :class:`bilevel.HessianDiagonal`, :class:`bilevel.SolverInverse` or
         :class:`bilevel.EKFAC`; ``None`` for none. What is solved stays the same.
 
     Raises
@@ -59,7 +59,7 @@ class CG:
 
     tol: float | Array = 1e-6
     max_steps: int = 1000
-    preconditioner: Preconditioner | None = None
+    preconditioner: InvertsOperator | None = None
 
     def __post_init__(self) -> None:
         """Validate the arguments."""

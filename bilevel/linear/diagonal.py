@@ -13,7 +13,7 @@ from bilevel.utils import PyTree, register_node, require_positive_int
 
 
 @dataclass(frozen=True)
-class Diagonal:
+class HessianDiagonal:
     r"""``v -> v / d`` with the diagonal ``d`` estimated by random signs: ``mean_k z_k * H z_k``.
 
     Bekas, Kokiopoulou, Saad, Applied Numerical Mathematics 2007. The Gauss-Newton matrix takes the
@@ -33,7 +33,7 @@ class Diagonal:
     --------
     >>> import bilevel as bl, jax, jax.numpy as jnp
     >>> H, b = jnp.diag(jnp.array([1.0, 1e4])), jnp.array([1.0, 1e4])
-    >>> linear = bl.CG(tol=1e-6, preconditioner=bl.Diagonal(probes=1))
+    >>> linear = bl.CG(tol=1e-6, preconditioner=bl.HessianDiagonal(probes=1))
     >>> linear.solve(lambda v: H @ v, b, jnp.zeros(2), jax.random.key(0)).x.round(4)
     Array([1., 1.], dtype=float32)
     """
@@ -42,12 +42,12 @@ class Diagonal:
 
     def __post_init__(self) -> None:
         """Validate the arguments."""
-        require_positive_int("Diagonal", "probes", self.probes)
+        require_positive_int("HessianDiagonal", "probes", self.probes)
 
     def invert(self, operator: Operator, like: PyTree, key: Array | None) -> Inverse:
         """Return the division by the estimated diagonal."""
         if key is None:
-            raise ValueError("Diagonal draws random signs: pass a key to solve(..., key).")
+            raise ValueError("HessianDiagonal draws random signs: pass a key to solve(..., key).")
         product = operator.product if operator.gauss_newton is None else operator.gauss_newton()
         product = getattr(product, "product", product)
         flat, unravel = ravel_pytree(like)
@@ -65,4 +65,4 @@ class Diagonal:
         return Inverse(lambda v: unravel(ravel_pytree(v)[0] / diagonal), len(probes))
 
 
-register_node(Diagonal, data_fields=[], meta_fields=["probes"])
+register_node(HessianDiagonal, data_fields=[], meta_fields=["probes"])

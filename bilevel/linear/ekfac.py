@@ -65,7 +65,7 @@ class EKFAC:
         if operator.factors is None:
             raise ValueError(
                 "EKFAC must know which part of the inner loss is the model: make Problem.inner a "
-                "bl.OutputLoss(outputs, loss), without prox; or take the preconditioner Diagonal."
+                "bl.OutputLoss(outputs, loss), without prox; or take HessianDiagonal."
             )
         if key is None:
             raise ValueError("EKFAC draws rows and signs: pass a key to solve(..., key).")

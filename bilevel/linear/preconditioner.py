@@ -17,7 +17,7 @@ class Inverse(NamedTuple):
 
 
 @runtime_checkable
-class Preconditioner(Protocol):
+class InvertsOperator(Protocol):
     """Anything that makes an approximate inverse of an operator: one method.
 
     It decides how many products a solve takes, never what is solved: the residual is that of the

@@ -95,7 +95,7 @@ class Optax:
         if squares is None:
             raise ValueError(
                 "SolverInverse: this optax transformation keeps no squared gradients to divide by. "
-                "Take optax.adam or its kin, or the preconditioner Diagonal."
+                "Take optax.adam or its kin, or the preconditioner HessianDiagonal."
             )
         largest = jnp.max(jnp.stack([jnp.max(x) for x in jax.tree.leaves(squares)]))
         least = jnp.where(largest > 0, 1e-6 * largest, 1)  # a gradient that was always 0

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import bilevel as bl
-from bilevel.linear import Inverse, Operator, Preconditioner
+from bilevel.linear import Inverse, InvertsOperator, Operator
 
 pytestmark = pytest.mark.usefixtures("x64")
 N = 14
@@ -34,19 +34,19 @@ def test_diagonal_solves_what_is_badly_scaled_in_few_products(probes: int) -> No
     exact = np.linalg.solve(SCALED, B)
     start = jnp.asarray(exact) + 1e-3
     for x0 in (None, start):  # from 0, and from the solution of a system like it
-        found = solve(bl.CG(tol=1e-12, preconditioner=bl.Diagonal(probes)), operator, x0=x0)
+        found = solve(bl.CG(tol=1e-12, preconditioner=bl.HessianDiagonal(probes)), operator, x0=x0)
         np.testing.assert_allclose(found.x, exact, rtol=1e-7)
         true = np.linalg.norm(SCALED @ found.x - B) / np.linalg.norm(B)
         assert found.residual == pytest.approx(true, rel=1e-2, abs=1e-13)
         assert found.matvecs < probes + 30
-    best = bl.CG(tol=1e-12, max_steps=N + 4, preconditioner=bl.Diagonal(probes))
+    best = bl.CG(tol=1e-12, max_steps=N + 4, preconditioner=bl.HessianDiagonal(probes))
     plain = bl.CG(tol=1e-12, max_steps=probes + N + 4)
     assert solve(plain, operator).residual > 1e3 * solve(best, operator).residual
 
 
 def test_diagonal_of_as_many_probes_as_params_is_exact() -> None:
     operator = Operator(lambda v: jnp.asarray(SCALED) @ v, damping=0.5)
-    inverse = bl.Diagonal(N).invert(operator, jnp.zeros(N), KEY)
+    inverse = bl.HessianDiagonal(N).invert(operator, jnp.zeros(N), KEY)
     expected = np.maximum(np.diag(SCALED) + 0.5, 1e-3 * np.mean(np.diag(SCALED) + 0.5))
     np.testing.assert_allclose(inverse.apply(jnp.ones(N)), 1 / expected)
     assert inverse.matvecs == N
@@ -141,9 +141,11 @@ def network_problem() -> tuple[bl.Problem, bl.Data, Any]:
 
 @pytest.mark.extended
 @pytest.mark.parametrize(
-    "kind", [bl.Diagonal(5), bl.SolverInverse(), bl.EKFAC(30)], ids=lambda k: type(k).__name__
+    "kind",
+    [bl.HessianDiagonal(5), bl.SolverInverse(), bl.EKFAC(30)],
+    ids=lambda k: type(k).__name__,
 )
-def test_hypergradients_do_not_depend_on_the_preconditioner(kind: Preconditioner) -> None:
+def test_hypergradients_do_not_depend_on_the_preconditioner(kind: InvertsOperator) -> None:
     problem, data, params = network_problem()
     at = jnp.asarray(-1.0), params, data, KEY
     estimates = [
@@ -165,7 +167,7 @@ class Exact:
 
 
 def test_a_preconditioner_of_your_own() -> None:
-    assert isinstance(Exact(), Preconditioner)
+    assert isinstance(Exact(), InvertsOperator)
     found = solve(bl.CG(tol=1e-10, preconditioner=Exact()), lambda v: jnp.asarray(SCALED) @ v)
     assert found.matvecs <= 3
 
@@ -181,7 +183,7 @@ def test_what_is_missing_is_said() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             solve(bl.CG(preconditioner=kind), plain)
-    with pytest.raises(ValueError, match="Diagonal draws random signs: pass a key"):
-        bl.CG(preconditioner=bl.Diagonal()).solve(plain, jnp.ones(2), jnp.zeros(2))
+    with pytest.raises(ValueError, match="HessianDiagonal draws random signs: pass a key"):
+        bl.CG(preconditioner=bl.HessianDiagonal()).solve(plain, jnp.ones(2), jnp.zeros(2))
     with pytest.raises(ValueError, match="probes"):
-        bl.Diagonal(0)
+        bl.HessianDiagonal(0)
