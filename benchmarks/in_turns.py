@@ -22,19 +22,21 @@ def main() -> None:
     single_thread()
     jax.config.update("jax_enable_x64", True)
     from benchmarks.candidates import ours, peers  # they make a key, which starts the backend
+    from benchmarks.frontier import error_of
 
-    print("| problem | candidate | budget | best ms | median ms | first call, s |")
-    print("|---|---|---|---:|---:|---:|")
+    print("| problem | candidate | budget | error | best ms | median ms | first call, s |")
+    print("|---|---|---|---:|---:|---:|---:|")
     for name in args.cases:
         case = CASES[name]()
+        error = error_of(case)
         every = [c for race in (ours, peers) for c in race(case) if c[0].startswith(RIVALS)]
         first = [cpu_clock(call) for *_, call in every]
         turns = [[cpu_clock(call) for *_, call in every] for _ in range(args.turns)]
-        for (family, budget, _), begun, times in zip(
+        for (family, budget, call), begun, times in zip(
             every, first, zip(*turns, strict=True), strict=True
         ):
             best, median = min(times), sorted(times)[len(times) // 2]
-            cells = f"{1e3 * best:.0f} | {1e3 * median:.0f} | {begun:.1f}"
+            cells = f"{error(call()):.0e} | {1e3 * best:.1f} | {1e3 * median:.1f} | {begun:.1f}"
             print(f"| {name} | {family} | {budget} | {cells} |", flush=True)
         jax.clear_caches()
 
