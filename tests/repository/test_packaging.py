@@ -97,9 +97,11 @@ def test_the_module_says_its_version_and_where_the_command_line_is() -> None:
     assert "python -m experiments.run" in said
 
 
-def test_the_citation_names_the_version_and_the_papers() -> None:
+def test_citation_and_changelog_name_the_version_and_the_papers() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["version"] == PYPROJECT["project"]["version"]
+    version, released = PYPROJECT["project"]["version"], citation["date-released"]
+    assert citation["version"] == version
+    assert f"## [{version}] - {released}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert citation["license"] == PYPROJECT["project"]["license"]
     addresses = [paper["url"].rpartition("/")[2] for paper in citation["references"]]
     assert addresses == ["2405.15894", "2012.03636", "2405.18373"]
