@@ -27,9 +27,9 @@ def bound_penalties(
 
     With the inner loss ``L(w) + sum_j h_j R_j(w)``, the largest curvature ``c`` of ``L`` and, for
     the entries of one leaf together, ``p`` of ``sum_j R_j``, each leaf gets
-    ``Log(span[0] c / p, span[1] c / p)``. Below, a penalty changes no fit by more than
-    ``span[0]`` of it; above, the fit is 0 to ``1 / span[1]``. Since ``c`` has the units of ``L``,
-    the ends follow the units of the data.
+    ``Log(span[0] c / p, span[1] c / p)``. Below, a penalty is felt only where curvatures
+    are less than ``span[0] c``; above, at most ``1 / span[1]`` of a fit is left. Since ``c`` has
+    the units of ``L``, the ends follow the units of the data.
 
     Parameters
     ----------
@@ -44,8 +44,8 @@ def bound_penalties(
 
     Raises
     ------
-    ValueError : a span that is not ``0 < low < high``; an inner loss that is not linear in
-        ``hyper`` (logarithms of penalties, say) or to which a leaf adds no curvature.
+    ValueError : losses with keys, a model state or side results; a span that is not
+        ``0 < low < high``; an inner loss that is not linear in ``hyper`` (logarithms of penalties, say) or to which a leaf adds no curvature.
 
     Examples
     --------
@@ -63,6 +63,11 @@ def bound_penalties(
     """
     if not 0 < span[0] < span[1]:
         raise ValueError(f"span must be (low, high) with 0 < low < high, got {span}.")
+    if not problem.is_plain:
+        raise ValueError(
+            "bound_penalties: the losses have keys, a model state or side results. Give it a "
+            "Problem of the same losses and penalties without them."
+        )
     hyper = jax.tree.map(lambda h: jnp.asarray(h, float), hyper)  # 1 is a penalty too
     params = jax.tree.map(jnp.asarray, params)
 

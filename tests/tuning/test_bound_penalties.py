@@ -65,3 +65,5 @@ def test_what_is_no_penalty_is_refused():
         bl.bound_penalties(bl.Problem(unused, loss), HYPER, PARAMS, data, KEY)
     with pytest.raises(ValueError, match="span must be"):
         bl.bound_penalties(bl.Problem(inner, loss), HYPER, PARAMS, data, KEY, span=(1.0, 0.1))
+    with pytest.raises(ValueError, match="keys, a model state or side results"):
+        bl.bound_penalties(bl.Problem(inner, loss, stochastic=True), HYPER, PARAMS, data, KEY)
