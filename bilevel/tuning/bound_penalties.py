@@ -45,7 +45,8 @@ def bound_penalties(
     Raises
     ------
     ValueError : losses with keys, a model state or side results; a span that is not
-        ``0 < low < high``; an inner loss that is not linear in ``hyper`` (logarithms of penalties, say) or to which a leaf adds no curvature.
+        ``0 < low < high``; an inner loss that is not linear in ``hyper`` (logarithms of penalties,
+        say) or to which a leaf adds no curvature.
 
     Examples
     --------
