@@ -128,7 +128,7 @@ def _one(
     """The result of the job: what was there already, or that of the run made now."""
     folder = launch.folder
     settings = prepare(config, launch)
-    console.print(f"run folder      {folder}", highlight=False, soft_wrap=True)
+    console.print(f"run folder      {folder}", highlight=False, markup=False, soft_wrap=True)
     if said := unused_solver(settings, facts):
         console.print(said, highlight=False, markup=False, soft_wrap=True)
         facts["choices"] = {g: name for g, name in facts["choices"].items() if g != "solver"}
@@ -149,7 +149,7 @@ def _many(
     if config["resume"] is not None:
         prepare(config, launch)  # says what to do instead
     found = seed_jobs.lanes(config, launch)
-    console.print(f"folder of runs  {folder}", highlight=False, soft_wrap=True)
+    console.print(f"folder of runs  {folder}", highlight=False, markup=False, soft_wrap=True)
     workers.limit(launch.launcher)
     from experiments.report import main as report
     from experiments.reports.table import rows

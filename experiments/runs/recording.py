@@ -41,7 +41,7 @@ def recorded(
     except (KeyboardInterrupt, BrokenPipeError) as error:  # whoever read the output has gone
         text = f"\ninterrupted; go on with: {again or command(folder, needed(facts))}"
         with contextlib.suppress(BrokenPipeError):
-            console.print(text, highlight=False, soft_wrap=True)
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
         raise KeyboardInterrupt from error
     except BusyError:  # of one of many: nothing has failed
         raise

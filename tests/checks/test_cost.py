@@ -1,5 +1,7 @@
 """Predicted memory against what XLA plans for the real program, and the shape of its growth."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,3 +107,14 @@ def test_cost_has_times_and_prints(case):
     assert cost.compile_seconds > 0
     assert cost.extrapolated
     assert "scratch" in str(cost)
+
+
+def test_cost_says_nothing_of_an_error(case):
+    """Sixteen steps from a start that is far away: a hypergradient warns, its cost does not."""
+    problem, hyper, params, data = case
+    estimator = bl.Reverse(SOLVER, 16)
+    with pytest.warns(bl.EvidenceWarning):
+        bl.hypergradient(problem, estimator, hyper, params, data, KEY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bl.estimate_cost(problem, estimator, hyper, params, data, KEY).seconds > 0

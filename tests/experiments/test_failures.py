@@ -1,5 +1,6 @@
 """What goes wrong outside of a run, and jobs of a sweep that fail: a sentence and a status."""
 
+import io
 import json
 import os
 import subprocess
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from experiments.common import files
+from experiments.runs.recording import recorded
 from tests.conftest import ROOT
 from tests.experiments.conftest import Command
 
@@ -217,3 +220,11 @@ def test_going_on_under_other_versions_is_said_and_recorded(
     outcome = command(f"resume={folder}", "steps=4", "compile_cache=null", quick=[])
     assert "before 0.1" not in outcome.out
     assert len(result(folder)["versions_before"]) == 1
+
+
+def test_an_interrupted_run_names_a_file_in_brackets(tmp_path: Path) -> None:
+    """`trust=[/a/file.py]` is no markup of the console's."""
+    again, said = "resume=run 'trust=[/a/file.py]'", io.StringIO()
+    with pytest.raises(KeyboardInterrupt), recorded(tmp_path, {}, Console(file=said), again):
+        raise KeyboardInterrupt
+    assert again in said.getvalue()
