@@ -81,7 +81,9 @@ def status(
     if lost := [name for name, number in numbers.items() if not math.isfinite(number)]:
         return "diverged", f"not finite at the end of the run: {', '.join(lost)}."
     if bad is not None:
-        return "unreliable", bad if message is None else f"{message} {bad}"
+        # What `tune` says of a run that ends by itself has it already.
+        before = "" if message is None else message.removesuffix(bad).rstrip()
+        return "unreliable", f"{before} {bad}".lstrip()
     return "completed", message
 
 

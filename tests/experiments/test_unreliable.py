@@ -174,3 +174,15 @@ def test_curves_show_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_percent(share: float, text: str) -> None:
     assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    "message", [None, "converged after 9 outer steps.", "converged. It is wrong."]
+)
+def test_what_is_wrong_is_said_once(message: str | None) -> None:
+    facts = {"stopped": True, "value": 1.0, "test_metrics": {}, "hyper_summary": {}}
+    status, said = results.status(facts, message, "It is wrong.")
+    assert status == "unreliable"
+    assert said is not None
+    assert said.count("It is wrong.") == 1
+    assert said.startswith("converged") is (message is not None)

@@ -1,5 +1,7 @@
 """A run stops by itself where it has converged, there only, and says so."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +103,24 @@ def test_noise_that_hides_the_hypergradient_does_not_pass_for_progress():
     # Every value differs by the noise of the inner solver, so that nothing stands at 1e-8.
     estimator = bl.Implicit(bl.SGD(bl.Relative(0.5), batch_size=4), steps=20)
     assert not run(optax.sgd(0.01), estimator=estimator, steps=30, tol=1e-8).converged
+
+
+@pytest.mark.parametrize(("begun", "converged"), [(None, False), (1.0, False), (100.0, True)])
+def test_an_error_of_its_own_size_is_no_small_hypergradient(begun, converged):
+    # The value of the best point stands, and all that is known of the gradient is that it is noise.
+    def step(value, length, error):
+        estimate = SimpleNamespace(value=jnp.array(value), relative_error=jnp.array(error))
+        kept = SimpleNamespace(grad=jnp.array([length, 0.0]))
+        state = SimpleNamespace(estimate=estimate)
+        return SimpleNamespace(made=estimate, best=None, kept=kept, state=state)
+
+    hook = bl.Convergence(1e-3)
+    memory = hook.init(ZERO, ZERO)
+    if begun is not None:
+        memory = hook.update(memory, step(2.0, begun, 0.1))
+    for _ in range(8):
+        memory = hook.update(memory, step(1.0, 1.0, 2.0))
+    assert bool(memory.converged) is converged
 
 
 def test_bad_tolerances_are_refused():
