@@ -36,13 +36,14 @@ def outer(w: Any, h: Any, batch: Any) -> Any:
 PROBLEM = bl.Problem(inner, outer, quadratic=True)
 
 
-def tables() -> Iterator[tuple[str, Any, Any]]:
-    """Names, columns and targets."""
-    yield "diabetes", *datasets.load_diabetes(return_X_y=True)
-    yield "wine", *datasets.load_wine(return_X_y=True)
-    yield "breast cancer", *datasets.load_breast_cancer(return_X_y=True)
-    yield "friedman", *datasets.make_friedman1(200, 15, noise=1.0, random_state=0)
-    yield "wide", *datasets.make_regression(80, 60, n_informative=8, noise=30, random_state=0)
+def tables() -> Iterator[tuple[Any, Any]]:
+    """Columns and targets."""
+    yield datasets.load_diabetes(return_X_y=True)
+    yield datasets.load_wine(return_X_y=True)
+    yield datasets.load_breast_cancer(return_X_y=True)
+    yield datasets.make_friedman1(200, 15, noise=1.0, random_state=0)
+    wide: Any = datasets.make_regression(80, 60, n_informative=8, noise=30, random_state=0)
+    yield wide
 
 
 def split(x: Any, y: Any, seed: int) -> bl.Data:
@@ -88,7 +89,7 @@ def main() -> None:
         rows = np.array(
             [
                 worse_by(rule, split(x, y, seed), size, how, seed)
-                for _, x, y in tables()
+                for x, y in tables()
                 for size in ((), x.shape[1:])
                 for how in SOLVERS
                 for seed in range(args.seeds)
