@@ -7,7 +7,6 @@ they are compared by four estimates each; the spread of the last five records sa
 """
 
 import argparse
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -36,14 +35,15 @@ def outer(w: Any, h: Any, batch: Any) -> Any:
 PROBLEM = bl.Problem(inner, outer, quadratic=True)
 
 
-def tables() -> Iterator[tuple[Any, Any]]:
+def tables() -> list[Any]:
     """Columns and targets."""
-    yield datasets.load_diabetes(return_X_y=True)
-    yield datasets.load_wine(return_X_y=True)
-    yield datasets.load_breast_cancer(return_X_y=True)
-    yield datasets.make_friedman1(200, 15, noise=1.0, random_state=0)
-    wide: Any = datasets.make_regression(80, 60, n_informative=8, noise=30, random_state=0)
-    yield wide
+    return [
+        datasets.load_diabetes(return_X_y=True),
+        datasets.load_wine(return_X_y=True),
+        datasets.load_breast_cancer(return_X_y=True),
+        datasets.make_friedman1(200, 15, noise=1.0, random_state=0),
+        datasets.make_regression(80, 60, n_informative=8, noise=30, random_state=0),
+    ]
 
 
 def split(x: Any, y: Any, seed: int) -> bl.Data:
