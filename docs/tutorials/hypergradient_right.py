@@ -37,7 +37,7 @@ log_penalty, w, key = jnp.array(-2.0), jnp.zeros(10), jax.random.key(0)
 #
 # The definition is $h(\lambda) = F(w^*(\lambda), \lambda)$, and its derivative may be had without
 # any theory: solve the inner problem to rounding at $\lambda + \epsilon$ and $\lambda - \epsilon$,
-# in float64, and take the difference. That is too dear for every step of a run, and just right
+# in float64, and take the difference. That is too expensive for every step of a run, and just right
 # once, before it. `bl.check` compares estimators with it, by default three; here one is enough.
 
 # %%
