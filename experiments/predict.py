@@ -11,7 +11,7 @@ Exit status: 0, or 1 where there is no model, or the table is not one that it ca
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import BadInputError
 from experiments.common.files import write_whole
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="where result.json lies")
-    parser.add_argument("table", type=Path, help="a .csv, .tsv, .parquet or .xlsx with new rows")
+    parser.add_argument("table", type=Path, help="new rows: .csv, .tsv, .parquet, .xlsx, .npz")
     parser.add_argument("--out", type=Path, required=True, help="the csv file to write")
     given = parser.parse_args(arguments)
     try:
@@ -55,15 +55,16 @@ def predict(run: Path, table: Path) -> "pd.DataFrame":
     import pandas as pd
 
     from tasks.datasets.frames import read_frame
-    from tasks.models import TabularClassifier, load_model
+    from tasks.datasets.sparse import read_rows
+    from tasks.models import load_model
 
     if not (run / MODEL).is_dir():
         raise BadInputError(_no_model(run))
-    model = load_model(run / MODEL)
-    frame, _ = read_frame(table)
-    found = pd.DataFrame({"prediction": model.predict(frame)})
-    if isinstance(model, TabularClassifier) and model.log_odds:
-        shares = model.predict_proba(frame)
+    model: Any = load_model(run / MODEL)
+    rows: Any = read_rows(table) if table.suffix == ".npz" else read_frame(table)[0]
+    found = pd.DataFrame({"prediction": model.predict(rows)})
+    if hasattr(model, "predict_proba"):
+        shares = model.predict_proba(rows)
         for label, share in zip(model.classes_, shares.T, strict=True):
             found[f"probability of {label}"] = share
     return found
@@ -78,7 +79,7 @@ def _no_model(run: Path) -> str:
         return f"{run}: this run is {result['status']}, and a run leaves its model when it ends."
     return (
         f"{run}: the run of {result['task']} left no model. Runs of ridge, lasso, logistic and "
-        "kernel tasks leave one, and of task=custom on a table."
+        "kernel tasks leave one, of tasks on images, of multinomial, and of task=custom on a table."
     )
 
 

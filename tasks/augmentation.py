@@ -19,6 +19,7 @@ from jax import Array
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
 from tasks.datasets.images import Images, Rows, cast, images
+from tasks.models.rows import RowsClassifier, make_layers
 from tasks.parts.networks import perceptron
 from tasks.parts.warp import MAGNITUDES, NUMBERS, warp
 from tasks.parts.weighting import Mean, Model, cross_entropy, predict, square
@@ -107,6 +108,7 @@ def augmentation(
         metrics=lambda hyper, _: judge.refit(hyper),
         baselines=judge.baselines,
         describe=lambda hyper: dict(zip(MAGNITUDES, np.exp(np.asarray(hyper, float)), strict=True)),
+        model=lambda hyper, _: judge.model_of(hyper),
         notes=parts.notes() | {"penalties": [f"log {name}" for name in MAGNITUDES]},
         picture=partial(_picture, parts),
     )
@@ -155,9 +157,19 @@ class _Judge:
 
     def refit(self, hyper: Any) -> Metrics:
         """Score on the test rows, after training on training and validation rows together."""
+        return self.score(hyper, self.development(), self.parts.test)
+
+    def development(self) -> Rows:
+        """Return training and validation rows together."""
         both = zip(self.parts.train, self.parts.validation, strict=True)
         X, y = (np.concatenate(pair) for pair in both)
-        return self.score(hyper, (X, y), self.parts.test)
+        return X, y
+
+    def model_of(self, hyper: Any) -> RowsClassifier:
+        """Return the network that :meth:`refit` judges."""
+        rows = cast(*self.drawn(self.development()))
+        params = self.fit(jnp.asarray(hyper, rows[0].dtype), rows)
+        return RowsClassifier(self.parts.pixels, make_layers(params), self.parts.labels)
 
     def baselines(self) -> dict[str, Metrics]:
         """Score no policy, one by hand, and the best of a random search on the validation rows."""

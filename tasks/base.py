@@ -32,7 +32,7 @@ class Task:
     picture : ``(figure, hyper, params) -> None``, what was found, drawn into an empty matplotlib
         figure; ``None`` where there is nothing to see beyond the curves.
     model : ``(hyper, params) -> estimator`` of scikit-learn's kind, with ``predict`` for raw rows:
-        the model that ``metrics`` judges; ``None`` where the result is no model of a table.
+        the model that ``metrics`` judges; ``None`` where the result is no model.
     notes : facts worth recording with a result, as plain numbers, strings, lists and dicts.
     """
 

@@ -18,6 +18,7 @@ from jax import Array
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
 from tasks.datasets.images import Images, cast, images
+from tasks.models.rows import RowsClassifier, make_layers
 from tasks.parts.weighting import Mean, Weighted, fitter, linear, linear_zeros, predict, squashed
 
 NOISE = ("uniform", "other", "pair")
@@ -104,6 +105,7 @@ def cleaning(
         metrics=referee.metrics,
         baselines=referee.baselines,
         describe=describe,
+        model=referee.model,
         notes=parts.notes()
         | {"noise": noise, "fraction": fraction, "wrong_labels": int(np.sum(labels != y))},
         picture=partial(_picture, parts, labels),
@@ -149,6 +151,10 @@ class _Referee:
     def score(self, weights: np.ndarray, trust: float = 1.0) -> Metrics:
         accuracy = self.accuracy(self.fit(weights, trust))
         return {"test_error": 1 - accuracy, "test_accuracy": accuracy}
+
+    def model(self, hyper: Array, _: PyTree) -> RowsClassifier:
+        found = self.fit(np.asarray(jax.nn.sigmoid(hyper)))
+        return RowsClassifier(self.parts.pixels, make_layers(found), self.parts.labels)
 
     def metrics(self, hyper: Array, params: PyTree) -> Metrics:
         weights = np.asarray(jax.nn.sigmoid(hyper))

@@ -21,6 +21,7 @@ from sklearn.cluster import KMeans
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
 from tasks.datasets.images import Images, cast, images
+from tasks.models.rows import RowsClassifier
 from tasks.parts.moments import in_float64
 
 DRAWS = 100
@@ -105,6 +106,7 @@ def distillation(
         baselines=lambda: judge.baselines(per_class, T, seed),
         describe=lambda hyper: {"root mean square pixel": float(np.std(hyper["images"]))},
         exact=partial(in_float64(_exact), (penalty, T, judge.X, judge.T)),
+        model=lambda hyper, _: judge.model(hyper["images"], hyper.get("labels", T)),
         notes=parts.notes() | {"synthetic_rows": len(classes)},
         picture=partial(_picture, judge, S),
     )
@@ -147,12 +149,22 @@ class _Judge:
         chosen = [rng.choice(rows, per_class, replace=False) for rows in members]
         return self.X[np.concatenate(chosen)]
 
-    def score(self, S: Any, T: Any) -> Metrics:
-        """Score the ridge fit to the rows ``S`` with targets ``T``."""
+    def fit(self, S: Any, T: Any) -> np.ndarray:
+        """Return the ridge head ``[d, C]`` of the rows ``S`` with targets ``T``."""
         S, T = np.asarray(S, float), np.asarray(T, float)
         few = len(S) < S.shape[1]  # the dual system is smaller
         system = (S @ S.T if few else S.T @ S) + self.penalty * np.eye(min(S.shape))
-        W = S.T @ np.linalg.solve(system, T) if few else np.linalg.solve(system, S.T @ T)
+        return S.T @ np.linalg.solve(system, T) if few else np.linalg.solve(system, S.T @ T)
+
+    def model(self, S: Any, T: Any) -> RowsClassifier:
+        """Return the classifier that :meth:`score` judges; its scores are no log-odds."""
+        W = self.fit(S, T) / self.scale
+        layers = ((W, -self.centre @ W),)
+        return RowsClassifier(self.parts.pixels, layers, self.parts.labels, log_odds=False)
+
+    def score(self, S: Any, T: Any) -> Metrics:
+        """Score the ridge fit to the rows ``S`` with targets ``T``."""
+        W = self.fit(S, T)
         X, y = self.parts.test
         wrong = np.argmax(self.standardised(X) @ W, axis=1) != y
         loss = np.mean(np.sum((self.X @ W - self.T) ** 2, axis=1)) / 2

@@ -18,6 +18,7 @@ from jax import Array
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
 from tasks.datasets.images import Images, Rows, cast, images
+from tasks.models.rows import RowsClassifier, make_layers
 from tasks.parts.weighting import Mean, Weighted, fitter, itself, predict
 
 WEIGHTS = ("examples", "network")
@@ -118,6 +119,7 @@ def imbalance(
         metrics=lambda _, params: judge.score(params),
         baselines=judge.baselines,
         describe=partial(_describe, network, y),
+        model=lambda _, params: RowsClassifier(parts.pixels, make_layers(params), parts.labels),
         notes=parts.notes() | {"rare_rows": few},
     )
 

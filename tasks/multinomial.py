@@ -8,7 +8,7 @@ non-zero entries and their column numbers, in both losses and all baselines: no 
 rows x columns is ever made.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from tasks.base import Metrics, PyTree, Task
 from tasks.datasets import sparse
 from tasks.datasets.splits import Split, split
 from tasks.judges.pictures import penalties
+from tasks.models.rows import RowsClassifier
 from tasks.parts.losses import Model, holdout
 
 PENALTIES = ("global", "per_feature", "per_class", "per_weight")
@@ -152,15 +153,14 @@ def multinomial(
     own = () if table.test_rows is None else table.test_rows
     offered = np.setdiff1d(np.arange(len(table.y)), own)
     used = sparse.common(sparse.csr(counts[offered]), min_rows)
-    X = sparse.weighted(sparse.csr(counts[:, used]), parts.train, weighting)
-    X, width, kept = sparse.largest(X, width)
-    design = _Design(X, table.y, parts, table.classes)
-    d, C = X.shape[1], len(table.classes)
+    words = sparse.find_units(counts, parts.train, weighting, used)
+    X, longest, kept = sparse.largest(words(counts), width)
+    design, (d, C) = _Design(X, table.y, parts, table.classes), (X.shape[1], len(table.classes))
     shapes = {"global": (), "per_feature": (d, 1), "per_class": (1, C), "per_weight": (d, C)}
     dtype = jnp.result_type(float)
 
     def batch(chosen: np.ndarray) -> Any:
-        padded = sparse.Rows.from_matrix(sparse.csr(X[chosen]), width)
+        padded = sparse.Rows.from_matrix(sparse.csr(X[chosen]), longest)
         return (padded.index, jnp.asarray(padded.value, dtype)), jnp.asarray(table.y[chosen])
 
     names = {"global": ["all"], "per_class": list(table.classes)}.get(penalty, [])
@@ -179,14 +179,23 @@ def multinomial(
             "split": parts.digest,
             "columns": d,
             "entries": int(X.nnz),
-            "width": width,
+            "width": longest,
             "share_of_squares_kept": kept,
             "classes": list(table.classes),
             "penalties": names,
             "remarks": list(table.notes),
         },
         picture=partial(penalties, names, start, None, None) if names else None,
+        model=lambda hyper, _: _model(design, hyper, replace(words, width=width), table.labels),
     )
+
+
+@one_thread
+def _model(
+    design: _Design, hyper: Array, words: sparse.Words, labels: tuple[Any, ...]
+) -> RowsClassifier:
+    w = design.fit(design.parts.development, hyper)
+    return RowsClassifier(words, ((w[:-1], w[-1]),), labels)
 
 
 def _refit(design: _Design, hyper: Array) -> Metrics:

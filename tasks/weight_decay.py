@@ -20,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 import bilevel as bl
 from tasks.base import Metrics, PyTree, Task
 from tasks.datasets.images import Images, cast, images
+from tasks.models.rows import RowsClassifier, make_layers
 from tasks.parts.networks import perceptron
 from tasks.parts.weighting import Mean, Model, cross_entropy, linear, linear_zeros, predict
 
@@ -90,6 +91,7 @@ def weight_decay(
         metrics=lambda _, params: _score(model, parts, params),
         baselines=lambda: _baselines(problem, model, parts, params, fit_steps),
         describe=_describe,
+        model=lambda _, params: RowsClassifier(parts.pixels, make_layers(params), parts.labels),
         notes=parts.notes() | {"decays": sum(leaf.size for leaf in jax.tree.leaves(hyper))},
         picture=partial(_picture, parts) if hidden is None else None,
     )

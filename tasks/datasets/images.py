@@ -15,6 +15,32 @@ Sizes = int | Mapping[int, int]
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """From rows as they come to rows of pixels: means over squares, in units of ``scale``.
+
+    Parameters
+    ----------
+    side, pool : of an image, and of the squares that the mean is taken over.
+    scale : the largest pixel.
+    """
+
+    side: int
+    pool: int
+    scale: float
+
+    @property
+    def inputs(self) -> int:
+        """Number of pixels of an image as it comes."""
+        return self.side**2
+
+    def __call__(self, X: np.ndarray) -> np.ndarray:
+        """Return ``[n, (side / pool)^2]`` float32 for images ``[n, side^2]``."""
+        small = self.side // self.pool
+        pooled = X.reshape(-1, small, self.pool, small, self.pool).mean((2, 4)) / self.scale
+        return pooled.reshape(len(X), small * small).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class Images:
     """Three disjoint sets of rows.
 
@@ -24,6 +50,8 @@ class Images:
     classes : their number.
     shape : of one image, rows then columns.
     source : where they came from.
+    pixels : what made rows of the images.
+    labels : what the class numbers stand for.
     """
 
     train: Rows
@@ -32,6 +60,8 @@ class Images:
     classes: int
     shape: tuple[int, int]
     source: str
+    pixels: Pixels
+    labels: tuple[str | int, ...]
 
     def notes(self) -> dict:
         """Return what to record with a result."""
@@ -71,7 +101,7 @@ def images(
     >>> images("digits", train=100, validation=50).test[0].shape
     (1647, 64)
     """
-    X, y, own_test, source = _mnist(root) if data == "mnist" else _table(data, root)
+    X, y, own_test, source, known = _mnist(root) if data == "mnist" else _table(data, root)
     pixels = X[0].size
     side = int(np.sqrt(pixels))
     if side * side != pixels or side % pool:
@@ -80,14 +110,13 @@ def images(
             "divides."
         )
     scale = 255.0 if X.dtype == np.uint8 else float(np.max(np.abs(X))) or 1.0
-    small = side // pool
+    pixels, small = Pixels(side, pool, scale), side // pool
     kept = list(train) if isinstance(train, Mapping) else list(range(int(y.max()) + 1))
     order = np.random.RandomState(seed).permutation(len(y))
 
     def rows(X: np.ndarray, y: np.ndarray, chosen: np.ndarray) -> Rows:
-        pooled = X[chosen].reshape(-1, small, pool, small, pool).mean((2, 4)) / scale
         labels = np.array([kept.index(label) for label in y[chosen]], np.int32)
-        return pooled.reshape(len(chosen), small * small).astype(np.float32), labels
+        return pixels(X[chosen]), labels
 
     of_classes = order[np.isin(y[order], kept)]
     fitted, left = _take("train", train, of_classes, y, source)
@@ -105,6 +134,8 @@ def images(
         len(kept),
         (small, small),
         source,
+        pixels,
+        tuple(known[label] for label in kept),
     )
 
 
@@ -132,7 +163,7 @@ def cast(*arrays: np.ndarray) -> tuple:
     return tuple(jnp.asarray(x, dtype if x.dtype.kind == "f" else jnp.int32) for x in arrays)
 
 
-def _mnist(root: str | None) -> tuple[np.ndarray, np.ndarray, Rows, str]:
+def _mnist(root: str | None) -> tuple[np.ndarray, np.ndarray, Rows, str, tuple]:
     """Read MNIST as bytes: 70 000 images in float64 are 440 MB."""
     path = (Path(root) if root is not None else ROOT) / "mnist.npz"
     if not path.is_file():
@@ -142,13 +173,13 @@ def _mnist(root: str | None) -> tuple[np.ndarray, np.ndarray, Rows, str]:
         )
     file = read_arrays(path)
     train, test = (file["x_train"], file["y_train"]), (file["x_test"], file["y_test"])
-    return *train, test, path.name
+    return *train, test, path.name, tuple(range(10))
 
 
-def _table(data: str, root: str | None) -> tuple[np.ndarray, np.ndarray, Rows | None, str]:
+def _table(data: str, root: str | None) -> tuple[np.ndarray, np.ndarray, Rows | None, str, tuple]:
     table = load(data, root, kind="classification")
     if table.test_rows is None:
-        return table.X, table.y, None, table.source
+        return table.X, table.y, None, table.source, table.labels
     kept = np.setdiff1d(np.arange(len(table.y)), table.test_rows)
     own = table.X[table.test_rows], table.y[table.test_rows]
-    return table.X[kept], table.y[kept], own, table.source
+    return table.X[kept], table.y[kept], own, table.source, table.labels

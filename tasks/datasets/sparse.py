@@ -65,6 +65,7 @@ def read(data: str, root: str | None = None) -> Table:
             table.source,
             table.test_rows,
             table.notes,
+            labels=table.labels,
         )
     if not path.is_file():
         raise ValueError(
@@ -84,6 +85,17 @@ def read(data: str, root: str | None = None) -> Table:
     names = [str(j) for j in range(whole.shape[1])]
     raw = files.Raw(y, names, path.name, whole, test_rows=test_rows)
     return checked(raw, "classification")
+
+
+def read_rows(path: Path) -> Any:
+    """Return the rows of an npz without labels: an array ``X``, or CSR arrays ``X_data, ...``.
+
+    Raises
+    ------
+    ValueError, OSError : neither is there.
+    """
+    arrays = read_arrays(path)
+    return arrays["X"] if "X" in arrays else _csr(arrays, "X", path)
 
 
 def _csr(arrays: dict[str, np.ndarray], name: str, path: Path) -> CSR:
@@ -117,6 +129,43 @@ def common(X: CSR, least: int) -> np.ndarray:
     return kept
 
 
+@dataclass(frozen=True)
+class Words:
+    """From rows as they come to rows in common units, by what training rows say of columns.
+
+    Parameters
+    ----------
+    kept : the columns that are used.
+    factors : of each of them.
+    how : one of :data:`WEIGHTINGS`.
+    width : entries of a row at most, its largest; ``None`` keeps all.
+    inputs : number of columns as they come.
+    """
+
+    kept: np.ndarray
+    factors: np.ndarray
+    how: str
+    width: int | None
+    inputs: int
+
+    def __call__(self, X: Any) -> CSR:
+        """Return the rows in common units, ``[n, len(kept)]``."""
+        X = csr(csr(X)[:, self.kept])
+        X.eliminate_zeros()
+        if self.how == "tfidf":
+            if X.data.size and X.data.min() < 0:
+                raise ValueError(
+                    "weighting='tfidf' is for counts: an entry is negative. Use 'scale'."
+                )
+            X.data = 1 + np.log(X.data)
+        X = csr(X @ sp.diags(self.factors))
+        if self.how == "tfidf":
+            lengths = np.sqrt(np.asarray(X.multiply(X).sum(1)).ravel())
+            X = csr(sp.diags(1 / np.where(lengths > 0, lengths, 1)) @ X)
+        X.sort_indices()
+        return X if self.width is None else largest(X, self.width)[0]
+
+
 def weighted(X: CSR, train: np.ndarray, how: str) -> CSR:
     """Scale entries to units in which one penalty is fair, by what the ``train`` rows say.
 
@@ -128,25 +177,27 @@ def weighted(X: CSR, train: np.ndarray, how: str) -> CSR:
     ------
     ValueError : another word; negative entries for ``"tfidf"``.
     """
+    return find_units(X, train, how, np.arange(X.shape[1]))(X)
+
+
+def find_units(X: CSR, train: np.ndarray, how: str, kept: np.ndarray) -> Words:
+    """Learn the units of the columns ``kept`` of ``X`` from its ``train`` rows.
+
+    Raises
+    ------
+    ValueError : another word.
+    """
     if how not in WEIGHTINGS:
         raise ValueError(f"weighting={how!r} must be one of {', '.join(WEIGHTINGS)}.")
-    X = X.copy()
-    X.eliminate_zeros()
+    seen = csr(csr(X)[train][:, kept])
+    seen.eliminate_zeros()
     if how == "scale":
-        squares = np.asarray(X[train].multiply(X[train]).mean(0)).ravel()
+        squares = np.asarray(seen.multiply(seen).mean(0)).ravel()
         factors = 1 / np.sqrt(np.where(squares > 0, squares, 1))
     else:
-        if X.data.size and X.data.min() < 0:
-            raise ValueError("weighting='tfidf' is for counts: an entry is negative. Use 'scale'.")
-        used = np.bincount(X[train].indices, minlength=X.shape[1])
+        used = np.bincount(seen.indices, minlength=len(kept))
         factors = 1 + np.log((1 + len(train)) / (1 + used))
-        X.data = 1 + np.log(X.data)
-    X = csr(X @ sp.diags(factors))
-    if how == "tfidf":
-        lengths = np.sqrt(np.asarray(X.multiply(X).sum(1)).ravel())
-        X = csr(sp.diags(1 / np.where(lengths > 0, lengths, 1)) @ X)
-    X.sort_indices()
-    return X
+    return Words(kept, factors, how, None, X.shape[1])
 
 
 def largest(X: CSR, width: int | None) -> tuple[CSR, int, float]:

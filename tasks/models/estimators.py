@@ -158,7 +158,38 @@ class TabularRegressor(RegressorMixin, _Tabular):
         return self.core(self.transform(X))
 
 
-class TabularClassifier(ClassifierMixin, _Tabular):
+class Labelled(ClassifierMixin):
+    """From scores to labels and probabilities; its heir has ``classes`` and ``log_odds``."""
+
+    classes: tuple[Any, ...]
+    log_odds: bool
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return log-odds ``[n]`` of the second class, or a score of each, ``[n, C]``."""
+        raise NotImplementedError
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """The labels, as they were in the table."""
+        return np.array(self.classes)
+
+    @available_if(lambda model: model.log_odds)
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability of each class, ``[n, C]``."""
+        scores = self.decision_function(X)
+        if scores.ndim == 1:
+            second = expit(scores)
+            return np.stack([1 - second, second], axis=1)
+        return softmax(scores, axis=1)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return labels, ``[n]``; ``X`` as for ``transform``."""
+        scores = self.decision_function(X)
+        chosen = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)
+        return self.classes_[chosen]
+
+
+class TabularClassifier(Labelled, _Tabular):
     """A fitted classification of a table: of two classes by the sign of a score, else the largest.
 
     Parameters
@@ -181,29 +212,9 @@ class TabularClassifier(ClassifierMixin, _Tabular):
         self.classes = classes
         self.log_odds = log_odds
 
-    @property
-    def classes_(self) -> np.ndarray:
-        """The labels, as they were in the table."""
-        return np.array(self.classes)
-
     def decision_function(self, X: Any) -> np.ndarray:
         """Return log-odds ``[n]`` of the second class, or a score of each, ``[n, C]``."""
         return self.core(self.transform(X))
-
-    @available_if(lambda model: model.log_odds)
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probability of each class, ``[n, C]``."""
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            second = expit(scores)
-            return np.stack([1 - second, second], axis=1)
-        return softmax(scores, axis=1)
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Return labels, ``[n]``; ``X`` as for ``transform``."""
-        scores = self.decision_function(X)
-        chosen = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)
-        return self.classes_[chosen]
 
 
 def make_model(

@@ -11,10 +11,15 @@ from sklearn.preprocessing import PolynomialFeatures
 from tasks.datasets.archives import read_arrays
 from tasks.datasets.columns import Column
 from tasks.datasets.features import Features, Scale
+from tasks.datasets.images import Pixels
+from tasks.datasets.sparse import WEIGHTINGS, Words
 from tasks.models.estimators import KernelCore, LinearCore, TabularClassifier, TabularRegressor
+from tasks.models.rows import RowsClassifier
 
-Model = TabularRegressor | TabularClassifier
+Model = TabularRegressor | TabularClassifier | RowsClassifier
+Written = tuple[dict[str, Any], dict[str, np.ndarray]]
 FORMAT = 1
+_ODD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 ABOUT, ARRAYS = "model.json", "arrays.npz"
 _CORES: dict[str, type[LinearCore] | type[KernelCore]] = {
     "linear": LinearCore,
@@ -24,6 +29,26 @@ _CORES: dict[str, type[LinearCore] | type[KernelCore]] = {
 
 def save_model(model: Model, folder: Path) -> None:
     """Write the model into ``folder``, which is made where it is absent."""
+    about, arrays = _rows(model) if isinstance(model, RowsClassifier) else _table(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / ARRAYS, **arrays)  # pyright: ignore[reportArgumentType]
+    text = json.dumps(about, indent=2, allow_nan=False) + "\n"
+    (folder / ABOUT).write_text(text, encoding="utf-8")
+
+
+def _rows(model: RowsClassifier) -> Written:
+    prepare = model.prepare
+    about = {"format": FORMAT, "kind": "rows", "classes": list(model.classes)}
+    about |= {"log_odds": model.log_odds, "layers": len(model.layers)}
+    arrays = {f"W{i}": W for i, (W, _) in enumerate(model.layers)}
+    arrays |= {f"b{i}": b for i, (_, b) in enumerate(model.layers)}
+    if isinstance(prepare, Pixels):
+        return about | {"pixels": dataclasses.asdict(prepare)}, arrays
+    words = {name: getattr(prepare, name) for name in ("how", "width", "inputs")}
+    return about | {"words": words}, arrays | {"kept": prepare.kept, "factors": prepare.factors}
+
+
+def _table(model: TabularRegressor | TabularClassifier) -> Written:
     features, core = model.features, model.core
     about = {
         "format": FORMAT,
@@ -42,10 +67,7 @@ def save_model(model: Model, folder: Path) -> None:
     for name in ("raw", "scale"):
         scale = getattr(features, name)
         arrays |= {f"{name}_mean": scale.mean, f"{name}_spread": scale.spread}
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / ARRAYS, kept=features.kept, powers=features.powers, **arrays)
-    text = json.dumps(about, indent=2, allow_nan=False) + "\n"
-    (folder / ABOUT).write_text(text, encoding="utf-8")
+    return about, arrays | {"kept": features.kept, "powers": features.powers}
 
 
 def load_model(folder: str | Path) -> Model:
@@ -74,9 +96,37 @@ def load_model(folder: str | Path) -> Model:
         about = json.loads(place.read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             raise ValueError(f"it has format {about['format']}, this version reads {FORMAT}")
-        return _rebuild(about, read_arrays(folder / ARRAYS, compressed=False))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        rebuild = _rebuild_rows if about["kind"] == "rows" else _rebuild
+        return rebuild(about, read_arrays(folder / ARRAYS, compressed=False))
+    except _ODD as error:
         raise ValueError(f"{folder}: this is no model of this program: {error!r}.") from error
+
+
+def _rebuild_rows(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> RowsClassifier:
+    if "pixels" in about:
+        prepare: Pixels | Words = Pixels(**about["pixels"])
+        width = (int(prepare.side) // int(prepare.pool)) ** 2
+    else:
+        prepare = Words(arrays["kept"], arrays["factors"], **about["words"])
+        width = len(prepare.kept)
+        if prepare.how not in WEIGHTINGS or prepare.factors.shape != prepare.kept.shape:
+            raise ValueError(f"its weighting is {prepare.how!r}")
+    layers = tuple((arrays[f"W{i}"], arrays[f"b{i}"]) for i in range(int(about["layers"])))
+    for W, b in layers:
+        if W.ndim != 2 or b.shape != W.shape[1:] or W.shape[0] != width:
+            raise ValueError(f"its layers do not fit together: {[W.shape for W, _ in layers]}")
+        width = W.shape[1]
+    classes = _classes(about)
+    if width not in (len(classes), 1 if len(classes) == 2 else len(classes)) or not layers:
+        raise ValueError(f"it has {width} scores of {len(classes)} classes")
+    return RowsClassifier(prepare, layers, classes, bool(about["log_odds"]))
+
+
+def _classes(about: dict[str, Any]) -> tuple[Any, ...]:
+    classes = tuple(about["classes"])
+    if not all(isinstance(label, str | int | float) for label in classes) or len(classes) < 2:
+        raise ValueError(f"its classes are {classes!r}")
+    return classes
 
 
 def _rebuild(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
@@ -107,7 +157,5 @@ def _rebuild(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
     target = str(about["target"])
     if about["kind"] == "regression":
         return TabularRegressor(columns, features, core, target)
-    classes = tuple(about["classes"])
-    if not all(isinstance(label, str | int | float) for label in classes) or len(classes) < 2:
-        raise ValueError(f"its classes are {classes!r}")
-    return TabularClassifier(columns, features, core, target, classes, bool(about["log_odds"]))
+    labels, odds = _classes(about), bool(about["log_odds"])
+    return TabularClassifier(columns, features, core, target, labels, odds)
