@@ -15,6 +15,7 @@ except ImportError as error:
 from typing import Any as _Any
 
 from bilevel.sklearn.cleaner import DataCleaner
+from bilevel.sklearn.confidence import PenaltyConfidence
 from bilevel.sklearn.elastic_net import HypergradElasticNet
 from bilevel.sklearn.huber import HypergradHuberRegressor
 from bilevel.sklearn.kernel import HypergradKernelRidge
@@ -42,6 +43,7 @@ __all__ = [
     "HypergradPoissonRegressor",
     "HypergradRidge",
     "HypergradTweedieRegressor",
+    "PenaltyConfidence",
     "compute_gcv",
     "compute_sure",
     "leave_one_out",

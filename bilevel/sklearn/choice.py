@@ -24,6 +24,7 @@ class FitData(NamedTuple):
     sample_weight: np.ndarray | None
     weight: np.ndarray
     splits: tuple[np.ndarray, np.ndarray] | None
+    groups: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class FoldFits:
     def score(self, theta: np.ndarray, at: Evaluation) -> np.ndarray:
         """Return the scores of the folds, by the scorer of the model, ``[F]``."""
         scorer: Any = check_scoring(self.model, self.model.scoring)
-        X, y, given, _, _ = self.data
+        X, y, given, *_ = self.data
         require_weights(scorer, given)
         scores = []
         for attributes, held in zip(self.attributes(theta, at), self._used(1), strict=True):

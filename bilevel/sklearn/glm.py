@@ -11,6 +11,7 @@ from sklearn.utils._param_validation import StrOptions
 
 from bilevel.sklearn.base import HypergradEstimator, to_float64
 from bilevel.sklearn.choice import FitData, finish_fit
+from bilevel.sklearn.confidence import measure_confidence, require_smallest_loss
 from bilevel.sklearn.losses import (
     AloLoss,
     Folds,
@@ -18,6 +19,7 @@ from bilevel.sklearn.losses import (
     GlmLoss,
     Link,
     compute_column_squares,
+    make_fold_influence,
     make_folds,
     rotate_rows,
 )
@@ -43,8 +45,42 @@ class GlmEstimator(HypergradEstimator):
     _decades = 3, -9
     _parameter_constraints: ClassVar[dict[str, list]] = {
         **HypergradEstimator._parameter_constraints,
+        "confidence": ["boolean"],
         "cv": ["cv_object", StrOptions({"alo"})],
     }
+
+    def __init__(
+        self,
+        penalty="global",
+        *,
+        alphas=None,
+        fit_intercept=True,
+        cv=None,
+        guard=True,
+        choose="smallest_loss",
+        scoring=None,
+        refit=True,
+        confidence=False,
+        max_iter=30,
+        tol=1e-4,
+        n_jobs=None,
+        random_state=None,
+    ):
+        super().__init__(
+            penalty,
+            alphas=alphas,
+            fit_intercept=fit_intercept,
+            cv=cv,
+            guard=guard,
+            choose=choose,
+            scoring=scoring,
+            refit=refit,
+            max_iter=max_iter,
+            tol=tol,
+            n_jobs=n_jobs,
+            random_state=random_state,
+        )
+        self.confidence = confidence
 
     def _validate_rows(self, X, y, sample_weight, **options) -> tuple[Any, np.ndarray, np.ndarray]:
         """Validate; leave-one-out has dense rows, and needs a row beside each."""
@@ -76,6 +112,8 @@ class GlmEstimator(HypergradEstimator):
         rows: Any = to_float64(X)
         back: Callable[[np.ndarray], np.ndarray] = np.asarray
         single = penalties.single
+        if self.confidence:
+            require_smallest_loss(self, single)
         if single and d > len(target) and (not sparse.issparse(X) or len(target) <= _FEW):
             rows, back = rotate_rows(rows, weight, self.fit_intercept)
 
@@ -108,6 +146,10 @@ class GlmEstimator(HypergradEstimator):
         each, log_unit = (d, len(entries) // d), np.log(unit)
         free = entries[: len(found.theta)]
         self._report(found, free, lambda theta: self._view(theta - log_unit, each))
+        if self.confidence:
+            loss: Any = outer_of(None)
+            look = make_fold_influence(loss, mean)
+            self.confidence_ = measure_confidence(look, found, self.alpha_, data)
 
     def _search_grids(
         self, data: FitData, penalties: ColumnPenalties, curvature: float, unit: float

@@ -61,6 +61,7 @@ class HypergradHuberRegressor(RegressorMixin, GlmEstimator):
         choose="smallest_loss",
         scoring=None,
         refit=True,
+        confidence=False,
         max_iter=30,
         tol=1e-4,
         n_jobs=None,
@@ -75,6 +76,7 @@ class HypergradHuberRegressor(RegressorMixin, GlmEstimator):
             choose=choose,
             scoring=scoring,
             refit=refit,
+            confidence=confidence,
             max_iter=max_iter,
             tol=tol,
             n_jobs=n_jobs,
@@ -103,7 +105,7 @@ class HypergradHuberRegressor(RegressorMixin, GlmEstimator):
         # The unit in which the scale is about 1; that of y has no say.
         self._unit = find_median(away, weight) or float(weight @ away / weight.sum()) or 1.0
         near = (target - self._centre) / self._unit
-        data = FitData(X, y, sample_weight, weight, self._splits(X, y, groups))
+        data = FitData(X, y, sample_weight, weight, self._splits(X, y, groups), groups)
         both = np.stack([near, np.zeros_like(near)], 1)
         self._tune_glm(data, both, make_huber(self.epsilon), unit=2 * self._unit, scale=self._unit)
         return self

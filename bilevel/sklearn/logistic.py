@@ -34,7 +34,7 @@ class HypergradLogisticRegression(ClassifierMixin, GlmEstimator):
     class_weight : as in ``LogisticRegression``, of the rows of each class in training and in
         held-out losses, beside ``sample_weight``; a scorer sees ``sample_weight`` alone.
     cv : folds, or ``"alo"``, approximate leave-one-out: a Newton step without each row, dense X.
-    guard, choose, scoring, refit, max_iter, tol, n_jobs, random_state : as for
+    guard, choose, scoring, refit, confidence, max_iter, tol, n_jobs, random_state : as for
         :class:`HypergradRidge`, with folds.
 
     Attributes
@@ -79,6 +79,7 @@ class HypergradLogisticRegression(ClassifierMixin, GlmEstimator):
         choose="smallest_loss",
         scoring=None,
         refit=True,
+        confidence=False,
         max_iter=30,
         tol=1e-4,
         n_jobs=None,
@@ -93,6 +94,7 @@ class HypergradLogisticRegression(ClassifierMixin, GlmEstimator):
             choose=choose,
             scoring=scoring,
             refit=refit,
+            confidence=confidence,
             max_iter=max_iter,
             tol=tol,
             n_jobs=n_jobs,
@@ -132,7 +134,7 @@ class HypergradLogisticRegression(ClassifierMixin, GlmEstimator):
         if splits:
             warn_of_missing_classes(splits[0], labels, weight, self.classes_)
         link = LOGISTIC if binary else MULTINOMIAL
-        data = FitData(X, y, sample_weight, weight, splits)
+        data = FitData(X, y, sample_weight, weight, splits, groups)
         self._tune_glm(data, target, link)
         with np.errstate(divide="ignore"):  # a column without penalty
             self.C_ = 1 / self.alpha_

@@ -11,6 +11,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from bilevel.sklearn.base import LinearRegressor, to_float64
 from bilevel.sklearn.choice import FitData, finish_fit
+from bilevel.sklearn.confidence import measure_confidence, require_smallest_loss
 from bilevel.sklearn.losses import Matrix, compute_column_squares
 from bilevel.sklearn.ridge_problem import RidgeProblem
 from bilevel.sklearn.search import (
@@ -51,6 +52,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         a name or a callable of scikit-learn; by default that loss itself. Equal scores: the largest
         penalties. Needs folds.
     refit : ``False``: the mean of the folds' fits at the chosen penalties, not the fit of all rows.
+    confidence : set ``confidence_``, for one penalty that minimises the loss.
     max_iter, tol : most descent steps; the relative gain of a step at which to stop.
     n_jobs : threads of the guard.
     random_state : shuffles the folds, if given and ``cv`` is a number.
@@ -63,6 +65,8 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         minus it.
     cv_losses_, cv_results_ : the loss of every fold; those at each point of the grid.
     cv_scores_, best_score_ : with ``scoring``, the scores of the folds, and their mean.
+    confidence_ : :class:`PenaltyConfidence`, standard error of ``log alpha_`` and intervals of it
+        over the draw of the rows, or of the ``groups``; a row of weight 2 is one draw, not two.
     hypergradient_ : of the loss in the logarithms of the penalties, at the end.
     evidence_ : :class:`bilevel.Evidence`, how exactly the linear systems were solved.
     shrinkage_, guard_loss_ : how far the guard went from one penalty (0) to all (1); what it saw.
@@ -81,6 +85,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
     _parameter_constraints: ClassVar[dict[str, list]] = {
         **LinearRegressor._parameter_constraints,
         "cv": ["cv_object", StrOptions({"loo", "gcv", "sure"})],
+        "confidence": ["boolean"],
         "noise_variance": [Interval(Real, 0, None, closed="neither"), None],
     }
 
@@ -96,6 +101,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         choose="smallest_loss",
         scoring=None,
         refit=True,
+        confidence=False,
         max_iter=30,
         tol=1e-4,
         n_jobs=None,
@@ -116,6 +122,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
             random_state=random_state,
         )
         self.noise_variance = noise_variance
+        self.confidence = confidence
 
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.
@@ -143,6 +150,8 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         )
         self._check_noise()
         penalties = self._group_columns(X.shape[1])
+        if self.confidence:
+            require_smallest_loss(self, penalties.single)
         columns = penalties.groups
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
         rows: Any = to_float64(X)
@@ -155,10 +164,13 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
             found, back = self._tune_one(problem, rows)
         else:
             found, back = self._tune_many(problem, penalties), np.asarray
-        data = FitData(X, y, sample_weight, weight, splits)
+        data = FitData(X, y, sample_weight, weight, splits, groups)
         found = finish_fit(self, found, data, self._place_coef(data, back))
         free = columns[: len(found.theta)]
         self._report(found, free, lambda log: log[0] if penalties.single else log)
+        if self.confidence:
+            look = problem.make_influence()
+            self.confidence_ = measure_confidence(look, found, self.alpha_, data)
         return self
 
     def _tune_one(

@@ -7,16 +7,22 @@ from typing import Any
 import numpy as np
 
 from bilevel.sklearn.losses import (
+    SQUARED,
     CriterionLoss,
     CriterionPath,
     CriterionRows,
+    GlmFolds,
+    GlmLoss,
+    Influence,
     Matrix,
     RidgeLoss,
     RidgePath,
     compute_fold_sums,
     compute_group_sums,
     label_groups,
+    make_criterion_influence,
     make_criterion_rows,
+    make_fold_influence,
     make_folds,
     rotate_rows,
 )
@@ -48,6 +54,20 @@ class RidgeProblem:
             return CriterionPath(self.criterion, self._criterion_rows(rows)), back
         folds = make_folds(*self.splits, self.weight)
         return RidgePath(rows, self.targets, self.weight, folds, self.centred), back
+
+    def make_influence(self) -> Influence:
+        """Return the influence of the rows on the outer loss of one penalty."""
+        rows: Any = self.rows
+        shape: Any = rows.shape
+        if shape[1] > shape[0]:
+            rows, _ = rotate_rows(rows, self.weight, self.centred)
+        if self.splits is None:
+            return make_criterion_influence(
+                CriterionPath(self.criterion, self._criterion_rows(rows))
+            )
+        folds = make_folds(*self.splits, self.weight)
+        sides = GlmFolds(rows, self.targets, self.weight, folds, self.centred)
+        return make_fold_influence(GlmLoss(SQUARED, sides))
 
     def make_loss(self) -> Callable[[int | None], OuterFunction]:
         """Return the outer loss of penalties per column, of the problem without a fold."""

@@ -27,7 +27,7 @@ class HypergradPoissonRegressor(RegressorMixin, GlmEstimator):
     alphas : the single penalties to start from, the best of them; by default one a decade about the
         scale of the data, so that the choice depends on no unit.
     cv : folds, or ``"alo"``, approximate leave-one-out: a Newton step without each row, dense X.
-    guard, choose, scoring, refit, max_iter, tol, n_jobs, random_state : as for
+    guard, choose, scoring, refit, confidence, max_iter, tol, n_jobs, random_state : as for
         :class:`HypergradRidge`, with folds.
 
     Attributes
@@ -73,7 +73,7 @@ class HypergradPoissonRegressor(RegressorMixin, GlmEstimator):
                 f"y of {name} must be {rule}: it is a mean of {np.mean(target):.4g}, and its "
                 f"smallest value is {low:.4g}. Give counts or amounts, or use HypergradRidge."
             )
-        data = FitData(X, y, sample_weight, weight, self._splits(X, y, groups))
+        data = FitData(X, y, sample_weight, weight, self._splits(X, y, groups), groups)
         self._tune_glm(data, target, make_tweedie(self._power), mean=True)
         return self
 
@@ -155,6 +155,7 @@ class HypergradTweedieRegressor(HypergradPoissonRegressor):
         choose="smallest_loss",
         scoring=None,
         refit=True,
+        confidence=False,
         max_iter=30,
         tol=1e-4,
         n_jobs=None,
@@ -169,6 +170,7 @@ class HypergradTweedieRegressor(HypergradPoissonRegressor):
             choose=choose,
             scoring=scoring,
             refit=refit,
+            confidence=confidence,
             max_iter=max_iter,
             tol=tol,
             n_jobs=n_jobs,

@@ -19,6 +19,12 @@ from bilevel.sklearn.losses.fold_sums import (
 from bilevel.sklearn.losses.folds import Folds, find_nested_folds, make_folds, make_splits
 from bilevel.sklearn.losses.glm import GlmLoss
 from bilevel.sklearn.losses.glm_folds import GlmFolds
+from bilevel.sklearn.losses.influence import (
+    Influence,
+    differentiate_influence,
+    make_criterion_influence,
+    make_fold_influence,
+)
 from bilevel.sklearn.losses.kernel import KernelLoss
 from bilevel.sklearn.losses.lasso import ElasticNetLoss
 from bilevel.sklearn.losses.links import (
@@ -49,6 +55,7 @@ __all__ = [
     "Folds",
     "GlmFolds",
     "GlmLoss",
+    "Influence",
     "KernelLoss",
     "Link",
     "Matrix",
@@ -59,10 +66,13 @@ __all__ = [
     "compute_gcv",
     "compute_group_sums",
     "compute_sure",
+    "differentiate_influence",
     "find_nested_folds",
     "label_groups",
     "leave_one_out",
+    "make_criterion_influence",
     "make_criterion_rows",
+    "make_fold_influence",
     "make_folds",
     "make_huber",
     "make_probes",
