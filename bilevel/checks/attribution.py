@@ -8,14 +8,13 @@ derivative of the very run (Hara et al., NeurIPS 2019; Bae et al., NeurIPS 2024)
 """
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
-from bilevel.core import Data, Estimate, Estimator, Problem, UserLoss, count_examples
+from bilevel.checks.row_weights import OfHyper, WeightedHyper, map_rows, weigh_rows
+from bilevel.core import Data, Estimate, Estimator, Problem, count_examples
 from bilevel.estimators import EvidenceWarning, describe_error, hypergradient
 from bilevel.utils import (
     DataTree,
@@ -23,51 +22,9 @@ from bilevel.utils import (
     Hyper,
     Key,
     Params,
-    PyTree,
-    Scalar,
     is_traced,
-    register_node,
     strip_weak_types,
 )
-
-
-@dataclass(frozen=True)
-class WeightedHyper:
-    """The hyperparameters of an attribution: ``weights [n]`` of the rows, and the problem's own."""
-
-    weights: Array
-    hyper: Hyper
-
-
-register_node(WeightedHyper)
-
-
-@dataclass(frozen=True)
-class WeightedRows:
-    """``mean_i weight_i loss(row_i)``, a batch being ``(rows, their numbers)``; weights of mean 1.
-
-    So half of the rows at weight 1, the others at 0, are the loss of a training set of half the
-    size, with the penalty that it had.
-    """
-
-    loss: UserLoss
-
-    def __call__(self, params: Params, hyper: WeightedHyper, batch: DataTree) -> Scalar:
-        """Return the weighted loss."""
-        rows, numbers = batch
-        losses = map_rows(lambda row: self.loss(params, hyper.hyper, row), rows)
-        return jnp.mean(hyper.weights[numbers] * losses) / jnp.mean(hyper.weights)
-
-
-@dataclass(frozen=True)
-class OfHyper:
-    """A function of ``(params, hyper, ...)`` that sees the problem's own hyperparameters."""
-
-    fn: Callable[..., PyTree]
-
-    def __call__(self, params: Params, hyper: WeightedHyper, *rest: PyTree) -> PyTree:
-        """Return what the function returns."""
-        return self.fn(params, hyper.hyper, *rest)
 
 
 def attribute(
@@ -135,7 +92,7 @@ def attribute(
     dtype = jnp.result_type(*jax.tree.leaves(params))
     weighted = replace(
         problem,
-        inner=WeightedRows(problem.inner),
+        inner=weigh_rows(problem.inner),
         outer=OfHyper(problem.outer),
         prox=None if problem.prox is None else OfHyper(problem.prox),
         space=None,
@@ -162,15 +119,16 @@ def attribute(
 
     if not each:
         return of_rows(data.outer)
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data.outer)}
+    if len(lengths) != 1 or () in lengths:
+        raise ValueError(
+            "bl.attribute(each=True) takes data.outer row by row, and its arrays do not have the "
+            "same number of rows along a first axis. Put what all rows share into the outer loss."
+        )
     found = map_rows(of_rows, data.outer)
     if not is_traced(found) and evidence != "off":
         _warn_of_rows(found, max_error)
     return found
-
-
-def map_rows(fn: Callable[[DataTree], PyTree], rows: DataTree) -> PyTree:
-    """Return ``fn`` of single rows, each a batch of one, along a leading axis."""
-    return jax.vmap(fn)(jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, None], rows))
 
 
 def _warn_of_rows(found: Estimate, max_error: float) -> None:

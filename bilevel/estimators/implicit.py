@@ -144,13 +144,14 @@ class Implicit:
         step, used = proximal_step(problem, self.solver, hyper, params, state, data, key_system)
         settings = {"damping": self.damping, "step": step, "key": key_system}
         make = equation_system if problem.is_equation else adjoint_system
-        system_at = partial(make, problem, hyper, data=data, **settings)
-        system: System = system_at(params)
         known = getattr(self.solver, "approximate_inverse", None)
-        if known is not None and problem.prox is None:
-            operator = replace(system.operator, inverse=partial(known, state))
-            system = system._replace(operator=operator)
-        begin = system.within(lower.memory)
+        inverse = partial(known, state) if known is not None and problem.prox is None else None
+
+        def system_at(params: Params) -> System:
+            found = make(problem, hyper, params, data, **settings)
+            return found._replace(operator=replace(found.operator, inverse=inverse))
+
+        begin = (system := system_at(params)).within(lower.memory)
         adjoint = solve_scaled(self.linear, system.operator, system.rhs, begin, key)
 
         # A proximal system costs one product and one gradient more: those of the mapping itself.

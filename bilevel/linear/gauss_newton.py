@@ -9,7 +9,7 @@ convex. ``H - G = sum_i (d loss / d output_i) Hessian(output_i)`` vanishes where
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
@@ -131,7 +131,8 @@ class GaussNewton:
                 "GaussNewton must know which part of the inner loss is the model: make "
                 "Problem.inner a bl.OutputLoss(outputs, loss)."
             )
-        solved = self.linear.solve(operator.gauss_newton(), b, x0, key)
+        convex = replace(operator.gauss_newton(), inverse=operator.inverse)
+        solved = self.linear.solve(convex, b, x0, key)
         residual = relative_residual(hessian, b, solved.x)
         return Solution(solved.x, residual, solved.matvecs + 1, solved.condition)
 

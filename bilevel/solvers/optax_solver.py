@@ -89,14 +89,16 @@ class Optax:
 
         Raises
         ------
-        ValueError : a transformation that keeps none.
+        ValueError : a transformation that keeps none, or not one of every param.
         """
-        squares = optax.tree_utils.tree_get(state[1], "nu")
-        if squares is None:
+        kept = [x for _, x in optax.tree_utils.tree_get_all_with_path(state[1], "nu")]
+        if len(kept) != 1 or jax.tree.structure(kept[0]) != jax.tree.structure(v):
             raise ValueError(
-                "SolverInverse: this optax transformation keeps no squared gradients to divide by. "
-                "Take optax.adam or its kin, or the preconditioner HessianDiagonal."
+                "SolverInverse: this optax transformation keeps no squared gradients to divide by, "
+                "or not one of every param. Take optax.adam or its kin, unmasked, or the "
+                "preconditioner HessianDiagonal."
             )
+        (squares,) = kept
         largest = jnp.max(jnp.stack([jnp.max(x) for x in jax.tree.leaves(squares)]))
         least = jnp.where(largest > 0, 1e-6 * largest, 1)  # a gradient that was always 0
         return jax.tree.map(lambda x, nu: x / jnp.sqrt(jnp.maximum(nu, least)), v, squares)

@@ -1,5 +1,6 @@
 """Spaces for penalties, with ends tied to the curvature of what they penalise."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax import Array
 from bilevel.core import Data, Problem
 from bilevel.linear import largest_eigenvalue
 from bilevel.spaces import Log
+from bilevel.utils import require_variables
 
 SPAN = (1e-8, 1e2)
 STEPS = 50  # products of a power iteration: far closer than an end need be
@@ -62,7 +64,7 @@ def bound_penalties(
     >>> f"{space.low:.0e} to {space.high:.0e}"
     '4e-08 to 4e+02'
     """
-    if not 0 < span[0] < span[1]:
+    if not (np.shape(span) == (2,) and 0 < span[0] < span[1]):
         raise ValueError(f"span must be (low, high) with 0 < low < high, got {span}.")
     if not problem.is_plain:
         raise ValueError(
@@ -70,31 +72,32 @@ def bound_penalties(
             "Problem of the same losses and penalties without them."
         )
     hyper = jax.tree.map(lambda h: jnp.asarray(h, float), hyper)  # 1 is a penalty too
+    require_variables("params", params)
     params = jax.tree.map(jnp.asarray, params)
 
     def product(h: Any, v: Any) -> Any:
         gradient = jax.grad(problem.inner)
         return jax.jvp(lambda w: gradient(w, h, data.inner), (params,), (v,))[1]
 
-    def added(v: Any, direction: Any) -> Any:
-        return jax.jvp(lambda h: product(h, v), (hyper,), (direction,))[1]
+    def added(v: Any, direction: Any, at: Any = hyper) -> Any:
+        return jax.jvp(lambda h: product(h, v), (at,), (direction,))[1]
 
     none = jax.tree.map(jnp.zeros_like, hyper)
     leaves, treedef = jax.tree.flatten(hyper)
-    _require_linear(product, hyper, params, key)
     largest = float(abs(largest_eigenvalue(lambda v: product(none, v), params, key, STEPS)))
 
-    def curvature_of(leaf: int) -> float:
-        direction = [
-            jnp.ones_like(h) if i == leaf else jnp.zeros_like(h) for i, h in enumerate(leaves)
-        ]
-        tangent = jax.tree.unflatten(treedef, direction)
-        return float(abs(largest_eigenvalue(lambda v: added(v, tangent), params, key, STEPS)))
+    def unit_of(leaf: int) -> Any:
+        units = [jnp.ones_like(h) if i == leaf else jnp.zeros_like(h) for i, h in enumerate(leaves)]
+        return jax.tree.unflatten(treedef, units)
+
+    for leaf in range(len(leaves)):
+        _require_linear(partial(added, direction=unit_of(leaf)), hyper, params, key)
 
     def space_of(leaf: int) -> Log:
-        per_unit = curvature_of(leaf)
+        hessian = partial(added, direction=unit_of(leaf))
+        per_unit = float(largest_eigenvalue(hessian, params, key, STEPS))
         if not per_unit > 0 or not largest > 0:
-            what = "it adds no curvature" if not per_unit > 0 else "the loss without it has none"
+            what = "it adds no positive curvature" if largest > 0 else "the loss has none itself"
             raise ValueError(
                 f"bound_penalties: leaf {leaf} of hyper is no penalty at these params: {what}. "
                 "Give its space by hand, such as Log(1e-6, 1e3)."
@@ -105,14 +108,17 @@ def bound_penalties(
     return jax.tree.unflatten(treedef, [space_of(leaf) for leaf in range(len(leaves))])
 
 
-def _require_linear(product: Any, hyper: Any, params: Any, key: Any) -> None:
-    """Refuse an inner Hessian that is not affine in the hyperparameters, on one product."""
+def _require_linear(added: Any, hyper: Any, params: Any, key: Any) -> None:
+    """Refuse a part of the inner Hessian, per unit of a leaf, that depends on hyperparameters."""
     v = jax.tree.map(lambda p: jax.random.normal(key, p.shape, p.dtype), params)
-    at = [product(jax.tree.map(lambda h, t=t: t * (h + 1), hyper), v) for t in (1.0, 2.0, 3.0)]
-    bend = jax.tree.map(lambda a, b, c: a - 2 * b + c, *at)
-    size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(at))
-    apart = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(bend))
-    if not apart <= 100 * float(np.finfo(jnp.result_type(float)).eps) * size:
+    one, other = (
+        jax.tree.leaves(added(v, at=jax.tree.map(lambda h, t=t: t * (jnp.abs(h) + 1), hyper)))
+        for t in (1.0, 3.0)
+    )
+    # Beside the fit, whose curvature may be 1e6 times as large, rounding would hide it.
+    size = max(float(jnp.max(jnp.abs(leaf))) for leaf in one + other)
+    apart = max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(one, other, strict=True))
+    if not apart <= 100 * float(jnp.finfo(jnp.result_type(*one)).eps) * size:
         raise ValueError(
             "bound_penalties: the inner loss is not linear in hyper, so that its entries are no "
             "penalties in natural units. Write `h * penalty(w)` rather than `exp(h) * penalty(w)`."

@@ -95,6 +95,32 @@ def test_error_bars_are_those_of_each_row(x64) -> None:
     np.testing.assert_allclose(found.evidence.standard_error[1], error, rtol=1e-9)
 
 
+@pytest.mark.parametrize("unit", [1e6, 1e-6])
+def test_evidence_is_that_of_the_weights_in_any_unit_of_the_penalty(x64, unit: float) -> None:
+    """The hypergradient itself, whose error is another, is 1e6 times as large, or as small."""
+    scaled = bl.Problem(lambda w, h, b: inner(w, unit * h, b), PROBLEM.outer, quadratic=True)
+    data, hyper = bl.Data(inner=(X, Y), outer=(V, Z)), jnp.asarray(PENALTY / unit)
+    estimator = bl.Implicit(bl.GradientDescent(0.2), steps=6, linear=bl.CG(tol=1e-12))
+    at = hyper, jnp.zeros(4), data, jax.random.key(0)
+    found, exact = bl.attribute(scaled, estimator, *at, max_error=np.inf), influence().mean(0)
+    error = np.linalg.norm(found.grad - exact) / np.linalg.norm(exact)
+    assert float(found.relative_error) == pytest.approx(error, rel=1e-6)
+
+
+def test_a_loss_in_two_parts_keeps_them(x64) -> None:
+    """Of a linear model Gauss-Newton is the Hessian, and Kronecker factors are its inverse."""
+    split = bl.OutputLoss(
+        outputs=lambda w, h, batch: batch[0] @ w,
+        loss=lambda z, w, h, batch: jnp.mean((z - batch[1]) ** 2) / 2 + h * jnp.sum(w**2) / 2,
+    )
+    problem = bl.Problem(split, PROBLEM.outer, quadratic=True)
+    data, hyper = bl.Data(inner=(X, Y), outer=(V, Z)), jnp.asarray(PENALTY)
+    linear = bl.GaussNewton(bl.CG(tol=1e-12, preconditioner=bl.EKFAC(rows=N)))
+    estimator = bl.Implicit(bl.GradientDescent(0.3), steps=400, linear=linear)
+    found = bl.attribute(problem, estimator, hyper, jnp.zeros(4), data, jax.random.key(0))
+    np.testing.assert_allclose(found.grad, influence().mean(0), rtol=1e-9)
+
+
 def test_rows_that_are_known_to_be_wrong_are_warned_of(x64) -> None:
     with pytest.warns(bl.EvidenceWarning, match=r"Of all outer rows, row \d has the largest error"):
         attributed(bl.Reverse(bl.GradientDescent(0.01), steps=2), each=True)
@@ -106,6 +132,10 @@ def test_losses_without_a_row_of_their_own_are_refused() -> None:
     total = bl.Problem(lambda w, h, b: jnp.sum((b[0] @ w - b[1]) ** 2), PROBLEM.outer)
     with pytest.raises(ValueError, match="the inner loss of all rows at params is"):
         bl.attribute(total, bl.Implicit(bl.GradientDescent(0.1), steps=2), *at)
+    shared = bl.Data(inner=(X, Y), outer=(V, 1.0))
+    apart = jnp.asarray(PENALTY), jnp.zeros(4), shared, jax.random.key(0)
+    with pytest.raises(ValueError, match="same number of rows along a first axis"):
+        bl.attribute(PROBLEM, bl.ClosedForm(), *apart, each=True)
     keyed = bl.Problem(lambda w, h, b, key: square(w, b), PROBLEM.outer, stochastic=True)
     with pytest.raises(ValueError, match="weighs the inner loss of single rows"):
         bl.attribute(keyed, bl.Implicit(bl.GradientDescent(0.1), steps=2), *at)

@@ -99,6 +99,12 @@ def test_squared_gradients_of_adam_are_a_diagonal() -> None:
     plain = bl.Optax(optax.sgd(0.1))
     with pytest.raises(ValueError, match="keeps no squared gradients to divide by"):
         plain.approximate_inverse(plain.init(jnp.zeros(3), jnp.ones(1)), jnp.ones(3))
+    parts = {"a": optax.adam(0.1), "b": optax.sgd(0.1)}
+    two = optax.chain(optax.scale_by_adam(), optax.scale_by_rms())
+    for tx in (two, optax.multi_transform(parts, {"a": "a", "b": "b"})):
+        solver, v = bl.Optax(tx), {"a": jnp.ones(2), "b": jnp.ones(2)}
+        with pytest.raises(ValueError, match="or not one of every param"):
+            solver.approximate_inverse(solver.init(v, jnp.ones(1)), v)
 
 
 X, Y = rng.normal(size=(40, 3)) * [0.1, 1, 10], rng.normal(size=40)
@@ -157,6 +163,20 @@ def test_hypergradients_do_not_depend_on_the_preconditioner(kind: InvertsOperato
     moved = replace(bl.Implicit(bl.LBFGS(tol=1e-9), 200), linear=bl.CG(preconditioner=kind))
     slope = bl.curvature(problem, moved, *at, along=jnp.asarray(1.0))
     assert jnp.isfinite(slope)
+
+
+def test_what_the_solver_knows_serves_every_system_of_an_estimate() -> None:
+    """Gauss-Newton's, that of a linear model being the Hessian; and those of a first-order bias."""
+    problem = bl.Problem(LEAST, lambda w, h, batch: LEAST(w, 0.0, batch))
+    data = bl.Data(inner=(X / [0.1, 1, 10], Y), outer=(X[:9] / [0.1, 1, 10], Y[:9]))
+    at = jnp.asarray(0.3), {"w": jnp.zeros((3, 1)), "b": jnp.zeros(1)}, data, KEY
+    linear = bl.GaussNewton(bl.CG(tol=1e-12, preconditioner=bl.SolverInverse()))
+    found, dense = (
+        bl.hypergradient(problem, bl.Implicit(bl.LBFGS(tol=1e-8), 50, linear, bias=True), *at)[0]
+        for linear in (linear, bl.Dense())
+    )
+    assert found.grad == pytest.approx(float(dense.grad), rel=1e-9)
+    assert found.evidence.linear_residual < 1e-9
 
 
 class Exact:

@@ -59,8 +59,20 @@ def test_what_is_no_penalty_is_refused():
     def unused(w, h, batch):
         return loss(w, h, batch) + jnp.sum(h["each"] * w["w"] ** 2)
 
-    with pytest.raises(ValueError, match="not linear in hyper"):
-        bl.bound_penalties(bl.Problem(in_logs, loss), HYPER, PARAMS, data, KEY)
+    def negative(w, h, batch):
+        return (
+            loss(w, h, batch) - jnp.sum(h["each"] * w["w"] ** 2) + h["all"] * jnp.sum(w["w"] ** 2)
+        )
+
+    for unit in (1.0, 1e5):  # where the fit's curvature is 1e10 times that of the penalty
+        with pytest.raises(ValueError, match="not linear in hyper"):
+            bl.bound_penalties(bl.Problem(in_logs, loss), HYPER, PARAMS, make_data(unit), KEY)
+    with pytest.raises(ValueError, match=r"leaf 1 of hyper .*: it adds no positive curvature"):
+        bl.bound_penalties(bl.Problem(negative, loss), HYPER, PARAMS, data, KEY)
+    with pytest.raises(ValueError, match=r"params.* has dtype int"):
+        bl.bound_penalties(bl.Problem(inner, loss), HYPER, {"w": np.zeros(5, int)}, data, KEY)
+    with pytest.raises(ValueError, match="span must be"):
+        bl.bound_penalties(bl.Problem(inner, loss), HYPER, PARAMS, data, KEY, span=1e-3)
     with pytest.raises(ValueError, match="leaf 0 of hyper is no penalty"):
         bl.bound_penalties(bl.Problem(unused, loss), HYPER, PARAMS, data, KEY)
     with pytest.raises(ValueError, match="span must be"):
