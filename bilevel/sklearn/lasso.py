@@ -120,6 +120,7 @@ class HypergradLasso(LinearRegressor):
         ------
         ValueError : bad data or parameters, in the words of scikit-learn.
         """
+        require_one_target(y, type(self).__name__)
         X, y, weight = self._validate(X, y, sample_weight, accept_sparse="csr", y_numeric=True)
         rows, target = to_float64(X), np.asarray(y, np.float64)
         self._check_noise()
@@ -198,3 +199,13 @@ class HypergradLasso(LinearRegressor):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def require_one_target(y: Any, name: str) -> None:
+    """Validate that ``y`` is one target, which penalties of its own select columns for."""
+    shape = tuple(getattr(y, "shape", ()))
+    if len(shape) == 2 and shape[1] > 1:
+        raise ValueError(
+            f"y of {name} must be one target, [n], got {list(shape)}: every target has "
+            f"penalties of its own. Give MultiOutputRegressor({name}()) of sklearn.multioutput."
+        )

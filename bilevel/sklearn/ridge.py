@@ -42,7 +42,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
     alphas : the single penalties to start from, the best of them; by default two in each factor of
         e over the spectrum of the data. The result is never worse on the folds.
     cv : folds as in scikit-learn, 5 by default; or, without folds and in closed form, ``"loo"``
-        (leave-one-out), ``"gcv"``, ``"sure"``.
+        (leave-one-out), ``"gcv"``, ``"sure"``, of dense X: their leverages are.
     noise_variance : of the targets, for ``cv="sure"``.
     guard : penalties that are more than one follow the descent only as far as it generalises, by
         the folds that each descent has not seen (not without folds).

@@ -12,6 +12,7 @@ from sklearn.datasets import load_diabetes
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import ElasticNet, Lasso, LassoCV, LogisticRegression, Ridge
 from sklearn.model_selection import KFold, cross_val_score
+from sklearn.multioutput import MultiOutputRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -190,3 +191,15 @@ def test_every_estimator_explains_itself(name):
     text = inspect.getdoc(getattr(bilevel.sklearn, name))
     assert text.splitlines()[0].endswith(".")
     assert ">>> " in text
+
+
+@pytest.mark.parametrize("kind", [HypergradLasso, HypergradElasticNet])
+def test_of_several_targets_the_error_says_how_to_fit_each(kind):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, 3))
+    both = rows @ rng.normal(size=(3, 2)) + rng.normal(size=(40, 2))
+    with pytest.raises(ValueError, match=r"one target, \[n\], got \[40, 2\].*MultiOutputRegressor"):
+        kind().fit(rows, both)
+    found = MultiOutputRegressor(kind()).fit(rows, both).predict(rows)
+    each = np.stack([kind().fit(rows, y).predict(rows) for y in both.T], 1)
+    np.testing.assert_array_equal(found, each)
