@@ -118,10 +118,8 @@ def plan(
         hyper64, params64, data64 = as_float64(hyper), as_float64(params), as_float64(data)
         check_losses(problem, hyper64, params64, data64)
         flat = FlatProblem.from_problem(owner, problem, hyper64, params64, data64)
-        if route is None:
-            dense = dense_route.fits_dense(len(flat.x), count, len(flat.theta))
-            route = "dense" if dense else "influence"
-        if route == "dense":
+        fits = dense_route.fits_dense(len(flat.x), count, len(flat.theta))
+        if (route or ("dense" if fits else "influence")) == "dense":
             measured = dense_route.analyse_densely(flat, factors, scheme, compare=compare)
         else:
             _require_no_comparison(compare, len(flat.x), count, len(flat.theta))

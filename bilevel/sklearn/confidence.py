@@ -15,7 +15,7 @@ from scipy.special import ndtri
 from sklearn.exceptions import ConvergenceWarning
 
 from bilevel.sklearn.choice import FitData
-from bilevel.sklearn.losses import Influence, differentiate_influence
+from bilevel.sklearn.losses import RowInfluence, differentiate_influence
 from bilevel.sklearn.search import SearchResult
 
 
@@ -66,7 +66,7 @@ def require_smallest_loss(model, single: bool) -> None:
 
 
 def measure_confidence(
-    look: Influence, found: SearchResult, alpha: float, data: FitData
+    look: RowInfluence, found: SearchResult, alpha: float, data: FitData
 ) -> PenaltyConfidence:
     """Measure it where the search ended; ``alpha`` is that penalty in its own unit."""
     theta = float(found.theta[0])

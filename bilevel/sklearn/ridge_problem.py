@@ -13,10 +13,10 @@ from bilevel.sklearn.losses import (
     CriterionRows,
     GlmFolds,
     GlmLoss,
-    Influence,
     Matrix,
     RidgeLoss,
     RidgePath,
+    RowInfluence,
     compute_fold_sums,
     compute_group_sums,
     label_groups,
@@ -55,7 +55,7 @@ class RidgeProblem:
         folds = make_folds(*self.splits, self.weight)
         return RidgePath(rows, self.targets, self.weight, folds, self.centred), back
 
-    def make_influence(self) -> Influence:
+    def make_influence(self) -> RowInfluence:
         """Return the influence of the rows on the outer loss of one penalty."""
         rows: Any = self.rows
         shape: Any = rows.shape

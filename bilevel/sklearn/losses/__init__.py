@@ -20,7 +20,7 @@ from bilevel.sklearn.losses.folds import Folds, find_nested_folds, make_folds, m
 from bilevel.sklearn.losses.glm import GlmLoss
 from bilevel.sklearn.losses.glm_folds import GlmFolds
 from bilevel.sklearn.losses.influence import (
-    Influence,
+    RowInfluence,
     differentiate_influence,
     make_criterion_influence,
     make_fold_influence,
@@ -55,12 +55,12 @@ __all__ = [
     "Folds",
     "GlmFolds",
     "GlmLoss",
-    "Influence",
     "KernelLoss",
     "Link",
     "Matrix",
     "RidgeLoss",
     "RidgePath",
+    "RowInfluence",
     "compute_column_squares",
     "compute_fold_sums",
     "compute_gcv",

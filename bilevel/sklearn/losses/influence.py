@@ -19,10 +19,10 @@ from bilevel.sklearn.losses.glm import GlmLoss
 _STEP = 1e-3  # of theta: truncation 1e-7, rounding 1e-6 of solves to 1e-9
 
 # Log penalty to the slope of L there, and ``I`` of the rows that count, but for what is this slope.
-Influence = Callable[[float], tuple[float, np.ndarray]]
+RowInfluence = Callable[[float], tuple[float, np.ndarray]]
 
 
-def make_fold_influence(loss: GlmLoss, mean: bool = False) -> Influence:
+def make_fold_influence(loss: GlmLoss, mean: bool = False) -> RowInfluence:
     """Return the influence of rows on folds; ``mean``: penalties beside the mean of the losses."""
     folds, link = loss.folds, loss.link
     counts = folds.train[:, -1] > 0
@@ -40,7 +40,7 @@ def make_fold_influence(loss: GlmLoss, mean: bool = False) -> Influence:
     return look
 
 
-def make_criterion_influence(path: CriterionPath) -> Influence:
+def make_criterion_influence(path: CriterionPath) -> RowInfluence:
     """Return the influence of rows on a criterion; they move residuals, leverages and the fit."""
     rows, alone = path.rows, path.criterion is evaluate_loo
     design = np.column_stack([np.sqrt(rows.ones), path.left * np.sqrt(path.values)])
@@ -60,7 +60,7 @@ def make_criterion_influence(path: CriterionPath) -> Influence:
     return look
 
 
-def differentiate_influence(look: Influence, theta: float) -> tuple[float, float, np.ndarray]:
+def differentiate_influence(look: RowInfluence, theta: float) -> tuple[float, float, np.ndarray]:
     """Return slope and curvature of the outer loss at ``theta``, and the slopes of I, ``[n]``."""
     (low, before), (high, after) = look(theta - _STEP), look(theta + _STEP)
     return (low + high) / 2, (high - low) / (2 * _STEP), (after - before) / (2 * _STEP)

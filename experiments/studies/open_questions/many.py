@@ -199,15 +199,11 @@ def _conclude(rows: Any, sizes: Sizes) -> tuple[list[str], list[Check]]:
     findings = []
     for kind in PROBLEMS:
         here = [r for r in rows if (r["kind"], r["p"]) == (kind, most)]
-        findings.append(
-            f"One per {kind}, p = {most}: relative error (cosine) "
-            + ", ".join(
-                f"{r['estimator']} {measure.show(r['relative error'], r['s.e.'])} "
-                f"({r['cosine']:.2f})"
-                for r in here
-            )
-            + "."
+        said = ", ".join(
+            f"{r['estimator']} {measure.show(r['relative error'], r['s.e.'])} ({r['cosine']:.2f})"
+            for r in here
         )
+        findings.append(f"One per {kind}, p = {most}: relative error (cosine) {said}.")
     biggest = max(p for p in sizes.counts if p <= sizes.forward_up_to)
     forward, reverse = at("feature", "forward", biggest), at("feature", "reverse", biggest)
     findings.append(
