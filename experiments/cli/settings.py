@@ -55,7 +55,7 @@ def check(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
         if _is_a(value := settings[name], int) and value < least:
             wrong.append(f"{name}: expected an integer of at least {least}, got {value}")
     for name in NODES:
-        if isinstance(node := settings[name], dict) and "_target_" not in node:
+        if isinstance(node := settings.get(name), dict) and "_target_" not in node:
             wrong.append(f"{name}: expected _target_, the name of what is to be made; it has none")
     if wrong:
         raise BadInputError("\n".join(wrong))
