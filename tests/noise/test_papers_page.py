@@ -12,10 +12,8 @@ ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and "`test_"
 
 
 def test_every_row_names_a_test_of_the_theory() -> None:
-    files = [
-        *(ROOT / "tests/noise").glob("test_*.py"),
-        *(ROOT / "tests/planning").glob("test_*.py"),
-    ]
+    rooms = [ROOT / "tests" / room for room in ("noise", "planning")]
+    files = [path for room in rooms for path in room.glob("test_*.py")]
     texts = [path.read_text(encoding="utf-8") for path in files]
     known = set(re.findall(r"def (test_\w+)", "\n".join(texts)))
     named = set(re.findall(r"`(test_\w+)`", PAGE))
