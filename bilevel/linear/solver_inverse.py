@@ -34,8 +34,8 @@ class SolverInverse:
         if operator.inverse is None:
             raise ValueError(
                 "SolverInverse is what the inner solver knows of the inverse Hessian, and this one "
-                "knows nothing: use `Implicit(LBFGS(...))` or `Optax(optax.adam(...))` on a problem "
-                "without prox, or the preconditioner `HessianDiagonal`."
+                "knows nothing: use `Implicit(LBFGS(...))` or `Optax(optax.adam(...))` on a "
+                "problem without prox, or the preconditioner `HessianDiagonal`."
             )
         return Inverse(operator.inverse, 0)
 
