@@ -89,7 +89,7 @@ MEMBERS: dict[str, Members] = {
     "nothing": {},
     "no manifest": {"0.npy": PLAIN},
     "a path upwards": {"../../canary.npy": PLAIN, "manifest.npy": PLAIN},
-    "an absolute path": {"/tmp/canary.npy": PLAIN, "manifest.npy": PLAIN},
+    "an absolute path": {"/canary.npy": PLAIN, "manifest.npy": PLAIN},
     "no JSON": {"manifest.npy": text("os.system('touch canary')")},
     "deep JSON": {"manifest.npy": text("[" * 100_000)},
     "a list": {"manifest.npy": text("[1, 2]")},
