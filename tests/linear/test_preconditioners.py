@@ -40,8 +40,8 @@ def test_diagonal_solves_what_is_badly_scaled_in_few_products(probes: int) -> No
         assert found.residual == pytest.approx(true, rel=1e-2, abs=1e-13)
         assert found.matvecs < probes + 30
     best = bl.CG(tol=1e-12, max_steps=N + 4, preconditioner=bl.HessianDiagonal(probes))
-    plain = bl.CG(tol=1e-12, max_steps=probes + N + 4)
-    assert solve(plain, operator).residual > 1e3 * solve(best, operator).residual
+    plain = replace(best, preconditioner=None)  # as many steps: margins no rounding reaches
+    assert solve(best, operator).residual < 1e-5 < 1e-2 < solve(plain, operator).residual
 
 
 def test_diagonal_of_as_many_probes_as_params_is_exact() -> None:
