@@ -23,6 +23,7 @@ from bilevel.core.losses import (
     rebind_key,
     require_model_state,
 )
+from bilevel.core.precision import InDtype, compute_in
 from bilevel.core.problem import (
     Composite,
     Data,
@@ -76,6 +77,7 @@ __all__ = [
     "Estimator",
     "Evidence",
     "FunctionSchedule",
+    "InDtype",
     "InnerState",
     "InverseTime",
     "Loss",
@@ -98,6 +100,7 @@ __all__ = [
     "as_setting",
     "as_setting_tree",
     "bind_losses",
+    "compute_in",
     "count_examples",
     "draw_distinct_rows",
     "draw_outer",

@@ -87,6 +87,11 @@ class BoundLoss:
         """Return the loss."""
         return self.evaluate(params, hyper, batch).value
 
+    def in_dtype(self, dtype: object) -> "BoundLoss":
+        """Return the loss computing in the dtype of its problem; ``None``: in that of params."""
+        user = self.problem.exact if dtype is None else self.problem
+        return replace(self, problem=user)
+
     def evaluate(self, params: Params, hyper: Hyper, batch: DataTree | ShownBatch) -> LossResult:
         """Return all that the user's loss returns."""
         if not isinstance(batch, ShownBatch):

@@ -1,13 +1,14 @@
 """The problem: two losses, and the data that they are evaluated on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
 from bilevel.core.equation import Equation, Residual
+from bilevel.core.precision import compute_in, require_compute_dtype
 from bilevel.core.sparse import with_sparse_rows
 from bilevel.spaces import Spaces
 from bilevel.utils import (
@@ -69,6 +70,10 @@ class Problem:
         need be behind them. For :class:`bilevel.Picard`, :class:`bilevel.Anderson`,
         :class:`bilevel.Newton` and solvers of plain steps; with ``Implicit`` and a linear solver
         that needs no symmetry (:class:`bilevel.GMRES`), ``Reverse`` or ``Forward``.
+    compute_dtype : of the inner loss, such as ``jnp.bfloat16``; that of ``params`` where ``None``.
+        Params and batch are cast for it; params, solver states, derivatives along the steps, the
+        outer loss and the adjoint system of ``Implicit`` keep their dtype. Of an
+        :class:`bilevel.OutputLoss` the model alone is cast, and the sum over rows is not.
 
     Raises
     ------
@@ -100,6 +105,7 @@ class Problem:
     running: UserLoss | None = None
     fixed_point: Residual | None = None
     optimality: Residual | None = None
+    compute_dtype: Any = None
 
     def __post_init__(self) -> None:
         """Validate the arguments, and make a tree of spaces hashable."""
@@ -110,12 +116,22 @@ class Problem:
         if self.fixed_point is not None or self.optimality is not None:
             _require_equation_alone(self)
             object.__setattr__(self, "inner", Equation(self.fixed_point, self.optimality))
+        if self.compute_dtype is not None:
+            require_compute_dtype(self.compute_dtype)
+            object.__setattr__(self, "inner", compute_in(self.inner, self.compute_dtype))
         for name in ("inner", "outer"):
             if not callable(getattr(self, name)):
                 raise TypeError(not_callable(f"Problem.{name}", getattr(self, name)))
         for name in ("start", "prox", "running", "fixed_point", "optimality"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(not_callable(f"Problem.{name}", getattr(self, name)))
+
+    @property
+    def exact(self) -> "Problem":
+        """The same problem with an inner loss that computes in the dtype of the params."""
+        if self.compute_dtype is None:
+            return self
+        return replace(self, inner=compute_in(self.inner, None), compute_dtype=None)
 
     @property
     def is_plain(self) -> bool:
@@ -133,7 +149,7 @@ class Problem:
             self.space.require(hyper)
 
 
-_OF_A_LOSS = ("prox", "quadratic", "stochastic", "has_state", "has_aux", "running")
+_OF_A_LOSS = ("prox", "quadratic", "stochastic", "has_state", "has_aux", "running", "compute_dtype")
 
 
 def _require_equation_alone(problem: Problem) -> None:

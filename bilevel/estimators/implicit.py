@@ -138,7 +138,7 @@ class Implicit:
         before, _ = carry = start_solver(problem, self.solver, hyper, lower, data)
         (params, state), taken = self._minimise(problem, hyper, carry, data, key)
         reached = end_chain(problem, hyper, (params, state), data)
-        problem = reached.problem
+        problem = reached.problem.exact
 
         key, key_system, key_bias = jax.random.split(jax.random.fold_in(key, self.steps), 3)
         step, used = proximal_step(problem, self.solver, hyper, params, state, data, key_system)

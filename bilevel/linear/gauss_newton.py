@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevel.core import Loss, count_examples
+from bilevel.core import Loss, compute_in, count_examples
 from bilevel.linear.base import LinearSolver, Matvec, Solution, as_operator, relative_residual
 from bilevel.linear.cg import CG
 from bilevel.utils import PyTree, axpy, register_node
@@ -53,6 +53,10 @@ class OutputLoss:
     def __call__(self, params: PyTree, hyper: PyTree, batch: PyTree) -> Array:
         """Return the inner loss."""
         return self.loss(self.outputs(params, hyper, batch), params, hyper, batch)
+
+    def in_dtype(self, dtype: object) -> "OutputLoss":
+        """Return the same loss of a model that computes in ``dtype``; ``None``: in its own."""
+        return replace(self, outputs=compute_in(self.outputs, dtype))
 
     def linearised(self, at: PyTree) -> Loss:
         """Return the same loss of the model linearised at the params ``at``.
