@@ -12,14 +12,15 @@ SEEDS = ("seed", "task.seed", "task.table.seed")
 COUNTS = ("gradients", "hvps", "jvps", "vjps")  # oracle calls, in results and histories
 COLUMNS = ("task", "run", "completed", "of", "metric", "mean", "95 %", "value", "calls", "seconds")
 COLUMNS += ("MiB", "difference", "d 95 %")
-LOST = {"failed", "diverged"}
+LOST = {"failed", "diverged", "pruned"}
 _NUMBERS = ("seed", "value", "calls", "seconds", "MiB")
 RULE = (
-    "Winner: of the rows without a run that failed or diverged (of all, if there is none), the one "
-    "with the least mean of the first test metric; never one with an unreliable run, whose last "
-    "hypergradient is known to be wrong by more than max_error. As good: the paired 95 % interval "
-    "of the difference over common seeds reaches 0, not corrected for the number of rows. It is "
-    "chosen on test data, so its number is too good by the luck of the draw: repeat it on others."
+    "Winner: of the rows without a run that failed, diverged or was pruned (of all, if there is "
+    "none), the one with the least mean of the first test metric; never one with an unreliable "
+    "run, whose last hypergradient is known to be wrong by more than max_error. As good: the "
+    "paired 95 % interval of the difference over common seeds reaches 0, not corrected for the "
+    "number of rows. It is chosen on test data, so its number is too good by the luck of the draw: "
+    "repeat it on others."
 )
 
 
@@ -58,7 +59,7 @@ class Row:
 
     @property
     def lost(self) -> bool:
-        """Whether a run failed or diverged: the mean over the rest is no fair one."""
+        """Whether a run failed, diverged or was pruned: the mean over the rest is no fair one."""
         return bool(LOST & self.other.keys())
 
     @property

@@ -12,7 +12,7 @@ from rich.console import Console
 import bilevel as bl
 from experiments.cli.targets import instantiate, refuse_unknown
 from experiments.runs import mesh as meshes
-from experiments.runs import multistart
+from experiments.runs import multistart, pruning
 from experiments.runs.progress import Display
 from experiments.runs.timing import Stopwatch
 from experiments.runs.trajectory import Trajectory, names
@@ -31,7 +31,8 @@ class Run:
     state, hyper : of the last :class:`bilevel.Result`; the hyperparameters after the last update.
     history, checks : rows so far; distances from the closed form so far.
     watch : the time so far.
-    message : why the run ended before its steps, if it did; ``stopped`` if early stopping or `tol`.
+    message : why the run ended before its steps, if it did; ``stopped`` if early stopping or `tol`,
+        ``pruned`` if the search of which it is a trial.
     starts : how the start point was chosen, if from several.
     """
 
@@ -42,12 +43,19 @@ class Run:
     checks: list[dict[str, float]] = field(default_factory=list)
     message: str | None = None
     stopped: bool = False
+    pruned: bool = False
     starts: dict[str, Any] | None = None
 
     @property
     def done(self) -> int:
         """Outer steps done."""
         return 0 if self.state is None else int(self.state.step)
+
+    @property
+    def value(self) -> float | None:
+        """The outer value so far; a rule may end with an earlier point than the last."""
+        values = self.history.get("best", self.history.get("value"))
+        return None if values is None or not len(values) else float(values[-1])
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ class Job:
         about = saved.about
         state, hyper = checkpoint.restore(saved, self.template())
         watch = Stopwatch(about["seconds"], about["compile_seconds"])
-        ended = about["message"], about.get("stopped", False), about.get("starts")
+        ended = about["message"], about.get("stopped", False), False, about.get("starts")
         checks = about["checks"]
         if int(state.step) < self.settings["steps"]:  # an end that is no longer one
             checks = [check for check in checks if check["step"] == 0]
@@ -161,6 +169,9 @@ class Job:
                     found, run.starts = multistart.race(self)
                 self._take(run, found)
             while run.done < steps and run.message is None:
+                if reason := pruning.find_reason(run.done, run.value, steps):
+                    run.message, run.pruned = reason, True
+                    break
                 # The very first step alone: the check against a closed form belongs to the start.
                 count = min(every, steps - run.done) if run.done else 1
                 with run.watch, warnings.catch_warnings():

@@ -20,6 +20,7 @@ from experiments.cli.hydra_compat import CONF
 from experiments.common.files import write_whole
 from experiments.reports.table import COUNTS
 from experiments.runs.trajectory import columns
+from experiments.storage.result_file import PRUNED
 
 
 def measured(job: Any, run: Any, model: Any = None) -> dict[str, Any]:
@@ -34,11 +35,10 @@ def measured(job: Any, run: Any, model: Any = None) -> dict[str, Any]:
     best = state.memory.get("EarlyStopping")
     params = state.lower.params if best is None else best.params
     rows = len(history.get("value", ()))
-    values = history.get("best", history.get("value"))  # a rule may end with an earlier point
     estimate = state.estimate if rows else None
     facts: dict[str, Any] = {
         "value_start": float(history["value"][0]) if rows else None,
-        "value": float(values[-1]) if rows else None,
+        "value": run.value,
         "steps": run.done,
         "stopped": run.stopped,
         "starts": run.starts,
@@ -61,25 +61,28 @@ def measured(job: Any, run: Any, model: Any = None) -> dict[str, Any]:
         facts["coefficients"] = coefficients
     if (choose := getattr(job.estimator, "choose", None)) is not None:
         facts["chosen"] = choose(task.problem, run.hyper, state.lower.params, task.data).reason
-    if job.settings["baselines"]:
+    if job.settings["baselines"] and not run.pruned:
         baselines = task.baselines()
         facts["baselines"] = {name: _floats(metrics) for name, metrics in baselines.items()}
     return facts
 
 
 def status(
-    facts: dict[str, Any], message: str | None, bad: str | None = None
+    facts: dict[str, Any], message: str | None, bad: str | None = None, *, pruned: bool = False
 ) -> tuple[str, str | None]:
     """`("completed", None)`, or `("diverged", why)`: also where any number is not finite.
 
-    A run that early stopping has ended is complete, with its message. What is `bad` about the last
-    hypergradient makes a run that has not diverged `unreliable`.
+    A run that early stopping has ended is complete, with its message; one that a search has is
+    `pruned`. What is `bad` about the last hypergradient makes a run that has not diverged
+    `unreliable`.
     """
-    if message is not None and not facts["stopped"]:
+    if message is not None and not facts["stopped"] and not pruned:
         return "diverged", message
     numbers = {"value": facts["value"]} | facts["test_metrics"] | facts["hyper_summary"]
     if lost := [name for name, number in numbers.items() if not math.isfinite(number)]:
         return "diverged", f"not finite at the end of the run: {', '.join(lost)}."
+    if pruned:
+        return PRUNED, message
     if bad is not None:
         # What `tune` says of a run that ends by itself has it already.
         before = "" if message is None else message.removesuffix(bad).rstrip()

@@ -98,7 +98,7 @@ def conclude(
     bad = None
     if run.done:
         bad = results.bad_evidence(run.state.estimate, run.history, job.settings)
-    status, message = results.status(measured, run.message, bad)
+    status, message = results.status(measured, run.message, bad, pruned=run.pruned)
     result = facts | measured | {"status": status, "message": message, "process": about()}
     files = [folder / RESULT]
     if fitted is not None and status in FINISHED:

@@ -12,6 +12,7 @@ RESULT = "result.json"
 MODEL = "model"  # the folder of what a run predicts with
 FINISHED = ("completed", "unreliable")  # with all their steps, and numbers to compare
 ENDED_AS = (*FINISHED, "diverged")
+PRUNED = "pruned"  # by the search of which it is a trial; outside of it the run goes on
 LARGEST = 2**26  # bytes; a result with a number for each of a million columns has half of it
 _NEEDED = ("status", "choices", "overrides")
 _NEEDED_AT_THE_END = (
@@ -123,7 +124,7 @@ def read_result(path: Path) -> dict[str, Any]:
     if not isinstance(result, dict):
         raise DamagedError(f"{path}: this is no result of a run, but a {type(result).__name__}.")
     needed = _NEEDED
-    if result.get("status") in ENDED_AS:
+    if result.get("status") in (*ENDED_AS, PRUNED):
         needed += _NEEDED_AT_THE_END
     for name in needed:
         if name not in result:
