@@ -24,6 +24,7 @@ from bilevel.sklearn.logistic import HypergradLogisticRegression
 from bilevel.sklearn.losses import compute_gcv, compute_sure, leave_one_out
 from bilevel.sklearn.ridge import HypergradRidge
 from bilevel.sklearn.search_cv import BilevelSearchCV
+from bilevel.sklearn.sparse_logistic import HypergradSparseLogisticRegression
 from bilevel.sklearn.tweedie import (
     HypergradGammaRegressor,
     HypergradPoissonRegressor,
@@ -42,6 +43,7 @@ __all__ = [
     "HypergradLogisticRegression",
     "HypergradPoissonRegressor",
     "HypergradRidge",
+    "HypergradSparseLogisticRegression",
     "HypergradTweedieRegressor",
     "PenaltyConfidence",
     "compute_gcv",

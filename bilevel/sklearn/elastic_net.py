@@ -2,17 +2,11 @@
 
 from typing import ClassVar
 
-import numpy as np
-
-from bilevel.sklearn.lasso import DECADES, HypergradLasso
-from bilevel.sklearn.losses import FoldQuadratics
-from bilevel.sklearn.search import ColumnPenalties, SearchResult, check_alphas, make_stages
-
-# Of the l1 part of the elastic net's grid, where both parts are in units of the data.
-RATIOS = (0.01, 0.1, 0.5, 0.9, 0.999)
+from bilevel.sklearn.lasso import HypergradLasso
+from bilevel.sklearn.sparse import RATIOS, NetEstimator
 
 
-class HypergradElasticNet(HypergradLasso):
+class HypergradElasticNet(NetEstimator, HypergradLasso):
     r"""Elastic net; both its penalties minimise the cross-validated squared error.
 
     ``min_w 1/(2 n) sum_i (y_i - x_i . w - b)^2 + sum_j alpha_j (r_j |w_j| + (1 - r_j) w_j^2 / 2)``
@@ -40,7 +34,6 @@ class HypergradElasticNet(HypergradLasso):
     True
     """
 
-    _kinds = 2
     _parameter_constraints: ClassVar[dict[str, list]] = {
         **HypergradLasso._parameter_constraints,
         "l1_ratios": ["array-like"],
@@ -82,42 +75,3 @@ class HypergradElasticNet(HypergradLasso):
             random_state=random_state,
         )
         self.l1_ratios = l1_ratios
-
-    def _grid(self, problem: FoldQuadratics, scale: np.ndarray) -> np.ndarray:
-        ratios = np.asarray(self.l1_ratios, np.float64).ravel()
-        if not ratios.size or np.any(ratios <= 0) or np.any(ratios >= 1):
-            raise ValueError(f"l1_ratios must lie between 0 and 1, got {self.l1_ratios!r}.")
-        if self.alphas is not None:
-            alphas = check_alphas(self.alphas)
-            return np.log([(a * r, a * (1 - r)) for r in ratios for a in alphas])
-        slope, curvature = self._units(problem, scale)
-        parts = np.logspace(0, -DECADES, 17)
-        return np.log(
-            [(a * slope, a * curvature * (1 - r) / r) for r in ratios[::-1] for a in parts]
-        )
-
-    def _stages(self, columns: np.ndarray) -> list[np.ndarray]:
-        each = make_stages(columns, len(columns))
-        return [np.concatenate([groups, groups + groups.max() + 1]) for groups in each]
-
-    def _set_penalties(self, found: SearchResult, penalties: ColumnPenalties) -> None:
-        columns, single = penalties.groups, penalties.single
-        d = len(columns)
-
-        def parts(log: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            l1, l2 = np.exp(log[:d]), np.exp(log[d:])
-            return (l1[0], l2[0]) if single else (l1, l2)
-
-        l1, l2 = parts(found.theta)
-        self._report(found, np.arange(2 * d), lambda log: log_sum(*parts(log)), 2)
-        grad = found.evaluation.grad.reshape(2, d)
-        self.hypergradient_ = np.array([np.bincount(columns, g) for g in grad])
-        both = np.asarray(l1 + l2)
-        ratio = np.divide(l1, both, out=np.zeros_like(both), where=both > 0)
-        self.l1_ratio_ = float(ratio) if single else ratio
-
-
-def log_sum(l1: np.ndarray, l2: np.ndarray) -> np.ndarray:
-    """Return the logarithm of both penalties together; of none, minus infinity."""
-    with np.errstate(divide="ignore"):
-        return np.log(l1 + l2)

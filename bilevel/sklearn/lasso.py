@@ -1,6 +1,5 @@
 """Lasso that tunes its penalties by hypergradient."""
 
-from dataclasses import replace
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -9,28 +8,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from bilevel.sklearn.base import LinearRegressor, to_float64
-from bilevel.sklearn.choice import FitData, finish_fit
-from bilevel.sklearn.losses import (
-    ElasticNetLoss,
-    FoldQuadratics,
-    compute_column_squares,
-    make_probes,
-    make_quadratics,
-)
-from bilevel.sklearn.search import (
-    ITERATED,
-    ColumnPenalties,
-    SearchResult,
-    check_alphas,
-    make_stages,
-    share_in_groups,
-    tune_penalties,
-)
-
-POINTS, DECADES = 60, 4  # of the grid of the lasso, down from the penalty that leaves no column
+from bilevel.sklearn.choice import FitData
+from bilevel.sklearn.losses import make_probes, make_quadratics
+from bilevel.sklearn.sparse import L1Estimator
 
 
-class HypergradLasso(LinearRegressor):
+class HypergradLasso(L1Estimator, LinearRegressor):
     r"""Lasso; its penalties minimise the cross-validated squared error.
 
     ``min_w 1/(2 n) sum_i (y_i - x_i . w - b)^2 + sum_j alpha_j |w_j|``, n the total weight of the
@@ -63,7 +46,6 @@ class HypergradLasso(LinearRegressor):
     True
     """
 
-    _kinds = 1  # of penalties: of |w| alone
     _parameter_constraints: ClassVar[dict[str, list]] = {
         **LinearRegressor._parameter_constraints,
         "positive": ["boolean"],
@@ -124,8 +106,6 @@ class HypergradLasso(LinearRegressor):
         X, y, weight = self._validate(X, y, sample_weight, accept_sparse="csr", y_numeric=True)
         rows, target = to_float64(X), np.asarray(y, np.float64)
         self._check_noise()
-        penalties, d = self._group_columns(X.shape[1]), X.shape[1]
-        columns = penalties.groups
         splits: Any = self._splits(X, y, groups)
         if splits is None:
             # The same probes at every call: a loss that changes by itself cannot be descended.
@@ -134,71 +114,10 @@ class HypergradLasso(LinearRegressor):
             problem_of = make_probes(rows, target, weight, centred, noise, random)
         else:
             problem_of = make_quadratics(rows, target, weight, splits, self.fit_intercept)
-
-        def make_loss(without: int | None) -> ElasticNetLoss:
-            return ElasticNetLoss(problem_of(without), self._kinds, positive=self.positive)
-
-        loss = make_loss(None)
-
-        def outer_of(without: int | None) -> ElasticNetLoss:
-            return loss if without is None else make_loss(without)
-
-        # Columns as they are; for penalties that are many, also in units of their deviation.
-        squares = compute_column_squares(rows, weight, self.fit_intercept) / weight.sum()
-        scales = [np.ones(d)]
-        if columns.max() > 0:
-            scales.append(np.sqrt(share_in_groups(squares, columns)))
-        offset = np.tile(penalties.offset, self._kinds)
-        grids = [self._expand(self._grid(loss.problem, scale), scale) + offset for scale in scales]
-        grid = np.concatenate(grids)
-        unit = self._expand(np.log(self._units(loss.problem, scales[-1]))[None], scales[-1])[0]
-        bounds = unit[:, None] + np.array([-16.0, 3.0])
-        if self._kinds == 2:
-            bounds[d:, 1] += 10.0
-        bounds[:, 0] = np.minimum(bounds[:, 0], np.min(grid, 0))
-        bounds[:, 1] = np.maximum(bounds[:, 1], np.max(grid, 0))
-        bounds = penalties.free(bounds)
-        search = replace(self._search(bounds, columns, splits), resolution=ITERATED)
-        found = tune_penalties(outer_of, grids, self._stages(columns), search)
         data = FitData(X, y, sample_weight, weight, splits)
-        found = finish_fit(self, found, data, self._place_coef(data))
-        self._set_penalties(found, penalties)
-        self.undetermined_ = loss.count_undetermined(found.theta)
+        place = self._place_coef(data, lambda params: params[:-1])
+        self._tune_sparse(data, rows, problem_of, place, positive=self.positive)
         return self
-
-    def _units(self, problem: FoldQuadratics, scale: np.ndarray) -> np.ndarray:
-        """Return the unit of each kind of penalty: the smallest l1 that leaves no column.
-
-        For the second kind the mean curvature; both of columns divided by ``scale``.
-        """
-        used = np.flatnonzero(problem.share)
-        slopes = [np.max(np.abs(problem.folds[k].cross) / scale, initial=0) for k in (*used, -1)]
-        curvature = float(np.mean(problem.folds[-1].diagonal / scale**2))
-        largest = float(np.max(slopes))
-        return np.array([largest or 1.0, curvature if curvature > 0 else 1.0])[: self._kinds]
-
-    def _expand(self, grid: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        """Repeat ``grid [G, kinds]`` for every column, ``[G, kinds d]``, in units of its scale."""
-        power = np.arange(1, self._kinds + 1)[:, None]
-        return (grid[:, :, None] + power * np.log(scale)).reshape(len(grid), -1)
-
-    def _grid(self, problem: FoldQuadratics, scale: np.ndarray) -> np.ndarray:
-        """Return logarithms of the penalties to try, ``[G, kinds]``."""
-        if self.alphas is not None:
-            return np.log(check_alphas(self.alphas))[:, None]
-        points = np.logspace(0, -DECADES, POINTS)
-        return np.log(self._units(problem, scale)[0] * points)[:, None]
-
-    def _stages(self, columns: np.ndarray) -> list[np.ndarray]:
-        return make_stages(columns, len(columns))
-
-    def _set_penalties(self, found: SearchResult, penalties: ColumnPenalties) -> None:
-        self._report(found, penalties.groups, lambda log: log[0] if penalties.single else log)
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
 
 
 def require_one_target(y: Any, name: str) -> None:

@@ -1,23 +1,19 @@
 """Logistic regression that tunes its penalties by hypergradient."""
 
-import warnings
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
-from scipy.special import expit, log_expit, log_softmax, softmax
-from sklearn.base import ClassifierMixin
-from sklearn.utils import compute_class_weight
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.multiclass import check_classification_targets
 
 from bilevel.sklearn.choice import FitData
+from bilevel.sklearn.classifier import LinearClassifier
 from bilevel.sklearn.glm import GlmEstimator
 from bilevel.sklearn.losses import LOGISTIC, MULTINOMIAL
 from bilevel.sklearn.search import ColumnPenalties
 
 
-class HypergradLogisticRegression(ClassifierMixin, GlmEstimator):
+class HypergradLogisticRegression(LinearClassifier, GlmEstimator):
     r"""Logistic regression; its penalties minimise the cross-validated log-loss.
 
     ``min_w sum_i s_i loss(x_i . w + b, y_i) + 1/2 sum alpha w^2``, multinomial for more than two
@@ -55,14 +51,13 @@ class HypergradLogisticRegression(ClassifierMixin, GlmEstimator):
 
     _parameter_constraints: ClassVar[dict[str, list]] = {
         **GlmEstimator._parameter_constraints,
-        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "class_weight": LinearClassifier._parameter_constraints["class_weight"],
         "penalty": [
             StrOptions({"global", "per_feature", "per_class", "per_feature_and_class"}),
             "array-like",
             dict,
         ],
     }
-    _classifier = True
     # Folds that a plane separates have a loss that falls to 0 with the penalty, and the more it
     # falls the surer the model is of its next mistake: so the search ends here.
     _decades = 3, -5
@@ -117,22 +112,10 @@ class HypergradLogisticRegression(ClassifierMixin, GlmEstimator):
         ValueError : bad data or parameters, in the words of scikit-learn.
         """
         X, y, weight = self._validate_rows(X, y, sample_weight)
-        check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(
-                "This solver needs samples of at least 2 classes in the data, but the data "
-                f"contains only one class: {self.classes_[0]!r}"
-            )
-        of_class = compute_class_weight(
-            self.class_weight, classes=self.classes_, y=y, sample_weight=weight
-        )
-        weight = weight * of_class[labels]
+        labels, weight = self._encode(y, weight)
         binary = len(self.classes_) == 2
         target = np.eye(len(self.classes_))[labels][:, 1 if binary else 0 :]
-        splits = self._splits(X, y, groups)
-        if splits:
-            warn_of_missing_classes(splits[0], labels, weight, self.classes_)
+        splits = self._split_classes(X, y, groups, labels, weight)
         link = LOGISTIC if binary else MULTINOMIAL
         data = FitData(X, y, sample_weight, weight, splits, groups)
         self._tune_glm(data, target, link)
@@ -162,51 +145,3 @@ class HypergradLogisticRegression(ClassifierMixin, GlmEstimator):
             if self.penalty == "per_feature_and_class":
                 return entries.T
         return super()._view(theta, shape)
-
-    def decision_function(self, X):
-        """Return ``X @ coef_.T + intercept_``: ``[n]`` for two classes, else ``[n, classes]``."""
-        scores = self._linear(X)
-        return scores[:, 0] if len(self.classes_) == 2 else scores
-
-    def predict(self, X):
-        """Return the likeliest class of each row."""
-        scores = self.decision_function(X)
-        return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
-
-    def predict_proba(self, X):
-        """Return the probability of each class, ``[n, classes]``."""
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            return np.stack([expit(-scores), expit(scores)], 1)
-        return softmax(scores, axis=1)
-
-    def predict_log_proba(self, X):
-        """Return the logarithm of :meth:`predict_proba`."""
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            return np.stack([log_expit(-scores), log_expit(scores)], 1)
-        return log_softmax(scores, axis=1)
-
-
-def warn_of_missing_classes(
-    train: np.ndarray, labels: np.ndarray, weight: np.ndarray, classes: np.ndarray
-) -> None:
-    """Warn of splits that train on no row of a class; ``train [K, n]``, ``labels [n]``."""
-    missing = [
-        (k, name)
-        for k, rows in enumerate(train)
-        for c, name in enumerate(classes)
-        if not weight[rows & (labels == c)].any()
-    ]
-    if missing:
-        pairs = ", ".join(f"fold {k} of class {name!s}" for k, name in missing[:4])
-        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        warnings.warn(
-            f"Training folds without a row of a class: {pairs}{more} (folds from 0). There that "
-            "class has next to no probability, and the log-loss of its held-out rows says how "
-            "large a penalty hides this, not which is good. Give a cv that keeps the classes "
-            "together, such as StratifiedKFold, with at most as many splits as the rarest class "
-            "has rows, or leave the class out.",
-            UserWarning,
-            stacklevel=3,
-        )

@@ -31,7 +31,7 @@ def test_degrees_of_freedom_are_the_exact_ones_on_average(kinds):
     free = []
     for seed in range(100):
         at = loss_of(kinds, variance, seed)(theta)
-        w = at.params[-1][:, 0]
+        w = at.params[-1, :-1, 0]
         r = Y - Y.mean() - (X - X.mean(0)) @ w
         free.append((at.value - np.mean(r**2) + variance) * N / (2 * variance))
     S = (X - X.mean(0))[:, w != 0]
@@ -50,7 +50,7 @@ def test_it_estimates_the_true_error_of_the_fitted_values_without_bias(weight):
     for seed in range(100):
         y = SIGNAL + rng.normal(size=N) / np.sqrt(s)
         at = loss_of(1, 1.0, seed, y=y, weight=s)(theta)
-        w = at.params[-1][:, 0]
+        w = at.params[-1, :-1, 0]
         fitted = np.average(y, weights=s) + (X - np.average(X, axis=0, weights=s)) @ w
         gaps.append(at.value - np.average((fitted - SIGNAL) ** 2, weights=s))
     error = np.std(gaps, ddof=1) / np.sqrt(len(gaps))

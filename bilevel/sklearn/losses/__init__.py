@@ -38,6 +38,7 @@ from bilevel.sklearn.losses.links import (
 from bilevel.sklearn.losses.ridge import RidgeLoss
 from bilevel.sklearn.losses.rotation import rotate_rows
 from bilevel.sklearn.losses.rows import compute_column_squares
+from bilevel.sklearn.losses.sparse_glm import make_glm_folds
 from bilevel.sklearn.losses.spectrum import RidgePath
 from bilevel.sklearn.losses.sure import make_probes
 
@@ -74,6 +75,7 @@ __all__ = [
     "make_criterion_rows",
     "make_fold_influence",
     "make_folds",
+    "make_glm_folds",
     "make_huber",
     "make_probes",
     "make_quadratics",

@@ -25,7 +25,11 @@ class QuadraticFold(Protocol):
     """The quadratic of one fold: its slope at 0 and products with its curvature."""
 
     cross: np.ndarray  # [d]
-    diagonal: np.ndarray  # [d]
+
+    @property
+    def diagonal(self) -> np.ndarray:
+        """Return the diagonal of G, ``[d]``."""
+        ...
 
     def slope(self, support: np.ndarray, w: np.ndarray) -> np.ndarray:
         """Return ``c - G w``, ``[d]``, of a ``w`` that is 0 outside ``support``."""
@@ -37,11 +41,15 @@ class QuadraticFold(Protocol):
 
 
 class SparseFit(NamedTuple):
-    """Coefficients ``w`` of the columns ``support``; ``violation`` relative to the slope at 0."""
+    """Coefficients ``w`` of the columns ``support``; ``violation`` relative to the slope at 0.
+
+    The ``intercept`` of models that have no closed form for it.
+    """
 
     support: np.ndarray
     w: np.ndarray
     violation: float
+    intercept: float = 0.0
 
 
 def fit_elastic_net(
@@ -55,10 +63,7 @@ def fit_elastic_net(
     scale = max(float(np.max(np.abs(fold.cross), initial=0)), 1e-300)
     violation = np.inf
     for _ in range(_ROUNDS):
-        slope = fold.slope(support, w)
-        excess = (slope if positive else np.abs(slope)) - l1
-        own = np.abs(slope[support] - l2[support] * w - l1[support] * np.sign(w))
-        excess[support] = own
+        excess = measure_excess(fold.slope(support, w), l1, l2, support, w, positive=positive)
         worst = float(np.max(excess, initial=0)) / scale
         if worst <= _SMALL or (violation <= 1e3 * _SMALL and worst >= violation):
             violation = worst
@@ -86,6 +91,21 @@ def fit_elastic_net(
         kept = found != 0
         support, w = columns[kept], found[kept]
     return SparseFit(support, w, violation)
+
+
+def measure_excess(
+    slope: np.ndarray,
+    l1: np.ndarray,
+    l2: np.ndarray,
+    support: np.ndarray,
+    w: np.ndarray,
+    *,
+    positive: bool,
+) -> np.ndarray:
+    """Return by how much each column breaks the optimality conditions, ``[d]``, if above 0."""
+    excess = (slope if positive else np.abs(slope)) - l1
+    excess[support] = np.abs(slope[support] - l2[support] * w - l1[support] * np.sign(w))
+    return excess
 
 
 def minimise_on_columns(
@@ -127,6 +147,8 @@ def minimise_on_columns(
             new = np.where(reach <= first, 0.0, w + first * (target - w))
             new_value = _objective(matrix, cross, l1, new)
         if not new_value < value:
+            if not joins.any() and not crossing.any():
+                return new  # the minimiser of the piece: what it gains is below rounding
             if one_by_one or not joins.any():
                 break
             one_by_one = True

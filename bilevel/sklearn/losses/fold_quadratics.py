@@ -1,11 +1,12 @@
 """Folds of a least-squares problem as the working-set solver sees them: by moments or by rows."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy import sparse
 
+from bilevel.sklearn.losses.active_set import QuadraticFold, SparseFit
 from bilevel.sklearn.losses.arrays import Matrix
 from bilevel.sklearn.losses.fold_sums import (
     FoldSums,
@@ -16,6 +17,34 @@ from bilevel.sklearn.losses.fold_sums import (
 from bilevel.sklearn.losses.folds import make_folds
 
 _MOMENTS = 1000  # columns up to which moments are formed, where rows are more
+
+
+class SparsePenalty(Protocol):
+    """A penalty under which most coefficients are 0."""
+
+    def solve(self, fold: QuadraticFold, start: SparseFit) -> SparseFit:
+        """Return the minimiser of a quadratic and the penalty, from ``start`` on."""
+        ...
+
+    def measure(self, slope: np.ndarray, fit: SparseFit) -> float:
+        """Return the largest violation of the optimality conditions by a fit."""
+        ...
+
+    def evaluate(self, support: np.ndarray, w: np.ndarray) -> float:
+        """Return the penalty of ``w``, which is 0 outside ``support``."""
+        ...
+
+
+class SparseFold(QuadraticFold, Protocol):
+    """One fold: its fit, the quadratic there, and the loss on what it holds out."""
+
+    def fit(self, penalty: SparsePenalty, start: SparseFit) -> SparseFit:
+        """Return the minimiser under the penalty, from ``start`` on."""
+        ...
+
+    def evaluate(self, support: np.ndarray, w: np.ndarray) -> "HeldLoss":
+        """Return the loss on held-out rows at the last fit."""
+        ...
 
 
 class HeldLoss(NamedTuple):
@@ -34,6 +63,10 @@ class MomentFold:
         self.diagonal = np.diag(self.gram)
         self.held = sums.held_gram[k], sums.held_cross[k, :, 0], float(sums.held_square[k])
 
+    def fit(self, penalty: SparsePenalty, start: SparseFit) -> SparseFit:
+        """Return the minimiser."""
+        return penalty.solve(self, start)
+
     def slope(self, support: np.ndarray, w: np.ndarray) -> np.ndarray:
         """Return ``c - G w``."""
         return self.cross - w @ self.gram[support]
@@ -49,8 +82,66 @@ class MomentFold:
         return HeldLoss(max(square + w @ (half - cross[support]), 0.0), 2 * half)
 
 
-class RowFold:
-    """A fold as weights on rows that all folds share; nothing of ``[d, d]``."""
+class RowQuadratic:
+    """A quadratic by weighted rows, about their mean if ``centred``; nothing of ``[d, d]``."""
+
+    def __init__(self, X: Any, by_column: Any, weight: np.ndarray, centred: bool) -> None:
+        """Take rows ``X [n, d]``, the same stored by column, and weights ``[n]``."""
+        self.X, self.by_column, self.weight = X, by_column, weight
+        self.total = max(float(weight.sum()), 1e-300)
+        d = by_column.shape[1]
+        self.mean = self.sum_columns(weight) / self.total if centred else np.zeros(d)
+        self.cross = np.zeros(d)
+        self._diagonal: np.ndarray | None = None
+
+    @property
+    def diagonal(self) -> np.ndarray:
+        """Return the diagonal of G, ``[d]``, computed when it is first asked for."""
+        if self._diagonal is None:
+            rows = self.by_column
+            squares = rows.multiply(rows) if sparse.issparse(rows) else rows**2
+            raw = np.asarray(self.weight @ squares).ravel()
+            self._diagonal = raw - self.total * self.mean**2
+        return self._diagonal
+
+    def sum_columns(self, weight: np.ndarray) -> np.ndarray:
+        """Return ``X^T weight``; rows without weight are not read."""
+        rows = np.flatnonzero(weight)
+        part = self.X[rows] if 4 * len(rows) < len(weight) else self.X
+        return np.asarray((weight[rows] if part is not self.X else weight) @ part).ravel()
+
+    def sum_centred(self, weight: np.ndarray) -> np.ndarray:
+        """Return ``(X - mean)^T weight``."""
+        return self.sum_columns(weight) - self.mean * weight.sum()
+
+    def image(self, support: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """Return ``(X - mean) w``, ``[n]``."""
+        return np.asarray(self.by_column[:, support] @ w).ravel() - self.mean[support] @ w
+
+    def slope(self, support: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """Return ``c - G w``."""
+        if not len(support):
+            return self.cross.copy()
+        return self.cross - self.sum_centred(self.weight * self.image(support, w))
+
+    def block(self, columns: np.ndarray) -> np.ndarray:
+        """Return a block of G."""
+        taken, mean = self.by_column[:, columns], self.mean[columns]
+        if sparse.issparse(taken):
+            weighted = taken.multiply(self.weight[:, None]).tocsc()
+            return (taken.T @ weighted).toarray() - self.total * np.outer(mean, mean)
+        used = self.weight > 0
+        rows = (taken[used] - mean) * np.sqrt(self.weight[used])[:, None]
+        return rows.T @ rows
+
+    def differentiate(self, support: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        """Return the slope in the coefficients of the support by ``slope [n]`` in the scores."""
+        by_w = np.asarray(slope @ self.by_column[:, support]).ravel()
+        return by_w - self.mean[support] * slope.sum()
+
+
+class RowFold(RowQuadratic):
+    """A fold as weights on rows that all folds share."""
 
     def __init__(
         self,
@@ -61,60 +152,27 @@ class RowFold:
         held: np.ndarray,
         centred: bool,
     ) -> None:
-        """Take rows ``X [n, d]``, the same stored by column, and the weights of both sides."""
-        self.X, self.by_column = X, by_column
-        total = train.sum()
-        self.train, self.held = train / (total or 1.0), held / (held.sum() or 1.0)
-        d = by_column.shape[1]
-        self.mean = self._columns_times(self.train) if centred else np.zeros(d)
-        self.y = y - (self.train @ y if centred else 0.0)
-        self.cross = self._columns_times(self.train * self.y)
-        if centred:
-            self.cross = self.cross - self.mean * (self.train @ self.y)
-        squares = by_column.multiply(by_column) if sparse.issparse(X) else by_column**2
-        self.diagonal = np.asarray(self.train @ squares).ravel() - self.mean**2
+        """Take the weights of both sides, ``[n]``."""
+        super().__init__(X, by_column, train / (train.sum() or 1.0), centred)
+        self.held = held / (held.sum() or 1.0)
+        self.y = y - (self.weight @ y if centred else 0.0)
+        self.cross = self.sum_centred(self.weight * self.y)
 
-    def _columns_times(self, weight: np.ndarray) -> np.ndarray:
-        """Return ``X^T weight``; rows without weight are not read."""
-        rows = np.flatnonzero(weight)
-        part = self.X[rows] if 4 * len(rows) < len(weight) else self.X
-        return np.asarray((weight[rows] if part is not self.X else weight) @ part).ravel()
-
-    def _take(self, columns: np.ndarray) -> Any:
-        return self.by_column[:, columns]
-
-    def _predict(self, support: np.ndarray, w: np.ndarray) -> np.ndarray:
-        return np.asarray(self._take(support) @ w).ravel() - self.mean[support] @ w
-
-    def slope(self, support: np.ndarray, w: np.ndarray) -> np.ndarray:
-        """Return ``c - G w``."""
-        if not len(support):
-            return self.cross.copy()
-        image = self.train * self._predict(support, w)
-        return self.cross - self._columns_times(image) + self.mean * image.sum()
-
-    def block(self, columns: np.ndarray) -> np.ndarray:
-        """Return a block of G."""
-        taken, mean = self._take(columns), self.mean[columns]
-        if sparse.issparse(taken):
-            weighted = taken.multiply(self.train[:, None]).tocsc()
-            return (taken.T @ weighted).toarray() - np.outer(mean, mean)
-        used = self.train > 0
-        rows = (taken[used] - mean) * np.sqrt(self.train[used])[:, None]
-        return rows.T @ rows
+    def fit(self, penalty: SparsePenalty, start: SparseFit) -> SparseFit:
+        """Return the minimiser."""
+        return penalty.solve(self, start)
 
     def evaluate(self, support: np.ndarray, w: np.ndarray) -> HeldLoss:
         """Return the mean squared error of the held-out rows."""
-        error = self._predict(support, w) - self.y
-        weighted = 2 * self.held * error
-        slope = np.asarray(weighted @ self._take(support)).ravel()
-        return HeldLoss(float(self.held @ error**2), slope - self.mean[support] * weighted.sum())
+        error = self.image(support, w) - self.y
+        value = float(self.held @ error**2)
+        return HeldLoss(value, self.differentiate(support, 2 * self.held * error))
 
 
 class FoldQuadratics(NamedTuple):
     """The folds of one problem, and the ``share [F]`` of each in the outer loss."""
 
-    folds: list[MomentFold] | list[RowFold]
+    folds: Sequence[SparseFold]
     share: np.ndarray
 
 
@@ -139,15 +197,31 @@ def make_quadratics(
             )
 
         return by_moments
-    dense = isinstance(X, np.ndarray)
-    if dense and centred:  # nothing large is left to cancel
+    return make_row_folds(
+        X, weight, splits, centred, lambda A, by_column, *side: RowFold(A, by_column, y, *side)
+    )
+
+
+def make_row_folds(
+    X: Matrix,
+    weight: np.ndarray,
+    splits: tuple[np.ndarray, np.ndarray],
+    centred: bool,
+    make: Callable[..., SparseFold],
+) -> Callable[[int | None], FoldQuadratics]:
+    """Return a function of a fold: the problem without it, its folds by rows.
+
+    ``make``: of rows about their mean if they are dense and ``centred``, the same by column, the
+    weights of both sides, ``centred``.
+    """
+    train, held = splits
+    if isinstance(X, np.ndarray) and centred:  # nothing large is left to cancel
         X = X - weight @ X / weight.sum()
     by_column: Any = np.asfortranarray(X) if isinstance(X, np.ndarray) else X.tocsc()
 
     def by_rows(without: int | None) -> FoldQuadratics:
         folds = make_folds(train, held, weight, without)
         sides = zip(folds.train * weight, folds.held * weight, strict=True)
-        made = [RowFold(X, by_column, y, *side, centred) for side in sides]
-        return FoldQuadratics(made, folds.share)
+        return FoldQuadratics([make(X, by_column, *side, centred) for side in sides], folds.share)
 
     return by_rows

@@ -10,35 +10,71 @@ of the support depend on each other, ``v`` is the smallest solution: right for p
 together, and how many directions it leaves undetermined is counted.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from bilevel.sklearn.losses.active_set import SparseFit, fit_elastic_net, solve_determined
+from bilevel.sklearn.losses.active_set import (
+    QuadraticFold,
+    SparseFit,
+    fit_elastic_net,
+    measure_excess,
+    solve_determined,
+)
 from bilevel.sklearn.losses.fold_quadratics import FoldQuadratics
 from bilevel.sklearn.search.descent import Evaluation
 
 _LARGE, _RISEN = 300, 8  # columns in use, and points of the grid, at which it may end early
 
 
-class ElasticNetLoss:
-    """The mean over folds; ``theta``: logarithms of ``l1 [d]`` and, of the elastic net, ``l2 [d]``.
+class ElasticNetPenalty(NamedTuple):
+    """The penalty of ``l1 [d]``, ``l2 [d]``, as a function of logarithms: of both, or of one.
+
+    ``kinds``: 2, or 1 where both are parts of one penalty.
+    """
+
+    l1: np.ndarray
+    l2: np.ndarray
+    kinds: int
+    positive: bool = False
+
+    def solve(self, fold: QuadraticFold, start: SparseFit) -> SparseFit:
+        """Return the minimiser of a quadratic and the penalty, from ``start`` on."""
+        return fit_elastic_net(fold, self.l1, self.l2, start, positive=self.positive)
+
+    def measure(self, slope: np.ndarray, fit: SparseFit) -> float:
+        """Return the largest violation of the optimality conditions."""
+        excess = measure_excess(slope, self.l1, self.l2, fit.support, fit.w, positive=self.positive)
+        return float(np.max(excess, initial=0))
+
+    def evaluate(self, support: np.ndarray, w: np.ndarray) -> float:
+        """Return the penalty of ``w``."""
+        return float(self.l1[support] @ np.abs(w) + self.l2[support] @ w**2 / 2)
+
+    def curve(self, support: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """Return its Hessian on the support."""
+        return np.diag(self.l2[support])
+
+    def differentiate(self, support: np.ndarray, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Return the derivative of ``v . slope of the penalty`` in the logarithms."""
+        grad = np.zeros((2, len(self.l1)))
+        grad[0, support] = self.l1[support] * np.sign(w) * v
+        grad[1, support] = self.l2[support] * w * v
+        return grad.ravel() if self.kinds == 2 else grad.sum(0)
+
+
+class SparseLoss:
+    """The mean over folds, of a penalty that ``penalty_of`` makes of ``theta``.
 
     Each call starts where the last one ended.
     """
 
-    def __init__(self, problem: FoldQuadratics, kinds: int, *, positive: bool = False) -> None:
-        """Start at no column; ``kinds``: 1 for the lasso, 2 for the elastic net."""
-        self.problem, self.kinds, self.positive = problem, kinds, positive
+    def __init__(self, problem: FoldQuadratics, penalty_of: Callable[[np.ndarray], Any]) -> None:
+        """Start at no column."""
+        self.problem, self.penalty_of = problem, penalty_of
         none = SparseFit(np.zeros(0, int), np.zeros(0), np.inf)
         self.fits = [none] * len(problem.folds)
-
-    def _solve(self, k: int, l1: np.ndarray, l2: np.ndarray) -> SparseFit:
-        fold = self.problem.folds[k]
-        self.fits[k] = fit_elastic_net(fold, l1, l2, self.fits[k], positive=self.positive)
-        return self.fits[k]
-
-    def _split(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        both = np.exp(theta).reshape(self.kinds, -1)
-        return both[0], both[1] if self.kinds == 2 else np.zeros_like(both[0])
 
     def evaluate_grid(self, grid: np.ndarray) -> np.ndarray:
         """Return the losses ``[G, F]`` of the folds; derivatives and the fit of all rows wait.
@@ -49,10 +85,10 @@ class ElasticNetLoss:
         share = self.problem.share
         values = np.full((len(grid), len(share)), np.inf)
         for i, theta in enumerate(grid):
-            l1, l2 = self._split(theta)
+            penalty = self.penalty_of(theta)
             for k in map(int, np.flatnonzero(share)):
-                support, w, _ = self._solve(k, l1, l2)
-                values[i, k] = self.problem.folds[k].evaluate(support, w).value
+                fit = self.fits[k] = self.problem.folds[k].fit(penalty, self.fits[k])
+                values[i, k] = self.problem.folds[k].evaluate(fit.support, fit.w).value
             means = values[: i + 1, share > 0] @ share[share > 0]
             large = max(len(fit.support) for fit in self.fits) > _LARGE
             best = np.min(means)
@@ -61,31 +97,49 @@ class ElasticNetLoss:
         return values[:, share > 0]
 
     def __call__(self, theta: np.ndarray) -> Evaluation:
-        """Return value, gradient and fits."""
-        l1, l2 = self._split(theta)
-        share, d = self.problem.share, len(l1)
-        losses, grad = np.zeros(len(share)), np.zeros((2, d))
-        inner, linear, coef = 0.0, 0.0, np.zeros((len(share), d, 1))
+        """Return value, gradient and fits: coefficients ``[F, d + 1, 1]``, the intercept last."""
+        penalty, share = self.penalty_of(theta), self.problem.share
+        d = len(self.problem.folds[-1].cross)
+        losses, grad = np.zeros(len(share)), np.zeros_like(theta)
+        inner, linear, coef = 0.0, 0.0, np.zeros((len(share), d + 1, 1))
         for k, fold in enumerate(self.problem.folds):
             if share[k] == 0 and k < len(share) - 1:
                 continue
-            support, w, violation = self._solve(k, l1, l2)
+            fit = self.fits[k] = fold.fit(penalty, self.fits[k])
+            support, w = fit.support, fit.w
             losses[k], right = fold.evaluate(support, w)
-            coef[k, support, 0] = w
+            coef[k, support, 0], coef[k, -1] = w, fit.intercept
             if share[k] == 0 or not len(support):
                 continue
-            matrix = fold.block(support) + np.diag(l2[support])
+            matrix = fold.block(support) + penalty.curve(support, w)
             v, _ = solve_determined(matrix, right)
             residual = np.linalg.norm(matrix @ v - right) / max(np.linalg.norm(right), 1e-300)
-            inner, linear = max(inner, violation), max(linear, float(residual))
-            grad[0, support] -= share[k] * l1[support] * np.sign(w) * v
-            grad[1, support] -= share[k] * l2[support] * w * v
-        return Evaluation(
-            float(share @ losses), grad[: self.kinds].ravel(), losses, coef, inner, linear, share
-        )
+            inner, linear = max(inner, fit.violation), max(linear, float(residual))
+            grad -= share[k] * penalty.differentiate(support, w, v)
+        return Evaluation(float(share @ losses), grad, losses, coef, inner, linear, share)
 
     def count_undetermined(self, theta: np.ndarray) -> int:
         """Return how many directions of the fit to all rows have no curvature of their own."""
-        support, w, _ = self.fits[-1]
-        matrix = self.problem.folds[-1].block(support) + np.diag(self._split(theta)[1][support])
-        return solve_determined(matrix, w)[1]
+        support, w = self.fits[-1].support, self.fits[-1].w
+        curved = self.penalty_of(theta).curve(support, w)
+        return solve_determined(self.problem.folds[-1].block(support) + curved, w)[1]
+
+
+class ElasticNetLoss(SparseLoss):
+    """The mean over folds; ``theta``: logarithms of ``l1 [d]`` and, of two kinds, ``l2 [d]``.
+
+    Of one kind ``theta [d]`` are logarithms of ``l1 / ratio`` and of ``l2 / (1 - ratio)``.
+    """
+
+    def __init__(
+        self, problem: FoldQuadratics, kinds: int, *, ratio: float = 1.0, positive: bool = False
+    ) -> None:
+        """Start at no column; ``kinds``: 1 for the lasso, 2 for the elastic net."""
+
+        def penalty_of(theta: np.ndarray) -> ElasticNetPenalty:
+            both = np.exp(theta).reshape(kinds, -1)
+            if kinds == 1:
+                both = np.array([[ratio], [1 - ratio]]) * both
+            return ElasticNetPenalty(both[0], both[1], kinds, positive)
+
+        super().__init__(problem, penalty_of)

@@ -27,12 +27,10 @@ class ProbeFold(RowFold):
 
     def evaluate(self, support: np.ndarray, w: np.ndarray) -> HeldLoss:
         """Return the part of the sum, and its slope."""
-        (a, b, c), fitted = self.part, self._predict(support, w)
+        (a, b, c), fitted = self.part, self.image(support, w)
         error = self.y - fitted
-        by_fit = b - 2 * a * error
-        slope = np.asarray(by_fit @ self._take(support)).ravel()
         value = float(a @ error**2 + b @ fitted) + c
-        return HeldLoss(value, slope - self.mean[support] * by_fit.sum())
+        return HeldLoss(value, self.differentiate(support, b - 2 * a * error))
 
 
 def make_probes(

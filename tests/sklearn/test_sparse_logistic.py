@@ -1,0 +1,141 @@
+"""Sparse logistic regression against scikit-learn's saga, differences and a grid."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from bilevel.sklearn import HypergradSparseLogisticRegression
+from bilevel.sklearn.losses import (
+    LOGISTIC,
+    ElasticNetLoss,
+    make_glm_folds,
+    make_splits,
+    make_tweedie,
+)
+from tests.sklearn.derivatives import differences
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(120, 10))
+Y = (X[:, 0] - X[:, 1] + RNG.logistic(size=120) > 0).astype(int)
+COUNTS = RNG.poisson(np.exp(0.5 * X[:, 0])).astype(float)
+WEIGHT = RNG.uniform(0.1, 2, 120)
+FOLDS = StratifiedKFold(4)
+
+
+def fit_saga(A, y, C, ratio, weight=None, intercept=True):
+    other = LogisticRegression(
+        C=C, l1_ratio=ratio, solver="saga", tol=1e-10, max_iter=10**6, fit_intercept=intercept
+    )
+    return other.fit(A, y, sample_weight=weight)
+
+
+@pytest.mark.parametrize("case", ["l1", "elastic net", "fixed ratio", "sparse", "no intercept"])
+def test_gradient_is_its_own(case):
+    splits = make_splits(4, X, Y, None, classifier=True, random_state=None)
+    kinds = 2 if case == "elastic net" else 1
+    A = sparse.csr_array(X) if case == "sparse" else X
+    problem = make_glm_folds(LOGISTIC, A, Y * 1.0, WEIGHT, splits, case != "no intercept")(None)
+    loss = ElasticNetLoss(problem, kinds, ratio=0.6 if case == "fixed ratio" else 1.0)
+    rng = np.random.default_rng(1)
+    theta = np.log(np.append(rng.uniform(1, 8, 10), rng.uniform(0.5, 3, 10))[: 10 * kinds])
+    found, reference = differences(loss, theta)
+    assert 0 < np.sum(loss(theta).params[-1, :-1] == 0) < 10  # some columns are out
+    np.testing.assert_allclose(found, reference, rtol=1e-5, atol=1e-7)
+    assert loss(theta).inner_residual < 1e-10
+
+
+def test_gradient_of_counts_is_its_own():
+    splits = make_splits(4, X, COUNTS, None, classifier=False, random_state=None)
+    problem = make_glm_folds(make_tweedie(1), X, COUNTS, WEIGHT, splits, True)(None)
+    theta = np.log(np.random.default_rng(2).uniform(1, 12, 10))
+
+    loss = ElasticNetLoss(problem, 1)
+    np.testing.assert_allclose(*differences(loss, theta), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.5, "tuned"])
+def test_fit_and_loss_are_scikit_learns_and_no_penalty_of_a_grid_is_better(ratio):
+    model = HypergradSparseLogisticRegression(l1_ratio=ratio, cv=FOLDS).fit(X, Y)
+    other = fit_saga(X, Y, model.C_, model.l1_ratio_)
+    np.testing.assert_allclose(model.coef_, other.coef_, atol=1e-6)
+    np.testing.assert_allclose(model.intercept_, other.intercept_, atol=1e-6)
+    np.testing.assert_allclose(model.predict_proba(X), other.predict_proba(X), atol=1e-6)
+
+    def losses(C):
+        fits = [(fit_saga(X[i], Y[i], C, model.l1_ratio_), o) for i, o in FOLDS.split(X, Y)]
+        return [log_loss(Y[o], fit.predict_proba(X[o])) for fit, o in fits]
+
+    np.testing.assert_allclose(losses(model.C_), model.cv_losses_, rtol=1e-6)
+    grid = [np.mean(losses(C)) for C in model.C_ * np.logspace(-1.5, 1.5, 13)]
+    assert model.cv_loss_ <= np.min(grid) * (1 + model.tol)
+
+
+@pytest.mark.filterwarnings("ignore:Liblinear failed to converge")
+@pytest.mark.parametrize("scaled", [True, False])
+def test_not_above_logistic_regression_cv_on_the_same_folds(scaled):
+    A, y = load_breast_cancer(return_X_y=True)
+    A = A / A.std(0) if scaled else A
+    own = HypergradSparseLogisticRegression(cv=FOLDS).fit(A, y)
+    # Its solver that is fast enough here; the intercept is penalised, a little.
+    options = {"l1_ratios": (1,), "solver": "liblinear", "scoring": "neg_log_loss"}
+    options |= {"cv": FOLDS, "random_state": 0, "use_legacy_attributes": False}
+    other = LogisticRegressionCV(**options).fit(A, y)
+    assert own.cv_loss_ <= -np.mean(other.scores_, 0).max() * 1.0001
+
+
+def test_weights_sparse_rows_no_intercept_dtypes_and_labels():
+    names = np.array(["no", "yes"])[Y]
+    for A, intercept in ((sparse.csr_array(X), True), (X, False)):
+        own = HypergradSparseLogisticRegression(cv=FOLDS, fit_intercept=intercept)
+        own.fit(A, names, sample_weight=WEIGHT)
+        other = fit_saga(X, names, own.C_, 1.0, WEIGHT, intercept)
+        np.testing.assert_allclose(own.coef_, other.coef_, atol=1e-6)
+        np.testing.assert_allclose(own.intercept_, other.intercept_, atol=1e-6)
+        assert set(own.predict(A)) == {"no", "yes"}
+    balanced = HypergradSparseLogisticRegression(class_weight="balanced").fit(X, Y)
+    counted = HypergradSparseLogisticRegression()
+    counted.fit(X, Y, sample_weight=120 / (2 * np.bincount(Y))[Y])
+    np.testing.assert_allclose(balanced.coef_, counted.coef_, rtol=1e-9)
+    assert HypergradSparseLogisticRegression().fit(X.astype("f4"), Y).coef_.dtype == "f4"
+
+
+def test_a_penalty_for_each_column_factors_and_scorer():
+    own = HypergradSparseLogisticRegression("per_feature", guard=False, cv=FOLDS).fit(X, Y)
+    one = clone(own).set_params(penalty="global").fit(X, Y)
+    assert own.alpha_.shape == (10,)
+    assert own.cv_loss_ < one.cv_loss_
+    # Columns in units of their penalty: scikit-learn has one for all.
+    unit = own.alpha_ / own.alpha_.mean()
+    other = fit_saga(X / unit, Y, 1 / own.alpha_.mean(), 1.0)
+    np.testing.assert_allclose(own.coef_, other.coef_ / unit, atol=1e-6)
+    free = HypergradSparseLogisticRegression({3: 0}, cv=FOLDS).fit(X, Y)
+    assert free.alpha_[3] == 0
+    assert free.coef_[0, 3] != 0
+    ranked = HypergradSparseLogisticRegression(scoring="roc_auc", refit=False).fit(X, Y)
+    assert ranked.best_score_ == np.max(ranked.cv_results_["mean_score"])
+
+
+def test_more_classes_are_refused_and_go_one_by_one():
+    classes = np.digitize(X[:, 0] + RNG.normal(size=120), [-0.5, 0.5])
+    with pytest.raises(ValueError, match="OneVsRestClassifier"):
+        HypergradSparseLogisticRegression().fit(X, classes)
+    assert (
+        OneVsRestClassifier(HypergradSparseLogisticRegression()).fit(X, classes).score(X, classes)
+        > 0.5
+    )
+
+
+@pytest.mark.extended
+@pytest.mark.filterwarnings("default")
+@parametrize_with_checks(
+    [HypergradSparseLogisticRegression(), HypergradSparseLogisticRegression(l1_ratio="tuned")]
+)
+def test_check(estimator, check):
+    check(estimator)
