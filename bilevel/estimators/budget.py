@@ -42,7 +42,7 @@ class Budget(NamedTuple):
         n, d = count_examples(data.inner), size(params)
         batch = getattr(solver, "batch_size", None) or n
         gradients = _SHARE * passes * batch  # of single rows; a product costs about five halves
-        if problem.evidence == "off":
+        if problem.evidence == "off" and not problem.is_equation:
             # A sample of so few would cost more, to draw and to compile, than all of them.
             return cls(0, n if n * d <= _TINY else min(n, _ROWS), n)
         if problem.has_state:
@@ -52,7 +52,8 @@ class Budget(NamedTuple):
         random = problem.stochastic
         exact = d <= _DENSE and cheap and problem.prox is None and not random
         if problem.is_equation:
-            return cls(0, n, n, exact)  # conjugate gradients need symmetry
+            # Conjugate gradients need symmetry, and unknowns may belong to rows: all, or none.
+            return cls(0, n, n, exact and problem.evidence != "off")
         if full:
             return cls(2 * _PRODUCTS, n, n, exact, random)
         products = int((gradients / n - 3) / (2.5 * _SOLVES))

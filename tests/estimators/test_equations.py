@@ -206,3 +206,24 @@ def test_seeds_side_by_side_and_a_run_of_tune() -> None:
     result = bl.tune(problem, estimator, optax.adam(0.1), h, w, ONE, steps=100, key=KEY)
     assert result.history["value"][-1] < 0.2 * result.history["value"][0]
     assert not result.diverged
+
+
+@pytest.mark.parametrize("evidence", ["off", "auto", "full"])
+@pytest.mark.parametrize(
+    "estimator",
+    [bl.Reverse(bl.Picard(), 40), bl.Forward(bl.Picard(), 40)],
+    ids=["reverse", "forward"],
+)
+def test_unknowns_that_belong_to_rows_are_never_sampled(estimator: Any, evidence: str) -> None:
+    """A state for each of 6000 rows, ``z = tanh(h) z + x``: more rows than evidence looks at."""
+    x, h = jnp.linspace(-1, 2, 6000), jnp.array(0.3)
+    layer = bl.Problem(
+        outer=lambda z, h, _: jnp.mean(z**2) / 2, fixed_point=lambda z, h, x: jnp.tanh(h) * z + x
+    )
+    data = bl.Data(inner=x, outer=x)
+    at = h, jnp.zeros(6000), data, KEY
+    estimate, _ = bl.hypergradient(layer, estimator, *at, evidence=evidence)
+    rate = np.tanh(0.3)
+    exact = np.mean(np.asarray(x) ** 2) / (1 - rate) ** 3 * (1 - rate**2)
+    np.testing.assert_allclose(estimate.grad, exact, rtol=1e-10)
+    assert estimate.evidence.inner_residual < 1e-10
