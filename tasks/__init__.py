@@ -18,6 +18,7 @@ _REGISTERED = {
     "tasks.logistic.logistic",
     "tasks.meta.meta",
     "tasks.multinomial.multinomial",
+    "tasks.networks.equilibrium.equilibrium",
     "tasks.ridge.ridge",
     "tasks.schedule.schedule",
     "tasks.weight_decay.weight_decay",

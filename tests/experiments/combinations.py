@@ -23,6 +23,7 @@ from experiments.cli.listing import CONF
 # Tasks whose data are bundled, and small.
 TASKS = ("ridge", "ridge_groups", "ridge_holdout", "logistic", "lasso", "lasso_elastic", "kernel")
 TASKS += ("custom", "multinomial", "schedule_quadratic", "meta", "decays", "cleaning", "imbalance")
+TASKS += ("equilibrium",)
 GROUPS = ("solver", "estimator", "outer")
 QUICK = ("steps=2", "baselines=false", "plot=false", "progress=off", "hydra/hydra_logging=none")
 # What an exception looks like that nobody has put into words.

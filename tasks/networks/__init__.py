@@ -1,0 +1,1 @@
+"""Tasks whose model is a deep network of a kind of its own: an equilibrium, a transformer."""
