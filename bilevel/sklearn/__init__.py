@@ -17,6 +17,7 @@ from typing import Any as _Any
 from bilevel.sklearn.cleaner import DataCleaner
 from bilevel.sklearn.confidence import PenaltyConfidence
 from bilevel.sklearn.elastic_net import HypergradElasticNet
+from bilevel.sklearn.group_lasso import HypergradGroupLasso
 from bilevel.sklearn.huber import HypergradHuberRegressor
 from bilevel.sklearn.kernel import HypergradKernelRidge
 from bilevel.sklearn.lasso import HypergradLasso
@@ -37,6 +38,7 @@ __all__ = [
     "DataCleaner",
     "HypergradElasticNet",
     "HypergradGammaRegressor",
+    "HypergradGroupLasso",
     "HypergradHuberRegressor",
     "HypergradKernelRidge",
     "HypergradLasso",

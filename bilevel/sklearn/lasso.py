@@ -116,7 +116,7 @@ class HypergradLasso(L1Estimator, LinearRegressor):
             problem_of = make_quadratics(rows, target, weight, splits, self.fit_intercept)
         data = FitData(X, y, sample_weight, weight, splits)
         place = self._place_coef(data, lambda params: params[:-1])
-        self._tune_sparse(data, rows, problem_of, place, positive=self.positive)
+        self._tune_sparse(data, rows, problem_of, place)
         return self
 
 

@@ -11,6 +11,7 @@ from bilevel.sklearn.losses import (
     ElasticNetLoss,
     FoldQuadratics,
     Matrix,
+    SparseLoss,
     compute_column_squares,
 )
 from bilevel.sklearn.search import (
@@ -32,7 +33,8 @@ RATIOS = (0.01, 0.1, 0.5, 0.9, 0.999)
 class L1Estimator(HypergradEstimator):
     """Base of the models of one penalty on ``|w|``, or on ``|w|`` and ``w^2`` in a fixed ratio."""
 
-    _kinds = 1  # of penalties: of |w| alone
+    _kinds = 1  # of penalties
+    _ratio = 1.0  # of one kind: the part of |w|
     _points = 60  # of the grid
     _lowest = -16.0  # logarithm of the least penalty, in the unit of the data
 
@@ -42,19 +44,12 @@ class L1Estimator(HypergradEstimator):
         rows: Matrix,
         problem_of: Callable[[int | None], FoldQuadratics],
         place: Placement,
-        *,
-        ratio: float = 1.0,
-        positive: bool = False,
-    ) -> ElasticNetLoss:
-        """Tune the penalties, fit all rows with them, and return the loss at its last fit."""
+    ) -> None:
+        """Tune the penalties, and fit all rows with them."""
+        loss = self._make_loss(problem_of(None))
 
-        def make_loss(without: int | None) -> ElasticNetLoss:
-            return ElasticNetLoss(problem_of(without), self._kinds, ratio=ratio, positive=positive)
-
-        loss = make_loss(None)
-
-        def outer_of(without: int | None) -> ElasticNetLoss:
-            return loss if without is None else make_loss(without)
+        def outer_of(without: int | None) -> SparseLoss:
+            return loss if without is None else self._make_loss(problem_of(without))
 
         d = len(loss.problem.folds[-1].cross)
         penalties, weight = self._group_columns(d), data.weight
@@ -65,7 +60,7 @@ class L1Estimator(HypergradEstimator):
             squares = compute_column_squares(rows, weight, self.fit_intercept) / weight.sum()
             scales.append(np.sqrt(share_in_groups(squares, columns)))
         offset = np.tile(penalties.offset, self._kinds)
-        units = [self._units(loss.problem, scale) / [ratio, 1.0][: self._kinds] for scale in scales]
+        units = [self._units(loss.problem, scale) for scale in scales]
         decades = [DECADES + self._count_decades(loss.problem, scale) for scale in scales]
         grids = [
             self._expand(self._grid(unit, down), scale) + offset
@@ -84,7 +79,10 @@ class L1Estimator(HypergradEstimator):
         found = finish_fit(self, found, data, place)
         self._set_penalties(found, penalties)
         self.undetermined_ = loss.count_undetermined(found.theta)
-        return loss
+
+    def _make_loss(self, problem: FoldQuadratics) -> SparseLoss:
+        positive = getattr(self, "positive", False)
+        return ElasticNetLoss(problem, self._kinds, ratio=self._ratio, positive=positive)
 
     def _units(self, problem: FoldQuadratics, scale: np.ndarray) -> np.ndarray:
         """Return the unit of each kind of penalty: the smallest l1 that leaves no column.
@@ -92,10 +90,14 @@ class L1Estimator(HypergradEstimator):
         For the second kind the mean curvature; both of columns divided by ``scale``.
         """
         used = map(int, np.flatnonzero(problem.share))
-        slopes = [np.max(np.abs(problem.folds[k].cross) / scale, initial=0) for k in (*used, -1)]
+        slopes = [self._find_largest(problem.folds[k].cross / scale) for k in (*used, -1)]
         curvature = float(np.mean(problem.folds[-1].diagonal / scale**2))
         largest = float(np.max(slopes))
         return np.array([largest or 1.0, curvature if curvature > 0 else 1.0])[: self._kinds]
+
+    def _find_largest(self, cross: np.ndarray) -> float:
+        """Return the smallest penalty that leaves no column, of a slope at 0."""
+        return float(np.max(np.abs(cross), initial=0)) / self._ratio
 
     def _expand(self, grid: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Repeat ``grid [G, kinds]`` for every column, ``[G, kinds d]``, in units of its scale."""

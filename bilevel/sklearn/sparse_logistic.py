@@ -98,6 +98,10 @@ class HypergradSparseLogisticRegression(LinearClassifier, NetEstimator):
     def _kinds(self) -> int:
         return 2 if self.l1_ratio == "tuned" else 1
 
+    @property
+    def _ratio(self) -> float:
+        return 1.0 if self.l1_ratio == "tuned" else float(self.l1_ratio)
+
     def _count_decades(self, problem: FoldQuadratics, scale: np.ndarray) -> float:
         """Return the ratio of the largest column to the middle one, in decades.
 
@@ -143,11 +147,9 @@ class HypergradSparseLogisticRegression(LinearClassifier, NetEstimator):
             return self._place_linear(coef.T, params[-1] - middle @ coef, False, X.dtype)
 
         data = FitData(X, y, sample_weight, weight, splits)
-        tuned = self._kinds == 2
-        ratio = 1.0 if tuned else float(self.l1_ratio)
-        self._tune_sparse(data, rows, problem_of, place, ratio=ratio)
-        if not tuned:
-            self.l1_ratio_ = ratio
+        self._tune_sparse(data, rows, problem_of, place)
+        if self._kinds == 1:
+            self.l1_ratio_ = self._ratio
         with np.errstate(divide="ignore"):  # a column without penalty
             self.C_ = 1 / self.alpha_
         return self

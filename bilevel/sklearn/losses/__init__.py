@@ -19,6 +19,7 @@ from bilevel.sklearn.losses.fold_sums import (
 from bilevel.sklearn.losses.folds import Folds, find_nested_folds, make_folds, make_splits
 from bilevel.sklearn.losses.glm import GlmLoss
 from bilevel.sklearn.losses.glm_folds import GlmFolds
+from bilevel.sklearn.losses.group_lasso import GroupLassoLoss
 from bilevel.sklearn.losses.influence import (
     RowInfluence,
     differentiate_influence,
@@ -26,7 +27,7 @@ from bilevel.sklearn.losses.influence import (
     make_fold_influence,
 )
 from bilevel.sklearn.losses.kernel import KernelLoss
-from bilevel.sklearn.losses.lasso import ElasticNetLoss
+from bilevel.sklearn.losses.lasso import ElasticNetLoss, SparseLoss
 from bilevel.sklearn.losses.links import (
     LOGISTIC,
     MULTINOMIAL,
@@ -56,12 +57,14 @@ __all__ = [
     "Folds",
     "GlmFolds",
     "GlmLoss",
+    "GroupLassoLoss",
     "KernelLoss",
     "Link",
     "Matrix",
     "RidgeLoss",
     "RidgePath",
     "RowInfluence",
+    "SparseLoss",
     "compute_column_squares",
     "compute_fold_sums",
     "compute_gcv",
