@@ -83,10 +83,9 @@ class GlmEstimator(HypergradEstimator):
         self.confidence = confidence
 
     def _validate_rows(self, X, y, sample_weight, **options) -> tuple[Any, np.ndarray, np.ndarray]:
-        """Validate; leave-one-out has dense rows, and needs a row beside each."""
-        by_rows = isinstance(self.cv, str)
-        options["ensure_min_samples"] = 2 if by_rows else 1
-        return self._validate(X, y, sample_weight, accept_sparse=not by_rows and "csr", **options)
+        """Validate; leave-one-out needs a row beside each."""
+        options["ensure_min_samples"] = 2 if isinstance(self.cv, str) else 1
+        return self._validate(X, y, sample_weight, accept_sparse="csr", **options)
 
     def _tune_glm(
         self,
@@ -114,7 +113,8 @@ class GlmEstimator(HypergradEstimator):
         single = penalties.single
         if self.confidence:
             require_smallest_loss(self, single)
-        if single and d > len(target) and (not sparse.issparse(X) or len(target) <= _FEW):
+        small = not sparse.issparse(X) or splits is None or len(target) <= _FEW
+        if single and d > len(target) and small:
             rows, back = rotate_rows(rows, weight, self.fit_intercept)
 
         def outer_of(without: int | None) -> GlmLoss | AloLoss:
@@ -193,7 +193,7 @@ class GlmEstimator(HypergradEstimator):
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = not isinstance(self.cv, str)
+        tags.input_tags.sparse = True
         return tags
 
 

@@ -29,7 +29,7 @@ class HypergradLogisticRegression(LinearClassifier, GlmEstimator):
         scale of the data, so that the choice depends on no unit.
     class_weight : as in ``LogisticRegression``, of the rows of each class in training and in
         held-out losses, beside ``sample_weight``; a scorer sees ``sample_weight`` alone.
-    cv : folds, or ``"alo"``, approximate leave-one-out: a Newton step without each row, dense X.
+    cv : folds, or ``"alo"``, approximate leave-one-out: a Newton step without each row.
     guard, choose, scoring, refit, confidence, max_iter, tol, n_jobs, random_state : as for
         :class:`HypergradRidge`, with folds.
 

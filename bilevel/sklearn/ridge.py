@@ -42,7 +42,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
     alphas : the single penalties to start from, the best of them; by default two in each factor of
         e over the spectrum of the data. The result is never worse on the folds.
     cv : folds as in scikit-learn, 5 by default; or, without folds and in closed form, ``"loo"``
-        (leave-one-out), ``"gcv"``, ``"sure"``, of dense X: their leverages are.
+        (leave-one-out), ``"gcv"``, ``"sure"``; of sparse X in ``n min(n, d)`` numbers.
     noise_variance : of the targets, for ``cv="sure"``.
     guard : penalties that are more than one follow the descent only as far as it generalises, by
         the folds that each descent has not seen (not without folds).
@@ -138,12 +138,12 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
         ------
         ValueError : bad data or parameters, in the words of scikit-learn.
         """
-        by_rows = isinstance(self.cv, str)  # its leverages are dense, and need a row beside them
+        by_rows = isinstance(self.cv, str)  # needs a row beside each
         X, y, weight = self._validate(
             X,
             y,
             sample_weight,
-            accept_sparse=not by_rows and "csr",
+            accept_sparse="csr",
             multi_output=True,
             y_numeric=True,
             ensure_min_samples=2 if by_rows else 1,
@@ -213,5 +213,5 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = not isinstance(self.cv, str)
+        tags.input_tags.sparse = True
         return tags

@@ -26,7 +26,7 @@ class HypergradPoissonRegressor(RegressorMixin, GlmEstimator):
     penalty : as for :class:`HypergradRidge`.
     alphas : the single penalties to start from, the best of them; by default one a decade about the
         scale of the data, so that the choice depends on no unit.
-    cv : folds, or ``"alo"``, approximate leave-one-out: a Newton step without each row, dense X.
+    cv : folds, or ``"alo"``, approximate leave-one-out: a Newton step without each row.
     guard, choose, scoring, refit, confidence, max_iter, tol, n_jobs, random_state : as for
         :class:`HypergradRidge`, with folds.
 

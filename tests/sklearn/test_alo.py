@@ -164,9 +164,25 @@ def test_huber_regression_leaves_rows_out():
                                rtol=3e-3)  # fmt: skip
 
 
+@pytest.mark.parametrize("penalty", ["global", "per_feature"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_sparse_rows_are_as_dense_ones(wide, penalty):
+    rng = np.random.default_rng(3)
+    A = np.hstack([X, rng.normal(size=(len(X), len(X)))]) if wide else X
+    A = A * (rng.uniform(size=A.shape) < 0.5)
+    for model, y in ((HypergradPoissonRegressor, COUNTS), (HypergradLogisticRegression, THREE)):
+        if wide and penalty == "per_feature":
+            continue
+        dense, stored = (
+            model(penalty, cv="alo", alphas=[3.0], max_iter=1, tol=1.0).fit(B, y)
+            for B in (A, sparse.csr_array(A))
+        )
+        np.testing.assert_allclose(stored.cv_loss_, dense.cv_loss_, rtol=1e-10)
+        np.testing.assert_allclose(stored.alpha_, dense.alpha_, rtol=1e-8)
+        np.testing.assert_allclose(stored.coef_, dense.coef_, atol=1e-10)
+
+
 def test_refusals(monkeypatch):
-    with pytest.raises(TypeError, match=r"[Ss]parse"):
-        HypergradPoissonRegressor(cv="alo").fit(sparse.csr_array(X), COUNTS)
     with pytest.raises(ValueError, match="need fits that have not seen all rows, and cv='alo'"):
         HypergradPoissonRegressor(cv="alo", scoring="r2").fit(X, COUNTS)
     with pytest.raises(ValueError, match="the losses of at least two folds"):

@@ -186,3 +186,37 @@ REFUSALS = {
 def test_bad_parameters_are_refused(message):
     with pytest.raises(ValueError, match=message):
         HypergradRidge(**REFUSALS[message]).fit(X, Y[:, 0])
+
+
+@pytest.mark.parametrize("cv", ["loo", "gcv", "sure"])
+@pytest.mark.parametrize("penalty", ["global", "per_feature"])
+@pytest.mark.parametrize("d", [8, 90], ids=["tall", "wide"])
+def test_sparse_rows_without_folds_are_as_dense_ones(d, penalty, cv):
+    rng = np.random.default_rng(11)
+    A = rng.normal(size=(40, d)) * (rng.uniform(size=(40, d)) < 0.3)
+    y = A[:, :3].sum(1) + 0.5 * rng.normal(size=40)
+    weight = rng.integers(0, 3, 40) * 0.7
+    options = {"cv": cv, "noise_variance": 0.25 if cv == "sure" else None}
+    for intercept in (True, False):
+        # One point: a descent ends where it may, to 1e-4, and not at the same bits.
+        model = HypergradRidge(penalty, alphas=[2.0], max_iter=1, tol=1.0, **options)
+        model.set_params(fit_intercept=intercept)
+        dense = clone(model).fit(A, y, sample_weight=weight)
+        stored = clone(model).fit(sparse.csr_array(A), y, sample_weight=weight)
+        np.testing.assert_allclose(stored.cv_loss_, dense.cv_loss_, rtol=1e-10)
+        np.testing.assert_allclose(stored.alpha_, dense.alpha_, rtol=1e-10)
+        np.testing.assert_allclose(stored.coef_, dense.coef_, atol=1e-10)
+        np.testing.assert_allclose(stored.intercept_, dense.intercept_, atol=1e-10)
+
+
+def test_leave_one_out_of_sparse_rows_is_that_of_refits():
+    A = sparse.random_array((25, 60), density=0.2, rng=np.random.default_rng(2), format="csr")
+    y = A[:, :5].sum(1) + np.random.default_rng(3).normal(size=25)
+    model = HypergradRidge(cv="loo").fit(A, y)
+    others = [np.arange(25) != i for i in range(25)]
+    fits = [Ridge(model.alpha_, solver="cholesky").fit(A.toarray()[o], y[o]) for o in others]
+    errors = [(fit.predict(A[[i]].toarray()) - y[i]) ** 2 for i, fit in enumerate(fits)]
+    np.testing.assert_allclose(model.cv_loss_, np.mean(errors), rtol=1e-9)
+    own = HypergradRidge(cv="loo", confidence=True).fit(A[:, :8], y).confidence_
+    other = HypergradRidge(cv="loo", confidence=True).fit(A[:, :8].toarray(), y).confidence_
+    np.testing.assert_allclose(own.error, other.error, rtol=1e-6)

@@ -25,7 +25,7 @@ class AloLoss:
     """Approximate leave-one-out; ``theta``: as of :class:`GlmLoss`."""
 
     def __init__(self, link: Link, rows: GlmFolds) -> None:
-        """Take dense rows of one fold that trains on all of them.
+        """Take the rows of one fold that trains on all of them.
 
         Raises
         ------
@@ -38,7 +38,8 @@ class AloLoss:
                 f"cv='alo' factorises the Hessian of all {d * outputs} coefficients, more than "
                 f"{_ROOM}: give a cv of folds, which need no Hessian."
             )
-        self.design = np.column_stack([rows.X, np.ones(len(rows.X))])
+        centred = rows.X if rows.dense else rows.X.toarray() - rows.centre
+        self.design = np.column_stack([centred, np.ones(len(centred))])
         self.fixed = np.zeros((d, outputs), bool)  # coefficients that are none
         self.fixed[:-1, rows.sloped :] = True
         self.fixed[-1, : rows.sloped] = not rows.intercept

@@ -10,9 +10,10 @@ sums of numbers that are not negative, so that nothing cancels where the rows ar
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve
 
 from bilevel.sklearn.losses.spectrum import compute_spectrum, find_extremes
@@ -43,11 +44,16 @@ class CriterionRows(NamedTuple):
 
 
 def make_criterion_rows(
-    X: np.ndarray, y: np.ndarray, weight: np.ndarray, centred: bool, noise: float
+    X: Any, y: np.ndarray, weight: np.ndarray, centred: bool, noise: float
 ) -> CriterionRows:
-    """Weigh and centre ``X [n, d]``, ``y [n, T]``; ``noise``: the variance for SURE."""
+    """Weigh and centre ``X [n, d]``, ``y [n, T]``; ``noise``: the variance for SURE.
+
+    Sparse rows become dense: singular vectors, of which leverages are made, are as large.
+    """
     used = weight > 0
     X, y, weight = X[used], y[used], weight[used]
+    if sparse.issparse(X):
+        X = X.toarray()
     total = float(weight.sum())
     if centred:
         X, y = X - weight @ X / total, y - weight @ y / total
