@@ -17,6 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from bilevel.core import Evidence
 from bilevel.sklearn.choice import FitData, Placement
+from bilevel.sklearn.intervals import IntervalMixin
 from bilevel.sklearn.losses import Matrix, find_nested_folds, make_splits
 from bilevel.sklearn.search import ColumnPenalties, SearchOptions, SearchResult, group_columns
 from bilevel.sklearn.threads import limit_threads
@@ -228,7 +229,7 @@ def warn_at_bounds(found: SearchResult, kinds: int) -> None:
     )
 
 
-class LinearRegressor(RegressorMixin, HypergradEstimator):
+class LinearRegressor(IntervalMixin, RegressorMixin, HypergradEstimator):
     """Base of the linear models for squared errors."""
 
     def _place_coef(

@@ -10,10 +10,11 @@ from sklearn.utils._param_validation import Interval
 
 from bilevel.sklearn.choice import FitData
 from bilevel.sklearn.glm import GlmEstimator
+from bilevel.sklearn.intervals import IntervalMixin
 from bilevel.sklearn.losses import make_huber
 
 
-class HypergradHuberRegressor(RegressorMixin, GlmEstimator):
+class HypergradHuberRegressor(IntervalMixin, RegressorMixin, GlmEstimator):
     r"""Huber regression; its penalties minimise the cross-validated Huber loss.
 
     ``min_{w, s > 0} sum_i (s + H(r_i / s) s) + sum_j alpha_j w_j^2,   r_i = y_i - x_i . w - b``

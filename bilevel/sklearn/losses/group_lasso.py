@@ -35,12 +35,13 @@ class GroupPenalty(NamedTuple):
 
     def solve(self, fold: QuadraticFold, start: SparseFit) -> SparseFit:
         """Return the minimiser of a quadratic and the penalty, from ``start`` on."""
-        fit, violation = start, np.inf
+        fit, violation, joins = start, np.inf, np.zeros(0, int)
         scale = max(float(np.max(np.abs(fold.cross), initial=0)), 1e-300)
         for _ in range(_ROUNDS):
             excess = self._measure_groups(fold.slope(fit.support, fit.w), fit)
             worst = float(np.max(excess, initial=0)) / scale
-            if worst <= _SMALL or (violation <= 1e3 * _SMALL and worst >= violation):
+            stuck = worst >= violation and (violation <= 1e3 * _SMALL or not len(joins))
+            if worst <= _SMALL or stuck:
                 return fit._replace(violation=worst)
             violation = worst
             used = np.zeros(len(self.norms), bool)
@@ -108,13 +109,29 @@ class GroupPenalty(NamedTuple):
             every = np.arange(len(at))
             return float(at @ (gram @ at) / 2 - cross @ at) + self.evaluate(every, at)
 
+        # All the way, without what would turn round; or to the first that does.
+        turn = self._find_turns(w, step)
+        first = float(np.min(turn, initial=np.inf))
         value = look(w)
-        for halvings in range(_HALVINGS):
+        for part in (1.0, *(first / 2.0**k for k in range(_HALVINGS) if first < 1)):
+            new = np.where(turn <= part, 0.0, w + part * step)
+            if look(new) <= value + 1e-15 * abs(value):
+                return new
+        for halvings in range(1, 0 if first < 1 else _HALVINGS):
             new = w + step / 2**halvings
-            new = np.where((self.l1 > 0) & (new * w < 0), 0.0, new)
             if look(new) <= value + 1e-15 * abs(value):
                 return new
         return w
+
+    def _find_turns(self, w: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """Return after which part of the step each column is at 0, or its group turns round."""
+        count = len(self.norms)
+        along = np.bincount(self.labels, step * w, count)
+        squares = np.bincount(self.labels, w**2, count)
+        group = np.where(along < 0, -squares / np.where(along < 0, along, 1), np.inf)
+        back = (step * w < 0) & (self.l1 > 0)
+        own = np.where(back, -w / np.where(back, step, 1), np.inf)
+        return np.where(w != 0, np.minimum(group[self.labels], own), np.inf)
 
     def _sizes(self, support: np.ndarray, w: np.ndarray) -> np.ndarray:
         """Return the norm of its group for each column of the support."""

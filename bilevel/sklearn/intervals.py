@@ -1,0 +1,131 @@
+r"""Prediction intervals from the folds: CV+ (Barber, Candes, Ramdas, Tibshirani, Ann. Stat. 2021).
+
+With ``mu_k`` the fit without fold k, ``k(i)`` the fold that holds row i out, ``R_i = |y_i -
+mu_{k(i)}(x_i)|`` and m rows, the interval of coverage ``1 - a`` at x is
+
+    [floor(a (m + 1))-th smallest of mu_{k(i)}(x) - R_i,
+     ceil((1 - a) (m + 1))-th smallest of mu_{k(i)}(x) + R_i]
+"""
+
+from numbers import Real
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from sklearn.utils.extmath import safe_sparse_dot
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+_CHUNK = 5_000_000  # numbers sorted at once
+_ROUNDING = 1e-9  # of a rank
+
+
+class FoldFitsKept(NamedTuple):
+    """The fits of F folds, ``coef [F, T, d]``, ``intercept [F, T]``; of the m rows that count.
+
+    Their ``residual [m, T]``, and the fold ``[m]`` that holds each out.
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    residual: np.ndarray
+    fold: np.ndarray
+
+
+class IntervalMixin:
+    """Mixin of the linear regressors: prediction intervals."""
+
+    coef_: np.ndarray
+    _kept: FoldFitsKept | str = ""  # or why there are none
+
+    def _keep_folds(
+        self, X: Any, y: np.ndarray, weight: np.ndarray, fits: list[Any], held: np.ndarray
+    ) -> None:
+        """Keep the fits of the folds and their residuals on the rows ``held [F, n]`` out."""
+        used = np.flatnonzero(weight > 0)
+        count, fold = held[:, used].sum(0), held[:, used].argmax(0)
+        if np.any(count != 1):
+            self._kept = (
+                f"cv does not hold out every row once: {int(np.sum(count == 0))} rows never, "
+                f"{int(np.sum(count > 1))} more than once. Give a cv such as KFold"
+            )
+            return
+        if np.ptp(weight[used]) > 1e-9 * weight.max():
+            self._kept = "rows of different weight are not exchangeable. Fit without sample_weight"
+            return
+        coef = np.stack([np.atleast_2d(fit["coef_"]) for fit in fits]).astype(np.float64)
+        shift = np.stack([np.atleast_1d(fit["intercept_"]) for fit in fits]).astype(np.float64)
+        shift = np.broadcast_to(shift, coef.shape[:2])
+        target = np.asarray(y, np.float64).reshape(len(y), -1)
+        residual = np.empty((len(used), target.shape[1]))
+        for k in range(len(coef)):
+            own = used[fold == k]
+            residual[fold == k] = np.abs(target[own] - _predict(X[own], coef[k], shift[k]))
+        self._kept = FoldFitsKept(coef, shift, residual, fold)
+
+    def predict_interval(self, X, coverage=0.9):
+        r"""Return the lower and the upper ends of prediction intervals, shaped as ``predict``.
+
+        CV+: from the fits of the folds at the tuned penalties, each judged on the rows that it has
+        not seen. If rows are exchangeable and the penalties were given, a new target lies inside
+        with probability at least ``1 - 2 a`` less ``1 / n`` or so, ``a = 1 - coverage``, and in
+        practice about ``coverage``. Ends are infinite where there are too few rows for it.
+
+        Parameters
+        ----------
+        X : array or CSR matrix, ``[n, d]``.
+        coverage : between 0 and 1.
+
+        Raises
+        ------
+        ValueError : ``cv`` does not hold out every row once; rows had different weights.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_diabetes
+        >>> from bilevel.sklearn import HypergradRidge
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> low, high = HypergradRidge().fit(X, y).predict_interval(X, coverage=0.9)
+        >>> bool(0.88 < ((low <= y) & (y <= high)).mean() < 0.93)
+        True
+        """
+        check_is_fitted(self)
+        if not isinstance(coverage, Real) or not 0 < coverage < 1:
+            raise ValueError(f"coverage must lie between 0 and 1, got {coverage!r}.")
+        kept = self._kept
+        if not isinstance(kept, FoldFitsKept):
+            why = kept or "this cv makes no fits without some rows. Give a cv of folds"
+            raise ValueError(f"predict_interval needs residuals on unseen rows, and {why}.")
+        kinds, model = [np.float64, np.float32], cast(Any, self)
+        checked: Any = validate_data(model, X, accept_sparse="csr", dtype=kinds, reset=False)
+        by_fold = [_predict(checked, *pair) for pair in zip(kept.coef, kept.intercept, strict=True)]
+        low, high = find_ends(np.stack(by_fold), kept.residual, kept.fold, float(coverage))
+        if np.ndim(self.coef_) == 1:
+            low, high = low[:, 0], high[:, 0]
+        return low.astype(self.coef_.dtype), high.astype(self.coef_.dtype)
+
+
+def find_ends(
+    by_fold: np.ndarray, residual: np.ndarray, fold: np.ndarray, coverage: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of CV+, ``[n, T]`` each.
+
+    From predictions ``by_fold [F, n, T]``, residuals ``[m, T]`` and the fold of each, ``[m]``.
+    """
+    m, n, outputs = len(residual), *by_fold.shape[1:]
+    rank = int(np.ceil(coverage * (m + 1) - _ROUNDING))  # the other end is its mirror image
+    low, high = np.full((n, outputs), -np.inf), np.full((n, outputs), np.inf)
+    if rank > m:
+        return low, high
+    step = max(1, _CHUNK // m)
+    for t in range(outputs):
+        for start in range(0, n, step):
+            part = slice(start, start + step)
+            middle = by_fold[fold, part, t]
+            ends = np.partition(middle + residual[:, t, None], rank - 1, 0)
+            high[part, t] = ends[rank - 1]
+            ends = np.partition(residual[:, t, None] - middle, rank - 1, 0)
+            low[part, t] = -ends[rank - 1]
+    return low, high
+
+
+def _predict(X: Any, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+    return np.asarray(safe_sparse_dot(X, coef.T, dense_output=True)) + intercept
