@@ -108,6 +108,7 @@ def test_refusals():
         HypergradRidge().fit(X, Y, sample_weight=np.arange(N)).predict_interval(X)
 
 
+@pytest.mark.filterwarnings("ignore:The loss on the folds still falls")
 def test_coverage_on_draws_of_the_rows():
     """Heavy tails, n = 60, d = 10. Promised is 1 - 2 a; five folds are wide by little."""
     rng, inside, coef = np.random.default_rng(5), [], np.append([2.0, -1.0, 1.0], np.zeros(7))
