@@ -37,25 +37,21 @@ from bilevel.sklearn import (
 )
 
 Table = tuple[Any, np.ndarray]
-NEW: dict[str, Any] = {"scoring": "neg_log_loss", "use_legacy_attributes": False, "max_iter": 1000}
-L1: dict[str, Any] = {"l1_ratios": (1,), "solver": "liblinear", "max_iter": 100, "random_state": 0}
+NEW: Any = {"scoring": "neg_log_loss", "use_legacy_attributes": False}
+L2: Any = {**NEW, "l1_ratios": (0,), "max_iter": 1000}
+L1: Any = {**NEW, "l1_ratios": (1,), "solver": "liblinear", "random_state": 0}
+NET: Any = {"l1_ratio": [0.1, 0.5, 0.7, 0.9, 0.95, 0.99, 1]}
 REGRESSION: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "ridge": (lambda: RidgeCV(np.logspace(-4, 5, 60)), HypergradRidge),
     "lasso": (LassoCV, HypergradLasso),
     "elastic net": (
-        lambda: ElasticNetCV(l1_ratio=[0.1, 0.5, 0.7, 0.9, 0.95, 0.99, 1]),
+        lambda: ElasticNetCV(**NET),
         HypergradElasticNet,
     ),
 }
 CLASSIFICATION: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-    "logistic": (
-        lambda: LogisticRegressionCV(**NEW | {"l1_ratios": (0,)}),
-        HypergradLogisticRegression,
-    ),
-    "logistic, l1": (
-        lambda: LogisticRegressionCV(**NEW | L1),
-        HypergradSparseLogisticRegression,
-    ),
+    "logistic": (lambda: LogisticRegressionCV(**L2), HypergradLogisticRegression),
+    "logistic, l1": (lambda: LogisticRegressionCV(**L1), HypergradSparseLogisticRegression),
 }
 
 
