@@ -1,6 +1,6 @@
 """From the penalties found to the fitted model: the choice by a scorer, and which fit is kept."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -43,11 +43,11 @@ class FoldFits:
                 f"{self.model.cv!r} makes none. Give a cv of folds, or scoring=None and refit=True."
             )
 
-    def attributes(self, theta: np.ndarray, at: Evaluation) -> list[Mapping[str, Any]]:
-        """Return what :class:`Placement` makes of the fit of every fold that counts."""
+    def attributes(self, theta: np.ndarray, at: Evaluation) -> Iterator[Mapping[str, Any]]:
+        """Yield what :class:`Placement` makes of the fit of every fold that counts."""
         weights = self._used(0) * self.data.weight
-        pairs = zip(at.params[at.share > 0], weights, strict=True)
-        return [self.place(theta, *pair) for pair in pairs]
+        for pair in zip(at.params[at.share > 0], weights, strict=True):
+            yield self.place(theta, *pair)
 
     def score(self, theta: np.ndarray, at: Evaluation) -> np.ndarray:
         """Return the scores of the folds, by the scorer of the model, ``[F]``."""
@@ -104,7 +104,7 @@ def finish_fit(model: Any, found: SearchResult, data: FitData, place: Placement)
     if model.refit:
         vars(model).update(place(theta, at.params[-1], data.weight))
     else:
-        fits = FoldFits(model, data, place).attributes(theta, at)
+        fits = list(FoldFits(model, data, place).attributes(theta, at))
         vars(model).update({name: np.mean([fit[name] for fit in fits], 0) for name in fits[0]})
     return found
 

@@ -7,25 +7,28 @@ mu_{k(i)}(x_i)|`` and m rows, the interval of coverage ``1 - a`` at x is
      ceil((1 - a) (m + 1))-th smallest of mu_{k(i)}(x) + R_i]
 """
 
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+from scipy import sparse
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 _CHUNK = 5_000_000  # numbers sorted at once
+_FEW = 0.25  # part of the coefficients: below it they are stored sparse
 _ROUNDING = 1e-9  # of a rank
 
 
 class FoldFitsKept(NamedTuple):
-    """The fits of F folds, ``coef [F, T, d]``, ``intercept [F, T]``; of the m rows that count.
+    """The fits of F folds, ``coef [T, d]``, sparse where few are not 0, and ``intercept [T]``.
 
-    Their ``residual [m, T]``, and the fold ``[m]`` that holds each out.
+    Of the m rows that count ``residual [m, T]``, and the fold ``[m]`` that holds each out.
     """
 
-    coef: np.ndarray
-    intercept: np.ndarray
+    coef: list[Any]
+    intercept: list[np.ndarray]
     residual: np.ndarray
     fold: np.ndarray
 
@@ -37,7 +40,7 @@ class IntervalMixin:
     _kept: FoldFitsKept | str = ""  # or why there are none
 
     def _keep_folds(
-        self, X: Any, y: np.ndarray, weight: np.ndarray, fits: list[Any], held: np.ndarray
+        self, X: Any, y: np.ndarray, weight: np.ndarray, fits: Iterable[Any], held: np.ndarray
     ) -> None:
         """Keep the fits of the folds and their residuals on the rows ``held [F, n]`` out."""
         used = np.flatnonzero(weight > 0)
@@ -51,15 +54,17 @@ class IntervalMixin:
         if np.ptp(weight[used]) > 1e-9 * weight.max():
             self._kept = "rows of different weight are not exchangeable. Fit without sample_weight"
             return
-        coef = np.stack([np.atleast_2d(fit["coef_"]) for fit in fits]).astype(np.float64)
-        shift = np.stack([np.atleast_1d(fit["intercept_"]) for fit in fits]).astype(np.float64)
-        shift = np.broadcast_to(shift, coef.shape[:2])
         target = np.asarray(y, np.float64).reshape(len(y), -1)
-        residual = np.empty((len(used), target.shape[1]))
-        for k in range(len(coef)):
+        residual, coefs, shifts = np.empty((len(used), target.shape[1])), [], []
+        for k, fit in enumerate(fits):
+            coef: Any = np.atleast_2d(fit["coef_"])
+            if np.count_nonzero(coef) < _FEW * coef.size:
+                coef = sparse.csr_array(coef)
+            coefs.append(coef)
+            shifts.append(np.atleast_1d(fit["intercept_"]))
             own = used[fold == k]
-            residual[fold == k] = np.abs(target[own] - _predict(X[own], coef[k], shift[k]))
-        self._kept = FoldFitsKept(coef, shift, residual, fold)
+            residual[fold == k] = np.abs(target[own] - _predict(X[own], coef, shifts[k]))
+        self._kept = FoldFitsKept(coefs, shifts, residual, fold)
 
     def predict_interval(self, X, coverage=0.9):
         r"""Return the lower and the upper ends of prediction intervals, shaped as ``predict``.
