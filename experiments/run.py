@@ -6,8 +6,16 @@ Exit status: 0 done, 1 bad input, 2 diverged, 3 another process is at work in th
 JAX is imported by the run itself, so that `--cfg job`, `--help` and completion stay fast.
 """
 
+import os
 import signal
 import sys
+
+if __name__ == "__main__":
+    # While the rest is imported nothing is written yet: end at once, and with the same status.
+    for _signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(_signum) is not signal.SIG_IGN:
+            signal.signal(_signum, lambda *_: os._exit(130))
+
 import threading
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -31,7 +39,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # Here too, for the worker processes of launchers: they start with the function `task`.
-hydra_compat.register_resolvers()
+hydra_compat.prepare_process()
 
 OK, BAD_INPUT, DIVERGED, BUSY, UNRELIABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 ENDED_BADLY = {"diverged": DIVERGED, "unreliable": UNRELIABLE}
@@ -46,6 +54,8 @@ def main() -> int:
     if threading.current_thread() is threading.main_thread():
         # A scheduler's SIGTERM leaves a resumable run, as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # that of a shell's background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = sys.argv[1:]
     try:
         for other in (listing, completion):

@@ -24,6 +24,7 @@ from yaml import YAMLError
 
 from experiments.cli import listing
 from experiments.cli.explanations import explain
+from experiments.cli.sweep_composition import compose_once
 from experiments.cli.sweep_validation import checked_once
 from experiments.cli.trust import leaves_guarded
 from experiments.common.errors import BadInputError
@@ -32,6 +33,12 @@ from experiments.common.files import write_whole
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _VERSION = "1.3"
 _LONGEST_NAME = 150  # file systems allow 255 bytes
+
+
+def prepare_process() -> None:
+    """What a process needs that makes runs: resolvers, and jobs of a kind composed once."""
+    register_resolvers()
+    compose_once()
 
 
 def register_resolvers() -> None:

@@ -19,11 +19,12 @@ def one_of_each(batch: Sequence[Job], groups: set[str]) -> list[Job]:
     """Return the first job of each kind: leaves of groups are part of it, values are not."""
     kinds: dict[tuple[str, ...], Job] = {}
     for job in batch:
-        kinds.setdefault(tuple(_kind(override, groups) for override in job), job)
+        kinds.setdefault(tuple(kind_of(override, groups) for override in job), job)
     return list(kinds.values())
 
 
-def _kind(override: str, groups: set[str]) -> str:
+def kind_of(override: str, groups: set[str]) -> str:
+    """Return the name of what is given a plain value; all of what may choose a leaf or refer."""
     name, _, value = override.partition("=")
     key = name.lstrip("+~").partition("@")[0]
     plain = "/" not in name and key not in groups

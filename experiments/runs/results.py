@@ -1,6 +1,7 @@
 """What a run leaves behind: `result.json` and the history."""
 
 import csv
+import functools
 import importlib.metadata
 import importlib.util
 import io
@@ -113,6 +114,12 @@ def _error_of_largest(
 
 def versions() -> dict[str, Any]:
     """What made the result: packages, Python, device, and the commit of the checkout."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, Any]:
+    """Looked up once: what this process runs is what it began with."""
     packages = ("jax", "jaxlib", "numpy", "optax", "flax", "scikit-learn", "hydra-core")
     device = jax.devices()[0]
     return {
