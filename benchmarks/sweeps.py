@@ -36,15 +36,16 @@ import sys
 import joblib
 
 def one(seed, steps):
-    import jax, optax, bilevel as bl
+    import jax, bilevel as bl
     from tasks.ridge import ridge
     task = ridge({"degree": 1, "seed": seed})
-    solver = bl.SGD(step_size=0.02, batch_size=32)
+    solver = bl.SGD(step_size=bl.Relative(), batch_size=32, sampling="epoch")
     result = bl.tune(
-        task.problem, bl.Forward(solver, steps=100), bl.transform(optax.adam, learning_rate=0.1),
-        task.hyper, task.params, task.data, steps=steps, key=jax.random.key(seed),
+        task.problem, bl.Forward(solver, steps=100, average=50), bl.outer.Auto(),
+        task.hyper, task.params, task.data, steps=steps,
+        key=jax.random.fold_in(jax.random.key(seed), 2),
     )
-    return float(result.history["value"][-1]), task.metrics(result.hyper, result.params)
+    return float(result.history["best"][-1]), task.metrics(result.hyper, result.params)
 
 seeds, steps, jobs = map(int, sys.argv[1:])
 print(len(joblib.Parallel(n_jobs=jobs)(joblib.delayed(one)(seed, steps) for seed in range(seeds))))

@@ -13,6 +13,7 @@ import bilevel as bl
 from experiments.cli.targets import instantiate, refuse_unknown
 from experiments.runs import mesh as meshes
 from experiments.runs import multistart, pruning
+from experiments.runs.compiling import one_first
 from experiments.runs.progress import Display
 from experiments.runs.timing import Stopwatch
 from experiments.runs.trajectory import Trajectory, names
@@ -174,7 +175,7 @@ class Job:
                     break
                 # The very first step alone: the check against a closed form belongs to the start.
                 count = min(every, steps - run.done) if run.done else 1
-                with run.watch, warnings.catch_warnings():
+                with one_first(self.settings), run.watch, warnings.catch_warnings():
                     for kind in (bl.DivergenceWarning, bl.EvidenceWarning):  # the summary says it
                         warnings.simplefilter("ignore", kind)
                     last = run.done + count >= steps

@@ -50,6 +50,26 @@ def test_run_leaves_a_model_that_predicts(
     np.testing.assert_allclose(found["prediction"], by_hand + result["coefficients"]["intercept"])
 
 
+def test_rows_of_an_npz_file_are_predicted(command: Command, tmp_path: Path) -> None:
+    """Arrays have no names: by position, and what a dense product with the coefficients gives."""
+    rng = np.random.default_rng(0)
+    X, new = rng.normal(size=(60, 4)), rng.normal(size=(7, 4))
+    y = X @ np.array([1.0, -2.0, 0.0, 0.5]) + 3 + 0.1 * rng.normal(size=60)
+    np.savez(tmp_path / "t.npz", X=X, y=y)
+    np.savez(tmp_path / "new.npz", X=new)
+    folder, out = tmp_path / "run", tmp_path / "p.csv"
+    asked = ["task=custom", "task.data=t.npz", "task.penalty=global", f"hydra.run.dir={folder}"]
+    outcome = command(*asked, "task.folds=3", quick=QUICK)
+    assert outcome.status == 0, outcome.err
+    assert predict.main([str(folder), str(tmp_path / "new.npz"), "--out", str(out)]) == 0
+    found = pd.read_csv(out)["prediction"].to_numpy()
+    model: Any = load_model(folder / "model")
+    intercept, *weights = model.coefficients.values()
+    np.testing.assert_allclose(found, model.transform(new) @ np.array(weights) + intercept)
+    truth = new @ np.array([1.0, -2.0, 0.0, 0.5]) + 3
+    assert np.max(np.abs(found - truth)) < 0.3  # thrice the noise: 60 rows, and a penalty
+
+
 def test_classes_come_with_their_probabilities(command: Command, tmp_path: Path) -> None:
     frame = messy(200)
     frame["y"] = np.where(frame["y"] > frame["y"].median(), "rich", "poor")
