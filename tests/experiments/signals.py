@@ -2,12 +2,13 @@
 
 `python -m tests.experiments.signals [--signals 30] [--kills 100] [--minutes 8] [--seed 0]` gives
 the command of one run again and again. Each process is sent SIGINT or SIGTERM (`--signals` times)
-or SIGKILL (`--kills` times) at a moment drawn uniformly over the time that a whole run takes, its
-start-up included. SIGINT and SIGTERM must end it with exit status 130. When a process comes to the
-end of its run, that must be what an uninterrupted one left, but for the clocks; the next ones begin
-anew in another folder. It ends early after so many minutes, prints how many signals met a run that
-went on (`ended`), one that was not begun (`early`) or was done (`late`, not counted), and exits
-with 1 if anything was not as it should be.
+or SIGKILL (`--kills` times) at a random moment: one of three while it starts, the others up to a
+tenth of a second after one of the files that it writes, of which there is one in a step. SIGINT
+and SIGTERM must end it with exit status 130. When a process comes to the end of its run, that must
+be what an uninterrupted one left, but for the clocks; the next ones begin anew in another folder.
+It ends early after so many minutes, prints how many signals met a run that went on (`ended`), one
+that was not begun (`early`) or was done (`late`, not counted), and exits with 1 if anything was
+not as it should be.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from pathlib import Path
 from tests.experiments.test_kills import Sweep, assert_same
 
 SMALL = ["task=ridge", "task.table.degree=1", "estimator.steps=100", "steps=60", "every=1"]
+AT_START = 1 / 3  # share of the signals
 SMALL += ["tol=null", "plot=false", "baselines=false", "progress=off"]
 
 
@@ -37,14 +39,25 @@ class Runs(Sweep):
         self.line = [sys.executable, "-m", "experiments.run", *SMALL]
         self.line += [f"hydra.run.dir={folder / 'run'}", f"compile_cache={cache}"]
 
-    def end_after(self, seconds: float, signum: int) -> tuple[int, str]:
-        """Send the signal so long after the start; returns a shell's exit status, and output."""
+    def end_after(self, files: int, seconds: float, signum: int) -> tuple[int, str]:
+        """Send the signal so long after so many files were written; a shell's status, and output.
+
+        Where the process ends before that, nothing is sent.
+        """
+        seen = {self.newest()}
         with self.started() as process:
+            while len(seen) <= files and process.poll() is None:
+                time.sleep(0.002)
+                seen.add(self.newest())
             time.sleep(seconds)
             process.send_signal(signum)
             out, _ = process.communicate(timeout=120)
         status = process.returncode
         return 128 - status if status < 0 else status, out
+
+    def newest(self) -> int:
+        """When the last checkpoint or result was put in place."""
+        return max((date for _, date in self.written()), default=0)
 
 
 def judge(runs: Runs, signum: int, status: int, out: str, before: int) -> tuple[str, str | None]:
@@ -75,13 +88,16 @@ def send(plan: list[int], folder: Path, until: float, seed: int) -> tuple[Counte
     whole = Runs(folder / "whole")
     whole.finish()
     begun = time.monotonic()
-    Runs(folder / "timed").finish()  # now all programs are in the cache
-    longest = time.monotonic() - begun
+    Runs(folder / "timed").end_after(1, 0, signal.SIGKILL)  # all programs are in the cache
+    start = time.monotonic() - begun
     runs = Runs(folder / "run-0")
     while todo and time.monotonic() < until:
         name = signal.Signals(todo[0]).name
         before = runs.steps()
-        status, out = runs.end_after(draws.uniform(0, longest), todo[0])
+        at_start = draws.random() < AT_START
+        files = 0 if at_start else draws.randrange(1, 25)
+        seconds = draws.uniform(0, start if at_start else 0.1)
+        status, out = runs.end_after(files, seconds, todo[0])
         met, mistake = judge(runs, todo[0], status, out, before)
         totals[f"{name} {met}"] += 1
         if mistake:
