@@ -19,6 +19,7 @@ _REGISTERED = {
     "tasks.meta.meta",
     "tasks.multinomial.multinomial",
     "tasks.networks.equilibrium.equilibrium",
+    "tasks.networks.mixture.mixture",
     "tasks.ridge.ridge",
     "tasks.schedule.schedule",
     "tasks.weight_decay.weight_decay",
