@@ -28,6 +28,7 @@ DECADES = 4  # of the grid of the lasso, down from the penalty that leaves no co
 
 # Of the l1 part of the elastic net's grid, where both parts are in units of the data.
 RATIOS = (0.01, 0.1, 0.5, 0.9, 0.999)
+_ALIKE = 0.01  # the least curvature of a column beside the mean, where they are of one size
 
 
 class L1Estimator(HypergradEstimator):
@@ -56,19 +57,19 @@ class L1Estimator(HypergradEstimator):
         columns = penalties.groups
         # Columns as they are; for penalties that are many, also in units of their deviation.
         scales = [np.ones(d)]
+        squares = compute_column_squares(rows, weight, self.fit_intercept) / weight.sum()
         if columns.max() > 0:
-            squares = compute_column_squares(rows, weight, self.fit_intercept) / weight.sum()
             scales.append(np.sqrt(share_in_groups(squares, columns)))
         offset = np.tile(penalties.offset, self._kinds)
         units = [self._units(loss.problem, scale) for scale in scales]
-        decades = [DECADES + self._count_decades(loss.problem, scale) for scale in scales]
         grids = [
-            self._expand(self._grid(unit, down), scale) + offset
-            for unit, down, scale in zip(units, decades, scales, strict=True)
+            self._expand(self._grid(unit, squares / scale**2), scale) + offset
+            for unit, scale in zip(units, scales, strict=True)
         ]
         grid = np.concatenate(grids)
         unit = self._expand(np.log(units[-1])[None], scales[-1])[0]
-        bounds = unit[:, None] + np.array([self._lowest, 3.0])
+        more = np.log(10.0) * (count_decades(squares / scales[-1] ** 2) - DECADES)
+        bounds = unit[:, None] + np.array([self._lowest - more, 3.0])
         if self._kinds == 2:
             bounds[d:, 1] += 10.0
         bounds[:, 0] = np.minimum(bounds[:, 0], np.min(grid, 0))
@@ -104,14 +105,11 @@ class L1Estimator(HypergradEstimator):
         power = np.arange(1, self._kinds + 1)[:, None]
         return (grid[:, :, None] + power * np.log(scale)).reshape(len(grid), -1)
 
-    def _count_decades(self, problem: FoldQuadratics, scale: np.ndarray) -> float:
-        """Return how many decades the grid goes down beyond those of columns of one size."""
-        return 0.0
-
-    def _grid(self, units: np.ndarray, decades: float) -> np.ndarray:
+    def _grid(self, units: np.ndarray, squares: np.ndarray) -> np.ndarray:
         """Return logarithms of the penalties to try, ``[G, kinds]``."""
         if self.alphas is not None:
             return np.log(check_alphas(self.alphas))[:, None]
+        decades = count_decades(squares)
         points = np.logspace(0, -decades, round(self._points * decades / DECADES))
         return np.log(units[0] * points)[:, None]
 
@@ -127,14 +125,22 @@ class L1Estimator(HypergradEstimator):
         return tags
 
 
+def count_decades(squares: np.ndarray) -> float:
+    """Return how many decades the grid goes down: more where columns ``[d]`` differ in size.
+
+    The largest alone joins at the first penalty of the grid; the others have theirs below.
+    """
+    return DECADES + float(np.log10(np.max(squares) / np.median(squares))) / 2
+
+
 class NetEstimator(L1Estimator):
     """Base of the models of two penalties, on ``|w|`` and on ``w^2 / 2``, both tuned."""
 
     _kinds = 2
 
-    def _grid(self, units: np.ndarray, decades: float) -> np.ndarray:
+    def _grid(self, units: np.ndarray, squares: np.ndarray) -> np.ndarray:
         if self._kinds == 1:
-            return super()._grid(units, decades)
+            return super()._grid(units, squares)
         given = getattr(self, "l1_ratios", RATIOS)
         ratios = np.asarray(given, np.float64).ravel()
         if not ratios.size or np.any(ratios <= 0) or np.any(ratios >= 1):
@@ -143,10 +149,15 @@ class NetEstimator(L1Estimator):
             alphas = check_alphas(self.alphas)
             return np.log([(a * r, a * (1 - r)) for r in ratios for a in alphas])
         slope, curvature = units
+        decades = count_decades(squares)
         parts = np.logspace(0, -decades, round(17 * decades / DECADES))
-        return np.log(
-            [(a * slope, a * curvature * (1 - r) / r) for r in ratios[::-1] for a in parts]
-        )
+        pairs = [(a * slope, a * curvature * (1 - r) / r) for r in ratios[::-1] for a in parts]
+        # Where columns differ in size a part of the mean curvature holds the small ones at 0: so
+        # the path of the lasso too.
+        if (least := float(np.min(squares) / np.mean(squares))) < _ALIKE:
+            path = np.logspace(0, -decades, self._points)
+            pairs += [(a * slope, 1e-3 * a * curvature * least) for a in path]
+        return np.log(pairs)
 
     def _stages(self, columns: np.ndarray) -> list[np.ndarray]:
         each = super()._stages(columns)

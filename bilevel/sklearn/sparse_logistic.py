@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import type_of_target
 from bilevel.sklearn.base import to_float64
 from bilevel.sklearn.choice import FitData
 from bilevel.sklearn.classifier import LinearClassifier
-from bilevel.sklearn.losses import LOGISTIC, FoldQuadratics, make_glm_folds
+from bilevel.sklearn.losses import LOGISTIC, make_glm_folds
 from bilevel.sklearn.sparse import NetEstimator
 
 
@@ -101,15 +101,6 @@ class HypergradSparseLogisticRegression(LinearClassifier, NetEstimator):
     @property
     def _ratio(self) -> float:
         return 1.0 if self.l1_ratio == "tuned" else float(self.l1_ratio)
-
-    def _count_decades(self, problem: FoldQuadratics, scale: np.ndarray) -> float:
-        """Return the ratio of the largest column to the middle one, in decades.
-
-        The largest alone joins at the first penalty of the grid; the others have theirs below.
-        """
-        squares = np.maximum(problem.folds[-1].diagonal / scale**2, 0)
-        seen = squares[squares > 1e-300]
-        return float(np.log10(np.max(seen) / np.median(seen)) / 2) if len(seen) else 0.0
 
     def fit(self, X, y, sample_weight=None, groups=None):
         """Tune the penalties on the folds, then fit all rows with them.

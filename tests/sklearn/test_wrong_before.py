@@ -160,3 +160,17 @@ def test_cleaner_in_a_pipeline_scores_and_gives_probabilities():
     assert not hasattr(DataCleaner(Ridge()), "predict_proba")
     with pytest.raises(ValueError, match="give X_trusted and y_trusted, or trusted"):
         DataCleaner(LogisticRegression()).fit(X, labels)
+
+
+@pytest.mark.parametrize("reach", [2.0, 2.5])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_grids_of_lasso_and_elastic_net_reach_the_small_columns(seed, reach):
+    """They ended four decades below the largest: 3.59 and not 0.0117, or 0.49 and not 0.0068."""
+    rng = np.random.default_rng(seed)
+    A = rng.normal(size=(80, 10)) * 10.0 ** np.linspace(-reach, reach, 10)
+    signal = (A / A.std(0))[:, [0, 1, 2, 7, 8, 9]] @ [1, -1, 1, 1, -1, 1]
+    y = signal + 0.1 * rng.normal(size=80)
+    other = LassoCV(alphas=np.geomspace(1e-8, 1e2, 150), cv=KFold(4), tol=1e-8, max_iter=10**5)
+    best = other.fit(A, y).mse_path_.mean(1).min()
+    for model in (HypergradLasso(cv=KFold(4)), HypergradElasticNet(cv=KFold(4))):
+        assert model.fit(A, y).cv_loss_ <= best * 1.0005
