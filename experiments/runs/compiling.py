@@ -26,27 +26,28 @@ def one_first(settings: dict[str, Any]) -> Iterator[None]:
         yield
         return
     _DONE.add(key)
-    folder = Path(cache).expanduser() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / key)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _wait(lock)
-        yield
-        return
+    lock = _held_or_waited_for(Path(cache).expanduser() / "locks" / key)
     try:
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
-def _wait(lock: FileLock) -> None:
+def _held_or_waited_for(path: Path) -> FileLock | None:
+    """Return the lock if it was free; else wait until it is. A folder without locks has none."""
     try:
-        with lock.acquire(timeout=LONGEST, poll_interval=0.1):
-            return
-    except Timeout:
-        return  # better twice than never
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+            return lock
+        except Timeout:
+            lock.acquire(timeout=LONGEST, poll_interval=0.1)
+            lock.release()
+    except OSError:  # it cannot be written to, or the wait was too long: better twice than never
+        pass
+    return None
 
 
 def _key(settings: dict[str, Any]) -> str:

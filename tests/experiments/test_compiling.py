@@ -80,3 +80,21 @@ def test_a_process_that_fails_or_dies_lets_the_others_go_on(tmp_path: Path) -> N
     begun = time.monotonic()
     with compiling.one_first(settings_with(tmp_path)):
         assert time.monotonic() - begun < 10
+
+
+def test_a_folder_without_locks_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "locks").write_text("no folder")
+    compiling._DONE.clear()
+    with compiling.one_first(settings_with(tmp_path)) as nothing:
+        assert nothing is None
+    (tmp_path / "locks").unlink()
+
+
+def test_a_wait_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "LONGEST", 0.2)
+    log: list[str] = []
+    first = begin(settings_with(tmp_path), log, "a", 1.5)
+    second = begin(settings_with(tmp_path), log, "b", 0.0)
+    first.join()
+    second.join()
+    assert log == ["a in", "b in", "b out", "a out"]

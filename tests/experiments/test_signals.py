@@ -10,10 +10,10 @@ from tests.experiments import signals
 
 
 @pytest.mark.extended
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_five_signals_at_random_moments_leave_a_resumable_run(tmp_path: Path) -> None:
     plan = [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM]
-    until = time.monotonic() + 300
+    until = time.monotonic() + 800
     totals, wrong = signals.send(plan, tmp_path, until, seed=1)
     assert wrong == []
     assert (
