@@ -9,6 +9,7 @@ _COORDINATES = "tasks.judges.exact_sparse.external"
 _META, _SAMPLED = "tasks.meta.meta", "bilevel.Sampled"
 _POSITIVE = "tasks.solvers.online_reweighting.positive_part"
 _WEIGHTS = ("tasks.imbalance.imbalance", "tasks.cleaning.cleaning")
+_UNROLLED = ("bilevel.Forward", "bilevel.Reverse", "bilevel.UORO")
 _SPARSE = ("lasso", "elastic_net")
 _UNKNOWN = re.compile(r"((?:task|solver|estimator|outer)\.[\w.]+): \S+ has no such setting")
 
@@ -51,10 +52,27 @@ def refuse_mismatched(settings: dict[str, Any], choices: dict[str, str]) -> None
             f"outer=positive_part makes weights of examples, and the hyperparameters of task="
             f"{named['task']} are none. Use it with task=imbalance or task=cleaning."
         )
+    _refuse_adam_at_zero(task, solver, estimator)
     for name in ("learning_rate", "first", "scale", "longest"):
         value = settings["outer"].get(name)
         if isinstance(value, int | float) and not value > 0:
             raise BadInputError(f"outer.{name}: expected a number above 0, got {value}")
+
+
+def _refuse_adam_at_zero(
+    task: dict[str, Any], solver: dict[str, Any], estimator: dict[str, Any]
+) -> None:
+    """Raise where Adam's step is differentiated at a gradient of 0, by whose size it divides."""
+    tx = solver.get("tx")
+    factory = tx.get("factory") if isinstance(tx, dict) else None
+    adam = isinstance(factory, dict) and factory.get("_target_") == "optax.adam"
+    weights_of_zero = task.get("_target_") == _WEIGHTS[0] and task.get("weights") == "examples"
+    if adam and weights_of_zero and estimator.get("_target_") in _UNROLLED:
+        raise BadInputError(
+            "solver=adam divides by the size of the gradient, which is 0 at the weights that "
+            "task=imbalance begins with: its steps have no derivative there. Use solver=sgd, or "
+            "task.weights=network."
+        )
 
 
 def _is_sparse(task: dict[str, Any]) -> bool:

@@ -41,7 +41,7 @@ QUICK = [
     "max_error=null",  # few steps for a gradient that nearly vanishes: not what is tested
 ]
 # `versions` holds the commit, which may change while a test runs.
-CLOCKS = {"seconds", "compile_seconds", "process", "versions"}
+CLOCKS = {"seconds", "compile_seconds", "process", "versions", "versions_before"}
 
 
 class Sweep:
@@ -114,9 +114,9 @@ def assert_same(one: Sweep, other: Sweep) -> None:
         results: list[dict[str, Any]] = [
             json.loads((x / "result.json").read_text()) for x in (a, b)
         ]
-        assert {k: v for k, v in results[0].items() if k not in CLOCKS} == {
-            k: v for k, v in results[1].items() if k not in CLOCKS
-        }
+        names_of = (results[0].keys() | results[1].keys()) - CLOCKS
+        differ = {k for k in names_of if results[0].get(k, ...) != results[1].get(k, ...)}
+        assert not differ, f"{b}: {differ}"
         states = [checkpoint.load(x / checkpoint.PLACE) for x in (a, b)]
         for left, right in zip(states[0].state.items(), states[1].state.items(), strict=True):
             assert left[0] == right[0]

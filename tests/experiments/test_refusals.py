@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from experiments.cli.compatibility import refuse_mismatched
+from experiments.cli.hydra_compat import compose, plain
 from experiments.cli.settings import check, defaults
 from experiments.cli.targets import instantiate, refuse_foreign, refuse_unknown
 from experiments.common.errors import BadInputError, suggest
@@ -205,3 +207,23 @@ def test_suggestion_says_only_what_helps() -> None:
     )
     assert suggest("x", []) == ""
     assert suggest("name7x", [f"name{i}" for i in range(99)]) == "Did you mean 'name7'?"
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        (["solver=adam", "estimator=uoro"], True),
+        (["solver=adam", "estimator=reverse"], True),
+        (["solver=sgd", "estimator=reverse"], False),
+        (["solver=adam", "estimator=implicit"], False),
+        (["solver=adam", "estimator=uoro", "task.weights=network"], False),
+    ],
+)
+def test_steps_without_a_derivative_are_refused(changes: list[str], refused: bool) -> None:
+    """d/dg of g / sqrt(g^2) at 0: Adam where the weights, and so the gradient, begin at 0."""
+    settings = plain(compose(["task=imbalance", *changes]))
+    if not refused:
+        refuse_mismatched(settings, {})
+        return
+    with pytest.raises(BadInputError, match="solver=adam divides by the size of the gradient"):
+        refuse_mismatched(settings, {})
