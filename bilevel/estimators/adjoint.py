@@ -37,7 +37,6 @@ from bilevel.core import Data, Loss, Problem, inner_loss
 from bilevel.linear import Operator, OutputLoss, gaussian, stable_step
 from bilevel.solvers import Sampler, Solver, apply_prox, stability_limit
 from bilevel.utils import (
-    Count,
     Counter,
     DataTree,
     Hyper,
@@ -120,32 +119,6 @@ def adjoint_system(
         return axpy(1, d(q), off)
 
     return System(restricted, d(b), value, grad, gradient, defect, displacement)
-
-
-def first_order_bias(
-    system_at: Callable[[PyTree], System],
-    params: Params,
-    x: Params,
-    solve: Callable[[Operator, PyTree, int], tuple[PyTree, Count]],
-) -> tuple[Hyper, Count]:
-    """Return ``(grad(params, x) - grad(w*, x*)`` to first order, products used).
-
-    ``w*`` and ``x*`` are the solutions. One Newton step on both levels: ``d = params - w*`` from
-    the inner gradient, ``e = x - x*`` from what the undamped system leaves at ``params``, and how
-    that changes along ``d``. ``solve(operator, b, k)`` solves the system of level ``k``, 0 or 1.
-    """
-    system = system_at(params)
-    q, used = solve(system.operator, system.defect, 0)
-    d = system.displacement(q)
-
-    def left(params: Params) -> PyTree:
-        there = system_at(params)
-        return axpy(-1, there.operator.product(x), there.rhs)
-
-    now, change = jax.jvp(left, (params,), (d,))
-    e, more = solve(system.operator, axpy(-1, now, change), 1)
-    bias = jax.jvp(lambda params, x: system_at(params).grad(x), (params, x), (d, e))[1]
-    return bias, used + more
 
 
 def proximal_step(

@@ -42,9 +42,7 @@ from bilevel.utils import (
     Number,
     Params,
     PyTree,
-    axpy,
     dtype,
-    norm,
     register_node,
     require_positive_int,
     require_tolerance,
@@ -57,8 +55,9 @@ Progress: TypeAlias = tuple[Array, Array, Estimate, InnerState]
 
 _SMALL, _DENSE = 64, 3000  # params up to which a factorisation costs nothing, or is worth a try
 _NEWTON = 50  # most steps: convergence is quadratic, so far fewer are taken
-_SAFETY = 10  # how much smaller than the tolerance both residuals are to be
-_FURTHER = 100  # by how much both residuals fall when the bias is still too large
+_TIGHTER = 10  # how much smaller than the tolerance both residuals are to be
+_LOOSER = 2  # than the tolerance to the power 2/3, before a step on both levels
+_FURTHER = 30  # by how much both residuals fall when the error is still too large
 _FORCING = 0.1  # to which Newton's systems are solved
 
 
@@ -81,10 +80,11 @@ class Auto:
 
     Parameters
     ----------
-    tolerance : relative error of the hypergradient that is good enough. On a smooth problem that is
-        not declared quadratic, the residuals go down a hundredfold at a time until the first-order
-        bias of the hypergradient is below it (``evidence.bias``, at the price of two more adjoint
-        systems); where rounding or the number of steps ends that first, the bias says so.
+    tolerance : relative error of the hypergradient that is good enough. A Newton step on both
+        levels takes the first-order error off (``Implicit(correct=True)``). On a smooth problem
+        that is not declared quadratic the residuals go down thirtyfold at a time until
+        ``evidence.residual_error`` is below it; where rounding or the number of steps ends that
+        first, ``residual_error`` says so.
     solver, steps : the inner solver, and its number of steps, where none can be chosen: to
         differentiate its steps (learning rates, start points), or for ``Problem.prox``.
     outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
@@ -125,8 +125,8 @@ class Auto:
 
     def choose(self, problem: Problem, hyper: Hyper, params: Params, data: Data) -> Choice:
         """Return what will run, and why."""
-        d, tol = size(params), self._residual(params)
-        linear = CG(tol=tol)
+        d = size(params)
+        linear = CG(tol=_above_rounding(self.tolerance / _TIGHTER, params))
         if not problem.is_plain:
             why = "the losses have keys, a model state, side results or a running loss"
             return Choice(Reverse(self._given(why), self.steps), None, f"Reverse: {why}")
@@ -139,15 +139,15 @@ class Auto:
         if not problem.quadratic or d > _DENSE:
             kind = "quadratic, of too many params to factorise" if problem.quadratic else "smooth"
             why = f"Implicit after Newton-CG: the inner loss is {kind}"
-            return Choice(self._smooth(tol), None, why)
+            return Choice(self._smooth(self._begin(params)), None, why)
         if d <= _SMALL:
             why = f"the inner loss is quadratic with {d} params"
             return Choice(ClosedForm(), None, f"ClosedForm: {why}")
         # One Newton step and the adjoint: d / 4 products in all.
-        short = CG(tol=tol, max_steps=d // 8)
+        short = replace(linear, max_steps=d // 8)
         why = f"the inner loss is quadratic with {d} params"
         why = f"conjugate gradients, and ClosedForm where they need too many products: {why}"
-        return Choice(Implicit(Newton(short, tol=tol), 1, short), ClosedForm(), why)
+        return Choice(Implicit(Newton(short, tol=linear.tol), 1, short), ClosedForm(), why)
 
     def init(self, params: Params, data: Data) -> InnerState:
         """Return the start point; all else waits for the problem."""
@@ -167,13 +167,17 @@ class Auto:
     ) -> tuple[Estimate, InnerState]:
         choice = self.choose(problem, hyper, lower.params, data)
         lower = self._init_chosen(choice.estimator, problem, hyper, lower, data, key)
-        if isinstance(choice.estimator, Implicit) and choice.estimator.bias:
+        if (
+            isinstance(choice.estimator, Implicit)
+            and choice.fallback is None
+            and choice.estimator.correct
+        ):
             return self._improve(problem, hyper, lower, data, key)
         estimate, after = choice.estimator.step(problem, hyper, lower, data, key)
         if choice.fallback is None:
             return estimate, after
         fallback, evidence = choice.fallback, estimate.evidence
-        enough = 2 * self._residual(lower.params)
+        enough = 2 * _above_rounding(self.tolerance / _TIGHTER, lower.params)
         good = (evidence.inner_residual <= enough) & (evidence.linear_residual <= enough)
 
         def again() -> tuple[Estimate, InnerState]:
@@ -189,26 +193,25 @@ class Auto:
         return jax.lax.cond(good, lambda: (estimate, after), again)
 
     def _smooth(self, tol: Number) -> Implicit:
-        """Newton-CG and the adjoint, both to the residual ``tol``, and the bias this leaves."""
-        return Implicit(Newton(CG(tol=_FORCING), tol=tol), _NEWTON, CG(tol=tol), bias=True)
+        """Newton-CG and the adjoint, both to the residual ``tol``, and a step on both levels."""
+        return Implicit(Newton(CG(tol=_FORCING), tol=tol), _NEWTON, CG(tol=tol), correct=True)
 
     def _improve(
         self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
     ) -> tuple[Estimate, InnerState]:
-        """Solve both systems, further until the bias is within the tolerance, or rounding is met.
+        """Solve both systems, further until the error is within the tolerance, or rounding is met.
 
         The first time is a turn of the loop, so that there is one copy of it to compile.
         """
-        least = 20 * jnp.finfo(dtype(lower.params)).eps
+        least = _above_rounding(0, lower.params)
 
         def solve(tol: Array, lower: InnerState) -> tuple[Estimate, InnerState]:
             return self._smooth(tol).step(problem, hyper, lower, data, key)
 
         def unfinished(carry: Progress) -> Array:
             _, reached, estimate, _ = carry
-            exact = norm(axpy(-1, estimate.evidence.bias, estimate.grad))
-            biased = norm(estimate.evidence.bias) > self.tolerance * exact
-            return (reached == 0) | (biased & (reached > least))
+            wrong = estimate.evidence.residual_error > self.tolerance
+            return (reached == 0) | (wrong & (reached > least))
 
         def advance(carry: Progress) -> Progress:
             tol, _, before, lower = carry
@@ -218,16 +221,14 @@ class Auto:
             following = jnp.maximum(tol / _FURTHER, least)
             return following, tol, replace(found, evidence=evidence), lower
 
-        tol = self._residual(lower.params)
+        tol = self._begin(lower.params)
         nothing = zeros_like(jax.eval_shape(solve, tol, lower)[0])
         begin = tol, jnp.zeros_like(tol), nothing, lower
         _, _, estimate, lower = jax.lax.while_loop(unfinished, advance, begin)
         return estimate, lower
 
-    def _residual(self, params: PyTree) -> Array:
-        """Return what both residuals are to reach: the tolerance with a margin, above rounding."""
-        kind = dtype(params)
-        return jnp.maximum(jnp.asarray(self.tolerance / _SAFETY, kind), 20 * jnp.finfo(kind).eps)
+    def _begin(self, params: PyTree) -> Array:
+        return _above_rounding(self.tolerance ** (2 / 3) / _LOOSER, params)
 
     def _given(self, why: str) -> Solver:
         if self.solver is None:
@@ -252,6 +253,12 @@ class Auto:
             return initial
         carried = lower.reference > 0
         return jax.tree.map(lambda new, old: jnp.where(carried, old, new), initial, lower)
+
+
+def _above_rounding(residual: Number, params: PyTree) -> Array:
+    """Return the residual to reach, in the dtype of the params."""
+    kind = dtype(params)
+    return jnp.maximum(jnp.asarray(residual, kind), 20 * jnp.finfo(kind).eps)
 
 
 register_node(Auto, data_fields=["tolerance", "solver"], meta_fields=["steps", "outer_batch_size"])

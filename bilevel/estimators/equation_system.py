@@ -11,7 +11,7 @@ from jax import Array
 
 from bilevel.core import Data, Problem
 from bilevel.estimators.adjoint import System
-from bilevel.linear import Operator
+from bilevel.linear import LinearSolver, Operator
 from bilevel.utils import Hyper, Key, Number, Params, PyTree
 
 
@@ -45,3 +45,21 @@ def equation_system(
     forward = Operator(product, damping=damping)
     operator = Operator(lambda u: transpose(u)[0], damping=damping, transposed=forward)
     return System(operator, b, value, grad, f, f, displacement)
+
+
+def require_solvable(problem: Problem, linear: LinearSolver, *, bias: bool, correct: bool) -> None:
+    """Raise ``ValueError`` where the system of the problem needs other settings of ``Implicit``."""
+    if correct and not (problem.prox is None and problem.is_plain and not problem.is_equation):
+        raise ValueError(
+            "Implicit(correct=True) is for smooth inner losses of params, hyper and a batch alone. "
+            "Leave correct out."
+        )
+    if not problem.is_equation:
+        return
+    if getattr(linear, "needs_symmetry", False):
+        raise ValueError(
+            f"Implicit(linear={type(linear).__name__}(...)) needs a symmetric system, and that of "
+            "an equation has no symmetry. Give linear=bl.GMRES(tol=1e-6), BiCGSTAB or FixedPoint."
+        )
+    if bias:
+        raise ValueError("Implicit(bias=True) is for inner losses. Leave bias out.")

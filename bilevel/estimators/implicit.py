@@ -29,13 +29,20 @@ from bilevel.core import (
     inner_loss,
     note_outer_rows,
 )
-from bilevel.estimators.adjoint import System, adjoint_system, first_order_bias, proximal_step
-from bilevel.estimators.equation_system import equation_system
+from bilevel.estimators.adjoint import System, adjoint_system, proximal_step
+from bilevel.estimators.equation_system import equation_system, require_solvable
+from bilevel.estimators.first_order import (
+    Answer,
+    correct,
+    first_order_bias,
+    left_by_bias,
+    measure_distance,
+)
 from bilevel.estimators.rebuild import require_window
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.remainder import Budget, system_remainder
 from bilevel.estimators.residuals import full_gradient, inner_residual
-from bilevel.linear import CG, LinearSolver, Operator, solve_scaled
+from bilevel.linear import CG, LinearSolver, Operator, Solution, solve_scaled
 from bilevel.solvers import (
     LBFGS,
     Carry,
@@ -47,7 +54,6 @@ from bilevel.solvers import (
     start_solver,
 )
 from bilevel.utils import (
-    Count,
     Counter,
     Hyper,
     Key,
@@ -57,7 +63,6 @@ from bilevel.utils import (
     axpy,
     norm,
     register_node,
-    relative_size,
     require_positive,
     require_positive_int,
     zeros_like,
@@ -87,14 +92,18 @@ class Implicit:
         less than the last one; 0 takes the last.
     bias : fill ``evidence.bias``, the error of ``grad`` to first order in what is left of the inner
         gradient, of the linear residual and of the damping. Costs two more linear solves.
+    correct : take that error off, by a Newton step on both levels: params, their outer loss and
+        ``grad`` are those after it. Where the step changes ``grad`` by a share s and its systems
+        are solved to r, ``evidence.residual_error`` is ``s sqrt(s + r / (1 - r))``, so residuals
+        need not be as small as the error that is wanted. Nothing is taken off where that is 1.
     outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
         all. Unbiased; its noise is in the standard error of :class:`Replicated` around it.
 
     Raises
     ------
-    ValueError : ``steps`` below 1, ``average`` above ``steps``, damping that is not positive; a
-        hyperparameter that enters neither loss (a step size, a start point), for which the answer
-        would be a silent 0.
+    ValueError : ``steps`` below 1, ``average`` above ``steps``, damping that is not positive, what
+        ``bias`` and ``correct`` are not for; a hyperparameter that enters neither loss (a step
+        size, a start point), for which the answer would be a silent 0.
 
     Examples
     --------
@@ -112,6 +121,7 @@ class Implicit:
     damping: Number | None = None
     average: int = 0
     bias: bool = False
+    correct: bool = False
     outer_batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -119,6 +129,11 @@ class Implicit:
         require_positive_int("Implicit", "steps", self.steps)
         if self.damping is not None:
             require_positive("Implicit", "damping", self.damping)
+        if self.correct and (self.bias or self.damping is not None):
+            raise ValueError(
+                "Implicit: correct=True takes off what bias=True measures, of an undamped system. "
+                "Set one of bias and correct, and no damping with correct."
+            )
         if not 0 <= self.average <= self.steps:
             raise ValueError(
                 f"Implicit: average must lie between 0 and steps={self.steps}, got {self.average}."
@@ -132,7 +147,7 @@ class Implicit:
         self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
     ) -> tuple[Estimate, InnerState]:
         """Solve the inner problem, then the adjoint system at its solution."""
-        self._require_fit(problem)
+        require_solvable(problem, self.linear, bias=self.bias, correct=self.correct)
         data = draw_outer(data, self.outer_batch_size, key)
         check_minimiser("Implicit", problem, hyper, lower.params, data)
         before, _ = carry = start_solver(problem, self.solver, hyper, lower, data)
@@ -156,33 +171,37 @@ class Implicit:
 
         # A proximal system costs one product and one gradient more: those of the mapping itself.
         smooth = problem.prox is None
-        bias, error, matvecs = None, None, adjoint.matvecs + used + (0 if smooth else 1)
-        if self.bias:
-            unsolved: list[Array] = []
-            solve = self._solver(key_bias, unsolved)
-            bias, more = first_order_bias(system_at, params, adjoint.x, solve)
-            # A system that is solved to a share r leaves about r / (1 - r) of what it corrects.
-            r = jnp.minimum(jnp.max(jnp.stack(unsolved)), 1)
-            exact = norm(axpy(-1, bias, system.grad(adjoint.x)))
-            error = relative_size(norm(bias), exact) * jnp.where(r < 1, r / (1 - r), jnp.inf)
-            matvecs = matvecs + more
         end = system.gradient if smooth else full_gradient(problem, hyper, params, data)
-        residual, reference = inner_residual(problem, hyper, before, end, data, lower.reference)
-        counts = Counts.of(gradients=taken + (1 if smooth else 2), hvps=matvecs)
         grad = system.grad(adjoint.x)
-        if bias is None:
+        answer = Answer(params, adjoint.x, system.value, grad, end, adjoint.residual)
+        bias, gradients = None, taken + (1 if smooth else 2)
+        hvps = adjoint.matvecs + used + (0 if smooth else 1)
+        if self.bias or self.correct:
+            solve = self._solver(key_bias)
+            distance = measure_distance(system_at, params, adjoint.x, solve)
+            hvps = hvps + distance.products
+            if self.correct:
+                answer, error = correct(system_at, answer, distance)
+                gradients, hvps = gradients + 1, hvps + 1
+            else:
+                bias = first_order_bias(system_at, params, adjoint.x, distance)
+                error = left_by_bias(bias, grad, distance)
+        else:
             budget = Budget.of(problem, self.solver, data, params, self._passes())
-            error = system_remainder(
-                problem, hyper, params, data, system_at, adjoint.x, grad, budget
-            )
+            now = adjoint.x, grad
+            error = system_remainder(problem, hyper, params, data, system_at, *now, budget)
+        residual, reference = inner_residual(
+            problem, hyper, before, answer.gradient, data, lower.reference
+        )
+        counts = Counts.of(gradients=gradients, hvps=hvps)
         evidence = Evidence(
-            residual, adjoint.residual, bias=bias, counts=counts, residual_error=error
+            residual, answer.residual, bias=bias, counts=counts, residual_error=error
         )
         evidence = note_outer_rows(evidence, self.outer_batch_size)
-        estimate = Estimate(system.value, grad, evidence, reached.aux)
+        estimate = Estimate(answer.value, answer.grad, evidence, reached.aux)
         # A poor adjoint is a poor start for the next solve: worse than 0 above 1.
-        carried = jax.tree.map(lambda x: jnp.where(adjoint.residual < 1, x, 0), adjoint.x)
-        return estimate, InnerState(params, state, carried, reference)
+        carried = jax.tree.map(lambda x: jnp.where(answer.residual < 1, x, 0), answer.adjoint)
+        return estimate, InnerState(answer.params, state, carried, reference)
 
     def scaled(self, times: int) -> "Implicit":
         """Return the estimator with so many times its steps, and the window averaged over."""
@@ -195,31 +214,15 @@ class Implicit:
         adjoint = 100 if getattr(self.solver, "batch_size", None) else 200
         return each * self.steps + adjoint
 
-    def _solver(
-        self, key: Key, unsolved: list[Array]
-    ) -> Callable[[Operator, PyTree, int], tuple[PyTree, Count]]:
-        """Return the solver of two more systems, each from 0, which adds its residual to a list."""
+    def _solver(self, key: Key) -> Callable[[Operator, PyTree, int], Solution]:
+        """Return the solver of two more systems, each from 0."""
         keys = jax.random.split(key)
 
-        def solve(operator: Operator, b: PyTree, k: int) -> tuple[PyTree, Count]:
+        def solve(operator: Operator, b: PyTree, k: int) -> Solution:
             found = solve_scaled(self.linear, operator, b, zeros_like(b), keys[k])
-            unsolved.append(jnp.where(norm(b) > 0, found.residual, 0))
-            return found.x, found.matvecs
+            return found._replace(residual=jnp.where(norm(b) > 0, found.residual, 0))
 
         return solve
-
-    def _require_fit(self, problem: Problem) -> None:
-        """Raise ``ValueError`` where the system of an equation needs other settings."""
-        if not problem.is_equation:
-            return
-        if getattr(self.linear, "needs_symmetry", False):
-            raise ValueError(
-                f"Implicit(linear={type(self.linear).__name__}(...)) needs a symmetric system, and "
-                "that of an equation has no symmetry. Give linear=bl.GMRES(tol=1e-6), BiCGSTAB or "
-                "FixedPoint."
-            )
-        if self.bias:
-            raise ValueError("Implicit(bias=True) is for inner losses. Leave bias out.")
 
     def _minimise(
         self, problem: Problem, hyper: Hyper, carry: Carry, data: Data, key: Key
@@ -246,5 +249,5 @@ class Implicit:
 register_node(
     Implicit,
     data_fields=["solver", "linear", "damping"],
-    meta_fields=["steps", "average", "bias", "outer_batch_size"],
+    meta_fields=["steps", "average", "bias", "correct", "outer_batch_size"],
 )

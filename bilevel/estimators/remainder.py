@@ -21,13 +21,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Counts, Data, Evidence, Problem
-from bilevel.estimators.adjoint import System, first_order_bias
+from bilevel.estimators.adjoint import System
 from bilevel.estimators.budget import Budget
+from bilevel.estimators.first_order import first_order_bias, measure_distance
 from bilevel.estimators.reference import find_reference, steps_are_objective
 from bilevel.estimators.refusals import lacks_forward_mode
 from bilevel.estimators.residuals import find_progress
 from bilevel.estimators.rough import solve_roughly
-from bilevel.linear import Operator
+from bilevel.linear import Operator, Solution
 from bilevel.utils import PyTree, axpy, norm, register_node, relative_size, vdot
 
 
@@ -155,11 +156,12 @@ def system_remainder(
         return None
     x, now = jax.lax.stop_gradient((x, now))
 
-    def solve(operator: Operator, b: PyTree, _: int) -> tuple[PyTree, int]:
-        return solve_roughly(operator.product, b, products), products
+    def solve(operator: Operator, b: PyTree, _: int) -> Solution:
+        return Solution(solve_roughly(operator.product, b, products), jnp.zeros(()), products)
 
     try:
-        wrong, _ = first_order_bias(system_at, params, x, solve)
+        distance = measure_distance(system_at, params, x, solve)
+        wrong = first_order_bias(system_at, params, x, distance)
     except (TypeError, NotImplementedError) as error:
         if not lacks_forward_mode(error):
             raise

@@ -15,9 +15,17 @@ TIGHT = bl.CG(tol=1e-12)
 
 def estimate(case: Case, steps: int | None = None, **settings: Any) -> Any:
     """The estimate after gradient descent, to convergence unless told."""
-    estimator = bl.Implicit(bl.GradientDescent(case.step_size), steps or case.steps, **settings)
+    return estimate_and_state(case, steps, **settings)[0]
+
+
+def estimate_and_state(
+    case: Case, steps: int | None = None, solver: Any = None, **settings: Any
+) -> tuple[Any, Any]:
+    """The same with the inner state; another solver in the place of gradient descent."""
+    solver = solver or bl.GradientDescent(case.step_size)
+    estimator = bl.Implicit(solver, steps or case.steps, **settings)
     key = jax.random.key(0)
-    return bl.hypergradient(case.problem, estimator, case.hyper, case.params, case.data, key)[0]
+    return bl.hypergradient(case.problem, estimator, case.hyper, case.params, case.data, key)
 
 
 def flat(tree: Any) -> np.ndarray:

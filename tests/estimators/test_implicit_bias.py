@@ -1,12 +1,24 @@
 """What Implicit says about its own error, to first order right; damping and averaging."""
 
+from dataclasses import replace
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import bilevel as bl
-from bilevel.testing import logistic, mlp
-from tests.estimators.converged import RIDGE, TIGHT, estimate, flat, matrices
+from bilevel.testing import logistic, mlp, ridge
+from tests.estimators.converged import (
+    RIDGE,
+    TIGHT,
+    estimate,
+    estimate_and_state,
+    flat,
+    matrices,
+)
 from tests.marks import quick_cases
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -51,6 +63,68 @@ def test_what_the_linear_solver_leaves_is_part_of_the_bias() -> None:
     error = C.T @ power @ np.linalg.solve(H, b)
     left = C.T @ power @ power @ np.linalg.solve(H, b)
     np.testing.assert_allclose(error - found.evidence.bias, left, rtol=0, atol=1e-12)
+
+
+@quick_cases(1, "name", CASES)
+def test_correcting_is_a_newton_step_on_both_levels(name: str) -> None:
+    """Params and adjoint, stepped with dense matrices, and what the losses say there."""
+    case, (_, steps) = CASES[name]
+    _, lower = estimate_and_state(case, steps, linear=TIGHT, bias=True)
+    found, moved = estimate_and_state(case, steps, linear=TIGHT, correct=True)
+    w, unravel = ravel_pytree(jax.tree.map(jnp.asarray, lower.params))
+    h, unravel_hyper = ravel_pytree(jax.tree.map(jnp.asarray, case.hyper))
+
+    def inner(w: Any, h: Any = h) -> Any:
+        return case.problem.inner(unravel(w), unravel_hyper(h), case.data.inner)
+
+    def outer(w: Any, h: Any = h) -> Any:
+        return case.problem.outer(unravel(w), unravel_hyper(h), case.data.outer)
+
+    def adjoint(w: Any) -> Any:
+        return jnp.linalg.solve(jax.hessian(inner)(w), jax.grad(outer)(w))
+
+    d = jnp.linalg.solve(jax.hessian(inner)(w), jax.grad(inner)(w))
+    x, change = jax.jvp(adjoint, (w,), (-d,))
+    mixed = jax.jacobian(jax.grad(inner, argnums=1))(w - d, h)
+    grad = jax.grad(outer, argnums=1)(w - d, h) - mixed @ (x + change)
+    np.testing.assert_allclose(flat(moved.params), w - d, rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(flat(found.grad), grad, rtol=1e-7)
+    np.testing.assert_allclose(found.value, outer(w - d), rtol=1e-9)
+    left, begin = (float(jnp.linalg.norm(jax.grad(inner)(w))) for w in (w - d, flat(case.params)))
+    assert found.evidence.bias is None
+    assert found.evidence.inner_residual == pytest.approx(left / begin, rel=1e-4, abs=1e-13)
+
+
+@quick_cases(0, "seed", range(8))
+@quick_cases(1, "make", [ridge, logistic, mlp])
+def test_the_error_after_correcting_is_at_most_what_the_evidence_says(make: Any, seed: int) -> None:
+    """Both levels solved to r; the exact hypergradient by Newton's method to rounding."""
+    case = make(seed=seed)
+    newton = bl.Newton(bl.CG(tol=1e-13))
+    exact = flat(estimate_and_state(case, 50, newton, linear=TIGHT)[0].grad)
+    for r in (0.2, 0.07, 0.02, 5e-3, 1e-3):
+        solver = bl.Newton(bl.CG(tol=0.1), tol=r)
+        found, _ = estimate_and_state(case, 50, solver, linear=bl.CG(tol=r), correct=True)
+        error = np.linalg.norm(flat(found.grad) - exact) / np.linalg.norm(exact)
+        assert error <= float(found.evidence.residual_error) + 1e-11
+
+
+def test_nothing_is_taken_off_where_the_systems_are_not_solved() -> None:
+    """One term of a series with a tiny step solves nothing, and the error says so."""
+    weak = bl.Neumann(1, step_size=1e-3)
+    plain, found = (estimate(RIDGE, 5, linear=weak, correct=c) for c in (False, True))
+    np.testing.assert_allclose(found.grad, plain.grad, rtol=1e-12)
+    assert found.evidence.residual_error > 1
+
+
+def test_what_correcting_is_not_for_is_refused() -> None:
+    with pytest.raises(ValueError, match="Set one of bias and correct"):
+        bl.Implicit(bl.Newton(), 3, bias=True, correct=True)
+    with pytest.raises(ValueError, match="no damping with correct"):
+        bl.Implicit(bl.Newton(), 3, damping=0.1, correct=True)
+    sparse = replace(RIDGE, problem=replace(RIDGE.problem, prox=lambda z, h, s: z))
+    with pytest.raises(ValueError, match="smooth inner losses"):
+        estimate(sparse, 3, correct=True)
 
 
 @pytest.mark.extended

@@ -1,0 +1,119 @@
+r"""One Newton step on both levels from the params and the adjoint that were reached.
+
+    H d = grad inner,   H e = H x - b + (its change along d),   bias = d grad / d (w, x) (d, e)
+
+``w - d`` and ``x - e`` are the solutions to first order, and ``grad - bias`` the hypergradient
+there; ``x``, ``b`` and ``grad(x)`` as in ``adjoint.py``.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevel.estimators.adjoint import System
+from bilevel.linear import Operator, Solution
+from bilevel.utils import Count, Hyper, Params, PyTree, axpy, norm, relative_size
+
+
+class Distance(NamedTuple):
+    """``params`` less the minimiser, ``adjoint`` less its solution, both to first order.
+
+    ``unsolved`` are the right sides of their two systems, ``residuals`` what is left of those.
+    """
+
+    params: Params
+    adjoint: Params
+    unsolved: tuple[Params, Params]
+    residuals: tuple[Array, Array]
+    products: Count
+
+    def rest(self) -> Array:
+        """Return what share is missing of a distance whose systems are solved to a share r."""
+        r = jnp.minimum(jnp.maximum(*self.residuals), 1)
+        return jnp.where(r < 1, r / (1 - r), jnp.inf)
+
+
+class Answer(NamedTuple):
+    """What a pair of params and adjoint says; ``residual`` is that of the adjoint's system."""
+
+    params: Params
+    adjoint: Params
+    value: Array
+    grad: Hyper
+    gradient: Params
+    residual: Array
+
+
+def measure_distance(
+    system_at: Callable[[PyTree], System],
+    params: Params,
+    x: Params,
+    solve: Callable[[Operator, PyTree, int], Solution],
+) -> Distance:
+    """Return how far ``params`` and ``x`` are from their solutions.
+
+    ``solve(operator, b, k)`` solves the system of level ``k``, 0 or 1. What a damped system leaves
+    is that of the undamped one.
+    """
+    system = system_at(params)
+    inner = solve(system.operator, system.defect, 0)
+    d = system.displacement(inner.x)
+
+    def left(params: Params) -> PyTree:
+        there = system_at(params)
+        return axpy(-1, there.operator.product(x), there.rhs)
+
+    now, change = jax.jvp(left, (params,), (d,))
+    unsolved = axpy(-1, now, change)
+    outer = solve(system.operator, unsolved, 1)
+    residuals = inner.residual, outer.residual
+    products = inner.matvecs + outer.matvecs
+    return Distance(d, outer.x, (system.defect, unsolved), residuals, products)
+
+
+def first_order_bias(
+    system_at: Callable[[PyTree], System], params: Params, x: Params, distance: Distance
+) -> Hyper:
+    """Return ``grad(params, x) - grad(w*, x*)`` to first order, like ``hyper``."""
+    far = distance.params, distance.adjoint
+    return jax.jvp(lambda params, x: system_at(params).grad(x), (params, x), far)[1]
+
+
+def left_by_bias(bias: Hyper, grad: Hyper, distance: Distance) -> Array:
+    """Return the relative error of ``grad`` that is left once its bias is known."""
+    return relative_size(norm(bias), norm(axpy(-1, bias, grad))) * distance.rest()
+
+
+def correct(
+    system_at: Callable[[PyTree], System], answer: Answer, distance: Distance
+) -> tuple[Answer, Array]:
+    """Return the answer after a step on both levels, where it is a good one, and its error.
+
+    A step that changes ``grad`` by a share s, where the residuals of both levels fall to a share q,
+    leaves about ``s q`` on a well-conditioned problem, more where the curvature is small. The error
+    claimed is the geometric mean of that and of ``s``.
+    """
+    system = system_at(axpy(-1, distance.params, answer.params))
+    x = axpy(-1, distance.adjoint, answer.adjoint)
+    left = axpy(-1, system.operator.product(x), system.rhs)
+    moved = Answer(
+        axpy(-1, distance.params, answer.params),
+        x,
+        system.value,
+        system.grad(x),
+        system.gradient,
+        relative_size(norm(left), norm(system.rhs)),
+    )
+    s = relative_size(norm(axpy(-1, moved.grad, answer.grad)), norm(moved.grad))
+    s = jnp.maximum(s, relative_size(norm(distance.adjoint), norm(x)))
+    fallen = (
+        relative_size(norm(now), norm(before))
+        for now, before in zip((system.gradient, left), distance.unsolved, strict=True)
+    )
+    q = jnp.maximum(jnp.maximum(*fallen), jnp.maximum(distance.rest(), s))
+    good = q < 1
+    best = jax.tree.map(lambda a, b: jnp.where(good, a, b), moved, answer)
+    return best, s * jnp.where(good, jnp.sqrt(q), 1 + q)
