@@ -183,9 +183,8 @@ class Auto:
         def again() -> tuple[Estimate, InnerState]:
             other, moved = fallback.step(problem, hyper, lower, data, key)
             counts = jax.tree.map(jnp.add, evidence.counts, other.evidence.counts)
-            # A closed form is as wrong as its linear system is left unsolved.
-            known = evidence.residual_error
-            left = None if known is None else other.evidence.linear_residual.astype(known.dtype)
+            left = other.evidence.linear_residual  # a closed form is as wrong as that
+            left = None if evidence.residual_error is None else left.astype(dtype(lower.params))
             made = replace(other.evidence, counts=Counts(*counts), residual_error=left)
             other = replace(other, evidence=made)
             return other, replace(after, params=moved.params, reference=moved.reference)
@@ -199,10 +198,7 @@ class Auto:
     def _improve(
         self, problem: Problem, hyper: PyTree, lower: InnerState, data: Data, key: Array
     ) -> tuple[Estimate, InnerState]:
-        """Solve both systems, further until the error is within the tolerance, or rounding is met.
-
-        The first time is a turn of the loop, so that there is one copy of it to compile.
-        """
+        """Solve both systems, further until the error is within the tolerance or rounding."""
         least = _above_rounding(0, lower.params)
 
         def solve(tol: Array, lower: InnerState) -> tuple[Estimate, InnerState]:
@@ -221,6 +217,7 @@ class Auto:
             following = jnp.maximum(tol / _FURTHER, least)
             return following, tol, replace(found, evidence=evidence), lower
 
+        # The first time is a turn of the loop too, so that there is one copy of it to compile.
         tol = self._begin(lower.params)
         nothing = zeros_like(jax.eval_shape(solve, tol, lower)[0])
         begin = tol, jnp.zeros_like(tol), nothing, lower
@@ -256,7 +253,6 @@ class Auto:
 
 
 def _above_rounding(residual: Number, params: PyTree) -> Array:
-    """Return the residual to reach, in the dtype of the params."""
     kind = dtype(params)
     return jnp.maximum(jnp.asarray(residual, kind), 20 * jnp.finfo(kind).eps)
 

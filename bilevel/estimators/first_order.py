@@ -116,4 +116,4 @@ def correct(
     q = jnp.maximum(jnp.maximum(*fallen), jnp.maximum(distance.rest(), s))
     good = q < 1
     best = jax.tree.map(lambda a, b: jnp.where(good, a, b), moved, answer)
-    return best, s * jnp.where(good, jnp.sqrt(q), 1 + q)
+    return best, jnp.where(good, s * jnp.sqrt(q), jnp.nan_to_num(s * (1 + q), nan=jnp.inf))

@@ -24,6 +24,8 @@ def require_covered(estimator: Estimator) -> None:
         wrong = "truncate=None is needed: a truncated derivative is not at rest"
     elif isinstance(estimator, Implicit) and (estimator.damping is not None or estimator.bias):
         wrong = "Implicit(damping=None, bias=False) is needed: both are biases of another kind"
+    elif isinstance(estimator, Implicit) and estimator.correct:
+        wrong = "Implicit(correct=False) is needed: a Newton step is no step of its solver"
     elif estimator.outer_batch_size is not None:
         wrong = "outer_batch_size=None is needed: it has no theory for the noise of outer rows"
     if wrong is not None:

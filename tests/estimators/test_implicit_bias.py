@@ -117,6 +117,20 @@ def test_nothing_is_taken_off_where_the_systems_are_not_solved() -> None:
     assert found.evidence.residual_error > 1
 
 
+def test_a_step_out_of_the_domain_is_not_taken() -> None:
+    """The gradient sqrt(w) - 1; Newton's step from 9 leads to -3, where there is none."""
+    problem = bl.Problem(
+        lambda w, h, _: jnp.sum(jnp.exp(h) * w**1.5 / 1.5 - w), lambda w, h, _: jnp.sum(w**2)
+    )
+    far, data = jnp.array([9.0]), bl.Data(jnp.ones(1), jnp.ones(1))
+    still = bl.Implicit(bl.GradientDescent(1e-12), 1, correct=True)
+    args = problem, still, jnp.asarray(0.0), far, data, jax.random.key(0)
+    found, after = bl.hypergradient(*args, max_error=np.inf)
+    np.testing.assert_allclose(after.params, far, rtol=1e-9)
+    assert np.isfinite(found.grad)
+    assert found.relative_error == np.inf
+
+
 def test_what_correcting_is_not_for_is_refused() -> None:
     with pytest.raises(ValueError, match="Set one of bias and correct"):
         bl.Implicit(bl.Newton(), 3, bias=True, correct=True)

@@ -207,6 +207,7 @@ ESTIMATORS = {
     "cross=False": bl.Forward(SGD, 5, cross=True),
     "truncate=None": bl.Reverse(SGD, 5, truncate=2),
     "damping=None": bl.Implicit(SGD, 5, damping=0.1),
+    "correct=False": bl.Implicit(SGD, 5, correct=True),
     "not Replicated": bl.Replicated(bl.Forward(SGD, 5), 2),
 }
 
