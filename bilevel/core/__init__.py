@@ -41,6 +41,8 @@ from bilevel.core.protocols import (
     Estimator,
     MonitoredEstimator,
     ScalesWork,
+    no_window,
+    require_window,
 )
 from bilevel.core.rows import INDEPENDENT, draw_distinct_rows, draw_rows, shuffles_all
 from bilevel.core.schedules import (
@@ -111,10 +113,12 @@ __all__ = [
     "init_inner_state",
     "inner_loss",
     "loss_key",
+    "no_window",
     "note_outer_rows",
     "rebind_key",
     "require_arguments",
     "require_model_state",
+    "require_window",
     "shuffles_all",
     "take_block",
     "transform",

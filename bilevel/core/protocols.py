@@ -75,6 +75,21 @@ class ScalesWork(Protocol):
         ...
 
 
+def require_window(estimator: Estimator, solver: object, average: int) -> None:
+    """Raise where steps are noisy and no window of them is averaged: more would not help."""
+    if getattr(solver, "batch_size", None) is not None and not average:
+        raise no_window(estimator)
+
+
+def no_window(estimator: Estimator) -> ValueError:
+    """Return the error of an estimator whose noise more inner work does not reduce."""
+    return ValueError(
+        f"Adaptive lengthens the window of averaged inner steps, and {estimator!r} has none: "
+        "more steps would not reduce its noise. Use Forward(..., average=) or Implicit(..., "
+        "average=), random directions (Forward(..., directions=)), or Evolution."
+    )
+
+
 @runtime_checkable
 class Chosen(Protocol):
     """What an estimator has chosen."""

@@ -27,13 +27,12 @@ Bertrand et al., JMLR 2022 (element by element); Bolte, Le, Pauwels, Silveti-Fal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from bilevel.core import Data, Loss, Problem, inner_loss
+from bilevel.estimators.systems import System
 from bilevel.linear import Operator, OutputLoss, gaussian, stable_step
 from bilevel.solvers import Sampler, Solver, apply_prox, stability_limit
 from bilevel.utils import (
@@ -46,28 +45,6 @@ from bilevel.utils import (
     PyTree,
     axpy,
 )
-
-
-class System(NamedTuple):
-    """``operator(x) = rhs`` at some params, and what its solution and another one mean.
-
-    ``grad(x)`` is the hypergradient, like ``hyper``; ``value`` that of the outer loss. With
-    ``operator(q) = defect``, ``displacement(q)`` is ``params - w*`` to first order. ``gradient`` is
-    that of the smooth inner loss.
-    """
-
-    operator: Operator
-    rhs: PyTree
-    value: Array
-    grad: Callable[[PyTree], PyTree]
-    gradient: PyTree
-    defect: PyTree
-    displacement: Callable[[PyTree], PyTree]
-
-    def within(self, x: PyTree) -> PyTree:
-        """Return ``x`` without what lies off the support, which no solver could remove."""
-        support = self.operator.support
-        return x if support is None else jax.tree.map(jnp.multiply, support, x)
 
 
 def adjoint_system(

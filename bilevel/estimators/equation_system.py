@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Problem
-from bilevel.estimators.adjoint import System
+from bilevel.estimators.systems import System
 from bilevel.linear import LinearSolver, Operator
 from bilevel.utils import Hyper, Key, Number, Params, PyTree
 

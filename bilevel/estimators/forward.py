@@ -28,9 +28,9 @@ from bilevel.core import (
     init_inner_state,
     inner_loss,
     note_outer_rows,
+    require_window,
 )
 from bilevel.estimators import directions as dirs
-from bilevel.estimators.rebuild import require_window
 from bilevel.estimators.recursion import ForwardMemory, Tangents, contract_tangents, run_chain
 from bilevel.estimators.refusals import ALL_PARTS, check_unrolled
 from bilevel.estimators.remainder import Budget, Remainder, tangent_remainder

@@ -28,20 +28,21 @@ from bilevel.core import (
     init_inner_state,
     inner_loss,
     note_outer_rows,
+    require_window,
 )
-from bilevel.estimators.adjoint import System, adjoint_system, proximal_step
+from bilevel.estimators.adjoint import adjoint_system, proximal_step
 from bilevel.estimators.equation_system import equation_system, require_solvable
-from bilevel.estimators.first_order import (
+from bilevel.estimators.refusals import check_minimiser
+from bilevel.estimators.remainder import Budget, system_remainder
+from bilevel.estimators.residuals import full_gradient, inner_residual
+from bilevel.estimators.systems import (
     Answer,
-    correct,
+    System,
+    correct_answer,
     first_order_bias,
     left_by_bias,
     measure_distance,
 )
-from bilevel.estimators.rebuild import require_window
-from bilevel.estimators.refusals import check_minimiser
-from bilevel.estimators.remainder import Budget, system_remainder
-from bilevel.estimators.residuals import full_gradient, inner_residual
 from bilevel.linear import CG, LinearSolver, Operator, Solution, solve_scaled
 from bilevel.solvers import (
     LBFGS,
@@ -181,7 +182,7 @@ class Implicit:
             distance = measure_distance(system_at, params, adjoint.x, solve)
             hvps = hvps + distance.products
             if self.correct:
-                answer, error = correct(system_at, answer, distance)
+                answer, error = correct_answer(system_at, answer, distance)
                 gradients, hvps = gradients + 1, hvps + 1
             else:
                 bias = first_order_bias(system_at, params, adjoint.x, distance)

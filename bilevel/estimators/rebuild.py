@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from bilevel.core import Estimator, ScalesWork
+from bilevel.core import Estimator, ScalesWork, no_window
 
 
 def inner_estimator(estimator: Estimator) -> Estimator | None:
@@ -52,21 +52,6 @@ def scale_work(estimator: Estimator, multiple: int) -> Estimator:
         raise no_window(inside)
 
     return map_innermost(estimator, scale)
-
-
-def require_window(estimator: Estimator, solver: object, average: int) -> None:
-    """Raise where steps are noisy and no window of them is averaged: more would not help."""
-    if getattr(solver, "batch_size", None) is not None and not average:
-        raise no_window(estimator)
-
-
-def no_window(estimator: Estimator) -> ValueError:
-    """Return the error of an estimator whose noise more inner work does not reduce."""
-    return ValueError(
-        f"Adaptive lengthens the window of averaged inner steps, and {estimator!r} has none: "
-        "more steps would not reduce its noise. Use Forward(..., average=) or Implicit(..., "
-        "average=), random directions (Forward(..., directions=)), or Evolution."
-    )
 
 
 def _replaced(node: Any, changes: dict[str, Any]) -> Any:

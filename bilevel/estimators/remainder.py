@@ -21,13 +21,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Counts, Data, Evidence, Problem
-from bilevel.estimators.adjoint import System
 from bilevel.estimators.budget import Budget
-from bilevel.estimators.first_order import first_order_bias, measure_distance
 from bilevel.estimators.reference import find_reference, steps_are_objective
 from bilevel.estimators.refusals import lacks_forward_mode
 from bilevel.estimators.residuals import find_progress
 from bilevel.estimators.rough import solve_roughly
+from bilevel.estimators.systems import System, first_order_bias, measure_distance
 from bilevel.linear import Operator, Solution
 from bilevel.utils import PyTree, axpy, norm, register_node, relative_size, vdot
 

@@ -26,11 +26,11 @@ from bilevel.core import (
     init_inner_state,
     inner_loss,
     note_outer_rows,
+    require_window,
 )
 from bilevel.estimators.mixed_mode import mixed_mode
 from bilevel.estimators.numbered import NumberedRows
 from bilevel.estimators.once import step_once
-from bilevel.estimators.rebuild import require_window
 from bilevel.estimators.refusals import ALL_PARTS, check_unrolled
 from bilevel.estimators.remainder import adjoint_evidence
 from bilevel.estimators.segments import choose_levels, run_in_segments

@@ -152,7 +152,7 @@ def tune(
     watching = add_convergence(options.hooks, tol, outer, estimator)
     parts = problem, estimator, as_pytree("tune", outer), data, watching
     loop = Loop(*parts, options.divergence, warm_start)
-    with RememberInterrupts() as interrupts:
+    with explain_modes(loop.estimator), RememberInterrupts() as interrupts:
         current = _begin(loop, hyper, params, key) if state is None else _resume(loop, state)
         traced = is_traced((loop, current))
         if adaptive is not None:
@@ -224,8 +224,7 @@ def _init(
 
 def _begin(loop: Loop, hyper: PyTree, params: PyTree, key: Array | None) -> State:
     """Return the state before the first step; warn if the step size is known to be too large."""
-    with explain_modes(loop.estimator):
-        state, known = _init(loop, hyper, params, key)
+    state, known = _init(loop, hyper, params, key)
     if known is not None and not is_traced(known) and (text := step_size_warning(*known)):
         warnings.warn(text, DivergenceWarning, stacklevel=3)
     return state

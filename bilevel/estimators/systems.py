@@ -1,4 +1,4 @@
-r"""One Newton step on both levels from the params and the adjoint that were reached.
+r"""The adjoint system, and one Newton step on both levels from the params and the adjoint reached.
 
     H d = grad inner,   H e = H x - b + (its change along d),   bias = d grad / d (w, x) (d, e)
 
@@ -13,9 +13,30 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.estimators.adjoint import System
 from bilevel.linear import Operator, Solution
 from bilevel.utils import Count, Hyper, Params, PyTree, axpy, norm, relative_size
+
+
+class System(NamedTuple):
+    """``operator(x) = rhs`` at some params, and what its solution and another one mean.
+
+    ``grad(x)`` is the hypergradient, like ``hyper``; ``value`` that of the outer loss. With
+    ``operator(q) = defect``, ``displacement(q)`` is ``params - w*`` to first order. ``gradient`` is
+    that of the smooth inner loss.
+    """
+
+    operator: Operator
+    rhs: PyTree
+    value: Array
+    grad: Callable[[PyTree], PyTree]
+    gradient: PyTree
+    defect: PyTree
+    displacement: Callable[[PyTree], PyTree]
+
+    def within(self, x: PyTree) -> PyTree:
+        """Return ``x`` without what lies off the support, which no solver could remove."""
+        support = self.operator.support
+        return x if support is None else jax.tree.map(jnp.multiply, support, x)
 
 
 class Distance(NamedTuple):
@@ -87,7 +108,7 @@ def left_by_bias(bias: Hyper, grad: Hyper, distance: Distance) -> Array:
     return relative_size(norm(bias), norm(axpy(-1, bias, grad))) * distance.rest()
 
 
-def correct(
+def correct_answer(
     system_at: Callable[[PyTree], System], answer: Answer, distance: Distance
 ) -> tuple[Answer, Array]:
     """Return the answer after a step on both levels, where it is a good one, and its error.
