@@ -43,10 +43,10 @@ class RememberInterrupts:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Put the handlers back; raise what was dropped."""
+        """Put the handlers back; raise what was dropped, or turned into another exception."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        if kind is None:
+        if kind is None or issubclass(kind, Exception):  # JAX's C++ makes a ValueError of it
             self.check()
 
     def remember(self, signum: int, frame: FrameType | None) -> None:

@@ -33,7 +33,7 @@ def perform(
     `facts` is what is known beforehand, and part of the result. A result with the status
     `running` is written at once. Files go to `folder`, or to another one, `into`.
     """
-    with configured(settings):
+    with configured(settings), bl.extend.RememberInterrupts():
         job = Job.of(settings)
         facts |= {"task": job.task.name, "seed": settings["seed"], "settings": settings}
         facts |= {"versions": results.versions()}

@@ -80,3 +80,22 @@ def test_blocks_longer_than_the_run_allocate_no_rows():
     result = run(steps=3, every=10**12)
     assert result.history["value"].shape == (3,)
     np.testing.assert_array_equal(result.history["value"], run(steps=3).history["value"])
+
+
+def test_an_interrupt_that_became_another_exception_is_an_interrupt() -> None:
+    """What JAX does where pytrees are compared while the signal comes."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), RememberInterrupts():
+            interrupted_and_turned()
+        with pytest.raises(ValueError, match="its own"), RememberInterrupts():
+            raise ValueError("its own")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interrupted_and_turned() -> None:
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt as error:
+        raise ValueError("metadata fields") from error
