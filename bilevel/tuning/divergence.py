@@ -13,6 +13,7 @@ from bilevel.core import (
     InnerState,
     MonitoredEstimator,
     Problem,
+    count_examples,
 )
 from bilevel.estimators import full_gradient
 from bilevel.outer import Backtracks
@@ -20,18 +21,32 @@ from bilevel.solvers import Solver, exceeds_stability_limit
 from bilevel.tuning.state import Divergence, State, Stop
 from bilevel.utils import PyTree, all_finite, cond_without_select, norm
 
+_ROWS = 1024  # of many, which tell a scale, and whose gradient fits where a minibatch's does
+
+
+def some_rows(problem: Problem, data: Data) -> Data:
+    """Return the data with evenly spaced inner rows, all of them where they are few.
+
+    Who takes minibatches may not be able to take the gradient over all rows at once. The unknowns
+    of an equation may belong to rows, as the states of a layer do: all are needed.
+    """
+    n = count_examples(data.inner)
+    if n <= _ROWS or problem.is_equation:
+        return data
+    every = n // _ROWS
+    return replace(data, inner=jax.tree.map(lambda x: x[: every * _ROWS : every], data.inner))
+
 
 def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Array:
     """Return the largest of the inner gradient's norm and that of up to 16 single examples.
 
     Where ``problem.start`` sets the start point, it is taken there: ``params`` are a placeholder.
     """
-    params = start_point(problem, hyper, params)
+    params, data = start_point(problem, hyper, params), some_rows(problem, data)
 
     def size(batch: PyTree) -> Array:
         return norm(jax.grad(problem.inner)(params, hyper, batch))
 
-    # The unknowns of an equation may belong to rows, as the states of a layer do: all at once.
     singles = jax.tree.map(lambda x: x[None] if problem.is_equation else x[:16, None], data.inner)
     return jnp.maximum(size(data.inner), jnp.max(jax.vmap(size)(singles)))
 
@@ -89,7 +104,7 @@ def has_diverged(
     finite = all_finite((estimate.value, estimate.grad, after.params))
     if estimate.evidence.inner_residual is None:  # nothing to look into
         return ~finite
-    residual = reported_residual(estimate)
+    data, residual = some_rows(problem, data), reported_residual(estimate)
     grown = (state.step > 0) & (residual > 1e-3) & (residual > 10 * state.floor)
     new = residual != reported_residual(state.estimate)
     suspect = (new & (grown | (residual > 1))) | ~jnp.isfinite(residual)

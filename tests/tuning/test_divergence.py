@@ -227,3 +227,25 @@ def test_a_divergence_at_the_first_step_is_not_laid_to_a_proposal(diabetes: bl.D
             *arguments, np.zeros(10), np.zeros(10), diabetes, steps=5, key=jax.random.key(0)
         )
     assert "at the hyperparameters where it starts" in result.message
+
+
+@pytest.mark.parametrize("evidence", ["off", "auto"])
+def test_a_run_on_minibatches_needs_no_memory_for_all_rows_at_once(evidence: str) -> None:
+    """Whoever takes minibatches may not have it: 16 MB here, for one layer of all rows."""
+    n, width = 10_000, 400
+
+    def inner(w: Any, h: Any, rows: Any) -> Any:
+        hidden = jnp.tanh(rows @ w["in"])
+        return jnp.mean((hidden @ w["out"] - 1) ** 2) / 2 + jnp.exp(h) * jnp.sum(w["in"] ** 2)
+
+    params = {"in": jnp.ones((4, width)), "out": jnp.ones(width)}
+    problem = bl.Problem(inner, lambda w, h, _: jnp.sum(w["out"] ** 2), evidence=evidence)
+    estimator = bl.Reverse(bl.SGD(1e-3, batch_size=8), 20)
+
+    def run(h: Any, rows: Any) -> Any:
+        data, key = bl.Data(rows, jnp.ones(1)), jax.random.key(0)
+        return bl.tune(problem, estimator, optax.sgd(0.1), h, params, data, steps=2, key=key).hyper
+
+    rows = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
+    compiled = jax.jit(run).lower(jnp.asarray(0.0), rows).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < n * width * 4
