@@ -4,7 +4,8 @@
     python -m benchmarks.sweeps --seeds 200 --steps 10 --launcher joblib --only joblib,hand-written
 
 Each way is a fresh process with an empty cache of compiled programs, so that all pay for
-compilation; `warm` alone finds what `alone` has compiled. Wall-clock and processor seconds are
+compilation; `warm` finds what `alone` has compiled, and `warm-script` what `script` has, one run of
+the script by hand. Wall-clock and processor seconds are
 compared, start-up included; the latter say more on a machine that is shared. `alone` is one run in
 a process of its own, `hand-written` a script for joblib of a few lines around `bilevel.tune`, with
 the same settings, that checks and writes nothing. Overhead is what there is beside the compiled
@@ -53,6 +54,14 @@ print(len(joblib.Parallel(n_jobs=jobs)(joblib.delayed(one)(seed, steps) for seed
 """
 
 
+CACHED = """
+import jax
+jax.config.update("jax_compilation_cache_dir", {!r})
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+"""
+
+
 def ways(
     task: str, seeds: int, steps: int, launcher: str | None, folder: Path
 ) -> dict[str, list[str]]:
@@ -70,6 +79,9 @@ def ways(
         "vmap": [*cached("vmap"), f"vmap.seeds={seeds}", f"hydra.run.dir={runs['vmap']}"],
         "basic": [*cached("basic"), many, f"hydra.sweep.dir={runs['basic']}", "-m"],
     }
+    script = CACHED.format(str(folder / "script")) + HAND_WRITTEN
+    for name in ("script", "warm-script"):
+        found[name] = [sys.executable, "-c", script, "1", str(steps), "1"]
     if launcher:
         place = f"hydra.sweep.dir={folder / launcher / 'runs'}"
         found[launcher] = [*cached(launcher), many, f"hydra/launcher={launcher}", place, "-m"]
@@ -109,7 +121,7 @@ def main() -> None:
                 raise BadInputError(f"{name}: {done.stderr[-1000:]}")
             runs = [json.loads(p.read_text()) for p in (folder / name).rglob("result.json")]
             inside = sum(run["seconds"] for run in runs), sum(r["compile_seconds"] for r in runs)
-            count = len(runs) or given.seeds
+            count = len(runs) or (given.seeds if name == "hand-written" else 1)
             text = (
                 f"{name:13} {count:4} runs: {seconds:.1f} s, {60 * count / seconds:.0f} a minute; "
             )
