@@ -32,6 +32,7 @@ from bilevel.core import (
 )
 from bilevel.estimators.adjoint import adjoint_system, proximal_step
 from bilevel.estimators.equation_system import equation_system, require_solvable
+from bilevel.estimators.reference import raise_to_exact
 from bilevel.estimators.refusals import check_minimiser
 from bilevel.estimators.remainder import Budget, system_remainder
 from bilevel.estimators.residuals import full_gradient, inner_residual
@@ -177,6 +178,7 @@ class Implicit:
         answer = Answer(params, adjoint.x, system.value, grad, end, adjoint.residual)
         bias, gradients = None, taken + (1 if smooth else 2)
         hvps = adjoint.matvecs + used + (0 if smooth else 1)
+        budget = Budget.of(problem, self.solver, data, params, self._passes())
         if self.bias or self.correct:
             solve = self._solver(key_bias)
             distance = measure_distance(system_at, params, adjoint.x, solve)
@@ -184,11 +186,12 @@ class Implicit:
             if self.correct:
                 answer, error = correct_answer(system_at, answer, distance)
                 gradients, hvps = gradients + 1, hvps + 1
+                if budget.exact:
+                    error = raise_to_exact(error, answer.grad, problem, hyper, answer.params, data)
             else:
                 bias = first_order_bias(system_at, params, adjoint.x, distance)
                 error = left_by_bias(bias, grad, distance)
         else:
-            budget = Budget.of(problem, self.solver, data, params, self._passes())
             now = adjoint.x, grad
             error = system_remainder(problem, hyper, params, data, system_at, *now, budget)
         residual, reference = inner_residual(

@@ -109,6 +109,51 @@ def test_the_error_after_correcting_is_at_most_what_the_evidence_says(make: Any,
         assert error <= float(found.evidence.residual_error) + 1e-11
 
 
+def test_the_error_of_small_problems_is_not_less_than_the_true_one_in_raw_units() -> None:
+    """Columns of size 1e-3 to 1e4: residuals fall long before the params of the small ones move.
+
+    Cold, and going on from other penalties, at loose tolerances; against dense solves.
+    """
+
+    def loss(w: Any, h: Any, batch: Any) -> Any:
+        z = batch[0] @ w
+        return jnp.mean(jax.nn.softplus(z) - batch[1] * z)
+
+    def inner(w: Any, h: Any, batch: Any) -> Any:
+        return loss(w, h, batch) + jnp.sum(jnp.exp(h) * w**2) / 2
+
+    def minimise(w: Any, h: Any, rows: Any) -> Any:
+        slope = jax.grad(inner)
+        for _ in range(30):
+            step = jnp.linalg.solve(jax.hessian(inner)(w, h, rows), slope(w, h, rows))
+            shorter = w - 0.5 ** jnp.arange(12.0)[:, None] * step
+            norms = jax.vmap(lambda u: jnp.linalg.norm(slope(u, h, rows)))(shorter)
+            w = shorter[jnp.nanargmin(norms)]
+        return w
+
+    @jax.jit
+    def solve_densely(h: Any, w: Any, data: bl.Data) -> Any:
+        w = minimise(w, h, data.inner)
+        v = jnp.linalg.solve(jax.hessian(inner)(w, h, data.inner), jax.grad(loss)(w, h, data.outer))
+        return -jax.grad(lambda h: jnp.vdot(jax.grad(inner)(w, h, data.inner), v))(h)
+
+    problem, key = bl.Problem(inner, loss), jax.random.key(0)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        X = rng.normal(size=(48, 8))
+        y = (X @ rng.normal(size=8) + rng.normal(size=48) > 0) * 1.0
+        X = X * 10.0 ** rng.uniform(-3, 4, 8)
+        data = bl.Data(inner=(X[:24], y[:24]), outer=(X[24:], y[24:]))
+        state = None
+        for tolerance in (0.3, 0.1, 0.1):
+            h = rng.uniform(-16, -6) + rng.normal(size=8) / 2
+            args = problem, bl.Auto(tolerance), h, np.zeros(8), data, key
+            found, state = bl.hypergradient(*args, state=state, max_error=np.inf)
+            exact = solve_densely(h, state.params, data)
+            error = np.linalg.norm(found.grad - exact) / np.linalg.norm(exact)
+            assert error <= 1.05 * float(found.evidence.residual_error) + 1e-9
+
+
 def test_nothing_is_taken_off_where_the_systems_are_not_solved() -> None:
     """One term of a series with a tiny step solves nothing, and the error says so."""
     weak = bl.Neumann(1, step_size=1e-3)

@@ -116,6 +116,34 @@ def line(w: Any, h: Any, batch: Any) -> Any:
     return jnp.mean((batch * w - 1) ** 2) / 2 + h * w**2 / 2
 
 
+@pytest.mark.parametrize("estimator", [bl.Reverse, bl.Forward])
+def test_the_error_of_a_small_problem_is_that_against_a_dense_solve(estimator: Any) -> None:
+    """Ridge; the reference is made in float64, by numpy."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(64, 6)).astype(np.float32)
+    y = (X @ rng.normal(size=6) + rng.normal(size=64)).astype(np.float32)
+
+    def fit(w: Any, h: Any, batch: Any) -> Any:
+        return jnp.mean((batch[0] @ w - batch[1]) ** 2) / 2
+
+    problem = bl.Problem(
+        lambda w, h, batch: fit(w, h, batch) + jnp.exp(h) * jnp.sum(w**2) / 2,
+        fit,
+        compute_dtype=SHORT,
+    )
+    data = bl.Data(inner=(X[:32], y[:32]), outer=(X[32:], y[32:]))
+    solver = bl.GradientDescent(0.3)
+    at = problem, estimator(solver, 300), jnp.asarray(-1.0), jnp.zeros(6), data, KEY
+    found, _ = bl.hypergradient(*at)
+    (A, a), (B, b) = ((np.float64(X), np.float64(y)) for X, y in (data.inner, data.outer))
+    H = A.T @ A / 32 + np.exp(-1) * np.eye(6)
+    w = np.linalg.solve(H, A.T @ a / 32)
+    exact = -np.exp(-1) * w @ np.linalg.solve(H, B.T @ (B @ w - b) / 32)
+    error = abs(float(found.grad) - exact) / abs(exact)
+    assert error > 1e-4  # bfloat16 has eight bits
+    assert float(found.relative_error) == pytest.approx(error, rel=0.05)
+
+
 def test_what_is_cast_and_what_is_not() -> None:
     """Params and batch on the way in; the result and the gradient are those of the params."""
     seen = {}
