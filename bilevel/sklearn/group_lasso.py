@@ -121,7 +121,7 @@ class HypergradGroupLasso(L1Estimator, LinearRegressor):
     def _labels(self, d: int) -> np.ndarray:
         """Return the group of each column, from 0."""
         given = self.column_groups
-        labels = np.arange(d) if given is None else np.asarray(given)
+        labels = np.arange(d) if given is None else np.asarray(given, object)
         if labels.shape != (d,):
             raise ValueError(
                 f"column_groups must hold one group label per column of X: X has {d} features, "

@@ -125,6 +125,9 @@ def test_units_dense_or_sparse_rows_and_columns_without_penalty():
     assert np.all(free.coef_[9:] != 0)
     with pytest.raises(ValueError, match="column_groups must hold one group label per column"):
         HypergradGroupLasso([0, 1]).fit(X, Y)
+    for nothing in (None, np.nan):
+        with pytest.raises(ValueError, match="label of column 2 is missing"):
+            HypergradGroupLasso([0, 1, nothing, *GROUPS[3:]]).fit(X, Y)
 
 
 @pytest.mark.extended

@@ -51,13 +51,19 @@ def group_columns(
         return ColumnPenalties(np.zeros(d, int), np.zeros(d))
     if isinstance(penalty, str) and penalty == "per_feature":
         return ColumnPenalties(np.arange(d), np.zeros(d))
-    labels = np.asarray(penalty)
+    labels = np.asarray(penalty, object)  # beside text, NaN would become text
     if labels.shape != (d,):
         raise ValueError(
             f"penalty must hold one group label per column of X: X has {d} features, penalty has "
             f"shape {labels.shape}."
         )
-    return ColumnPenalties(_number_labels(labels), np.zeros(d))
+    missing = [k for k, label in enumerate(labels.tolist()) if label is None or label != label]
+    if missing:
+        raise ValueError(
+            f"The group label of column {missing[0]} is missing ({labels[missing[0]]}), and so are "
+            f"{len(missing) - 1} others. Give every column a label."
+        )
+    return ColumnPenalties(_number_labels(np.asarray(labels.tolist())), np.zeros(d))
 
 
 def _number_labels(labels: np.ndarray) -> np.ndarray:
