@@ -18,6 +18,7 @@ _REGISTERED = {
     "tasks.logistic.logistic",
     "tasks.meta.meta",
     "tasks.multinomial.multinomial",
+    "tasks.networks.cleaning.cleaning_network",
     "tasks.networks.equilibrium.equilibrium",
     "tasks.networks.mixture.mixture",
     "tasks.ridge.ridge",

@@ -33,6 +33,7 @@ class Task:
         figure; ``None`` where there is nothing to see beyond the curves.
     model : ``(hyper, params) -> estimator`` of scikit-learn's kind, with ``predict`` for raw rows:
         the model that ``metrics`` judges; ``None`` where the result is no model.
+    model_state : where the problem's model state begins, if it ``has_state``.
     notes : facts worth recording with a result, as plain numbers, strings, lists and dicts.
     """
 
@@ -49,3 +50,4 @@ class Task:
     notes: Mapping[str, Any] = field(default_factory=dict)
     picture: Callable[[Any, PyTree, PyTree], None] | None = None
     model: Callable[[PyTree, PyTree], Any] | None = None
+    model_state: PyTree = None

@@ -7,17 +7,14 @@ Franceschi, Donini, Frasconi, Pontil, "Forward and reverse gradient-based hyperp
 optimization", ICML 2017, section 5.1; softmax regression with an intercept.
 """
 
-from functools import partial
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 import bilevel as bl
-from tasks.base import Metrics, PyTree, Task
-from tasks.datasets.images import Images, cast, images
+from tasks.base import Task
+from tasks.datasets.images import cast, images
+from tasks.judges.cleaning_judge import CleaningJudge, describe_weights
 from tasks.models.rows import RowsClassifier, make_layers
 from tasks.parts.weighting import Mean, Weighted, fitter, linear, linear_zeros, predict, squashed
 
@@ -48,11 +45,6 @@ def corrupt(
     return out
 
 
-def f1(flagged: np.ndarray, wrong: np.ndarray) -> float:
-    """Return the F1 score of the flags; a wrong label is the positive class."""
-    return float(2 * np.sum(flagged & wrong) / max(np.sum(flagged) + np.sum(wrong), 1))
-
-
 def cleaning(
     data: str = "digits",
     noise: str = "pair",
@@ -61,6 +53,7 @@ def cleaning(
     train: int = 1000,
     validation: int = 100,
     test: int | None = None,
+    pool: int = 1,
     decay: float = 1e-4,
     refit_steps: int = 600,
     root: str | None = None,
@@ -70,7 +63,7 @@ def cleaning(
 
     Parameters
     ----------
-    data, train, validation, test, root, seed : as for :func:`tasks.datasets.images.images`.
+    data, train, validation, test, pool, root, seed : as for :func:`tasks.datasets.images.images`.
     noise, fraction : as for :func:`corrupt`; only training labels are touched, once.
     decay : of the inner loss, times the squares of all weights and intercepts.
     refit_steps : of heavy ball (step 0.1, momentum 0.9) in every fit for the table.
@@ -91,111 +84,36 @@ def cleaning(
     >>> cleaning("digits", train=200, validation=50).hyper.shape
     (200,)
     """
-    parts = images(data, train=train, validation=validation, test=test, root=root, seed=seed)
+    sizes = {"train": train, "validation": validation, "test": test, "pool": pool}
+    parts = images(data, **sizes, root=root, seed=seed)
     rng = np.random.RandomState(seed + 1)  # another stream than the split's
     X, y = parts.train
     labels = corrupt(y, parts.classes, noise, fraction, rng)
-    referee = _Referee(parts, labels, decay, refit_steps)
+    start, key = linear_zeros(X.shape[1], parts.classes), jax.random.key(0)
+    refit = fitter(linear, bl.SGD(step_size=0.1, momentum=0.9), refit_steps, decay)
+    judge = CleaningJudge(
+        parts,
+        labels,
+        lambda weights, rows: refit(start, *cast(weights), rows, key),
+        lambda found, X: predict(linear(found, jnp.asarray(X))),
+    )
     return Task(
         name=f"cleaning {data}",
         problem=bl.Problem(Weighted(linear, squashed, decay), Mean(linear)),
         data=bl.Data(inner=cast(X, labels, np.arange(len(y))), outer=cast(*parts.validation)),
         hyper=jnp.zeros(len(y)),
-        params=linear_zeros(X.shape[1], parts.classes),
-        metrics=referee.metrics,
-        baselines=referee.baselines,
-        describe=describe,
-        model=referee.model,
+        params=start,
+        metrics=lambda hyper, params: (
+            judge.metrics(hyper) | {"inner_accuracy": judge.accuracy(params)}
+        ),
+        baselines=judge.baselines,
+        describe=describe_weights,
+        model=lambda hyper, _: RowsClassifier(
+            parts.pixels,
+            make_layers(judge.fit(np.asarray(jax.nn.sigmoid(hyper)))),
+            parts.labels,
+        ),
         notes=parts.notes()
         | {"noise": noise, "fraction": fraction, "wrong_labels": int(np.sum(labels != y))},
-        picture=partial(_picture, parts, labels),
+        picture=judge.draw,
     )
-
-
-def describe(hyper: Array) -> dict[str, float]:
-    """Return the spread of the weights, and the share that is flagged."""
-    weights = np.asarray(jax.nn.sigmoid(hyper))
-    low, middle, high = np.quantile(weights, [0, 0.5, 1])
-    flagged = float(np.mean(weights < high / 2))
-    return {
-        "smallest weight": low,
-        "median weight": middle,
-        "largest weight": high,
-        "share flagged": flagged,
-    }
-
-
-class _Referee:
-    """Fits on weighted training rows and validation rows together, judged on the test rows."""
-
-    def __init__(self, parts: Images, labels: np.ndarray, decay: float, steps: int) -> None:
-        self.parts, self.wrong = parts, labels != parts.train[1]
-        self.validation = len(parts.validation[1])
-        X = np.concatenate([parts.train[0], parts.validation[0]])
-        self.rows = cast(X, np.concatenate([labels, parts.validation[1]]))
-        solver = bl.SGD(step_size=0.1, momentum=0.9)
-        self._fit = fitter(linear, solver, steps, decay)
-
-    def fit(self, weights: np.ndarray, trust: float = 1.0) -> PyTree:
-        """Return params fitted with these weights of the training rows; their mean is kept at 1."""
-        every = np.concatenate([weights, np.full(self.validation, trust)])
-        dtype = jnp.result_type(float)
-        start = linear_zeros(self.rows[0].shape[1], self.parts.classes)
-        every = jnp.asarray(every / every.mean(), dtype)
-        return self._fit(start, every, self.rows, jax.random.key(0))
-
-    def accuracy(self, params: PyTree) -> float:
-        X, y = self.parts.test
-        return float(np.mean(predict(linear(params, jnp.asarray(X))) == y))
-
-    def score(self, weights: np.ndarray, trust: float = 1.0) -> Metrics:
-        accuracy = self.accuracy(self.fit(weights, trust))
-        return {"test_error": 1 - accuracy, "test_accuracy": accuracy}
-
-    def model(self, hyper: Array, _: PyTree) -> RowsClassifier:
-        found = self.fit(np.asarray(jax.nn.sigmoid(hyper)))
-        return RowsClassifier(self.parts.pixels, make_layers(found), self.parts.labels)
-
-    def metrics(self, hyper: Array, params: PyTree) -> Metrics:
-        weights = np.asarray(jax.nn.sigmoid(hyper))
-        flagged = weights < weights.max() / 2
-        return self.score(weights) | {
-            "inner_accuracy": self.accuracy(params),
-            "f1": f1(flagged, self.wrong),
-        }
-
-    def baselines(self) -> dict[str, Metrics]:
-        """Score what needs no hypergradient, and what nobody has: the wrong labels known."""
-        n = len(self.wrong)
-        alone = self.fit(np.zeros(n))
-        y = np.asarray(self.rows[1][:n])
-        disputed = predict(linear(alone, jnp.asarray(self.parts.train[0]))) != y
-        accuracy = self.accuracy(alone)
-        return {
-            "validation rows alone": {"test_error": 1 - accuracy, "test_accuracy": accuracy},
-            "drop labels that the model of the validation rows disputes": self.score(
-                (~disputed).astype(float)
-            )
-            | {"f1": f1(disputed, self.wrong)},
-            "training rows as they are, and validation rows": self.score(np.ones(n)),
-            "training rows as they are, alone": self.score(np.ones(n), trust=0.0),
-            "oracle: wrong labels known and dropped": self.score((~self.wrong).astype(float))
-            | {"f1": 1.0},
-        }
-
-
-def _picture(parts: Images, labels: np.ndarray, figure: Any, hyper: Array, params: PyTree) -> None:
-    """Draw the weights of right and wrong labels, and the examples that are trusted least."""
-    del params
-    weights = np.asarray(jax.nn.sigmoid(hyper))
-    wrong = labels != parts.train[1]
-    histogram, gallery = figure.subfigures(1, 2)
-    axes = histogram.subplots()
-    axes.hist([weights[~wrong], weights[wrong]], 20, label=["label right", "label wrong"])
-    axes.set(xlabel="weight", ylabel="examples", title="weights found")
-    axes.legend()
-    gallery.suptitle("smallest weights: label given, x if it is wrong")
-    for i, place in zip(np.argsort(weights), gallery.subplots(4, 5).flat, strict=False):
-        place.imshow(parts.train[0][i].reshape(parts.shape), cmap="gray_r")
-        place.set_title(f"{labels[i]}{' x' if wrong[i] else ''}", fontsize=8)
-        place.set_axis_off()

@@ -10,7 +10,10 @@ import numpy as np
 from rich.console import Console
 
 import bilevel as bl
+from bilevel.estimators import carry_model
+from bilevel.tuning.streaming import open_streams
 from experiments.cli.targets import instantiate, refuse_unknown
+from experiments.common.errors import BadInputError
 from experiments.runs import mesh as meshes
 from experiments.runs import multistart, pruning
 from experiments.runs.compiling import one_first
@@ -82,6 +85,8 @@ class Job:
                 instantiate(node, name, trust) for name, node in nodes.items()
             )
         task = replace(task, problem=replace(task.problem, evidence=settings["evidence"]))
+        asked = {"starts": settings["starts"] > 1, "mesh.data": mesh is not None}
+        refuse_together(task, [name for name, yes in asked.items() if yes])
         return cls(meshes.spread(task, mesh) if mesh else task, estimator, outer, settings)
 
     @property
@@ -120,6 +125,7 @@ class Job:
             task.hyper,
             task.params,
             data,
+            model_state=task.model_state,
             **({"warm_start": warm_start, "hooks": hooks, "tol": None} | how),
         )
 
@@ -140,12 +146,18 @@ class Job:
         task = self.task
         hooks = tuple(hook for hook in self.hooks if not isinstance(hook, bl.Divergence))
 
+        estimator, data = self.estimator, task.data
+        if is_streamed(task):
+            estimator, data, _ = open_streams(data, estimator, None, 1, adaptive=False)
+
         def begun(data: bl.Data, key: jax.Array) -> Any:
             hyper, params = bl.extend.strip_weak_types((task.hyper, task.params))
-            loop = bl.Loop(task.problem, self.estimator, self.outer, data, hooks)
+            at = hyper, params, data, key, None, task.model_state
+            carried = carry_model(task.problem, estimator, *at)
+            loop = bl.Loop(task.problem, carried, self.outer, data, hooks)
             return loop.init(hyper, params, key), hyper
 
-        return jax.eval_shape(begun, task.data, self.key)
+        return jax.eval_shape(begun, data, self.key)
 
     def resumed(self, saved: checkpoint.Checkpoint) -> Run:
         """The run that a checkpoint holds."""
@@ -161,7 +173,7 @@ class Job:
     def go(self, run: Run, folder: Path, console: Console) -> None:
         """Advance `run` to the end of its steps, or to where it diverges; `run` is always whole."""
         data = self.task.data
-        if not self.spread:
+        if not (self.spread or is_streamed(self.task)):
             data = jax.device_put(data)
         steps, every = self.settings["steps"], self.settings["every"]
         with Display(console, self.settings["progress"], steps, run.done) as display:
@@ -216,3 +228,17 @@ class Job:
         }
         path = folder / checkpoint.PLACE
         checkpoint.save(path, (run.state, run.hyper), run.history, about)
+
+
+def is_streamed(task: Any) -> bool:
+    """Whether a level of the task's data is read minibatch by minibatch."""
+    return bl.Stream in (type(task.data.inner), type(task.data.outer))
+
+
+def refuse_together(task: Any, asked: list[str]) -> None:
+    """Raise where several points, seeds or devices are to share what only one run can hold."""
+    if asked and (is_streamed(task) or task.model_state is not None):
+        raise BadInputError(
+            f"{', '.join(asked)}: {task.name} reads a stream or carries a model state, and is one "
+            "run on one device. Sweep over seeds instead: -m 'seed=range(3)'"
+        )

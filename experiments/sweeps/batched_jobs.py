@@ -9,7 +9,7 @@ import numpy as np
 
 import bilevel as bl
 from experiments.common.errors import BadInputError
-from experiments.runs.job import Job
+from experiments.runs.job import Job, refuse_together
 from experiments.runs.trajectory import Trajectory
 
 PyTree = Any
@@ -31,6 +31,7 @@ class Stack:
                 "vmap: starts, early_stopping and adaptive belong to single runs. "
                 "Make a sweep: -m 'seed=...'"
             )
+        refuse_together(first.task, ["vmap"])
         leaves, structures = zip(*(jax.tree.flatten(_parts(job)) for job in jobs), strict=True)
         for job, structure, own in zip(jobs, structures, leaves, strict=True):
             alike = structure == structures[0] and job.task.problem == first.task.problem

@@ -39,11 +39,11 @@ class Convolutions(nn.Module):
         """Return features of a batch of grey images."""
         x = x[..., None]
         for channels in self.channels:
-            x = nn.relu(nn.Dense(channels)(_patches(x)))
+            x = nn.relu(nn.Dense(channels)(take_patches(x)))
         return nn.Dense(self.width)(x.reshape(len(x), -1))
 
 
-def _patches(x: Array) -> Array:
+def take_patches(x: Array) -> Array:
     """Return 3 x 3 neighbourhoods of every other pixel, ``[n, h, w, c] -> [n, h/2, w/2, 9 c]``."""
     h, w = (-(-size // 2) for size in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), (1, 2 * h + 1 - x.shape[1]), (1, 2 * w + 1 - x.shape[2]), (0, 0)))

@@ -11,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
 
 import bilevel as bl
-from tasks.cleaning import cleaning, corrupt, f1
+from tasks.cleaning import cleaning, corrupt
+from tasks.judges.cleaning_judge import f1
 from tasks.solvers.from_rest import FromRest
 from tests.tasks.experiment import run_experiment
 

@@ -14,7 +14,7 @@ from tasks.base import Task
 from tasks.datasets.task_distributions import Episodes
 from tasks.meta import meta
 from tasks.parts.adaptation import LearnedRates
-from tasks.parts.meta_networks import _patches
+from tasks.parts.meta_networks import take_patches
 
 SMALL: dict[str, Any] = dict(pool=3, test_tasks=4, shots=5, queries=6, seed=1)
 KEY = jax.random.key(0)
@@ -144,7 +144,7 @@ def test_patches_are_a_strided_convolution() -> None:
         expected = jax.lax.conv_general_dilated(
             x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        found = _patches(x) @ kernel.reshape(27, 4)
+        found = take_patches(x) @ kernel.reshape(27, 4)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
