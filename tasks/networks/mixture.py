@@ -26,8 +26,6 @@ from tasks.datasets.texts import ALPHABET, read_texts
 from tasks.judges.mixture_judge import Judge, draw_mixture
 from tasks.parts.transformer import Transformer
 
-_AT_ONCE = 256  # rows that are differentiated together: all of them would take gigabytes
-
 
 @dataclass(frozen=True)
 class Mixed:
@@ -37,7 +35,7 @@ class Mixed:
 
     def __call__(self, weights: PyTree, hyper: Array, batch: Any) -> Array:
         rows, source = batch
-        return jnp.mean(len(hyper) * hyper[source] * row_losses(self.network, weights, rows))
+        return jnp.mean(len(hyper) * hyper[source] * self.network.losses(weights, rows))
 
 
 @dataclass(frozen=True)
@@ -47,18 +45,7 @@ class Target:
     network: Transformer
 
     def __call__(self, weights: PyTree, hyper: Array, rows: Array) -> Array:
-        return jnp.mean(row_losses(self.network, weights, rows))
-
-
-def row_losses(network: Transformer, weights: PyTree, rows: Array) -> Array:
-    """Return the loss of each row, ``[n]``, in memory for a few hundred rows however many."""
-    if len(rows) <= _AT_ONCE:
-        return network.losses(weights, rows)
-
-    def one(row: Array) -> Array:
-        return network.losses(weights, row[None])[0]
-
-    return jax.lax.map(jax.checkpoint(one), rows, batch_size=_AT_ONCE)
+        return jnp.mean(self.network.losses(weights, rows))
 
 
 def mixture(

@@ -11,7 +11,7 @@ from scipy.special import erf, log_softmax, softmax
 
 import bilevel as bl
 from tasks.datasets.texts import ALPHABET, encode, read_modules, read_texts
-from tasks.networks.mixture import mixture, row_losses
+from tasks.networks.mixture import mixture
 from tasks.parts.transformer import Transformer
 from tests.tasks.experiment import run_experiment
 
@@ -73,15 +73,6 @@ def test_transformer_is_the_one_written_in_numpy(x64: None) -> None:
     likely = log_softmax(_normalise(h) @ p["Embed_0"]["embedding"].T, axis=-1)
     by_hand = -np.mean(likely[np.arange(5), row[1:]])
     assert network.losses(params, jnp.asarray(row)[None])[0] == pytest.approx(by_hand, rel=2e-3)
-
-
-def test_many_rows_at_once_are_the_same_rows_one_by_one() -> None:
-    network = Transformer(5, width=4, layers=1, heads=2)
-    params = network.draw_weights(3, 0)
-    rows = jnp.asarray(np.random.default_rng(0).integers(5, size=(300, 4)))
-    np.testing.assert_allclose(
-        row_losses(network, params, rows), network.losses(params, rows), rtol=1e-5
-    )
 
 
 def test_noise_is_what_it_is_called_and_texts_are_read_back() -> None:
