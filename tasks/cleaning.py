@@ -94,7 +94,7 @@ def cleaning(
     judge = CleaningJudge(
         parts,
         labels,
-        lambda weights, rows: refit(start, *cast(weights), rows, key),
+        lambda weights, rows: refit(start, cast(weights)[0], rows, key),
         lambda found, X: predict(linear(found, jnp.asarray(X))),
     )
     return Task(
