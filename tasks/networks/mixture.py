@@ -114,10 +114,8 @@ def mixture(
     known, _, tested = np.split(texts.target[:held], [validation, validation])
     read = outer_steps * inside.steps * batch * length
     problem = bl.Problem(Mixed(network), Target(network), space=bl.spaces.Simplex())
-    judge = Judge(
-        *(problem.outer, params, texts, known, tested),
-        *(train_steps, batch_size, learning_rate, read, seed),
-    )
+    training = train_steps, batch_size, learning_rate, read, seed
+    judge = Judge(problem.outer, params, texts, known, tested, *training)
     least = min(map(len, texts.sources.values()))  # as many of each
     sources = [part[:least] for part in texts.sources.values()]
     numbers = np.repeat(np.arange(len(sources), dtype=np.int32), least)
