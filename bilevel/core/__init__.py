@@ -44,7 +44,7 @@ from bilevel.core.protocols import (
     no_window,
     require_window,
 )
-from bilevel.core.rows import INDEPENDENT, draw_distinct_rows, draw_rows, shuffles_all
+from bilevel.core.rows import INDEPENDENT, draw_distinct_rows, draw_rows, shuffles_all, space_rows
 from bilevel.core.schedules import (
     Continued,
     Decay,
@@ -120,6 +120,7 @@ __all__ = [
     "require_model_state",
     "require_window",
     "shuffles_all",
+    "space_rows",
     "take_block",
     "transform",
 ]

@@ -13,7 +13,7 @@ from bilevel.core import (
     InnerState,
     MonitoredEstimator,
     Problem,
-    count_examples,
+    space_rows,
 )
 from bilevel.estimators import full_gradient
 from bilevel.outer import Backtracks
@@ -21,20 +21,14 @@ from bilevel.solvers import Solver, exceeds_stability_limit
 from bilevel.tuning.state import Divergence, State, Stop
 from bilevel.utils import PyTree, all_finite, cond_without_select, norm
 
-_ROWS = 1024  # of many, which tell a scale, and whose gradient fits where a minibatch's does
-
 
 def some_rows(problem: Problem, data: Data) -> Data:
-    """Return the data with evenly spaced inner rows, all of them where they are few.
+    """Return the data, with a thousand evenly spaced inner rows where they are many.
 
     Who takes minibatches may not be able to take the gradient over all rows at once. The unknowns
     of an equation may belong to rows, as the states of a layer do: all are needed.
     """
-    n = count_examples(data.inner)
-    if n <= _ROWS or problem.is_equation:
-        return data
-    every = n // _ROWS
-    return replace(data, inner=jax.tree.map(lambda x: x[: every * _ROWS : every], data.inner))
+    return data if problem.is_equation else replace(data, inner=space_rows(data.inner, 1024))
 
 
 def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Array:
