@@ -33,6 +33,7 @@ from bilevel.core.problem import (
     UserLoss,
     count_examples,
     inner_loss,
+    space_rows,
 )
 from bilevel.core.protocols import (
     ChoosesEstimator,
@@ -44,7 +45,7 @@ from bilevel.core.protocols import (
     no_window,
     require_window,
 )
-from bilevel.core.rows import INDEPENDENT, draw_distinct_rows, draw_rows, shuffles_all, space_rows
+from bilevel.core.rows import INDEPENDENT, draw_distinct_rows, draw_rows, shuffles_all
 from bilevel.core.schedules import (
     Continued,
     Decay,

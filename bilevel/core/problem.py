@@ -234,3 +234,15 @@ def _check_level(level: str, tree: PyTree) -> None:
 def count_examples(tree: PyTree) -> int:
     """Return the number of examples: the length of the leading axis of every leaf."""
     return jax.tree.leaves(tree)[0].shape[0]
+
+
+def space_rows(problem: Problem, data: Data, most: int = 1024) -> Data:
+    """Return the data, with ``most`` evenly spaced inner rows where there are twice as many.
+
+    Who takes minibatches may not have the memory for the gradient over all rows. The unknowns of
+    an equation may belong to rows, as the states of a layer do: all are needed.
+    """
+    every = count_examples(data.inner) // most
+    if every < 2 or problem.is_equation:
+        return data
+    return replace(data, inner=jax.tree.map(lambda x: x[: every * most : every], data.inner))

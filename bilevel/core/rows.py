@@ -1,10 +1,10 @@
-"""Row numbers drawn at random, with replacement and without, and rows evenly spaced."""
+"""Row numbers drawn at random: with replacement, and a subset of all without."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.utils import DataTree, Int, Key
+from bilevel.utils import Int, Key
 
 INDEPENDENT = ("iid", "without_replacement")  # samplings whose batches depend on no other batch
 _MOST = 2**16  # rows up to which one random word per draw is uniform enough
@@ -54,9 +54,3 @@ def draw_distinct_rows(key: Key, size: int, n: int) -> Int[Array, " size"]:
 def shuffles_all(size: int, n: int) -> bool:
     """Return whether :func:`draw_distinct_rows` shuffles all rows, in O(n) memory for each draw."""
     return size**2 > _PAIRS * n
-
-
-def space_rows(rows: DataTree, most: int) -> DataTree:
-    """Return ``most`` rows, evenly spaced, or all of them where they are not twice as many."""
-    every = max(len(jax.tree.leaves(rows)[0]) // most, 1)
-    return rows if every == 1 else jax.tree.map(lambda x: x[: every * most : every], rows)

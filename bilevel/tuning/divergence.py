@@ -22,21 +22,12 @@ from bilevel.tuning.state import Divergence, State, Stop
 from bilevel.utils import PyTree, all_finite, cond_without_select, norm
 
 
-def some_rows(problem: Problem, data: Data) -> Data:
-    """Return the data, with a thousand evenly spaced inner rows where they are many.
-
-    Who takes minibatches may not be able to take the gradient over all rows at once. The unknowns
-    of an equation may belong to rows, as the states of a layer do: all are needed.
-    """
-    return data if problem.is_equation else replace(data, inner=space_rows(data.inner, 1024))
-
-
 def gradient_scale(problem: Problem, hyper: PyTree, params: PyTree, data: Data) -> Array:
     """Return the largest of the inner gradient's norm and that of up to 16 single examples.
 
     Where ``problem.start`` sets the start point, it is taken there: ``params`` are a placeholder.
     """
-    params, data = start_point(problem, hyper, params), some_rows(problem, data)
+    params, data = start_point(problem, hyper, params), space_rows(problem, data)
 
     def size(batch: PyTree) -> Array:
         return norm(jax.grad(problem.inner)(params, hyper, batch))
@@ -98,7 +89,7 @@ def has_diverged(
     finite = all_finite((estimate.value, estimate.grad, after.params))
     if estimate.evidence.inner_residual is None:  # nothing to look into
         return ~finite
-    data, residual = some_rows(problem, data), reported_residual(estimate)
+    data, residual = space_rows(problem, data), reported_residual(estimate)
     grown = (state.step > 0) & (residual > 1e-3) & (residual > 10 * state.floor)
     new = residual != reported_residual(state.estimate)
     suspect = (new & (grown | (residual > 1))) | ~jnp.isfinite(residual)
