@@ -28,7 +28,7 @@ from experiments.cli.settings import check, defaults
 from experiments.cli.trust import refuse_untrusted
 from experiments.common.errors import BadInputError, explain_os
 from experiments.runs import workers
-from experiments.runs.recording import RunError, SweepStopped, recorded, stopping
+from experiments.runs.recording import RunError, SweepStopped, ended_at_once, recorded, stopping
 from experiments.storage.lock import BusyError, held
 from experiments.storage.result_file import RESULT
 from experiments.storage.resume import finished, origin, repeat, saved_settings
@@ -146,7 +146,8 @@ def _one(
         console.print(_already(result), highlight=False, markup=False)
         return result
     workers.limit(launch.launcher)
-    from experiments.runs.session import perform
+    with ended_at_once(__name__ == "__main__", INTERRUPTED):
+        from experiments.runs.session import perform
 
     return perform(settings, folder, facts, console)
 

@@ -1,7 +1,10 @@
 """How a run that does not end well is written down, and said."""
 
 import contextlib
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +53,24 @@ def recorded(
         if sweep:
             print(f"failed: {folder}: {failed}", file=sys.stderr, flush=True)
         raise failed from error
+
+
+@contextmanager
+def ended_at_once(own: bool, status: int) -> Iterator[None]:
+    """End the process at a signal while JAX is imported, which makes other exceptions of it.
+
+    Nothing is written yet. Only the command's ``own`` process: a library must not end another's.
+    """
+    before = {}
+    if own and threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(signum) is signal.default_int_handler:
+                before[signum] = signal.signal(signum, lambda *_: os._exit(status))
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 @contextmanager

@@ -228,3 +228,22 @@ def test_an_interrupted_run_names_a_file_in_brackets(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), recorded(tmp_path, {}, Console(file=said), again):
         raise KeyboardInterrupt
     assert again in said.getvalue()
+
+
+@pytest.mark.parametrize(("own", "status"), [(True, 130), (False, 7)])
+def test_a_signal_while_jax_is_imported_ends_the_commands_own_process(
+    own: bool, status: int
+) -> None:
+    """Extensions make an ImportError of the exception; a library leaves that to its program."""
+    code = f"""
+import os, signal, sys
+from experiments.runs.recording import ended_at_once
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+try:
+    with ended_at_once({own}, 130):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 0.1)
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == status
