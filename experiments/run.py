@@ -15,6 +15,9 @@ if __name__ == "__main__":
     for _signum in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(_signum) is not signal.SIG_IGN:
             signal.signal(_signum, lambda *_: os._exit(130))
+    # An interrupt that a callback of JAX's drops is remembered, and raised again: no trace of it.
+    _report = sys.unraisablehook
+    sys.unraisablehook = lambda u: None if u.exc_type is KeyboardInterrupt else _report(u)
 
 import threading
 from concurrent.futures.process import BrokenProcessPool

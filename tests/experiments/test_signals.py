@@ -9,7 +9,7 @@ import pytest
 from tests.experiments import signals
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_five_signals_at_random_moments_leave_a_resumable_run(tmp_path: Path) -> None:
     plan = [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM]
