@@ -149,7 +149,8 @@ def _one(
         console.print(_already(result), highlight=False, markup=False)
         return result
     workers.limit(launch.launcher)
-    with ended_at_once(__name__ == "__main__", INTERRUPTED):
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    with ended_at_once(getattr(program, "name", None) == __name__, INTERRUPTED):
         from experiments.runs.session import perform
 
     return perform(settings, folder, facts, console)
