@@ -23,7 +23,7 @@ from bilevel.core.losses import (
     rebind_key,
     require_model_state,
 )
-from bilevel.core.precision import InDtype, compute_in
+from bilevel.core.precision import compute_in
 from bilevel.core.problem import (
     Composite,
     Data,
@@ -80,7 +80,6 @@ __all__ = [
     "Estimator",
     "Evidence",
     "FunctionSchedule",
-    "InDtype",
     "InnerState",
     "InverseTime",
     "Loss",

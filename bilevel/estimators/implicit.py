@@ -95,9 +95,9 @@ class Implicit:
     bias : fill ``evidence.bias``, the error of ``grad`` to first order in what is left of the inner
         gradient, of the linear residual and of the damping. Costs two more linear solves.
     correct : take that error off, by a Newton step on both levels: params, their outer loss and
-        ``grad`` are those after it. Where the step changes ``grad`` by a share s and its systems
-        are solved to r, ``evidence.residual_error`` is ``s sqrt(s + r / (1 - r))``, so residuals
-        need not be as small as the error that is wanted. Nothing is taken off where that is 1.
+        ``grad`` are those after it. ``evidence.residual_error`` is ``s sqrt(q)``: the step changes
+        ``grad``, or the adjoint if that is more, by a share s; q is the largest of s, what its
+        systems leave, and the shares to which both residuals fall. No step where q is 1 or more.
     outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
         all. Unbiased; its noise is in the standard error of :class:`Replicated` around it.
 

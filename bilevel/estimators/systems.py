@@ -113,15 +113,16 @@ def correct_answer(
 ) -> tuple[Answer, Array]:
     """Return the answer after a step on both levels, where it is a good one, and its error.
 
-    A step that changes ``grad`` by a share s, where the residuals of both levels fall to a share q,
-    leaves about ``s q`` on a well-conditioned problem, more where the curvature is small. The error
-    claimed is the geometric mean of that and of ``s``.
+    A step that changes ``grad``, or the adjoint if that is more, by a share s, where the residuals
+    of both levels fall to a share q, leaves about ``s q`` on a well-conditioned problem, more where
+    the curvature is small. The error claimed is the geometric mean of that and of ``s``.
     """
-    system = system_at(axpy(-1, distance.params, answer.params))
+    params = axpy(-1, distance.params, answer.params)
+    system = system_at(params)
     x = axpy(-1, distance.adjoint, answer.adjoint)
     left = axpy(-1, system.operator.product(x), system.rhs)
     moved = Answer(
-        axpy(-1, distance.params, answer.params),
+        params,
         x,
         system.value,
         system.grad(x),
