@@ -1,7 +1,7 @@
 """The statement of a bilevel problem and its vocabulary: problem, data, estimates, settings."""
 
 from bilevel.core.arguments import require_arguments
-from bilevel.core.equation import Equation
+from bilevel.core.equation import Equation, require_free_rows
 from bilevel.core.estimate import (
     OUTER_ROWS,
     Counts,
@@ -117,6 +117,7 @@ __all__ = [
     "note_outer_rows",
     "rebind_key",
     "require_arguments",
+    "require_free_rows",
     "require_model_state",
     "require_window",
     "shuffles_all",

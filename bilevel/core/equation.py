@@ -57,3 +57,27 @@ def _(equation: Equation, at: tuple, tangents: tuple) -> tuple[Array, Array]:
     value = _with_gradient(equation, *at)
     moved: PyTree = tangents[0]
     return value, vdot(equation.residual(*at), moved).astype(value.dtype)
+
+
+def require_free_rows(
+    equation: object, solver: object, params: Params, hyper: Hyper, rows: DataTree
+) -> None:
+    """Raise where the unknowns of an equation belong to rows, of which the solver sees some."""
+    size, n = getattr(solver, "batch_size", None), jax.tree.leaves(rows)[0].shape[0]
+    if not isinstance(equation, Equation) or size is None or n < 3:
+        return
+    few = min(max(size, 2), n - 1)  # a batch of one row would be broadcast
+
+    def image(params: Params, hyper: Hyper, rows: DataTree) -> PyTree:
+        return equation.image(params, hyper, jax.tree.map(lambda x: x[:few], rows))
+
+    try:
+        shapes = jax.tree.map(jnp.shape, jax.eval_shape(image, params, hyper, rows))
+    except (TypeError, ValueError):
+        shapes = None
+    if shapes != jax.tree.map(jnp.shape, params):
+        raise ValueError(
+            f"{type(solver).__name__}(batch_size={size}) sees some rows at a time, and the "
+            "equation does not take them: its unknowns belong to all rows. Take Picard, Anderson "
+            "or Newton, or batch_size=None."
+        )

@@ -72,7 +72,8 @@ class IntervalMixin:
         CV+: from the fits of the folds at the tuned penalties, each judged on the rows that it has
         not seen. If rows are exchangeable and the penalties were given, a new target lies inside
         with probability at least ``1 - 2 a`` less ``1 / n`` or so, ``a = 1 - coverage``, and in
-        practice about ``coverage``. Ends are infinite where there are too few rows for it.
+        practice about ``coverage``. Ends are infinite where there are too few rows for it,
+        and one point where those of a small coverage would pass each other.
 
         Parameters
         ----------
@@ -116,7 +117,8 @@ def find_ends(
     From predictions ``by_fold [F, n, T]``, residuals ``[m, T]`` and the fold of each, ``[m]``.
     """
     m, n, outputs = len(residual), *by_fold.shape[1:]
-    rank = int(np.ceil(coverage * (m + 1) - _ROUNDING))  # the other end is its mirror image
+    # The other end is its mirror image.
+    rank = max(1, int(np.ceil(coverage * (m + 1) - _ROUNDING)))
     low, high = np.full((n, outputs), -np.inf), np.full((n, outputs), np.inf)
     if rank > m:
         return low, high
@@ -129,7 +131,8 @@ def find_ends(
             high[part, t] = ends[rank - 1]
             ends = np.partition(residual[:, t, None] - middle, rank - 1, 0)
             low[part, t] = -ends[rank - 1]
-    return low, high
+    crossed, point = low > high, (low + high) / 2
+    return np.where(crossed, point, low), np.where(crossed, point, high)
 
 
 def _predict(X: Any, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.core import Data, InnerState, Loss, Problem, inner_loss
+from bilevel.core import Data, InnerState, Loss, Problem, inner_loss, require_free_rows
 from bilevel.solvers.repeat import CallKey, StepKey, draw_ahead, repeat_step, step_key
 from bilevel.utils import (
     Counter,
@@ -148,6 +148,7 @@ def start_solver(
 ) -> Carry:
     """Return ``(params, solver_state)`` to begin from: as carried, or by ``problem.start``."""
     require_fit(problem, solver)
+    require_free_rows(problem.inner, solver, lower.params, hyper, data.inner)
     params, state = begin_again(solver, (lower.params, lower.solver_state))
     if problem.start is not None:
         params = problem.start(hyper, params)

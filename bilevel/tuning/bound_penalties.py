@@ -11,7 +11,7 @@ from jax import Array
 from bilevel.core import Data, Problem
 from bilevel.linear import largest_eigenvalue
 from bilevel.spaces import Log
-from bilevel.utils import require_variables
+from bilevel.utils import is_traced, require_variables
 
 SPAN = (1e-8, 1e2)
 STEPS = 50  # products of a power iteration: far closer than an end need be
@@ -48,7 +48,7 @@ def bound_penalties(
     ------
     ValueError : losses with keys, a model state or side results; a span that is not
         ``0 < low < high``; an inner loss that is not linear in ``hyper`` (logarithms of penalties,
-        say) or to which a leaf adds no curvature.
+        say) or to which a leaf adds no curvature; a call inside ``jit`` or ``vmap``.
 
     Examples
     --------
@@ -70,6 +70,11 @@ def bound_penalties(
         raise ValueError(
             "bound_penalties: the losses have keys, a model state or side results. Give it a "
             "Problem of the same losses and penalties without them."
+        )
+    if is_traced((jnp.zeros(()), hyper, params, data, key)):
+        raise ValueError(
+            "bound_penalties: inside jax.jit or jax.vmap the numbers that ends are made of are not "
+            "known. Call it before, outside of them, and use the space inside."
         )
     hyper = jax.tree.map(lambda h: jnp.asarray(h, float), hyper)  # 1 is a penalty too
     require_variables("params", params)

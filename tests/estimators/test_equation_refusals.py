@@ -69,3 +69,33 @@ def test_a_map_that_does_not_contract_is_said() -> None:
     assert estimate.relative_error > 0.5
     solved, _ = bl.hypergradient(problem, ESTIMATORS["Newton, BiCGSTAB"], h, w, ONE, KEY)
     np.testing.assert_allclose(solved.grad, linear_map(radius=1.5)[-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 12])
+@pytest.mark.parametrize("make", [bl.SGD, bl.SAGA], ids=["SGD", "SAGA"])
+def test_unknowns_of_rows_are_not_solved_by_some_of_the_rows(make: Any, batch: int) -> None:
+    """``w_i = w_i / 2 + h b_i``, hence ``w = 2 h b``; all rows at once are as they were."""
+    rows = np.arange(1.0, 13)
+    problem = bl.Problem(
+        outer=lambda w, h, b: jnp.sum(w**2) / 2, fixed_point=lambda w, h, b: w / 2 + h * b
+    )
+    data, at = bl.Data(inner=rows, outer=np.zeros(1)), (jnp.asarray(1.0), jnp.zeros(12))
+    for estimator in (
+        bl.Reverse(make(0.5, batch_size=batch), 20),
+        bl.Implicit(make(0.5, batch_size=batch), 20, linear=GMRES),
+    ):
+        with pytest.raises(ValueError, match=r"its unknowns belong to all rows\. Take Picard"):
+            bl.hypergradient(problem, estimator, *at, data, KEY)
+    solved, _ = bl.hypergradient(problem, bl.Reverse(bl.SGD(1.0), 60), *at, data, KEY)
+    np.testing.assert_allclose(solved.grad, 4 * np.sum(rows**2), rtol=1e-9)
+
+
+def test_an_equation_of_means_over_rows_takes_minibatches() -> None:
+    """``w = mean_i (w / 2 + h b_i)``, hence ``w = 2 h mean(b)``, of equal rows."""
+    problem = bl.Problem(
+        outer=lambda w, h, b: w**2 / 2, fixed_point=lambda w, h, b: w / 2 + h * jnp.mean(b)
+    )
+    data, at = bl.Data(inner=np.full(12, 3.0), outer=np.zeros(1)), (jnp.asarray(1.0), 0.0)
+    estimator = bl.Implicit(bl.SGD(1.0, batch_size=4), 60, linear=GMRES)
+    found, _ = bl.hypergradient(problem, estimator, *at, data, KEY)
+    np.testing.assert_allclose(found.grad, 36.0, rtol=1e-9)

@@ -91,6 +91,30 @@ def test_several_targets_and_too_few_rows():
     assert np.all(np.isinf(high))
 
 
+@pytest.mark.parametrize("coverage", [1e-12, 1e-9, 0.01, 0.1, 0.3])
+def test_the_lower_end_is_never_above_the_upper_one(coverage):
+    """Where CV+ written by hand has ends that pass each other, the point between them."""
+    model = HypergradRidge(cv=FOLDS).fit(X, Y)
+    low, high = model.predict_interval(NEW, coverage)
+    assert np.all(low <= high)
+    rank = max(int(np.ceil(coverage * (N + 1))), 1)
+    ends = [write_ends(Ridge(model.alpha_, tol=1e-12), rank, upper) for upper in (False, True)]
+    crossed = ends[0] > ends[1]
+    assert np.any(crossed) == (coverage < 0.2)  # so that it is about something
+    middle = np.mean(ends, axis=0)
+    np.testing.assert_allclose(low, np.where(crossed, middle, ends[0]), atol=1e-7)
+    np.testing.assert_allclose(high, np.where(crossed, middle, ends[1]), atol=1e-7)
+
+
+def write_ends(model, rank, upper):
+    """The ``rank``-th end of CV+ from the inside out, row by row."""
+    sign, ends = (1 if upper else -1), []
+    for train, held in FOLDS.split(X):
+        fit = clone(model).fit(X[train], Y[train])
+        ends += [sign * fit.predict(NEW) + abs(Y[i] - fit.predict(X[[i]])[0]) for i in held]
+    return sign * np.sort(ends, 0)[rank - 1]
+
+
 def test_refusals():
     with pytest.raises(NotFittedError):
         HypergradRidge().predict_interval(X)

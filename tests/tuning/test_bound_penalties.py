@@ -79,3 +79,17 @@ def test_what_is_no_penalty_is_refused():
         bl.bound_penalties(bl.Problem(inner, loss), HYPER, PARAMS, data, KEY, span=(1.0, 0.1))
     with pytest.raises(ValueError, match="keys, a model state or side results"):
         bl.bound_penalties(bl.Problem(inner, loss, stochastic=True), HYPER, PARAMS, data, KEY)
+
+
+def test_inside_jit_and_vmap_it_says_where_to_call_it():
+    data, problem = make_data(), bl.Problem(inner, loss)
+
+    def ends(h, rows=data):
+        return bl.bound_penalties(problem, h, PARAMS, rows, KEY)["all"].low
+
+    with pytest.raises(ValueError, match=r"bound_penalties: inside jax.jit .* Call it before"):
+        jax.jit(ends)(HYPER)
+    with pytest.raises(ValueError, match=r"bound_penalties: inside jax.jit"):
+        jax.vmap(lambda rows: ends(HYPER, rows))(jax.tree.map(lambda x: np.stack([x, x]), data))
+    with pytest.raises(ValueError, match=r"bound_penalties: inside jax.jit"):
+        jax.jit(lambda: ends(HYPER))()
