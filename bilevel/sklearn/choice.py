@@ -95,17 +95,17 @@ def finish_fit(model: Any, found: SearchResult, data: FitData, place: Placement)
     if model.scoring is not None:
         found = choose_by_score(model, found, FoldFits(model, data, place))
     theta, at = found.theta, found.evaluation
+    if model.refit:
+        vars(model).update(place(theta, at.params[-1], data.weight))
+    else:
+        fits = list(FoldFits(model, data, place).attributes(theta, at))
+        vars(model).update({name: np.mean([fit[name] for fit in fits], 0) for name in fits[0]})
     if hasattr(model, "predict_interval"):
         model._kept = ""
         if data.splits is not None:
             own = FoldFits(model, data, place)
             kept = data.X, data.y, data.weight, own.attributes(theta, at), own._used(1)
             model._keep_folds(*kept)
-    if model.refit:
-        vars(model).update(place(theta, at.params[-1], data.weight))
-    else:
-        fits = list(FoldFits(model, data, place).attributes(theta, at))
-        vars(model).update({name: np.mean([fit[name] for fit in fits], 0) for name in fits[0]})
     return found
 
 

@@ -25,19 +25,29 @@ class FoldFitsKept(NamedTuple):
     """The fits of F folds, ``coef [T, d]``, sparse where few are not 0, and ``intercept [T]``.
 
     Of the m rows that count ``residual [m, T]``, and the fold ``[m]`` that holds each out.
+    ``single``: predictions are a vector; ``dtype`` is theirs.
     """
 
     coef: list[Any]
     intercept: list[np.ndarray]
     residual: np.ndarray
     fold: np.ndarray
+    single: bool
+    dtype: np.dtype
 
 
 class IntervalMixin:
-    """Mixin of the linear regressors: prediction intervals."""
+    """Mixin of regressors that are linear in some features: prediction intervals."""
 
-    coef_: np.ndarray
     _kept: FoldFitsKept | str = ""  # or why there are none
+
+    def _make_features(self, X: Any) -> Any:
+        """Return what the coefficients multiply, ``[n, d]``."""
+        return X
+
+    def _read_fit(self, fit: Any) -> tuple[Any, Any]:
+        """Return coefficients ``[T, d]`` and intercepts ``[T]`` of a fit's attributes."""
+        return np.atleast_2d(fit["coef_"]), np.atleast_1d(fit["intercept_"])
 
     def _keep_folds(
         self, X: Any, y: np.ndarray, weight: np.ndarray, fits: Iterable[Any], held: np.ndarray
@@ -57,14 +67,15 @@ class IntervalMixin:
         target = np.asarray(y, np.float64).reshape(len(y), -1)
         residual, coefs, shifts = np.empty((len(used), target.shape[1])), [], []
         for k, fit in enumerate(fits):
-            coef: Any = np.atleast_2d(fit["coef_"])
+            coef, shift = self._read_fit(fit)
             if np.count_nonzero(coef) < _FEW * coef.size:
                 coef = sparse.csr_array(coef)
             coefs.append(coef)
-            shifts.append(np.atleast_1d(fit["intercept_"]))
+            shifts.append(shift)
             own = used[fold == k]
-            residual[fold == k] = np.abs(target[own] - _predict(X[own], coef, shifts[k]))
-        self._kept = FoldFitsKept(coefs, shifts, residual, fold)
+            seen = self._make_features(X[own])
+            residual[fold == k] = np.abs(target[own] - _predict(seen, coef, shift))
+        self._kept = FoldFitsKept(coefs, shifts, residual, fold, np.ndim(y) == 1, X.dtype)
 
     def predict_interval(self, X, coverage=0.9):
         r"""Return the lower and the upper ends of prediction intervals, shaped as ``predict``.
@@ -102,11 +113,12 @@ class IntervalMixin:
             raise ValueError(f"predict_interval needs residuals on unseen rows, and {why}.")
         kinds, model = [np.float64, np.float32], cast(Any, self)
         checked: Any = validate_data(model, X, accept_sparse="csr", dtype=kinds, reset=False)
-        by_fold = [_predict(checked, *pair) for pair in zip(kept.coef, kept.intercept, strict=True)]
+        seen = self._make_features(checked)
+        by_fold = [_predict(seen, *pair) for pair in zip(kept.coef, kept.intercept, strict=True)]
         low, high = find_ends(np.stack(by_fold), kept.residual, kept.fold, float(coverage))
-        if np.ndim(self.coef_) == 1:
+        if kept.single:
             low, high = low[:, 0], high[:, 0]
-        return low.astype(self.coef_.dtype), high.astype(self.coef_.dtype)
+        return low.astype(kept.dtype), high.astype(kept.dtype)
 
 
 def find_ends(

@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevel.sklearn.base import FLOATS, HypergradEstimator
 from bilevel.sklearn.choice import FitData, finish_fit
+from bilevel.sklearn.intervals import IntervalMixin
 from bilevel.sklearn.losses import KernelLoss, compute_column_squares, make_folds
 from bilevel.sklearn.search import (
     check_alphas,
@@ -17,7 +18,7 @@ from bilevel.sklearn.search import (
 )
 
 
-class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator):
+class HypergradKernelRidge(IntervalMixin, MultiOutputMixin, RegressorMixin, HypergradEstimator):
     r"""Kernel ridge with a Gaussian kernel; penalty and widths minimise the cross-validated error.
 
     ``k(x, x') = exp(-sum_j gamma_j (x_j - x'_j)^2)``, no intercept, as in ``KernelRidge``. Costs
@@ -141,6 +142,12 @@ class HypergradKernelRidge(MultiOutputMixin, RegressorMixin, HypergradEstimator)
         """Return ``k(X, X_fit_) @ dual_coef_``."""
         check_is_fitted(self)
         X = np.asarray(validate_data(self, X, dtype=FLOATS, reset=False))
+        return (self._make_features(X) @ self.dual_coef_).astype(X.dtype)
+
+    def _make_features(self, X: Any) -> np.ndarray:
         root = np.sqrt(self.gamma_)
         near, fitted = ((rows - self._centre) * root for rows in (X, self.X_fit_))
-        return (rbf_kernel(near, fitted, gamma=1.0) @ self.dual_coef_).astype(X.dtype)
+        return rbf_kernel(near, fitted, gamma=1.0)
+
+    def _read_fit(self, fit: Any) -> tuple[Any, Any]:
+        return np.atleast_2d(fit["dual_coef_"].T), np.zeros(1)

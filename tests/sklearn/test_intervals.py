@@ -5,6 +5,7 @@ import pytest
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Lasso, Ridge
 from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
 
@@ -12,6 +13,7 @@ from bilevel.sklearn import (
     HypergradElasticNet,
     HypergradGroupLasso,
     HypergradHuberRegressor,
+    HypergradKernelRidge,
     HypergradLasso,
     HypergradRidge,
 )
@@ -52,10 +54,21 @@ def test_it_is_cv_plus(kind, a):
         )
 
 
+@pytest.mark.parametrize("penalty", ["global", "per_feature"])
+def test_of_a_kernel_it_is_cv_plus(penalty):
+    model = HypergradKernelRidge(penalty, cv=FOLDS, guard=False).fit(X, Y)
+    root = np.sqrt(model.gamma_)
+    other = KernelRidge(alpha=model.alpha_, kernel="rbf", gamma=1.0)
+    for a in (0.5, 0.1):
+        expected = write_cv_plus(other, X * root, Y, NEW * root, a)
+        np.testing.assert_allclose(model.predict_interval(NEW, 1 - a), expected, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     "model",
     [
         HypergradRidge(),
+        HypergradKernelRidge(),
         HypergradLasso(),
         HypergradElasticNet(),
         HypergradGroupLasso(),
@@ -76,16 +89,17 @@ def test_shapes_dtypes_order_and_rows_without_weight(model):
                                       (np.arange(10), np.arange(10, N))])  # fmt: skip
     some = few.fit(X, Y, sample_weight=weight).predict_interval(NEW)
     few.set_params(cv=[(np.arange(10, 20), np.arange(10)), (np.arange(10), np.arange(10, 20))])
-    scale = 3.0 if isinstance(model, HypergradRidge | HypergradHuberRegressor) else 1.0
+    scale = 3.0 if isinstance(model, HypergradRidge | HypergradHuberRegressor | HypergradKernelRidge) else 1.0
     own = few.fit(X[:20], Y[:20], sample_weight=np.full(20, scale)).predict_interval(NEW)
     np.testing.assert_allclose(some, own, rtol=1e-3, atol=1e-4)
 
 
 def test_several_targets_and_too_few_rows():
     both = np.stack([Y, -3 * Y], 1)
-    low, high = HypergradRidge(cv=FOLDS).fit(X, both).predict_interval(NEW, 0.8)
-    assert low.shape == (7, 2)
-    np.testing.assert_allclose(low[:, 1], -3 * high[:, 0])
+    for model in (HypergradRidge(cv=FOLDS), HypergradKernelRidge(cv=FOLDS)):
+        low, high = model.fit(X, both).predict_interval(NEW, 0.8)
+        assert low.shape == (7, 2)
+        np.testing.assert_allclose(low[:, 1], -3 * high[:, 0])
     low, high = HypergradRidge(cv=FOLDS).fit(X, Y).predict_interval(NEW, 0.97)
     assert np.all(np.isinf(low))
     assert np.all(np.isinf(high))
