@@ -147,5 +147,5 @@ def find_ends(
     return np.where(crossed, point, low), np.where(crossed, point, high)
 
 
-def _predict(X: Any, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+def _predict(X: Any, coef: Any, intercept: np.ndarray) -> np.ndarray:
     return np.asarray(safe_sparse_dot(X, coef.T, dense_output=True)) + intercept
