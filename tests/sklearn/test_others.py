@@ -28,6 +28,7 @@ from bilevel.sklearn import (
 )
 from bilevel.sklearn.cleaner import TrustLoss
 from bilevel.sklearn.losses.active_set import minimise_on_columns
+from bilevel.sklearn.losses.working_set import WorkingSet
 from bilevel.sklearn.losses.fold_quadratics import make_quadratics
 from bilevel.sklearn.losses.folds import Folds, make_folds, make_splits
 from bilevel.sklearn.losses.glm_folds import GlmFolds
@@ -76,9 +77,8 @@ def test_lasso_is_scikit_learns_where_columns_are_correlated(alpha):
     A = np.hstack([base, base[:, :1], rng.normal(size=(50, 6))])
     y = base[:, 0] - base[:, 1] + A[:, 14] + rng.normal(size=50)
     other = Lasso(alpha, tol=1e-12, max_iter=10**6, fit_intercept=False).fit(A, y)
-    l1, l2 = np.full((2, 19), [[alpha], [0.0]])
-    cross = A.T @ y / 50
-    w = minimise_on_columns(A.T @ A / 50, cross, l1, l2, np.zeros(19), tol=1e-12)
+    cross, working = A.T @ y / 50, WorkingSet(A.T @ A / 50)
+    w = minimise_on_columns(working, cross, np.full(19, alpha), np.zeros(19), tol=1e-12)
     np.testing.assert_allclose(A @ w, A @ other.coef_, atol=1e-6)
     slope = cross - A.T @ (A @ w) / 50
     np.testing.assert_allclose(slope[w != 0], alpha * np.sign(w[w != 0]), atol=1e-7)

@@ -11,12 +11,13 @@ al., "Celer", ICML 2018, where coordinate descent solves on it).
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from scipy.linalg import cho_solve, get_lapack_funcs
+from scipy.linalg import cho_solve
 
-(factorise,) = get_lapack_funcs(("potrf",), dtype=np.float64)
+from bilevel.sklearn.losses.working_set import WorkingSet, factorise
 
 _SMALL = 1e-11  # of the largest slope at 0: violation at which a solution is one
-_NEAR = 1e-10  # curvature below this part of a column's own is none: the step stays next to w
+_CURVED = 1e-10  # of the largest curvature: below it a direction is not determined
+_MANY = 50  # columns in use: with so many they are first led to where their signs hold
 _ROUNDS = 500
 _LEAST = 20  # columns of the first working set
 
@@ -35,8 +36,8 @@ class QuadraticFold(Protocol):
         """Return ``c - G w``, ``[d]``, of a ``w`` that is 0 outside ``support``."""
         ...
 
-    def block(self, columns: np.ndarray) -> np.ndarray:
-        """Return the rows and columns ``columns`` of G."""
+    def block(self, columns: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+        """Return the rows ``columns`` of G, of the same columns or of ``others``."""
         ...
 
 
@@ -59,38 +60,41 @@ def fit_elastic_net(
 
     Where it is not unique, one next to ``start``.
     """
-    support, w = start.support, start.w
+    columns, w, working = start.support, start.w, None
     scale = max(float(np.max(np.abs(fold.cross), initial=0)), 1e-300)
     violation = np.inf
     for _ in range(_ROUNDS):
-        excess = measure_excess(fold.slope(support, w), l1, l2, support, w, positive=positive)
+        kept = np.flatnonzero(w)
+        support, values = columns[kept], w[kept]
+        slope = fold.slope(support, values)
+        excess = measure_excess(slope, l1, l2, support, values, positive=positive)
         worst = float(np.max(excess, initial=0)) / scale
         if worst <= _SMALL or (violation <= 1e3 * _SMALL and worst >= violation):
             violation = worst
             break
         violation = worst
-        # The worst of the rest join; each in the unit of its column, as their sizes differ.
-        excess[support] = 0
+        excess[columns] = 0
         outside = np.flatnonzero(excess > _SMALL * scale)
+        if working is None and len(support) > _MANY:
+            outside = outside[:0]
+        # The worst of the rest join; each in the unit of its column, as their sizes differ.
         room = max(_LEAST, 2 * len(support))
         if len(outside) > room:
             unit = np.sqrt(np.maximum(fold.diagonal[outside], 1e-300))
             outside = outside[np.argpartition(-excess[outside] / unit, room)[:room]]
-        columns = np.union1d(support, outside)
-        first = np.zeros(len(columns))
-        first[np.searchsorted(columns, support)] = w
-        found = minimise_on_columns(
-            fold.block(columns),
-            fold.cross[columns],
-            l1[columns],
-            l2[columns],
-            first,
-            tol=0.1 * _SMALL * scale,
-            positive=positive,
+        old, columns = columns, np.append(columns, outside)
+        w = np.append(w, np.zeros(len(outside)))
+        if working is None:
+            working = WorkingSet(fold.block(columns) + np.diag(l2[columns]))
+        else:
+            block = fold.block(outside) + np.diag(l2[outside])
+            working.add(fold.block(old, outside), block)
+        tol = 0.1 * _SMALL * scale
+        w = minimise_on_columns(
+            working, fold.cross[columns], l1[columns], w, tol=tol, positive=positive
         )
-        kept = found != 0
-        support, w = columns[kept], found[kept]
-    return SparseFit(support, w, violation)
+    order = np.argsort(support)
+    return SparseFit(support[order], values[order], violation)
 
 
 def measure_excess(
@@ -109,10 +113,9 @@ def measure_excess(
 
 
 def minimise_on_columns(
-    gram: np.ndarray,
+    working: WorkingSet,
     cross: np.ndarray,
     l1: np.ndarray,
-    l2: np.ndarray,
     w: np.ndarray,
     *,
     tol: float,
@@ -122,12 +125,11 @@ def minimise_on_columns(
 
     Ends where no slope is wrong by more than ``tol``, or where rounding lets nothing fall.
     """
-    matrix = gram + np.diag(l2)
-    unit = np.sqrt(np.maximum(np.diag(matrix), 1e-300))
+    unit = np.sqrt(np.maximum(np.diag(working.matrix), 1e-300))
     one_by_one = False
-    value = _objective(matrix, cross, l1, w)
+    image, value = _evaluate(working, cross, l1, w)
     for _ in range(_ROUNDS):
-        slope = cross - matrix @ w
+        slope = cross - image
         excess = np.where(w == 0, (slope if positive else np.abs(slope)) - l1, 0)
         joins = excess > tol
         if one_by_one and joins.any():
@@ -136,16 +138,16 @@ def minimise_on_columns(
         sign = np.where(w != 0, np.sign(w), np.sign(slope))
         if not joins.any() and np.all(np.abs(slope - l1 * sign)[used] <= tol):
             break
-        target = _solve_with_signs(matrix, slope - l1 * sign, sign, w, used)
+        target = _solve_with_signs(working, slope - l1 * sign, sign, w, used)
         crossing = target * sign < 0
         new = np.where(crossing, 0.0, target)
-        new_value = _objective(matrix, cross, l1, new)
+        new_image, new_value = _evaluate(working, cross, l1, new)
         if crossing.any() and not new_value < value:
             # Not all the way: to the first change of sign, so far as the objective must fall.
             reach = np.where(crossing, w / np.where(crossing, w - target, 1), np.inf)
             first = min(float(np.min(reach)), 1.0)
             new = np.where(reach <= first, 0.0, w + first * (target - w))
-            new_value = _objective(matrix, cross, l1, new)
+            new_image, new_value = _evaluate(working, cross, l1, new)
         if not new_value < value:
             if not joins.any() and not crossing.any():
                 return new  # the minimiser of the piece: what it gains is below rounding
@@ -154,16 +156,20 @@ def minimise_on_columns(
             one_by_one = True
             continue
         one_by_one = False
-        w, value = new, new_value
+        w, image, value = new, new_image, new_value
     return w
 
 
-def _objective(matrix: np.ndarray, cross: np.ndarray, l1: np.ndarray, w: np.ndarray) -> float:
-    return float(w @ (matrix @ w) / 2 - cross @ w + l1 @ np.abs(w))
+def _evaluate(
+    working: WorkingSet, cross: np.ndarray, l1: np.ndarray, w: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Return the product of the matrix with ``w``, and the objective."""
+    image = working.matrix @ w
+    return image, float(w @ image / 2 - cross @ w + l1 @ np.abs(w))
 
 
 def _solve_with_signs(
-    matrix: np.ndarray, slope: np.ndarray, sign: np.ndarray, w: np.ndarray, used: np.ndarray
+    working: WorkingSet, slope: np.ndarray, sign: np.ndarray, w: np.ndarray, used: np.ndarray
 ) -> np.ndarray:
     """Return the minimiser of the smooth piece that ``sign`` names, ``[k]``.
 
@@ -172,22 +178,11 @@ def _solve_with_signs(
     while True:
         at = np.flatnonzero(used)
         target = np.zeros_like(w)
-        target[at] = w[at] + solve_near(matrix[np.ix_(at, at)], slope[at])
+        target[at] = w[at] + working.solve(at, slope[at])
         wrong = used & (w == 0) & (target * sign < 0)
         if not wrong.any():
             return target
         used = used & ~wrong
-
-
-def solve_near(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solve a semidefinite system; where there is no curvature the step is long, not infinite."""
-    unit = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
-    scaled = matrix * unit * unit[:, None]
-    scaled[np.diag_indices(len(unit))] += _NEAR
-    factor, failed = factorise(scaled, lower=1, overwrite_a=1)
-    if failed:
-        return np.zeros_like(right)
-    return unit * cho_solve((factor, True), unit * right, check_finite=False)
 
 
 def solve_determined(matrix: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, int]:
@@ -199,10 +194,10 @@ def solve_determined(matrix: np.ndarray, right: np.ndarray) -> tuple[np.ndarray,
     unit = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
     scaled = matrix * unit * unit[:, None]
     factor, failed = factorise(scaled, lower=1)
-    if not failed and len(unit) and np.min(np.diag(factor)) ** 2 > 100 * _NEAR:
+    if not failed and len(unit) and np.min(np.diag(factor)) ** 2 > 100 * _CURVED:
         return unit * cho_solve((factor, True), unit * right, check_finite=False), 0
     values, vectors = np.linalg.eigh(scaled)
-    keep = values > _NEAR * max(float(np.max(values, initial=0)), 1.0)
+    keep = values > _CURVED * max(float(np.max(values, initial=0)), 1.0)
     basis = vectors[:, keep]
     x = unit * (basis @ ((basis.T @ (unit * right)) / values[keep]))
     return x, int(np.sum(~keep))

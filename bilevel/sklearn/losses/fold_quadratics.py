@@ -35,8 +35,19 @@ class SparsePenalty(Protocol):
         ...
 
 
-class SparseFold(QuadraticFold, Protocol):
+class SparseFold(Protocol):
     """One fold: its fit, the quadratic there, and the loss on what it holds out."""
+
+    cross: np.ndarray  # [d]
+
+    @property
+    def diagonal(self) -> np.ndarray:
+        """Return the diagonal of the curvature, ``[d]``."""
+        ...
+
+    def block(self, columns: np.ndarray) -> np.ndarray:
+        """Return the rows and columns ``columns`` of the curvature."""
+        ...
 
     def fit(self, penalty: SparsePenalty, start: SparseFit) -> SparseFit:
         """Return the minimiser under the penalty, from ``start`` on."""
@@ -71,9 +82,9 @@ class MomentFold:
         """Return ``c - G w``."""
         return self.cross - w @ self.gram[support]
 
-    def block(self, columns: np.ndarray) -> np.ndarray:
+    def block(self, columns: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
         """Return a block of G."""
-        return self.gram[np.ix_(columns, columns)]
+        return self.gram[np.ix_(columns, columns if others is None else others)]
 
     def evaluate(self, support: np.ndarray, w: np.ndarray) -> HeldLoss:
         """Return the mean squared error of the held-out rows."""
@@ -124,15 +135,22 @@ class RowQuadratic:
             return self.cross.copy()
         return self.cross - self.sum_centred(self.weight * self.image(support, w))
 
-    def block(self, columns: np.ndarray) -> np.ndarray:
+    def block(self, columns: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
         """Return a block of G."""
-        taken, mean = self.by_column[:, columns], self.mean[columns]
+        left = self._take(columns)
+        right = left if others is None else self._take(others)
+        if sparse.issparse(left):
+            means = self.mean[columns], self.mean[columns if others is None else others]
+            return (left.T @ right).toarray() - self.total * np.outer(*means)
+        return left.T @ right
+
+    def _take(self, columns: np.ndarray) -> Any:
+        """Return columns times the root of the weights, those of weight 0 left out if dense."""
+        taken = self.by_column[:, columns]
         if sparse.issparse(taken):
-            weighted = taken.multiply(self.weight[:, None]).tocsc()
-            return (taken.T @ weighted).toarray() - self.total * np.outer(mean, mean)
+            return taken.multiply(np.sqrt(self.weight)[:, None]).tocsc()
         used = self.weight > 0
-        rows = (taken[used] - mean) * np.sqrt(self.weight[used])[:, None]
-        return rows.T @ rows
+        return (taken[used] - self.mean[columns]) * np.sqrt(self.weight[used])[:, None]
 
     def differentiate(self, support: np.ndarray, slope: np.ndarray) -> np.ndarray:
         """Return the slope in the coefficients of the support by ``slope [n]`` in the scores."""

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bilevel.sklearn.losses.active_set import QuadraticFold, SparseFit, solve_near
+from bilevel.sklearn.losses.active_set import QuadraticFold, SparseFit
 from bilevel.sklearn.losses.fold_quadratics import FoldQuadratics
 from bilevel.sklearn.losses.lasso import SparseLoss
+from bilevel.sklearn.losses.working_set import solve_near
 
 _SMALL = 1e-11  # of the largest slope at 0: violation at which a solution is one
 _ROUNDS, _HALVINGS = 500, 20

@@ -80,9 +80,10 @@ class SparseLoss:
         """Return the losses ``[G, F]`` of the folds; derivatives and the fit of all rows wait.
 
         With many columns in use, ends where the loss has been above its best by half a percent for
-        the points of half a decade: weaker penalties take longest.
+        the points of half a decade: weaker penalties take longest. The next call starts where the
+        best point ended.
         """
-        share = self.problem.share
+        share, at_best = self.problem.share, self.fits
         values = np.full((len(grid), len(share)), np.inf)
         for i, theta in enumerate(grid):
             penalty = self.penalty_of(theta)
@@ -92,8 +93,11 @@ class SparseLoss:
             means = values[: i + 1, share > 0] @ share[share > 0]
             large = max(len(fit.support) for fit in self.fits) > _LARGE
             best = np.min(means)
+            if not means[-1] > best:
+                at_best = list(self.fits)
             if large and np.all(means[-_RISEN:] > best + 0.005 * abs(best)):
                 break
+        self.fits = at_best
         return values[:, share > 0]
 
     def __call__(self, theta: np.ndarray) -> Evaluation:
