@@ -28,13 +28,13 @@ from bilevel.sklearn import (
 )
 from bilevel.sklearn.cleaner import TrustLoss
 from bilevel.sklearn.losses.active_set import minimise_on_columns
-from bilevel.sklearn.losses.working_set import WorkingSet
 from bilevel.sklearn.losses.fold_quadratics import make_quadratics
 from bilevel.sklearn.losses.folds import Folds, make_folds, make_splits
 from bilevel.sklearn.losses.glm_folds import GlmFolds
 from bilevel.sklearn.losses.kernel import KernelLoss
 from bilevel.sklearn.losses.lasso import ElasticNetLoss
 from bilevel.sklearn.losses.links import LOGISTIC, SQUARED
+from bilevel.sklearn.losses.working_set import WorkingSet
 from tests.sklearn.derivatives import differences
 
 RNG = np.random.default_rng(0)

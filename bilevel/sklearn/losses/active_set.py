@@ -61,6 +61,7 @@ def fit_elastic_net(
     Where it is not unique, one next to ``start``.
     """
     columns, w, working = start.support, start.w, None
+    support, values = columns, w
     scale = max(float(np.max(np.abs(fold.cross), initial=0)), 1e-300)
     violation = np.inf
     for _ in range(_ROUNDS):
