@@ -113,8 +113,10 @@ def choose_by_score(model: Any, found: SearchResult, fits: FoldFits) -> SearchRe
     """Return the candidate with the best mean score, and the scores of all in its tables."""
     points, scores, losses = np.concatenate([found.points, found.allowed]), [], []
     share = found.evaluation.share[found.evaluation.share > 0]
+    exact = getattr(found.outer, "evaluate_exactly", found.outer)
     for theta in points:
         at = found.outer(theta)
+        at = exact(theta) if at.params is None else at
         scores.append(fits.score(theta, at))
         losses.append(at.losses[at.share > 0])
     scores, losses = np.array(scores), np.array(losses)
@@ -131,7 +133,7 @@ def choose_by_score(model: Any, found: SearchResult, fits: FoldFits) -> SearchRe
         slack = float(np.std(scores[best], ddof=1) / np.sqrt(len(share)))
     chosen = select_strongest(points, -mean, slack, found.search.strength)
     theta = points[chosen]
-    at = getattr(found.outer, "evaluate_exactly", found.outer)(theta)
+    at = exact(theta)
     return replace(
         found,
         theta=theta,

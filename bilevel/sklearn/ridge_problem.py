@@ -14,6 +14,7 @@ from bilevel.sklearn.losses import (
     GlmFolds,
     GlmLoss,
     Matrix,
+    ProductPath,
     RidgeLoss,
     RidgePath,
     RowInfluence,
@@ -24,6 +25,7 @@ from bilevel.sklearn.losses import (
     make_criterion_rows,
     make_fold_influence,
     make_folds,
+    make_product_path,
     rotate_rows,
 )
 from bilevel.sklearn.search import OuterFunction
@@ -43,16 +45,21 @@ class RidgeProblem:
 
     def make_path(
         self, rows: Matrix
-    ) -> tuple[RidgePath | CriterionPath, Callable[[np.ndarray], np.ndarray]]:
+    ) -> tuple[RidgePath | ProductPath | CriterionPath, Callable[[np.ndarray], np.ndarray]]:
         """Return the outer loss of one penalty, and the way back to the columns of ``rows``."""
 
         back: Callable[[np.ndarray], np.ndarray] = np.asarray
         shape: Any = rows.shape
-        if shape[1] > shape[0]:  # one penalty is the same in every orthonormal basis
+        wide = shape[1] > shape[0]
+        folds = None if self.splits is None else make_folds(*self.splits, self.weight)
+        if wide and folds is not None:
+            path = make_product_path(rows, self.targets, self.weight, folds, self.centred)
+            if path is not None:
+                return path
+        if wide:  # one penalty is the same in every orthonormal basis
             rows, back = rotate_rows(rows, self.weight, self.centred)
-        if self.splits is None:
+        if folds is None:
             return CriterionPath(self.criterion, self._criterion_rows(rows)), back
-        folds = make_folds(*self.splits, self.weight)
         return RidgePath(rows, self.targets, self.weight, folds, self.centred), back
 
     def make_influence(self) -> RowInfluence:

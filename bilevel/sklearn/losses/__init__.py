@@ -38,6 +38,7 @@ from bilevel.sklearn.losses.links import (
 )
 from bilevel.sklearn.losses.ridge import RidgeLoss
 from bilevel.sklearn.losses.rotation import rotate_rows
+from bilevel.sklearn.losses.row_products import ProductPath, make_product_path
 from bilevel.sklearn.losses.rows import compute_column_squares
 from bilevel.sklearn.losses.sparse_glm import make_glm_folds
 from bilevel.sklearn.losses.spectrum import RidgePath
@@ -61,6 +62,7 @@ __all__ = [
     "KernelLoss",
     "Link",
     "Matrix",
+    "ProductPath",
     "RidgeLoss",
     "RidgePath",
     "RowInfluence",
@@ -81,6 +83,7 @@ __all__ = [
     "make_glm_folds",
     "make_huber",
     "make_probes",
+    "make_product_path",
     "make_quadratics",
     "make_splits",
     "make_tweedie",

@@ -18,7 +18,7 @@ class Evaluation(NamedTuple):
 
     ``params`` leads with F, its last entry fitted to all rows of the problem; the residuals are
     the largest over the folds. ``share [F]`` weighs the folds in the value; ``None`` where a
-    criterion needs none.
+    criterion needs none. ``params`` may be ``None`` where ``evaluate_exactly`` gives them.
     """
 
     value: Any
