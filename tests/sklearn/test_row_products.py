@@ -69,3 +69,18 @@ def test_a_constant_far_from_zero_changes_nothing():
     one, far = (HypergradRidge(cv=4).fit(X + shift, Y) for shift in (0.0, 1e5))
     np.testing.assert_allclose(far.cv_loss_, one.cv_loss_, rtol=1e-8)
     np.testing.assert_allclose(far.coef_, one.coef_, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:The loss on the folds still falls")
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_folds_of_one_row_and_few(n, intercept):
+    A, y = X[:n, :5], Y[:n, 0]
+    model = HypergradRidge(cv=2, fit_intercept=intercept).fit(A, y)
+    fit = Ridge(model.alpha_, fit_intercept=intercept, solver="svd").fit(A, y)
+    np.testing.assert_allclose(model.coef_, fit.coef_, atol=1e-12)
+    losses = []
+    for train, held in KFold(2).split(A):
+        fit.fit(A[train], y[train])
+        losses.append(np.mean((fit.predict(A[held]) - y[held]) ** 2))
+    np.testing.assert_allclose(model.cv_losses_, losses, rtol=1e-9)

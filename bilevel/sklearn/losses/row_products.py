@@ -98,6 +98,9 @@ class ProductPath:
 
 def _solve(fold: ProductFold, alpha: float, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the solution of ``T + alpha``, and the solution for the solution."""
+    if not len(fold.off):
+        w = right / (fold.diagonal + alpha)
+        return w, w / (fold.diagonal + alpha)
     diagonal, off, _ = factorise(fold.diagonal + alpha, fold.off)
     w = solve(diagonal, off, right)[0]
     return w, solve(diagonal, off, w)[0]
