@@ -25,6 +25,7 @@ from bilevel.sklearn.losses import (
     make_criterion_rows,
     make_fold_influence,
     make_folds,
+    make_product_criterion,
     make_product_path,
     rotate_rows,
 )
@@ -48,15 +49,19 @@ class RidgeProblem:
     ) -> tuple[RidgePath | ProductPath | CriterionPath, Callable[[np.ndarray], np.ndarray]]:
         """Return the outer loss of one penalty, and the way back to the columns of ``rows``."""
 
+        folds = None if self.splits is None else make_folds(*self.splits, self.weight)
+        shared = rows, self.targets, self.weight
         back: Callable[[np.ndarray], np.ndarray] = np.asarray
         shape: Any = rows.shape
-        wide = shape[1] > shape[0]
-        folds = None if self.splits is None else make_folds(*self.splits, self.weight)
-        if wide and folds is not None:
-            path = make_product_path(rows, self.targets, self.weight, folds, self.centred)
-            if path is not None:
-                return path
-        if wide:  # one penalty is the same in every orthonormal basis
+        if shape[1] > shape[0]:
+            if folds is None:
+                noise = float(self.noise_variance or 0)
+                found = make_product_criterion(self.criterion, *shared, self.centred, noise)
+            else:
+                found = make_product_path(*shared, folds, self.centred)
+            if found is not None:
+                return found
+            # One penalty is the same in every orthonormal basis.
             rows, back = rotate_rows(rows, self.weight, self.centred)
         if folds is None:
             return CriterionPath(self.criterion, self._criterion_rows(rows)), back
@@ -64,14 +69,13 @@ class RidgeProblem:
 
     def make_influence(self) -> RowInfluence:
         """Return the influence of the rows on the outer loss of one penalty."""
+        if self.splits is None:
+            path: Any = self.make_path(self.rows)[0]
+            return make_criterion_influence(path)
         rows: Any = self.rows
         shape: Any = rows.shape
         if shape[1] > shape[0]:
             rows, _ = rotate_rows(rows, self.weight, self.centred)
-        if self.splits is None:
-            return make_criterion_influence(
-                CriterionPath(self.criterion, self._criterion_rows(rows))
-            )
         folds = make_folds(*self.splits, self.weight)
         sides = GlmFolds(rows, self.targets, self.weight, folds, self.centred)
         return make_fold_influence(GlmLoss(SQUARED, sides))

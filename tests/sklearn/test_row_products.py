@@ -1,12 +1,14 @@
 """Ridge on wide rows, by their products: against scikit-learn's fits fold by fold."""
 
+import jax
 import numpy as np
 import pytest
 from scipy import sparse
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
 
-from bilevel.sklearn import HypergradRidge
+from bilevel.sklearn import HypergradRidge, compute_gcv, compute_sure, leave_one_out
+from bilevel.sklearn.losses.criterion_loss import make_product_criterion
 from bilevel.sklearn.losses.folds import make_folds, make_splits
 from bilevel.sklearn.losses.row_products import make_product_path
 from tests.sklearn.derivatives import differences
@@ -84,3 +86,24 @@ def test_folds_of_one_row_and_few(n, intercept):
         fit.fit(A[train], y[train])
         losses.append(np.mean((fit.predict(A[held]) - y[held]) ** 2))
     np.testing.assert_allclose(model.cv_losses_, losses, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array], ids=["dense", "sparse"])
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("cv", ["loo", "gcv", "sure"])
+def test_criteria_are_those_of_the_closed_forms(cv, centred, kind):
+    criterion = {"loo": leave_one_out, "gcv": compute_gcv, "sure": compute_sure}[cv]
+    noise = {"noise_variance": 0.5} if cv == "sure" else {}
+    made = make_product_criterion(cv, kind(X), Y, WEIGHT, centred, 0.5)
+    assert made is not None
+    path, back = made
+    for theta in (-3.0, 1.0, 6.0):
+        at = path(np.array([theta]))
+        with jax.enable_x64(True):
+            log = np.full(90, theta)
+            expected = float(criterion(log, X, Y, WEIGHT, float(centred), **noise))
+        np.testing.assert_allclose(at.value, expected, rtol=1e-8)
+        fit = Ridge(np.exp(theta), fit_intercept=centred, solver="svd")
+        fit.fit(X, Y, sample_weight=WEIGHT)
+        np.testing.assert_allclose(back(at.params[0]), fit.coef_.T, atol=1e-10)
+        np.testing.assert_allclose(*differences(path, np.array([theta])), rtol=1e-5)

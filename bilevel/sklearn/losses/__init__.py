@@ -8,6 +8,7 @@ from bilevel.sklearn.losses.criterion_loss import (
     CriterionPath,
     CriterionRows,
     make_criterion_rows,
+    make_product_criterion,
 )
 from bilevel.sklearn.losses.fold_quadratics import FoldQuadratics, make_quadratics
 from bilevel.sklearn.losses.fold_sums import (
@@ -83,6 +84,7 @@ __all__ = [
     "make_glm_folds",
     "make_huber",
     "make_probes",
+    "make_product_criterion",
     "make_product_path",
     "make_quadratics",
     "make_splits",

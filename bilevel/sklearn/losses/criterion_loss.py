@@ -16,7 +16,9 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve
 
-from bilevel.sklearn.losses.spectrum import compute_spectrum, find_extremes
+from bilevel.sklearn.losses.arrays import Matrix
+from bilevel.sklearn.losses.row_products import TRUSTED, multiply_rows
+from bilevel.sklearn.losses.spectrum import Spectrum, compute_spectrum, find_extremes
 from bilevel.sklearn.search.descent import Evaluation
 
 _CHUNK = 2_000_000  # residuals at once, of a grid
@@ -93,15 +95,20 @@ Criterion = Callable[[np.ndarray, np.ndarray, CriterionRows], CriterionTerms]
 class CriterionPath:
     """A criterion for one penalty; ``theta [1]`` is its logarithm."""
 
-    def __init__(self, name: str, rows: CriterionRows) -> None:
-        """Decompose the rows once."""
+    def __init__(
+        self, name: str, rows: CriterionRows, parts: tuple[Spectrum, np.ndarray] | None = None
+    ) -> None:
+        """Decompose the rows once; ``parts``: their spectrum and ``U``, if they are known."""
         self.criterion, self.rows = CRITERIA[name], rows
-        self.values, self.basis, self.images = compute_spectrum(rows.X, rows.Y)
-        self.left = rows.X @ self.basis / np.sqrt(self.values)
+        if parts is None:
+            spectrum = compute_spectrum(rows.X, rows.Y)
+            parts = spectrum, rows.X @ spectrum.basis / np.sqrt(spectrum.values)
+        (self.values, self.basis, self.images), self.left = parts
+        self.squares = self.left**2
         self.fitted = self.left.T @ rows.Y
         self.constant = rows.Y - self.left @ self.fitted
         free = len(rows.X) - (1 if np.any(rows.ones) else 0)
-        rest = 1 - rows.ones - np.sum(self.left**2, 1)
+        rest = 1 - rows.ones - np.sum(self.squares, 1)
         if len(self.values) >= free:  # the rows are interpolated: both are 0
             rest, self.constant = np.zeros_like(rest), np.zeros_like(self.constant)
         self.rest = np.maximum(rest, 0)
@@ -109,7 +116,7 @@ class CriterionPath:
     def _parts(self, alpha: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         f = alpha / (self.values + alpha)
         e = self.constant + self.left @ (f[:, None] * self.fitted)
-        q = np.maximum(self.rest + self.left**2 @ f, np.finfo(float).tiny)
+        q = np.maximum(self.rest + self.squares @ f, np.finfo(float).tiny)
         return f, e, q
 
     def __call__(self, theta: np.ndarray) -> Evaluation:
@@ -118,13 +125,35 @@ class CriterionPath:
         terms = self.criterion(e, q, self.rows)
         change = f * (1 - f)  # of f by the logarithm of alpha
         slope = np.sum((self.left.T @ terms.by_residual) * change[:, None] * self.fitted)
-        slope += terms.by_freedom @ (self.left**2 @ change)
+        slope += terms.by_freedom @ (self.squares @ change)
         coef = self.basis @ (self.images / (self.values + np.exp(theta[0]))[:, None])
         return Evaluation(terms.value, np.array([slope]), [terms.value], coef[None], 0.0, 0.0)
 
     def extremes(self) -> tuple[float, float]:
         """Return the smallest and the largest curvature."""
         return find_extremes(self.values)
+
+
+def make_product_criterion(
+    name: str, X: Matrix, y: np.ndarray, weight: np.ndarray, centred: bool, noise: float
+) -> tuple[CriterionPath, Callable[[np.ndarray], np.ndarray]] | None:
+    """Return the path of wide rows by their products, and the way of its coefficients back.
+
+    Nothing where the products are not exact enough.
+    """
+    products, back = multiply_rows(X, weight, centred)
+    used = np.flatnonzero(weight)
+    root = np.sqrt(weight[used])[:, None]
+    values, left = np.linalg.eigh(products[np.ix_(used, used)] * root * root.T)
+    if centred:  # the roots of the weights have no product with anything
+        values, left = values[1:], left[:, 1:]
+    if not len(values) or not values[0] > TRUSTED * values[-1]:
+        return None
+    rows = make_criterion_rows(np.zeros((len(y), 0)), y, weight, centred, noise)
+    basis = np.zeros((len(y), len(values)))
+    basis[used] = root * left / np.sqrt(values)
+    images = np.sqrt(values)[:, None] * (left.T @ rows.Y)
+    return CriterionPath(name, rows, (Spectrum(values, basis, images), left)), back
 
 
 class CriterionLoss:

@@ -23,7 +23,7 @@ from bilevel.sklearn.search.descent import Evaluation
     ("sytrd", "sytrd_lwork", "ormqr", "pttrf", "pttrs"), dtype=np.float64
 )
 
-_TRUSTED = 1e-8  # of the largest eigenvalue: the smallest must be above, as the error is 1e-16
+TRUSTED = 1e-8  # of the largest eigenvalue: the smallest must be above, as the error is 1e-16
 
 
 class ProductFold(NamedTuple):
@@ -106,16 +106,15 @@ def _solve(fold: ProductFold, alpha: float, right: np.ndarray) -> tuple[np.ndarr
     return w, solve(diagonal, off, w)[0]
 
 
-def make_product_path(
-    X: Matrix, y: np.ndarray, weight: np.ndarray, folds: Folds, centred: bool
-) -> tuple[ProductPath, Callable[[np.ndarray], np.ndarray]] | None:
-    """Return the path of rows ``X [n, d]``, dense or CSR, and the way of coefficients back.
+def multiply_rows(
+    X: Matrix, weight: np.ndarray, centred: bool
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """Return products of rows about their weighted mean, ``[n, n]``, and a way back.
 
-    ``y [n, T]``. Nothing where the products are not exact enough.
+    From weights of the rows ``[n, T]`` to what they combine to, ``[d, T]``. ``X``: dense or CSR.
     """
     shape: Any = X.shape
     centre = np.asarray(weight @ X).ravel() / weight.sum() if centred else np.zeros(shape[1])
-    y = y - weight @ y / weight.sum() if centred else y
     if isinstance(X, np.ndarray):
         rows, centre = X - centre, np.zeros(shape[1])
         products = rows @ rows.T
@@ -127,18 +126,30 @@ def make_product_path(
     def back(combined: np.ndarray) -> np.ndarray:
         return np.asarray(rows.T @ combined) - np.outer(centre, combined.sum(0))
 
+    return products, back
+
+
+def make_product_path(
+    X: Matrix, y: np.ndarray, weight: np.ndarray, folds: Folds, centred: bool
+) -> tuple[ProductPath, Callable[[np.ndarray], np.ndarray]] | None:
+    """Return the path of rows ``X [n, d]``, dense or CSR, and the way of coefficients back.
+
+    ``y [n, T]``. Nothing where the products are not exact enough.
+    """
+    products, back = multiply_rows(X, weight, centred)
+    y = y - weight @ y / weight.sum() if centred else y
+
     def make(k: int) -> ProductFold:
         sides = folds.train[k] * weight, folds.held[k] * weight
         return _make_fold(products, y, *sides, centred)
 
     every = make(len(folds.share) - 1)
     low, high = every.extremes()
-    if not low > _TRUSTED * high:
+    if not low > TRUSTED * high:
         return None
     used = [int(k) for k in np.flatnonzero(folds.share[:-1] > 0)]
-    return ProductPath(
-        [*map(make, used), every], np.append(folds.share[used], folds.share[-1])
-    ), back
+    share = np.append(folds.share[used], folds.share[-1])
+    return ProductPath([*(make(k) for k in used), every], share), back
 
 
 def _make_fold(
