@@ -115,8 +115,7 @@ def choose_by_score(model: Any, found: SearchResult, fits: FoldFits) -> SearchRe
     share = found.evaluation.share[found.evaluation.share > 0]
     exact = getattr(found.outer, "evaluate_exactly", found.outer)
     for theta in points:
-        at = found.outer(theta)
-        at = exact(theta) if at.params is None else at
+        at = exact(theta)
         scores.append(fits.score(theta, at))
         losses.append(at.losses[at.share > 0])
     scores, losses = np.array(scores), np.array(losses)

@@ -38,7 +38,7 @@ class TrustLoss:
         weight = self.trained * trust
         total = weight.sum()
         rows.train, rows.size = (weight / total)[:, None], np.array([total])
-        found = self.loss.evaluate_exactly(np.array([np.log(self.alpha)]))
+        found = self.loss.evaluate_to_rounding(np.array([np.log(self.alpha)]))
         slope = self.loss.link.derive(rows.product(self.loss.w), rows.target)[0]
         influence = -np.sum(slope * rows.product(self.loss.adjoint), (1, 2)) / total
         return found._replace(grad=weight * influence * (1 - trust))

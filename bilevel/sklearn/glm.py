@@ -126,13 +126,14 @@ class GlmEstimator(HypergradEstimator):
             sides = GlmFolds(rows, target, weight, folds, self.fit_intercept, link.plain)
             if mean:
                 sides.size[:] = total
-            return GlmLoss(link, sides) if splits else AloLoss(link, sides)
+            return GlmLoss(link, sides, self.tol) if splits else AloLoss(link, sides)
 
         start = np.broadcast_to(link.start(weight @ target / total), target.shape)
         curved = link.derive(start[:, None], target[:, None])[1]
         curvature = float(weight @ link.diagonal(curved)[:, 0] / total)
         grids, bounds = self._search_grids(data, penalties, curvature, unit)
-        search = replace(self._search(bounds, entries, splits), resolution=ITERATED)
+        search = self._search(bounds, entries, splits)
+        search = replace(search, resolution=ITERATED, sharpness=0.2)
         stages = make_stages(entries[: len(bounds)], len(bounds))
         found = tune_penalties(outer_of, grids, stages, search)
         middle = np.asarray(weight @ X).ravel() / total

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 import bilevel as bl
 from bilevel.sklearn import HypergradLogisticRegression
-from bilevel.sklearn.losses import preconditioner
+from bilevel.sklearn.losses import glm_system, preconditioner
 from bilevel.sklearn.losses.folds import make_folds, make_splits
 from bilevel.sklearn.losses.glm import GlmLoss
 from bilevel.sklearn.losses.glm_folds import GlmFolds
@@ -36,12 +36,19 @@ def loss_of(kind, classes):
     return GlmLoss(LINKS[classes], folds), train, held
 
 
+@pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array], ids=["dense", "sparse"])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_loss_is_that_of_fits_fold_by_fold_and_gradient_is_its_own(classes, kind):
+def test_loss_is_that_of_fits_fold_by_fold_and_gradient_is_its_own(
+    classes, kind, single, monkeypatch
+):
+    """Also where conjugate gradients are in single precision, as those of large tables are."""
+    if single:
+        monkeypatch.setattr(glm_system, "LARGE", 0)
     loss, train, held = loss_of(kind, classes)
+    assert loss.system.large == single
     theta = np.full(8 * (1 if classes == 2 else classes), np.log(0.7))
-    found = loss.evaluate_exactly(theta)
+    found = loss.evaluate_to_rounding(theta)
     losses, y = [], LABELS[classes]
     for inside, outside in zip(train, held, strict=True):
         fit = LogisticRegression(C=1 / 0.7, tol=1e-10, max_iter=10**4)
@@ -51,11 +58,11 @@ def test_loss_is_that_of_fits_fold_by_fold_and_gradient_is_its_own(classes, kind
     np.testing.assert_allclose(found.value, np.mean(losses), rtol=1e-6)
     assert found.inner_residual < 1e-8
     theta = theta + np.random.default_rng(1).normal(size=len(theta))
-    gradient, reference = differences(loss.evaluate_exactly, theta)
+    gradient, reference = differences(loss.evaluate_to_rounding, theta)
     np.testing.assert_allclose(gradient, reference, rtol=1e-5, atol=1e-9)
     # What a descent sees is less exact, but the value's error is of the second order.
     along = loss_of(kind, classes)[0](theta)
-    np.testing.assert_allclose(along.value, loss.evaluate_exactly(theta).value, rtol=1e-6)
+    np.testing.assert_allclose(along.value, loss.evaluate_to_rounding(theta).value, rtol=1e-6)
     np.testing.assert_allclose(along.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
@@ -84,7 +91,7 @@ def test_every_fold_is_what_implicit_differentiation_of_newton_gives(classes):
     outputs = 1 if classes == 2 else classes
     theta = np.random.default_rng(2).normal(size=(8, outputs))
     estimator = bl.Implicit(bl.Newton(), 12, linear=bl.CG(tol=1e-12))
-    own = loss.evaluate_exactly(theta.ravel())
+    own = loss.evaluate_to_rounding(theta.ravel())
     target = np.eye(classes)[LABELS[classes]][:, 1 if classes == 2 else 0 :]
     A, grads = X - WEIGHT @ X / WEIGHT.sum(), []  # intercepts are of rows about their mean
     with jax.enable_x64(True):
@@ -105,11 +112,23 @@ def test_every_fold_is_what_implicit_differentiation_of_newton_gives(classes):
 
 def test_many_columns_take_the_diagonal_to_the_same_answer(monkeypatch):
     theta = np.linspace(-2, 2, 24)
-    factorised = loss_of(np.asarray, 3)[0].evaluate_exactly(theta)
+    factorised = loss_of(np.asarray, 3)[0].evaluate_to_rounding(theta)
     monkeypatch.setattr(preconditioner, "_DENSE", 0)
-    iterated = loss_of(np.asarray, 3)[0].evaluate_exactly(theta)
+    iterated = loss_of(np.asarray, 3)[0].evaluate_to_rounding(theta)
     np.testing.assert_allclose(iterated.value, factorised.value, rtol=1e-8)
     np.testing.assert_allclose(iterated.grad, factorised.grad, rtol=1e-6, atol=1e-10)
+
+
+def test_single_precision_gives_way_where_it_does_not_do(monkeypatch):
+    """Columns of 1e-3 to 1e3, two of which are all but the same, and next to no penalty."""
+    monkeypatch.setattr(glm_system, "LARGE", 0)
+    rng = np.random.default_rng(3)
+    A = rng.normal(size=(80, 5)) * np.logspace(-3, 3, 5)
+    A = np.column_stack([A, A[:, 4] + 1e-3 * rng.normal(size=80)])
+    y = (A[:, 0] * 1e3 + A[:, 4] / 1e3 + rng.logistic(size=80) > 0) * 1
+    model = HypergradLogisticRegression(alphas=[1e-8, 1e-9], cv=3, max_iter=1, tol=1e-6).fit(A, y)
+    other = LogisticRegression(C=model.C_, tol=1e-12, solver="newton-cholesky").fit(A, y)
+    np.testing.assert_allclose(model.predict_proba(A), other.predict_proba(A), atol=1e-5)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -12,7 +12,7 @@ third derivatives of the loss included. H is dense.
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from bilevel.sklearn.losses.glm import EXACT, GlmLoss
+from bilevel.sklearn.losses.glm_fits import EXACT, GlmFits
 from bilevel.sklearn.losses.glm_folds import GlmFolds
 from bilevel.sklearn.losses.links import Link
 from bilevel.sklearn.losses.preconditioner import NEAR
@@ -22,7 +22,7 @@ _ROOM = 5000  # coefficients, whose Hessian is dense
 
 
 class AloLoss:
-    """Approximate leave-one-out; ``theta``: as of :class:`GlmLoss`."""
+    """Approximate leave-one-out; ``theta``: as of :class:`GlmFits`."""
 
     def __init__(self, link: Link, rows: GlmFolds) -> None:
         """Take the rows of one fold that trains on all of them.
@@ -31,7 +31,7 @@ class AloLoss:
         ------
         ValueError : the Hessian has no room.
         """
-        self.link, self.rows, self.fit = link, rows, GlmLoss(link, rows)
+        self.link, self.rows, self.fit = link, rows, GlmFits(link, rows)
         d, _, outputs = rows.shape
         if d * outputs > _ROOM:
             raise ValueError(

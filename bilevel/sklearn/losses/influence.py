@@ -28,7 +28,7 @@ def make_fold_influence(loss: GlmLoss, mean: bool = False) -> RowInfluence:
     counts = folds.train[:, -1] > 0
 
     def look(theta: float) -> tuple[float, np.ndarray]:
-        at = loss.evaluate_exactly(np.array([theta]))
+        at = loss.evaluate_to_rounding(np.array([theta]))
         z = folds.product(np.moveaxis(at.params, 0, 1))
         slope, _ = link.derive(z, folds.target)
         pull = folds.train * np.sum(slope * folds.product(loss.adjoint), 2)

@@ -17,6 +17,7 @@ class Preconditioner:
         """Nothing is known yet."""
         self.folds, self.link = folds, link
         self.hessian: np.ndarray | None = None
+        self.known: dict = {}
         d, count, outputs = folds.shape
         self.factorised = folds.dense and d <= _DENSE
         self.price = d / (2 * count * outputs) if self.factorised else 1.0  # in products
@@ -28,6 +29,9 @@ class Preconditioner:
             weight = np.mean(self.folds.train * self.link.diagonal(curvature), 1)
             make = self.folds.weigh_products if self.factorised else self.folds.weigh_squares
             self.hessian, self.wasted = make(weight), 0.0
+        elif strength is self.strength:
+            return
+        self.strength, self.known = strength, {}
         if not self.factorised:
             self.diagonal = np.maximum(self.hessian[:, None, None] + strength, 1e-300)
             return
@@ -35,24 +39,26 @@ class Preconditioner:
         same = np.allclose(common, common[:, :1], rtol=1e-9)
         own = NEAR * np.diag(self.hessian)  # or rounding may leave it indefinite
         self.factors = [
-            cho_factor(self.hessian + np.diag(column + own), lower=True, check_finite=False)
+            cho_factor(self.hessian + np.diag(column + own), lower=True, check_finite=False)[0]
             for column in (common[:, :1] if same else common).T
         ]
 
-    def __call__(self, r: np.ndarray) -> np.ndarray:
-        """Apply to ``[d + 1, F, T]``; outputs without columns keep none."""
-        image = self._apply(r)
+    def __call__(self, r: np.ndarray, live: np.ndarray) -> np.ndarray:
+        """Apply to the folds ``live``, ``[d + 1, live, T]``; outputs without columns keep none."""
+        image = self._apply(r, live)
         image[:-1, :, self.folds.sloped :] = 0
         return image
 
-    def _apply(self, r: np.ndarray) -> np.ndarray:
+    def _apply(self, r: np.ndarray, live: np.ndarray) -> np.ndarray:
         if not self.factorised:
-            return r / self.diagonal
-        if len(self.factors) == 1:
-            flat = cho_solve(self.factors[0], r.reshape(len(r), -1), check_finite=False)
+            return r / self.diagonal[:, live].astype(r.dtype, copy=False)
+        factors = self.known.setdefault(
+            r.dtype, [(factor.astype(r.dtype, copy=False), True) for factor in self.factors]
+        )
+        if len(factors) == 1:
+            flat = cho_solve(factors[0], r.reshape(len(r), -1), check_finite=False)
             return flat.reshape(r.shape)
         parts = [
-            cho_solve(factor, r[:, :, k], check_finite=False)
-            for k, factor in enumerate(self.factors)
+            cho_solve(factor, r[:, :, k], check_finite=False) for k, factor in enumerate(factors)
         ]
         return np.stack(parts, 2)

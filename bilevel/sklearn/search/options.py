@@ -20,7 +20,8 @@ class SearchOptions:
     ``tol``; ``n_jobs`` threads of the guard and the folds that it leaves out, ``guarded``, none by
     default. ``strength [q]``: how strongly each entry of ``theta`` regularises, by default all
     alike. Losses that differ by less than ``resolution`` of the strongest penalties' are equal.
-    ``one_error``: end at :func:`find_one_error`.
+    ``one_error``: end at :func:`find_one_error`. For one penalty the search ends where the gain to
+    expect is below ``sharpness * tol``, as the root is found fast near it.
     """
 
     bounds: np.ndarray
@@ -31,3 +32,4 @@ class SearchOptions:
     strength: np.ndarray | None = None
     resolution: float = RESOLUTION
     one_error: bool = False
+    sharpness: float = 0.03

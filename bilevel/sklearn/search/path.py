@@ -167,7 +167,7 @@ def _start_descents(
         if stage.max() == 0 and np.allclose(shift, shift[:, :1], atol=1e-9):
             vertex, ways[-1].curvature = find_vertex(shift[:, 0], values, best)
             value = float(outer(grid[best] + vertex).value) if vertex else np.inf
-            if value < values[best]:
+            if value < values[best] * (1 + getattr(outer, "coarse", 0.0)):
                 ways[-1].path.append(grid[best] + vertex)
                 ways[-1].losses.append(value)
     return tables, ways
@@ -221,15 +221,15 @@ def _append_stage(
     np.minimum.at(reach[:, 1], stage, np.maximum(search.bounds[:, 1] - start, 0))
     options = {"max_iter": search.max_iter, "tol": search.tol, "least": resolution}
     if size == 1:
-        steps, values = minimise_scalar(
-            outer, start, tuple(reach[0]), curvature=curvature, **options
-        )
-        steps = steps[:, None]
+        options["tol"] *= search.sharpness
+        found = minimise_scalar(outer, start, tuple(reach[0]), curvature=curvature, **options)
+        steps, values = found[0][:, None], found[1]
     else:
         steps, values = minimise_outer(
             outer, np.zeros(size), reach, start=start, groups=stage, **options
         )
-    thetas, values = start + steps[:, stage], np.append(losses[-1], values[1:])
+    losses[-1] = values[0]  # that of a grid is coarse
+    thetas = start + steps[:, stage]
     last = select_strongest(thetas, values, resolution, search.strength)
     # Steps that lead up are trials of a search, not of the way.
     lower = values[: last + 1] <= np.minimum.accumulate(values[: last + 1])

@@ -6,7 +6,7 @@ import numpy as np
 
 from bilevel.sklearn.search.descent import OuterFunction
 
-_SHARP = 0.03  # of tol: at this possible gain the search ends, as the root is found fast near it
+_LEAST = 0.02  # step
 
 
 class ScalarPoint(NamedTuple):
@@ -29,10 +29,10 @@ def minimise_scalar(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Minimise ``outer(start + t)`` over the number ``t`` in ``reach``, downhill from 0.
 
-    Steps, the first by the ``curvature`` if it is known, that double until the loss or the slope
-    turns, then the secant of the slopes, and bisection where that is slow. Ends where the gain to
-    expect is below ``tol * 0.03`` of the loss or below ``least``, or after ``max_iter`` evaluations
-    of each kind. Returns the ``t`` seen and their losses, the start first.
+    Steps, the first by the ``curvature`` if it is known, that at most double until the loss or the
+    slope turns, then the secant of the latest slopes, bisection where that is slow. Ends where the
+    gain to expect is below ``tol`` of the loss or below ``least``, or after ``max_iter``
+    evaluations of each kind. Returns the ``t`` seen and their losses, the start first.
     """
 
     def look(t: float) -> ScalarPoint:
@@ -43,9 +43,9 @@ def minimise_scalar(
 
     seen: list[ScalarPoint] = []
     near = look(0.0)
-    enough = max(tol * _SHARP * abs(near.value), least)
+    enough = max(tol * abs(near.value), least)
     length = 1.5 * abs(near.slope) / curvature if curvature > 0 else 1.0
-    far, step = None, -np.sign(near.slope) * min(max(length, 0.02), 1.0)
+    far, step = None, -np.sign(near.slope) * min(max(length, _LEAST), 1.0)
     end = reach[1] if step > 0 else reach[0]
 
     def turns(point: ScalarPoint) -> bool:
@@ -55,24 +55,34 @@ def minimise_scalar(
     while near.t != end and far is None and len(seen) <= max_iter:
         if abs(near.slope * (end - near.t)) <= enough:
             break
-        point = look(min(near.t + step, end) if step > 0 else max(near.t + step, end))
+        length, step = step, 2 * step
+        if len(seen) == 2 and 0 < (ahead := 2 * (_find_root(*seen) - near.t) / length) < 0.25:
+            # Once twice as far as the secant says: past the minimum unless the slope flattens.
+            length, step = np.sign(step) * max(abs(ahead * length), _LEAST), length
+        point = look(min(near.t + length, end) if step > 0 else max(near.t + length, end))
         near, far = (near, point) if turns(point) else (point, None)
-        step *= 2
+    steps = [np.inf, np.inf]
     for _ in range(max_iter):
         if far is None:
             break
-        width = far.t - near.t
-        part = near.slope / (near.slope - far.slope) if near.slope * far.slope < 0 else 0.5
         best = near if near.value <= far.value else far
-        left = part * width if best is near else (1 - part) * width
-        if not np.isfinite(part) or abs(best.slope * left) <= enough or abs(width) < 1e-9:
+        t = _find_root(*seen[-2:])
+        # As Brent has it: inside the bracket, and half as long as the step before the last one.
+        length = abs(t - seen[-1].t)
+        if not (min(near.t, far.t) < t < max(near.t, far.t) and length <= steps[-2] / 2):
+            t = (near.t + far.t) / 2
+        if abs(best.slope * (t - best.t)) <= enough or abs(far.t - near.t) < 1e-9:
             break
-        point = look(near.t + part * width)
-        before, (near, far) = width, (near, point) if turns(point) else (point, far)
-        if abs(far.t - near.t) > abs(before) / 2:  # the secant holds on to one end
-            point = look((near.t + far.t) / 2)
-            near, far = (near, point) if turns(point) else (point, far)
+        steps.append(abs(t - seen[-1].t))
+        point = look(t)
+        near, far = (near, point) if turns(point) else (point, far)
     return np.array([p.t for p in seen]), np.array([p.value for p in seen])
+
+
+def _find_root(one: ScalarPoint, other: ScalarPoint) -> float:
+    """Return where the line through two slopes is 0, not a number where they are equal."""
+    change = other.slope - one.slope
+    return one.t - one.slope * (other.t - one.t) / change if change else np.nan
 
 
 def find_vertex(at: np.ndarray, values: np.ndarray, best: int) -> tuple[float, float]:
