@@ -57,7 +57,8 @@ _SMALL, _DENSE = 64, 3000  # params up to which a factorisation costs nothing, o
 _NEWTON = 50  # most steps: convergence is quadratic, so far fewer are taken
 _TIGHTER = 10  # how much smaller than the tolerance both residuals are to be
 _LOOSER = 2  # than the tolerance to the power 2/3, before a step on both levels
-_FURTHER = 30  # by how much both residuals fall when the error is still too large
+_LOOSEST = 0.05  # above it a step on both levels need not converge
+_FURTHER = 3, 30  # by how much both residuals fall, from and to, when the error is too large
 _FORCING = 0.1  # to which Newton's systems are solved
 
 
@@ -82,7 +83,7 @@ class Auto:
     ----------
     tolerance : relative error of the hypergradient that is good enough. A Newton step on both
         levels takes the first-order error off (``Implicit(correct=True)``). On a smooth problem
-        that is not declared quadratic the residuals go down thirtyfold at a time until
+        that is not declared quadratic the residuals go down by 3 to 30 at a time until
         ``evidence.residual_error`` is below it; where rounding or the number of steps ends that
         first, ``residual_error`` says so.
     solver, steps : the inner solver, and its number of steps, where none can be chosen: to
@@ -167,11 +168,7 @@ class Auto:
     ) -> tuple[Estimate, InnerState]:
         choice = self.choose(problem, hyper, lower.params, data)
         lower = self._init_chosen(choice.estimator, problem, hyper, lower, data, key)
-        if (
-            isinstance(choice.estimator, Implicit)
-            and choice.fallback is None
-            and choice.estimator.correct
-        ):
+        if getattr(choice.estimator, "correct", False):
             return self._improve(problem, hyper, lower, data, key)
         estimate, after = choice.estimator.step(problem, hyper, lower, data, key)
         if choice.fallback is None:
@@ -214,8 +211,9 @@ class Auto:
             found, lower = solve(tol, lower)
             counts = jax.tree.map(jnp.add, before.evidence.counts, found.evidence.counts)
             evidence = replace(found.evidence, counts=Counts(*counts))
-            following = jnp.maximum(tol / _FURTHER, least)
-            return following, tol, replace(found, evidence=evidence), lower
+            excess = evidence.residual_error / jnp.maximum(self.tolerance, least)
+            further = jnp.clip(_LOOSER * excess ** (2 / 3), *_FURTHER)
+            return jnp.maximum(tol / further, least), tol, replace(found, evidence=evidence), lower
 
         # The first time is a turn of the loop too, so that there is one copy of it to compile.
         tol = self._begin(lower.params)
@@ -225,7 +223,7 @@ class Auto:
         return estimate, lower
 
     def _begin(self, params: PyTree) -> Array:
-        return _above_rounding(self.tolerance ** (2 / 3) / _LOOSER, params)
+        return _above_rounding(jnp.minimum(self.tolerance ** (2 / 3) / _LOOSER, _LOOSEST), params)
 
     def _given(self, why: str) -> Solver:
         if self.solver is None:

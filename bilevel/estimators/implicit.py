@@ -8,7 +8,6 @@ elsewhere wrong by O(inner residual + linear residual), both reported. The syste
 a proximal part is in ``adjoint.py``.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, TypeAlias
@@ -43,8 +42,10 @@ from bilevel.estimators.systems import (
     first_order_bias,
     left_by_bias,
     measure_distance,
+    solve_from_zero,
 )
-from bilevel.linear import CG, LinearSolver, Operator, Solution, solve_scaled
+from bilevel.estimators.units import step_in_units
+from bilevel.linear import CG, LinearSolver, solve_scaled
 from bilevel.solvers import (
     LBFGS,
     Carry,
@@ -61,9 +62,7 @@ from bilevel.utils import (
     Key,
     Number,
     Params,
-    PyTree,
     axpy,
-    norm,
     register_node,
     require_positive,
     require_positive_int,
@@ -96,8 +95,10 @@ class Implicit:
         gradient, of the linear residual and of the damping. Costs two more linear solves.
     correct : take that error off, by a Newton step on both levels: params, their outer loss and
         ``grad`` are those after it. ``evidence.residual_error`` is ``s sqrt(q)``: the step changes
-        ``grad``, or the adjoint if that is more, by a share s; q is the largest of s, what its
-        systems leave, and the shares to which both residuals fall. No step where q is 1 or more.
+        ``grad``, or the adjoint if that is more, by a share s; r is the largest of what its systems
+        leave, and the shares to which both residuals fall; q that of r and s. Above r = .04 it is
+        times ``r / .04``, above .18 at least 1. No step where q is 1 or more. After
+        :class:`Newton` in units of the params in which all of them have about curvature 1.
     outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
         all. Unbiased; its noise is in the standard error of :class:`Replicated` around it.
 
@@ -150,6 +151,14 @@ class Implicit:
     ) -> tuple[Estimate, InnerState]:
         """Solve the inner problem, then the adjoint system at its solution."""
         require_solvable(problem, self.linear, bias=self.bias, correct=self.correct)
+        # Newton's steps are the same in all units, and what is said of their error is to be so too.
+        scaled = self.correct and isinstance(self.solver, Newton)
+        step = partial(step_in_units, self._step) if scaled else self._step
+        return step(problem, hyper, lower, data, key)
+
+    def _step(
+        self, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
+    ) -> tuple[Estimate, InnerState]:
         data = draw_outer(data, self.outer_batch_size, key)
         check_minimiser("Implicit", problem, hyper, lower.params, data)
         before, _ = carry = start_solver(problem, self.solver, hyper, lower, data)
@@ -180,7 +189,7 @@ class Implicit:
         hvps = adjoint.matvecs + used + (0 if smooth else 1)
         budget = Budget.of(problem, self.solver, data, params, self._passes())
         if self.bias or self.correct:
-            solve = self._solver(key_bias)
+            solve = solve_from_zero(self.linear, key_bias)
             distance = measure_distance(system_at, params, adjoint.x, solve)
             hvps = hvps + distance.products
             if self.correct:
@@ -217,16 +226,6 @@ class Implicit:
         each = 10 if isinstance(self.solver, Newton) else 2 if isinstance(self.solver, LBFGS) else 1
         adjoint = 100 if getattr(self.solver, "batch_size", None) else 200
         return each * self.steps + adjoint
-
-    def _solver(self, key: Key) -> Callable[[Operator, PyTree, int], Solution]:
-        """Return the solver of two more systems, each from 0."""
-        keys = jax.random.split(key)
-
-        def solve(operator: Operator, b: PyTree, k: int) -> Solution:
-            found = solve_scaled(self.linear, operator, b, zeros_like(b), keys[k])
-            return found._replace(residual=jnp.where(norm(b) > 0, found.residual, 0))
-
-        return solve
 
     def _minimise(
         self, problem: Problem, hyper: Hyper, carry: Carry, data: Data, key: Key

@@ -13,8 +13,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevel.linear import Operator, Solution
-from bilevel.utils import Count, Hyper, Params, PyTree, axpy, norm, relative_size
+from bilevel.linear import LinearSolver, Operator, Solution, solve_scaled
+from bilevel.utils import (
+    Count,
+    Hyper,
+    Key,
+    Params,
+    PyTree,
+    axpy,
+    norm,
+    relative_size,
+    zeros_like,
+)
+
+_SURE = 0.04  # share up to which the claim needs no margin
+_CONVERGES = 0.18  # share to which residuals fall in a step below which the next ones are smaller
 
 
 class System(NamedTuple):
@@ -68,6 +81,17 @@ class Answer(NamedTuple):
     residual: Array
 
 
+def solve_from_zero(linear: LinearSolver, key: Key) -> Callable[[Operator, PyTree, int], Solution]:
+    """Return the solver of two more systems, each from 0."""
+    keys = jax.random.split(key)
+
+    def solve(operator: Operator, b: PyTree, k: int) -> Solution:
+        found = solve_scaled(linear, operator, b, zeros_like(b), keys[k])
+        return found._replace(residual=jnp.where(norm(b) > 0, found.residual, 0))
+
+    return solve
+
+
 def measure_distance(
     system_at: Callable[[PyTree], System],
     params: Params,
@@ -115,27 +139,31 @@ def correct_answer(
 
     A step that changes ``grad``, or the adjoint if that is more, by a share s, where the residuals
     of both levels fall to a share q, leaves about ``s q`` on a well-conditioned problem, more where
-    the curvature is small. The error claimed is the geometric mean of that and of ``s``.
+    the curvature is small. The error claimed is the geometric mean of that and of ``s``, and more
+    where residuals fall by so little that the next steps need not be much smaller.
     """
     params = axpy(-1, distance.params, answer.params)
     system = system_at(params)
     x = axpy(-1, distance.adjoint, answer.adjoint)
-    left = axpy(-1, system.operator.product(x), system.rhs)
+    unsolved = axpy(-1, system.operator.product(x), system.rhs)
     moved = Answer(
         params,
         x,
         system.value,
         system.grad(x),
         system.gradient,
-        relative_size(norm(left), norm(system.rhs)),
+        relative_size(norm(unsolved), norm(system.rhs)),
     )
     s = relative_size(norm(axpy(-1, moved.grad, answer.grad)), norm(moved.grad))
     s = jnp.maximum(s, relative_size(norm(distance.adjoint), norm(x)))
-    fallen = (
+    fallen = tuple(
         relative_size(norm(now), norm(before))
-        for now, before in zip((system.gradient, left), distance.unsolved, strict=True)
+        for now, before in zip((system.gradient, unsolved), distance.unsolved, strict=True)
     )
-    q = jnp.maximum(jnp.maximum(*fallen), jnp.maximum(distance.rest(), s))
+    left = jnp.maximum(jnp.maximum(*fallen), distance.rest())
+    q = jnp.maximum(left, s)
     good = q < 1
     best = jax.tree.map(lambda a, b: jnp.where(good, a, b), moved, answer)
-    return best, jnp.where(good, s * jnp.sqrt(q), jnp.nan_to_num(s * (1 + q), nan=jnp.inf))
+    claimed = s * jnp.sqrt(q) * jnp.maximum(1, left / _SURE)
+    claimed = jnp.where(left <= _CONVERGES, claimed, jnp.maximum(s, 1) * (1 + q))
+    return best, jnp.nan_to_num(claimed, nan=jnp.inf)
