@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevel.core import Data, Estimate, InnerState, Problem, space_rows
-from bilevel.linear import Matvec, OutputLoss, equilibrate
+from bilevel.linear import Matvec, OutputLoss, equilibrate_rows
 from bilevel.utils import Hyper, Key, Params, Scalar
 
-Step: TypeAlias = Callable[..., tuple[Estimate, InnerState]]
+ScaledStep: TypeAlias = Callable[..., tuple[Estimate, InnerState]]
 _ROWS = 64  # of which the units of params are seen
 
 
@@ -36,7 +36,7 @@ def find_units(
         return jax.linearize(lambda w: jax.grad(loss)(w, hyper, data.inner), at)[1]
 
     some = product_on(space_rows(problem, data, _ROWS))
-    return equilibrate(lambda v: product_on(data)(v), at, key, some)
+    return equilibrate_rows(lambda v: product_on(data)(v), at, key, some)
 
 
 def in_units(problem: Problem, d: Params) -> Problem:
@@ -62,7 +62,7 @@ def in_units(problem: Problem, d: Params) -> Problem:
 
 
 def step_in_units(
-    step: Step, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
+    step: ScaledStep, problem: Problem, hyper: Hyper, lower: InnerState, data: Data, key: Key
 ) -> tuple[Estimate, InnerState]:
     """Return what the ``step`` of an estimator that remembers an adjoint does to ``u``."""
     d, products = find_units(problem, hyper, lower.params, data, key)

@@ -23,7 +23,7 @@ from bilevel.linear.eigenvalues import (
     spectral_norm,
 )
 from bilevel.linear.ekfac import EKFAC
-from bilevel.linear.equilibrate import equilibrate
+from bilevel.linear.equilibration import equilibrate_rows
 from bilevel.linear.fixed_point import FixedPoint
 from bilevel.linear.gauss_newton import GaussNewton, OutputLoss
 from bilevel.linear.gmres import GMRES
@@ -60,7 +60,7 @@ __all__ = [
     "Solution",
     "SolverInverse",
     "dominant_eigenpair",
-    "equilibrate",
+    "equilibrate_rows",
     "extremes",
     "factorise",
     "function_product",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bilevel as bl
-from bilevel.linear import equilibrate
+from bilevel.linear import equilibrate_rows
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY, D, N = jax.random.key(0), 70, 140  # too many params for the error to be that of a dense solve
@@ -91,7 +91,7 @@ def test_no_claim_is_less_than_the_true_error_in_raw_units(kind: str) -> None:
     assert products < 4 * alike
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("kind", MADE)
 def test_no_claim_is_less_than_the_true_error_on_many_draws(kind: str, spread: float) -> None:
@@ -104,7 +104,7 @@ def test_rows_become_alike_by_products_alone(ridge: float) -> None:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(400, 200)) * 10.0 ** rng.uniform(-3, 3, 200)
     H = X.T @ X / 400 + ridge * np.eye(200)
-    d, products = equilibrate(lambda v: jnp.asarray(H) @ v, jnp.zeros(200), KEY)
+    d, products = equilibrate_rows(lambda v: jnp.asarray(H) @ v, jnp.zeros(200), KEY)
     scaled = np.asarray(d)[:, None] * H * np.asarray(d)
     assert np.diag(scaled).max() < 30 * np.diag(scaled).min()  # 1e12 before
     jacobi = H / np.sqrt(np.outer(np.diag(H), np.diag(H)))
@@ -115,7 +115,7 @@ def test_rows_become_alike_by_products_alone(ridge: float) -> None:
 def test_where_units_are_alike_nothing_is_scaled() -> None:
     X = np.random.default_rng(1).normal(size=(400, 100))
     H = jnp.asarray(X.T @ X / 400)
-    d, products = equilibrate(lambda v: H @ v, jnp.zeros(100), KEY)
+    d, products = equilibrate_rows(lambda v: H @ v, jnp.zeros(100), KEY)
     np.testing.assert_array_equal(d, np.ones(100))
     assert products == 1
 

@@ -22,7 +22,7 @@ _ROUGH, _FULL = 2, 2  # rounds of either kind, after a rough one that tells whet
 _UNSURE, _ALIKE = 10.0, 30.0  # ratios of scales, after a round and at last: below nothing is scaled
 
 
-def equilibrate(
+def equilibrate_rows(
     product: Matvec, like: PyTree, key: Array, rough: Matvec | None = None
 ) -> tuple[PyTree, Array]:
     """Return ``d``, like ``like``, and the products used; 1 where all scales are about alike.
