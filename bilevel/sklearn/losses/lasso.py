@@ -25,7 +25,8 @@ from bilevel.sklearn.losses.active_set import (
 from bilevel.sklearn.losses.fold_quadratics import FoldQuadratics
 from bilevel.sklearn.search.descent import Evaluation
 
-_LARGE, _RISEN = 300, 8  # columns in use, and points of the grid, at which it may end early
+_LARGE, _RISEN = 300, 1.15  # columns in use, and logarithms of penalty, at which a path may end
+_MOST = 1000  # columns in use that every path of a grid may have
 
 
 class ElasticNetPenalty(NamedTuple):
@@ -73,32 +74,52 @@ class SparseLoss:
     def __init__(self, problem: FoldQuadratics, penalty_of: Callable[[np.ndarray], Any]) -> None:
         """Start at no column."""
         self.problem, self.penalty_of = problem, penalty_of
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Forget the fits: the next start at no column."""
         none = SparseFit(np.zeros(0, int), np.zeros(0), np.inf)
-        self.fits = [none] * len(problem.folds)
+        self.fits = [none] * len(self.problem.folds)
 
     def evaluate_grid(self, grid: np.ndarray) -> np.ndarray:
         """Return the losses ``[G, F]`` of the folds; derivatives and the fit of all rows wait.
 
-        With many columns in use, ends where the loss has been above its best by half a percent for
-        the points of half a decade: weaker penalties take longest. The next call starts where the
-        best point ended.
+        A path is a part of the grid along which penalties fall: weaker ones take longest. With many
+        columns in use it ends where the loss no longer falls and has been above the best by half a
+        percent for half a decade; a later one also where more are in use than in the first. The
+        next call starts where the best point ended.
         """
-        share, at_best = self.problem.share, self.fits
-        values = np.full((len(grid), len(share)), np.inf)
-        for i, theta in enumerate(grid):
-            penalty = self.penalty_of(theta)
-            for k in map(int, np.flatnonzero(share)):
-                fit = self.fits[k] = self.problem.folds[k].fit(penalty, self.fits[k])
-                values[i, k] = self.problem.folds[k].evaluate(fit.support, fit.w).value
-            means = values[: i + 1, share > 0] @ share[share > 0]
-            large = max(len(fit.support) for fit in self.fits) > _LARGE
-            best = np.min(means)
-            if not means[-1] > best:
-                at_best = list(self.fits)
-            if large and np.all(means[-_RISEN:] > best + 0.005 * abs(best)):
-                break
+        used = self.problem.share > 0
+        share, values = self.problem.share[used], np.full((len(grid), int(used.sum())), np.inf)
+        at_best, best, most = self.fits, np.inf, np.inf
+        starts = np.flatnonzero(np.diff(grid[:, 0]) > 0) + 1
+        for number, path in enumerate(np.split(np.arange(len(grid)), starts)):
+            if number:
+                self._start_anew()
+            columns = 0
+            for i in path:
+                values[i] = self._evaluate_folds(grid[i])
+                mean = float(values[i] @ share)
+                if not mean > best:
+                    best, at_best = mean, list(self.fits)
+                columns = max(len(fit.support) for fit in self.fits)
+                last = path[(path <= i) & (grid[path, 0] < grid[i, 0] + _RISEN)]
+                means = values[last] @ share
+                risen = len(last) > 2 and means[-1] >= means[0]
+                risen = risen and bool(np.all(means > best + 0.005 * abs(best)))
+                if columns > most or (columns > _LARGE and risen):
+                    break
+            most = most if number else max(columns, _MOST)
         self.fits = at_best
-        return values[:, share > 0]
+        return values
+
+    def _evaluate_folds(self, theta: np.ndarray) -> np.ndarray:
+        """Return the losses of the folds that count."""
+        penalty, losses = self.penalty_of(theta), []
+        for k in map(int, np.flatnonzero(self.problem.share)):
+            fit = self.fits[k] = self.problem.folds[k].fit(penalty, self.fits[k])
+            losses.append(self.problem.folds[k].evaluate(fit.support, fit.w).value)
+        return np.array(losses)
 
     def __call__(self, theta: np.ndarray) -> Evaluation:
         """Return value, gradient and fits: coefficients ``[F, d + 1, 1]``, the intercept last."""
