@@ -20,7 +20,7 @@ from bilevel.sklearn.choice import FitData, Placement
 from bilevel.sklearn.intervals import IntervalMixin
 from bilevel.sklearn.losses import Matrix, find_nested_folds, make_splits
 from bilevel.sklearn.search import ColumnPenalties, SearchOptions, SearchResult, group_columns
-from bilevel.sklearn.threads import limit_threads
+from bilevel.sklearn.threads import limit_threads, take_one_thread
 
 FLOATS = (np.float64, np.float32)
 
@@ -43,6 +43,7 @@ class HypergradEstimator(BaseEstimator):
         "random_state": ["random_state"],
     }
     _classifier = False
+    _take_one_thread = staticmethod(take_one_thread)
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Let ``fit`` of every estimator take one BLAS thread where X is small."""

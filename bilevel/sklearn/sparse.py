@@ -76,7 +76,8 @@ class L1Estimator(HypergradEstimator):
         bounds[:, 1] = np.maximum(bounds[:, 1], np.max(grid, 0))
         search = self._search(penalties.free(bounds), columns, data.splits)
         search = replace(search, resolution=ITERATED)
-        found = tune_penalties(outer_of, grids, self._stages(columns), search)
+        with self._take_one_thread():
+            found = tune_penalties(outer_of, grids, self._stages(columns), search)
         found = finish_fit(self, found, data, place)
         self._set_penalties(found, penalties)
         self.undetermined_ = loss.count_undetermined(found.theta)

@@ -1,6 +1,7 @@
 """One thread of the BLAS where its threads would wait for each other longer than they work."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -23,11 +24,16 @@ def limit_threads(fit: Callable[Concatenate[Any, Any, _P], _T]) -> Callable[...,
     def limited(self: Any, X: Any, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         shape = X.shape if hasattr(X, "shape") else np.asarray(X).shape
         if len(shape) == 2 and shape[0] * shape[1] * min(shape) <= _SMALL:
-            with _controller().limit(limits=1, user_api="blas"):
+            with take_one_thread():
                 return fit(self, X, *args, **kwargs)
         return fit(self, X, *args, **kwargs)
 
     return limited
+
+
+def take_one_thread() -> AbstractContextManager:
+    """Return a context in which the BLAS takes one thread, for thousands of short calls."""
+    return _controller().limit(limits=1, user_api="blas")
 
 
 @cache

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from bilevel.sklearn import HypergradLasso, HypergradPoissonRegressor, HypergradRidge
+from bilevel.sklearn import (
+    HypergradLasso,
+    HypergradPoissonRegressor,
+    HypergradRidge,
+    sparse,
+)
 from bilevel.sklearn.threads import limit_threads
 
 
@@ -51,4 +56,24 @@ def test_every_estimator_fits_so(estimator: type, monkeypatch: pytest.MonkeyPatc
     rng = np.random.default_rng(0)
     with threadpool_limits(limits=2, user_api="blas"):
         estimator().fit(rng.standard_normal((30, 2)), rng.poisson(3.0, 30))
+    assert set(seen[0]) == {1}
+
+
+def test_working_sets_take_one_thread_also_where_x_is_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Thousands of short calls: while another process held a core a fit took twenty times longer."""
+    seen: list[list[int]] = []
+
+    class EnoughError(Exception):
+        pass
+
+    def spy(*_: Any) -> None:
+        seen.append(count_threads())
+        raise EnoughError
+
+    monkeypatch.setattr(sparse, "tune_penalties", spy)
+    rng = np.random.default_rng(0)
+    with threadpool_limits(limits=2, user_api="blas"), pytest.raises(EnoughError):
+        HypergradLasso().fit(rng.standard_normal((60, 300_000), np.float32), rng.normal(size=60))
     assert set(seen[0]) == {1}
