@@ -62,7 +62,7 @@ def test_every_estimator_fits_so(estimator: type, monkeypatch: pytest.MonkeyPatc
 def test_working_sets_take_one_thread_also_where_x_is_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Thousands of short calls: while another process held a core a fit took twenty times longer."""
+    """While another process held a core, thousands of short calls took twenty times longer."""
     seen: list[list[int]] = []
 
     class EnoughError(Exception):
