@@ -2,7 +2,7 @@ r"""Cholesky factors of a Hessian, also of one whose null space nothing asks abo
 
 A parameter that the inner loss does not use, or two equal columns, make the Hessian singular, and
 yet ``H x = b`` has solutions where b has no part in the null space. With V an orthonormal basis of
-that of ``S = D H D``, D bringing the diagonal to 1, ``S + V V^T`` is regular and ``D (S + V V^T)^-1
+that of ``S = D H D``, D bringing the diagonal to about 1, ``S + V V^T`` is regular and ``D (S + V V^T)^-1
 D b`` is the solution that is smallest in these coordinates. What b has in the null space is left
 over, and shows in the residual.
 """
@@ -41,23 +41,30 @@ class Factor(NamedTuple):
 def factorise(matrix: Array) -> Factor:
     """Return the factor; a regular matrix costs its Cholesky factorisation and keeps its bits.
 
-    The last pivots of a singular matrix that was summed in rounded arithmetic are a few units of
-    rounding, of either sign: where they are positive the factorisation alone would not notice. NaN
-    for a matrix that is indefinite, or whose columns differ in size by more than rounding.
+    D is made of powers of two, which bring the diagonal between 1/2 and 2: what is rounding does
+    not depend on the units of columns. The last pivots of a singular matrix that was summed in
+    rounded arithmetic are a few units of rounding, of either sign: where they are positive the
+    factorisation alone would not notice. NaN for a matrix that is indefinite.
     """
-    lower = jnp.linalg.cholesky(matrix)
-    still = jax.lax.stop_gradient(matrix)
+    scale = _powers_of_two(jax.lax.stop_gradient(jnp.diagonal(matrix)))
+    scaled = scale[:, None] * matrix * scale
+    lower = jnp.linalg.cholesky(scaled)
+    still = jax.lax.stop_gradient(scaled)
     regular = _has_pivots(jax.lax.stop_gradient(lower), still)
-    d, dtype = len(matrix), matrix.dtype
-    nothing = jnp.zeros((d, d), dtype), jnp.ones(d, dtype)
-    added, scale = cond_without_select(~regular, lambda: _null_space(still), nothing)
+    added = cond_without_select(~regular, lambda: _null_space(still), jnp.zeros_like(still))
 
     def mended() -> Array:
-        scaled = scale[:, None] * matrix * scale + added
-        other = jnp.linalg.cholesky(scaled)
-        return jnp.where(_has_pivots(other, scaled), other, jnp.nan)
+        other = jnp.linalg.cholesky(scaled + added)
+        return jnp.where(_has_pivots(other, scaled + added), other, jnp.nan)
 
     return Factor(jax.lax.cond(regular, lambda: lower, mended), scale, ~regular)
+
+
+def _powers_of_two(diagonal: Array) -> Array:
+    """Return D with a diagonal of ``D H D`` between 1/2 and 2; 1 where that of H is not positive."""
+    usable = diagonal > 0
+    half = jnp.rint(jnp.log2(jnp.where(usable, diagonal, 1)) / 2)
+    return jnp.ldexp(jnp.ones_like(diagonal), -half.astype(jnp.int32))
 
 
 def _has_pivots(lower: Array, matrix: Array) -> Array:
@@ -65,13 +72,10 @@ def _has_pivots(lower: Array, matrix: Array) -> Array:
     return smallest > _PIVOT * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.diagonal(matrix))
 
 
-def _null_space(matrix: Array) -> tuple[Array, Array]:
-    """Return ``(V V^T, D)``; NaN where a diagonal entry is rounding, and its row is not 0."""
-    eps, diagonal = jnp.finfo(matrix.dtype).eps, jnp.diagonal(matrix)
-    unused = ~jnp.any(matrix != 0, axis=1)
-    tiny = diagonal <= _PIVOT * eps * jnp.max(diagonal)
-    scale = jnp.where(unused | tiny, 1, jax.lax.rsqrt(jnp.where(tiny, 1, diagonal)))
-    values, vectors = jnp.linalg.eigh(scale[:, None] * matrix * scale)
+def _null_space(matrix: Array) -> Array:
+    """Return ``V V^T`` of a matrix with a diagonal of about 1, or 0."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    eps = jnp.finfo(matrix.dtype).eps
     rounding = max(len(matrix), _PIVOT) * eps * jnp.max(jnp.abs(values))
     null = jnp.where(jnp.abs(values) <= rounding, vectors, 0)
-    return jnp.where(jnp.any(tiny & ~unused), jnp.nan, null @ null.T), scale
+    return null @ null.T
