@@ -164,6 +164,6 @@ def correct_answer(
     q = jnp.maximum(left, s)
     good = q < 1
     best = jax.tree.map(lambda a, b: jnp.where(good, a, b), moved, answer)
-    claimed = s * jnp.sqrt(q) * jnp.maximum(1, left / _SURE)
-    claimed = jnp.where(left <= _CONVERGES, claimed, jnp.maximum(s, 1) * (1 + q))
-    return best, jnp.nan_to_num(claimed, nan=jnp.inf)
+    margin = jnp.clip(left / _SURE, 1, 1 / _SURE)
+    claimed = s * margin * jnp.where(left <= _CONVERGES, jnp.sqrt(q), 1 + q)
+    return best, jnp.where(jnp.isnan(claimed), jnp.inf, claimed)

@@ -2,9 +2,9 @@ r"""Cholesky factors of a Hessian, also of one whose null space nothing asks abo
 
 A parameter that the inner loss does not use, or two equal columns, make the Hessian singular, and
 yet ``H x = b`` has solutions where b has no part in the null space. With V an orthonormal basis of
-that of ``S = D H D``, D bringing the diagonal to about 1, ``S + V V^T`` is regular and ``D (S + V V^T)^-1
-D b`` is the solution that is smallest in these coordinates. What b has in the null space is left
-over, and shows in the residual.
+that of ``S = D H D``, D bringing the diagonal to about 1, ``S + V V^T`` is regular and ``D (S + V
+V^T)^-1 D b`` is the solution that is smallest in these coordinates. What b has in the null space is
+left over, and shows in the residual.
 """
 
 from typing import NamedTuple
@@ -61,7 +61,7 @@ def factorise(matrix: Array) -> Factor:
 
 
 def _powers_of_two(diagonal: Array) -> Array:
-    """Return D with a diagonal of ``D H D`` between 1/2 and 2; 1 where that of H is not positive."""
+    """Return D with a diagonal of ``D H D`` between 1/2 and 2, 1 where H has none above 0."""
     usable = diagonal > 0
     half = jnp.rint(jnp.log2(jnp.where(usable, diagonal, 1)) / 2)
     return jnp.ldexp(jnp.ones_like(diagonal), -half.astype(jnp.int32))

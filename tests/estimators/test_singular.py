@@ -136,3 +136,37 @@ def test_factors_of_a_regular_matrix_keep_their_bits_and_others_are_pseudo_inver
     solved = jax.vmap(lambda m, b: factorise(m).solve(b))(lanes, jnp.stack([b, inside]))
     np.testing.assert_allclose(solved[0], plain, rtol=1e-12)
     np.testing.assert_allclose(solved[1], np.linalg.pinv(low) @ inside, rtol=1e-8)
+
+
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize("name", ["ClosedForm", "Auto"])
+def test_units_of_columns_do_not_decide_what_is_singular(name: str, equal: bool) -> None:
+    """Float32, columns of 1e-3 to 1e4, against least squares in NumPy's float64."""
+    rng = np.random.default_rng(2)
+    units = np.logspace(-3, 4, 6)
+    X, y = rng.standard_normal((60, 6)), rng.standard_normal(60)
+    X = np.float32(np.concatenate([X * units, X[:, :1] * units[0]], 1) if equal else X * units)
+    y, t = np.float32(y), np.linspace(0, 1, 60, dtype=np.float32)
+
+    def inner(w: Any, h: Any, rows: Any) -> Any:
+        x, y, t = rows
+        return jnp.mean(jnp.exp(h * t) * (x @ w - y) ** 2) / 2
+
+    problem = bl.Problem(inner, lambda w, h, rows: inner(w, 0.0, rows), quadratic=True)
+    split = slice(40), slice(40, None)
+    data = bl.Data(*((X[part], y[part], t[part]) for part in split))
+    estimate, _ = bl.hypergradient(
+        problem, ALL[name], jnp.asarray(0.3), jnp.zeros(X.shape[1]), data, KEY
+    )
+
+    def value(h: float) -> float:
+        (A, b, s), (B, c, _) = (
+            (np.float64(X[part][:, :6]) / units, np.float64(y[part]), t[part]) for part in split
+        )
+        root = np.exp(h * np.float64(s) / 2)
+        w = np.linalg.lstsq(root[:, None] * A, root * b, rcond=None)[0]
+        return float(np.mean((B @ w - c) ** 2) / 2)
+
+    exact = (value(0.3 + 1e-4) - value(0.3 - 1e-4)) / 2e-4
+    assert estimate.grad == pytest.approx(exact, rel=2e-4)
+    assert estimate.relative_error < 1e-4
