@@ -34,7 +34,8 @@ class Task:
     model : ``(hyper, params) -> estimator`` of scikit-learn's kind, with ``predict`` for raw rows:
         the model that ``metrics`` judges; ``None`` where the result is no model.
     model_state : where the problem's model state begins, if it ``has_state``.
-    notes : facts worth recording with a result, as plain numbers, strings, lists and dicts.
+    notes : facts worth recording with a result, as plain numbers, strings, lists and dicts;
+        ``has_minimiser: False`` where no error against one is to be printed.
     """
 
     name: str

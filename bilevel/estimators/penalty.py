@@ -47,6 +47,7 @@ from bilevel.utils import (
 )
 
 _WEIGHTS = (0.0, 1.0, 2.0)  # of outer / gamma, in the three chains
+_COARSE = 1e-5  # rounding of a dtype above which differences of the chains are lost
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Penalty:
     Raises
     ------
     ValueError : ``steps`` below 1, ``gamma`` not positive, a hyperparameter that enters neither
-        loss, a problem with a proximal part (whose derivative in ``hyper`` is not known).
+        loss, a problem with a proximal part (whose derivative in ``hyper`` is not known), an inner
+        loss that computes in bfloat16.
 
     Examples
     --------
@@ -110,6 +112,12 @@ class Penalty:
             raise ValueError(
                 "Penalty compares values of the inner objective, and problem.prox gives none for "
                 "its non-smooth part. Use Implicit with a proximal solver."
+            )
+        if problem.compute_dtype is not None and jnp.finfo(problem.compute_dtype).eps > _COARSE:
+            raise ValueError(
+                "Penalty compares gradients that differ in their last digits, of which "
+                f"{jnp.dtype(problem.compute_dtype).name} keeps none. Leave compute_dtype out, or "
+                "take Reverse or Implicit."
             )
         check_minimiser("Penalty", problem, hyper, lower.params, data)
 

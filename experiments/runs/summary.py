@@ -118,6 +118,8 @@ def over_seeds(row: Row) -> Table:
 
 def known_error(result: dict[str, Any]) -> str:
     """`90 %, of the largest hypergradient 2 %; not measured: noise of the inner solver`."""
+    if not result.get("notes", {}).get("has_minimiser", True):
+        return ""  # the evidence holds a training that goes on against one
     error, unknown = result.get("relative_error"), ", ".join(result.get("unknown", ()))
     known = "" if error is None or math.isnan(error) else percent(error)
     if known and (share := result.get("error_of_largest")) is not None:

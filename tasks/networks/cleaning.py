@@ -148,7 +148,7 @@ def cleaning_network(
         describe=describe_weights,
         notes=parts.notes()
         | {"noise": noise, "fraction": fraction, "wrong_labels": int(np.sum(judge.wrong))}
-        | {"weights": sum(leaf.size for leaf in jax.tree.leaves(params))},
+        | {"weights": sum(leaf.size for leaf in jax.tree.leaves(params)), "has_minimiser": False},
         picture=judge.draw,
     )
 

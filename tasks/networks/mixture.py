@@ -130,6 +130,7 @@ def mixture(
         baselines=judge.baselines,
         describe=partial(_describe, list(texts.sources)),
         notes={
+            "has_minimiser": False,  # a training that goes on ends near none
             "penalties": list(texts.sources),
             "characters": texts.characters,
             "weights": sum(leaf.size for leaf in jax.tree.leaves(params)),

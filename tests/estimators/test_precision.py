@@ -144,6 +144,21 @@ def test_the_error_of_a_small_problem_is_that_against_a_dense_solve(estimator: A
     assert float(found.relative_error) == pytest.approx(error, rel=0.05)
 
 
+def test_differences_of_gradients_are_not_taken_in_bfloat16() -> None:
+    """With ``gamma=1000`` nothing would be left of them; float32 is fine."""
+    data, at = bl.Data(jnp.ones(4), jnp.ones(4)), (jnp.asarray(1.0), jnp.asarray(0.0))
+    estimator = bl.Penalty(bl.GradientDescent(0.3), 200, gamma=100.0)
+
+    def find(dtype: Any) -> bl.Estimate:
+        problem = bl.Problem(line, lambda w, h, x: (w - 1) ** 2 / 2, compute_dtype=dtype)
+        return bl.hypergradient(problem, estimator, *at, data, KEY)[0]
+
+    with pytest.raises(ValueError, match="of which bfloat16 keeps none"):
+        find(SHORT)
+    # w = 1 / (1 + h) = 1/2; (w - 1) dw/dh = 1/8
+    assert find(jnp.float32).grad == pytest.approx(0.125, rel=0.02)
+
+
 def test_what_is_cast_and_what_is_not() -> None:
     """Params and batch on the way in; the result and the gradient are those of the params."""
     seen = {}

@@ -13,8 +13,10 @@ import bilevel as bl
 from bilevel.tuning.evidence import absolute_error
 from experiments import report
 from experiments.reports import table
-from experiments.runs import plots, results
+from experiments.runs import plots, results, summary
 from experiments.sweeps.ending import percent
+from tasks.networks.cleaning import cleaning_network
+from tasks.networks.mixture import mixture
 from tests.experiments.conftest import Command
 from tests.experiments.test_sweep import result, verdicts
 
@@ -186,3 +188,13 @@ def test_what_is_wrong_is_said_once(message: str | None) -> None:
     assert said is not None
     assert said.count("It is wrong.") == 1
     assert said.startswith("converged") is (message is not None)
+
+
+def test_no_error_is_printed_against_a_minimiser_that_a_task_does_not_have() -> None:
+    asked = {"rows": 20, "length": 6, "validation": 10, "test": 10, "width": 4}
+    trained = mixture(bl.Reverse(bl.SGD(0.5, batch_size=4), 2), **asked)
+    cleaned = cleaning_network(train=150, validation=20, test=30, channels=(3,))
+    made = {"relative_error": 0.71, "unknown": ["noise of the inner solver"]}
+    assert summary.known_error(made).startswith("71 %; not measured: noise")
+    for task in (trained, cleaned):
+        assert summary.known_error(made | {"notes": dict(task.notes)}) == ""
