@@ -108,17 +108,7 @@ class Penalty:
     ) -> tuple[Estimate, InnerState]:
         """Move the three chains, compare the losses' derivatives in ``hyper`` at their ends."""
         data = draw_outer(data, self.outer_batch_size, key)
-        if problem.prox is not None:
-            raise ValueError(
-                "Penalty compares values of the inner objective, and problem.prox gives none for "
-                "its non-smooth part. Use Implicit with a proximal solver."
-            )
-        if problem.compute_dtype is not None and jnp.finfo(problem.compute_dtype).eps > _COARSE:
-            raise ValueError(
-                "Penalty compares gradients that differ in their last digits, of which "
-                f"{jnp.dtype(problem.compute_dtype).name} keeps none. Leave compute_dtype out, or "
-                "take Reverse or Implicit."
-            )
+        _require_values(problem)
         check_minimiser("Penalty", problem, hyper, lower.params, data)
 
         def move(weight: Array, params: Params, state: PyTree) -> tuple[Carry, Counter | int]:
@@ -169,3 +159,18 @@ class Penalty:
 
 
 register_node(Penalty, data_fields=["solver", "gamma"], meta_fields=["steps", "outer_batch_size"])
+
+
+def _require_values(problem: Problem) -> None:
+    """Raise ``ValueError`` where differences of the inner loss say nothing."""
+    if problem.prox is not None:
+        raise ValueError(
+            "Penalty compares values of the inner objective, and problem.prox gives none for "
+            "its non-smooth part. Use Implicit with a proximal solver."
+        )
+    if problem.compute_dtype is not None and jnp.finfo(problem.compute_dtype).eps > _COARSE:
+        raise ValueError(
+            "Penalty compares gradients that differ in their last digits, of which "
+            f"{jnp.dtype(problem.compute_dtype).name} keeps none. Leave compute_dtype out, or "
+            "take Reverse or Implicit."
+        )
