@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,8 @@ class L1Estimator(HypergradEstimator):
         def outer_of(without: int | None) -> SparseLoss:
             return loss if without is None else self._make_loss(problem_of(without))
 
-        d = len(loss.problem.folds[-1].cross)
+        shape: Any = rows.shape
+        d = shape[1]
         penalties, weight = self._group_columns(d), data.weight
         columns = penalties.groups
         # Columns as they are; for penalties that are many, also in units of their deviation.

@@ -6,22 +6,29 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.multiclass import type_of_target
 
 from bilevel.sklearn.base import to_float64
 from bilevel.sklearn.choice import FitData
 from bilevel.sklearn.classifier import LinearClassifier
-from bilevel.sklearn.losses import LOGISTIC, make_glm_folds
+from bilevel.sklearn.losses import (
+    LOGISTIC,
+    ClassLoss,
+    FoldQuadratics,
+    SparseLoss,
+    make_class_folds,
+    make_glm_folds,
+)
 from bilevel.sklearn.sparse import NetEstimator
 
 
 class HypergradSparseLogisticRegression(LinearClassifier, NetEstimator):
-    r"""Logistic regression of two classes that leaves columns out, as the log-loss on folds asks.
+    r"""Logistic regression that leaves columns out, as the log-loss on folds asks.
 
     ``min_w sum_i s_i loss(x_i . w + b, y_i) + sum_j alpha_j (r |w_j| + (1 - r) w_j^2 / 2)``
 
-    ``alpha = 1 / C``. Solved by proximal Newton on working sets, to rounding; the hypergradient is
-    the implicit one on the support. Sparse X stays sparse. Internally in float64.
+    ``alpha = 1 / C``. For more than two classes the loss is the multinomial one, and a column has
+    one penalty for all of them. Solved by proximal Newton on working sets, to rounding; the
+    hypergradient is the implicit one on the support. Sparse X stays sparse. Internally in float64.
 
     Parameters
     ----------
@@ -108,34 +115,39 @@ class HypergradSparseLogisticRegression(LinearClassifier, NetEstimator):
         Parameters
         ----------
         X : array or CSR matrix, ``[n, d]``.
-        y : labels of two classes, ``[n]``.
+        y : class labels, ``[n]``.
         sample_weight : ``[n]``, weights of the rows in training and in held-out losses.
         groups : ``[n]``, for a ``cv`` that keeps groups together.
 
         Raises
         ------
-        ValueError : more than two classes; bad data or parameters, in the words of scikit-learn.
+        ValueError : bad data or parameters, in the words of scikit-learn.
         """
         X, y, weight = self._validate(X, y, sample_weight, accept_sparse="csr")
         labels, weight = self._encode(y, weight)
-        if len(self.classes_) > 2:
-            raise ValueError(
-                "Only binary classification is supported. The type of the target is "
-                f"{type_of_target(y)}. Give OneVsRestClassifier({type(self).__name__}()) of "
-                "sklearn.multiclass, which tunes a penalty for every class."
-            )
         splits: Any = self._split_classes(X, y, groups, labels, weight)
         rows: Any = to_float64(X)
         centred = self.fit_intercept
-        problem_of = make_glm_folds(LOGISTIC, rows, labels * 1.0, weight, splits, centred)
+        K, d = len(self.classes_), rows.shape[1]
+        problem_of = (
+            make_glm_folds(LOGISTIC, rows, labels * 1.0, weight, splits, centred)
+            if K == 2
+            else make_class_folds(rows, np.eye(K)[labels], weight, splits, centred)
+        )
         # Intercepts of dense rows are of those about their mean.
-        middle = np.zeros(rows.shape[1])
+        middle = np.zeros(d)
         if centred and isinstance(rows, np.ndarray):
             middle = weight @ rows / weight.sum()
 
         def place(_: np.ndarray, params: np.ndarray, __: np.ndarray) -> Mapping[str, Any]:
-            coef = params[:-1]
-            return self._place_linear(coef.T, params[-1] - middle @ coef, False, X.dtype)
+            coef, shift = params[:d], params[-1]
+            if K > 2:
+                W = params[:-1].reshape(-1, K)
+                coef, shift = W[:d], W[d:].sum(0)
+            shift = shift - middle @ coef
+            if K > 2:  # one number added to all of them changes no probability
+                shift = shift - shift.mean()
+            return self._place_linear(coef.T, shift, False, X.dtype)
 
         data = FitData(X, y, sample_weight, weight, splits)
         self._tune_sparse(data, rows, problem_of, place)
@@ -145,7 +157,13 @@ class HypergradSparseLogisticRegression(LinearClassifier, NetEstimator):
             self.C_ = 1 / self.alpha_
         return self
 
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
+    def _make_loss(self, problem: FoldQuadratics) -> SparseLoss:
+        if len(self.classes_) == 2:
+            return super()._make_loss(problem)
+        return ClassLoss(problem, self._kinds, ratio=self._ratio)
+
+    def _units(self, problem: FoldQuadratics, scale: np.ndarray) -> np.ndarray:
+        if len(self.classes_) > 2:
+            folds: Any = problem.folds
+            problem = problem._replace(folds=[fold.size_columns() for fold in folds])
+        return super()._units(problem, scale)

@@ -41,6 +41,7 @@ from bilevel.sklearn.losses.ridge import RidgeLoss
 from bilevel.sklearn.losses.rotation import rotate_rows
 from bilevel.sklearn.losses.row_products import ProductPath, make_product_path
 from bilevel.sklearn.losses.rows import compute_column_squares
+from bilevel.sklearn.losses.sparse_classes import ClassLoss, make_class_folds
 from bilevel.sklearn.losses.sparse_glm import make_glm_folds
 from bilevel.sklearn.losses.spectrum import RidgePath
 from bilevel.sklearn.losses.sure import make_probes
@@ -50,6 +51,7 @@ __all__ = [
     "MULTINOMIAL",
     "SQUARED",
     "AloLoss",
+    "ClassLoss",
     "CriterionLoss",
     "CriterionPath",
     "CriterionRows",
@@ -77,6 +79,7 @@ __all__ = [
     "find_nested_folds",
     "label_groups",
     "leave_one_out",
+    "make_class_folds",
     "make_criterion_influence",
     "make_criterion_rows",
     "make_fold_influence",
