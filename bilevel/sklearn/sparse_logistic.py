@@ -12,6 +12,7 @@ from bilevel.sklearn.choice import FitData
 from bilevel.sklearn.classifier import LinearClassifier
 from bilevel.sklearn.losses import (
     LOGISTIC,
+    MULTINOMIAL,
     ClassLoss,
     FoldQuadratics,
     SparseLoss,
@@ -132,7 +133,7 @@ class HypergradSparseLogisticRegression(LinearClassifier, NetEstimator):
         problem_of = (
             make_glm_folds(LOGISTIC, rows, labels * 1.0, weight, splits, centred)
             if K == 2
-            else make_class_folds(rows, np.eye(K)[labels], weight, splits, centred)
+            else make_class_folds(MULTINOMIAL, rows, np.eye(K)[labels], weight, splits, centred)
         )
         # Intercepts of dense rows are of those about their mean.
         middle = np.zeros(d)

@@ -9,7 +9,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
 
 from bilevel.sklearn import HypergradSparseLogisticRegression
-from bilevel.sklearn.losses import ClassLoss, make_class_folds, make_splits
+from bilevel.sklearn.losses import MULTINOMIAL, ClassLoss, make_class_folds, make_splits
 from tests.sklearn.derivatives import differences
 
 RNG = np.random.default_rng(0)
@@ -47,7 +47,9 @@ def test_gradient_is_its_own(case):
     splits = make_splits(4, X, Y, None, classifier=True, random_state=None)
     kinds = 2 if case == "elastic net" else 1
     A = sparse.csr_array(X) if case == "sparse" else X
-    problem = make_class_folds(A, np.eye(3)[Y], WEIGHT, splits, case != "no intercept")(None)
+    problem = make_class_folds(
+        MULTINOMIAL, A, np.eye(3)[Y], WEIGHT, splits, case != "no intercept"
+    )(None)
     loss = ClassLoss(problem, kinds, ratio=0.6 if case == "fixed ratio" else 1.0)
     rng = np.random.default_rng(1)
     theta = np.log(np.append(rng.uniform(1, 5, 6), rng.uniform(0.5, 3, 6))[: 6 * kinds])

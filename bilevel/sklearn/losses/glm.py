@@ -10,9 +10,8 @@ that of the inner solution.
 
 import numpy as np
 
-from bilevel.sklearn.losses.glm_fits import EXACT, GlmFits, GlmState, sum_weighted
-from bilevel.sklearn.losses.glm_folds import GlmFolds
-from bilevel.sklearn.losses.glm_system import dot_folds, norm_folds
+from bilevel.sklearn.losses.glm_fits import EXACT, GlmFits, GlmState
+from bilevel.sklearn.losses.glm_folds import GlmFolds, dot_folds, norm_folds, sum_weighted
 from bilevel.sklearn.losses.links import Link
 from bilevel.sklearn.search.descent import Evaluation
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bilevel.sklearn.losses.glm_folds import GlmFolds
-from bilevel.sklearn.losses.glm_system import SINGLE, GlmSystem, dot_folds, norm_folds
+from bilevel.sklearn.losses.glm_folds import GlmFolds, dot_folds, norm_folds, sum_weighted
+from bilevel.sklearn.losses.glm_system import SINGLE, GlmSystem
 from bilevel.sklearn.losses.links import Link
 
 _FLAT = 1e-12  # of the curvature at the start: that of the intercepts, where the data give none
@@ -155,12 +155,3 @@ class GlmFits:
         line, scores = here.w + part * (here.w - there.w), here.z + part * (here.z - there.z)
         guess = self._look(line, scores, strength)
         return guess if np.sum(guess.value) < np.sum(at.value) else at
-
-
-def sum_weighted(weight: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the weighted sums over the rows, ``[F]``; a row of weight 0 may be infinite."""
-    with np.errstate(invalid="ignore"):
-        total = np.einsum("nf,nf->f", weight, values)
-    if np.all(np.isfinite(total)):
-        return total
-    return np.sum(weight * np.where(weight > 0, values, 0), 0)

@@ -102,3 +102,23 @@ class GlmFolds:
         first = self.X.T @ weight if self.intercept else np.zeros(len(self.centre))
         total = weight.sum() if self.intercept else 1.0
         return np.block([[rows.T @ rows, first[:, None]], [first[None], np.array([[total]])]])
+
+
+def norm_folds(x: np.ndarray) -> np.ndarray:
+    """Return the norm of every fold's part of ``[d + 1, F, T]``, ``[F]``."""
+    return np.sqrt(dot_folds(x, x))
+
+
+def dot_folds(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the inner product of every fold's parts, ``[F]``."""
+    each = np.ones(len(a), a.dtype) @ (a * b).reshape(len(a), -1)  # faster than a sum
+    return each.reshape(a.shape[1:]).sum(1)
+
+
+def sum_weighted(weight: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the weighted sums over the rows, ``[F]``; a row of weight 0 may be infinite."""
+    with np.errstate(invalid="ignore"):
+        total = np.einsum("nf,nf->f", weight, values)
+    if np.all(np.isfinite(total)):
+        return total
+    return np.sum(weight * np.where(weight > 0, values, 0), 0)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bilevel.sklearn.losses.glm_folds import GlmFolds
+from bilevel.sklearn.losses.glm_folds import GlmFolds, dot_folds, norm_folds
 from bilevel.sklearn.losses.links import MULTINOMIAL, Link
 from bilevel.sklearn.losses.preconditioner import Preconditioner
 
@@ -125,14 +125,3 @@ class GlmSystem:
             return self.folds.back(curved) + penalty * x
 
         return multiply
-
-
-def norm_folds(x: np.ndarray) -> np.ndarray:
-    """Return the norm of every fold's part of ``[d + 1, F, T]``, ``[F]``."""
-    return np.sqrt(dot_folds(x, x))
-
-
-def dot_folds(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the inner product of every fold's parts, ``[F]``."""
-    each = np.ones(len(a), a.dtype) @ (a * b).reshape(len(a), -1)  # faster than a sum
-    return each.reshape(a.shape[1:]).sum(1)

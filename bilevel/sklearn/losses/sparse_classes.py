@@ -16,11 +16,9 @@ import numpy as np
 from scipy import sparse
 
 from bilevel.sklearn.losses.active_set import SparseFit, solve_determined
-from bilevel.sklearn.losses.arrays import Matrix
 from bilevel.sklearn.losses.fold_quadratics import FoldQuadratics, HeldLoss, make_row_folds
 from bilevel.sklearn.losses.lasso import ElasticNetPenalty, SparseLoss
-from bilevel.sklearn.losses.links import MULTINOMIAL
-from bilevel.sklearn.losses.sparse_glm import GlmFold
+from bilevel.sklearn.losses.sparse_glm import GlmFold, Link
 
 
 class ClassQuadratic:
@@ -99,6 +97,7 @@ class ClassFold(GlmFold):
 
     def __init__(
         self,
+        link: Link,
         X: Any,
         by_column: Any,
         y: np.ndarray,
@@ -107,22 +106,22 @@ class ClassFold(GlmFold):
         centred: bool,
     ) -> None:
         """Take rows ``X [n, D]``, the last column of 1 if ``centred``; classes ``y [n, K]``."""
-        self.X, self.by_column, self.y, self.train = X, by_column, y, train
+        self.link, self.X, self.by_column, self.y, self.train = link, X, by_column, y, train
         self.centred, self.start = False, 0.0  # no intercept beside the columns
         self.columns = X.shape[1] - centred
         self.held = held / (held.sum() or 1.0)
-        start = MULTINOMIAL.start(train @ y / (train.sum() or 1.0)) if centred else np.zeros(1)
+        start = self.link.start(train @ y / (train.sum() or 1.0)) if centred else np.zeros(1)
         none = SparseFit(np.zeros(0, int), np.zeros(0), np.inf)
         self._expand(none, np.broadcast_to(start, y.shape))
         self.cross, self.diagonal = self.at.cross, self.at.diagonal
         self.scale = max(float(np.max(np.abs(self.cross), initial=0)), 1e-300)
 
     def _losses(self, z: np.ndarray) -> np.ndarray:
-        return MULTINOMIAL.value(z[:, None], self.y[:, None])[:, 0]
+        return self.link.value(z[:, None], self.y[:, None])[:, 0]
 
     def _expand(self, fit: SparseFit, z: np.ndarray) -> None:
         self.z = z
-        slope, m = MULTINOMIAL.derive(z[:, None], self.y[:, None])
+        slope, m = self.link.derive(z[:, None], self.y[:, None])
         self.error = slope[:, 0]
         self.at = ClassQuadratic(self.X, self.by_column, self.train, m[:, 0])
         self.at.cross = self.at.sum_rows(-self.train[:, None] * self.error)
@@ -199,15 +198,17 @@ class ClassLoss(SparseLoss):
 
 
 def make_class_folds(
-    X: Matrix,
+    link: Link,
+    X: Any,
     y: np.ndarray,
     weight: np.ndarray,
     splits: tuple[np.ndarray, np.ndarray],
     intercept: bool,
 ) -> Callable[[int | None], FoldQuadratics]:
-    """Return a function of a fold: the problem without it. ``X [n, d]``, classes ``y [n, K]``.
+    """Return a function of a fold: the problem without it, for the multinomial ``link``.
 
-    With an intercept dense rows are about their mean.
+    ``X [n, d]``, dense or CSR, classes ``y [n, K]``. With an intercept dense rows are about their
+    mean.
     """
     rows: Any = X
     if intercept:
@@ -218,6 +219,6 @@ def make_class_folds(
             rows = sparse.hstack([X, ones], format="csr")
 
     def make(A: Any, by_column: Any, train: np.ndarray, held: np.ndarray, _: bool) -> ClassFold:
-        return ClassFold(A, by_column, y, train, held, intercept)
+        return ClassFold(link, A, by_column, y, train, held, intercept)
 
     return make_row_folds(rows, weight, splits, False, make)
