@@ -155,9 +155,11 @@ class ClassPenalty:
 
     def __init__(self, l1: np.ndarray, l2: np.ndarray, kinds: int, K: int, columns: int) -> None:
         """Take the number of ``columns`` with that of ones, if it is there."""
-        none = np.zeros((columns - len(l1)) * K)
-        each, other = (np.append(np.repeat(part, K), none) for part in (l1, l2))
-        self.flat = ElasticNetPenalty(each, other, kinds)
+        # The last class has no intercept: one number added to all of them changes nothing.
+        none = np.append(np.zeros(K - 1), np.inf) if columns > len(l1) else np.zeros(0)
+        each, other = np.repeat(l1, K), np.repeat(l2, K)
+        other = np.append(other, np.zeros(len(none)))
+        self.flat = ElasticNetPenalty(np.append(each, none), other, kinds)
         self.solve, self.measure = self.flat.solve, self.flat.measure
         self.evaluate, self.curve = self.flat.evaluate, self.flat.curve
         self.d, self.K = len(l1), K
