@@ -28,13 +28,17 @@ class ClassQuadratic:
         """Take rows ``X [n, D]``, and the same stored by column."""
         self.X, self.by_column, self.weight, self.m = X, by_column, weight[:, None], m
         self.cross = np.zeros(X.shape[1] * m.shape[1])
+        # Where one class is all but certain its 1 - m is what the others have, to all digits.
+        self.top = m.argmax(1)[:, None]
+        is_top = np.arange(m.shape[1]) == self.top
+        self.rest = np.where(is_top, np.where(is_top, 0, m).sum(1, keepdims=True), 1 - m)
 
     @property
     def diagonal(self) -> np.ndarray:
         """Return the diagonal of the Hessian, flattened."""
         rows = self.by_column
         squares = rows.multiply(rows) if sparse.issparse(rows) else rows**2
-        return np.asarray(squares.T @ (self.weight * self.m * (1 - self.m))).ravel()
+        return np.asarray(squares.T @ (self.weight * self.m * self.rest)).ravel()
 
     def sum_rows(self, z: np.ndarray) -> np.ndarray:
         """Return ``X^T z``, flattened, of ``z [n, K]``."""
@@ -49,9 +53,9 @@ class ClassQuadratic:
         return np.asarray(self.by_column[:, rows] @ W)
 
     def curve(self, t: np.ndarray) -> np.ndarray:
-        """Return the Hessians of the rows times ``t [n, K]``."""
-        image = self.m * t
-        return self.weight * (image - self.m * image.sum(1, keepdims=True))
+        """Return the Hessians of the rows times ``t [n, K]``, of which one number is nothing."""
+        away = t - np.take_along_axis(t, self.top, 1)
+        return self.weight * self.m * (away - np.sum(self.m * away, 1, keepdims=True))
 
     def slope(self, support: np.ndarray, w: np.ndarray) -> np.ndarray:
         """Return ``c - G w``."""
@@ -66,13 +70,13 @@ class ClassQuadratic:
         root = np.sqrt(self.weight)
         both = [
             [self._take(part, root * power) for part in (columns, others)]
-            for power in (self.m, np.sqrt(self.m))
+            for power in (self.m, np.sqrt(self.m * self.rest))
         ]
         (left, right), (own, own_right) = both
         across, within = left.T @ right, own.T @ own_right
         if sparse.issparse(across):
             across, within = across.toarray(), within.toarray()
-        return np.where((columns % K)[:, None] == others % K, within, 0) - across
+        return np.where((columns % K)[:, None] == others % K, within, -across)
 
     def _take(self, columns: np.ndarray, factor: np.ndarray) -> Any:
         """Return the rows' entries of the columns, times those of ``factor [n, K]``."""
@@ -107,6 +111,7 @@ class ClassFold(GlmFold):
     ) -> None:
         """Take rows ``X [n, D]``, the last column of 1 if ``centred``; classes ``y [n, K]``."""
         self.link, self.X, self.by_column, self.y, self.train = link, X, by_column, y, train
+        self.others = y == 0
         self.centred, self.start = False, 0.0  # no intercept beside the columns
         self.columns = X.shape[1] - centred
         self.held = held / (held.sum() or 1.0)
@@ -117,13 +122,19 @@ class ClassFold(GlmFold):
         self.scale = max(float(np.max(np.abs(self.cross), initial=0)), 1e-300)
 
     def _losses(self, z: np.ndarray) -> np.ndarray:
-        return self.link.value(z[:, None], self.y[:, None])[:, 0]
+        # To a relative error of rounding, where a loss is small beside the scores: of others alone.
+        away = z - np.sum(self.y * z, 1, keepdims=True)
+        top = np.maximum(away.max(1), 0)
+        each = np.exp(away - top[:, None]) * self.others
+        return top + np.log1p(each.sum(1) + np.expm1(-top))
 
     def _expand(self, fit: SparseFit, z: np.ndarray) -> None:
         self.z = z
-        slope, m = self.link.derive(z[:, None], self.y[:, None])
-        self.error = slope[:, 0]
-        self.at = ClassQuadratic(self.X, self.by_column, self.train, m[:, 0])
+        m = self.link.derive(z[:, None], self.y[:, None])[1][:, 0]
+        # As the losses: what a class lacks of 1 is what the others have.
+        error = m * self.others
+        self.error = error - self.y * error.sum(1, keepdims=True)
+        self.at = ClassQuadratic(self.X, self.by_column, self.train, m)
         self.at.cross = self.at.sum_rows(-self.train[:, None] * self.error)
         if len(fit.support):
             curved = self.at.curve(self.at.score(fit.support, fit.w))
