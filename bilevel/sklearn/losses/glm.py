@@ -21,6 +21,7 @@ _ROUNDING, _LAST, _MANY = (EXACT, 1e-9), (1e-10, 1e-3), (1e-9, 1e-4)
 _COARSE = 1e-5
 _REFIT = 1e-14  # decrement of the fit of all rows, at the end
 _NEAR = 0.01  # of the loss: differences on the grid that say little
+_FREE = 10  # times its curvature: penalty of a column from which on it plays its part
 
 
 class GlmLoss(GlmFits):
@@ -43,7 +44,8 @@ class GlmLoss(GlmFits):
         """Return the losses ``[G, F]`` of the folds, coarsely, from the strongest penalties on.
 
         To a tenth of what they are above the best. Ends where they have risen for two points by a
-        twentieth: weaker penalties take longest.
+        twentieth: weaker penalties take longest. Not before columns of small units play their part,
+        as the loss may fall again with them.
         """
         share, values = self.folds.share, np.full(len(grid), np.inf)
         losses = np.full((len(grid), len(share)), np.inf)
@@ -58,9 +60,18 @@ class GlmLoss(GlmFits):
             losses[i] = self._hold_out(at)
             values[i] = share @ losses[i]
             best = np.min(values[: i + 1])
-            if i > 1 and values[i] > values[i - 1] > 1.05 * best:
+            if i > 1 and values[i] > values[i - 1] > 1.05 * best and self._frees_all(theta):
                 break
         return losses[:, share > 0]
+
+    def _frees_all(self, theta: np.ndarray) -> bool:
+        """Does every column play its part at these penalties? Sparse ones have one unit."""
+        if not self.folds.dense:
+            return True
+        squares = self.folds.weigh_squares(self.folds.train[:, -1])[:-1, None]
+        penalty = np.exp(theta.reshape(len(squares), -1) if len(theta) > 1 else theta)
+        free = _FREE * self.curved * self.folds.size[-1] * squares
+        return bool(np.all((penalty <= free) | (squares == 0)))
 
     def _hold_out(self, at: GlmState) -> np.ndarray:
         """Return the mean losses of the held-out rows, ``[F]``."""

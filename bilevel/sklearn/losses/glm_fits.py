@@ -14,6 +14,7 @@ from bilevel.sklearn.losses.links import Link
 
 _FLAT = 1e-12  # of the curvature at the start: that of the intercepts, where the data give none
 _STEPS = 60  # at most
+_SHORTEST = 0.1  # part of a step that went too far
 # Decrements squared, relative to the loss: of an exact fit, and from which on rounding may end it.
 EXACT, _ROUNDING = 1e-22, 1e-17
 
@@ -45,7 +46,8 @@ class GlmFits:
             self.w[-1] = start
         mean = np.broadcast_to(start, folds.target.shape)
         curved = link.diagonal(link.derive(mean, folds.target)[1])
-        self.flat = _FLAT * float(folds.train[:, -1] @ curved[:, 0])
+        self.curved = float(folds.train[:, -1] @ curved[:, 0])
+        self.flat = _FLAT * self.curved
         # Of the last few: theta, the state there, and the weights of that time.
         self.known: list[tuple[np.ndarray, GlmState, np.ndarray]] = []
         self.system = GlmSystem(folds, link)
@@ -129,8 +131,10 @@ class GlmFits:
             far = (new.value > most) | (rise > fall / 2) & (fall > 1e-12 * at.value)
             if not far.any():
                 break
-            # The secant of the slopes; half at most, as the loss flattens behind.
-            length[far] *= np.fmin(fall / np.maximum(fall + rise, 1e-300), 0.5)[far]
+            # The secant of the slopes; half at most, as the loss flattens behind, and not much
+            # less, as the slope of an exponential says where it is, not where it comes from.
+            part = np.fmin(fall / np.maximum(fall + rise, 1e-300), 0.5)
+            length[far] *= np.maximum(part, _SHORTEST)[far]
         return new
 
     def _start(self, theta: np.ndarray, strength: np.ndarray, exactly: bool) -> GlmState:

@@ -16,7 +16,9 @@ from bilevel.sklearn.losses.preconditioner import Preconditioner
 _PRODUCTS = 300  # in each system, at most
 _SLACK = 6  # products of a solve that no preconditioner saves
 SINGLE = 1e-3  # relative residual down to which single precision will do
+_SOME = 0.5  # relative residual of a step that was solved at all
 LARGE = 1_000_000  # multiplications of a product with the rows from which on it pays
+_RANGE = 1e-12, 1e12  # of the largest entry of X: there single precision holds squares and products
 
 
 class GlmSystem:
@@ -26,7 +28,8 @@ class GlmSystem:
         """Nothing is known yet."""
         self.folds, self.link = folds, link
         self.precondition = Preconditioner(folds, link)
-        self.large = folds.X.size * folds.shape[1] * folds.shape[2] >= LARGE
+        large = folds.X.size * folds.shape[1] * folds.shape[2] >= LARGE
+        self.large = bool(large and _RANGE[0] <= abs(folds.X).max() <= _RANGE[1])
         self.single = self.large  # until it fails
 
     def prepare(self, curvature: np.ndarray, strength: np.ndarray) -> None:
@@ -49,10 +52,21 @@ class GlmSystem:
 
         ``tol`` is one or ``[F]``; from ``start`` or 0 on.
         """
-        if not self.single:
-            return self._iterate(right, tol, start, np.float64)
+        if self.single:
+            with np.errstate(over="ignore", invalid="ignore"):
+                x, worst = self._solve_single(right, tol, start)
+            if np.isfinite(worst):
+                return x, worst
+            self.single = False
+        return self._iterate(right, tol, start, np.float64)
+
+    def _solve_single(
+        self, right: np.ndarray, tol: np.ndarray | float, start: np.ndarray | None
+    ) -> tuple[np.ndarray, float]:
+        """Solve in single precision, or return infinity where that has no numbers for it."""
         if start is None:  # a step, after which its maker sees the slope, in double precision
-            return self._iterate(right, np.maximum(tol, SINGLE), None, np.float32)
+            x, worst = self._iterate(right, np.maximum(tol, SINGLE), None, np.float32)
+            return x, worst if worst <= _SOME else np.inf
         every = np.arange(right.shape[1])
         x, size, before, dtype = start, norm_folds(right), np.inf, np.float32
         while True:
@@ -63,6 +77,8 @@ class GlmSystem:
             worst = float(np.max(left / np.maximum(size, 1e-300)))
             if np.all(left <= tol * size):
                 return x, worst
+            if not np.isfinite(worst):
+                return x, np.inf
             if worst > before / 10:
                 self.single = self.large = False
                 return self._iterate(right, tol, x, np.float64)
@@ -118,6 +134,8 @@ class GlmSystem:
         every: np.ndarray | slice = live if len(live) < len(self.folds.share) else slice(None)
         parts = (self.curvature, self.strength, self.folds.train[:, :, None])
         curvature, penalty, train = (part[:, every].astype(dtype, copy=False) for part in parts)
+        if dtype == np.float32:  # a held-out row of a large score may have no number there
+            curvature = np.where(train > 0, curvature, 0)
 
         def multiply(x: np.ndarray) -> np.ndarray:
             curved = self.link.curved(curvature, self.folds.product(x))
