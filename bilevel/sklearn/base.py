@@ -18,7 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from bilevel.core import Evidence
 from bilevel.sklearn.choice import FitData, Placement
 from bilevel.sklearn.intervals import IntervalMixin
-from bilevel.sklearn.losses import Matrix, find_nested_folds, make_splits
+from bilevel.sklearn.losses import Matrix, centre_full_columns, find_nested_folds, make_splits
 from bilevel.sklearn.search import ColumnPenalties, SearchOptions, SearchResult, group_columns
 from bilevel.sklearn.threads import limit_threads, take_one_thread
 
@@ -253,7 +253,7 @@ class LinearRegressor(IntervalMixin, RegressorMixin, HypergradEstimator):
         return self._linear(X)
 
 
-def to_float64(X: Matrix) -> Matrix:
-    """Convert rows, dense or sparse."""
+def to_float64(X: Matrix, weight: np.ndarray | None = None) -> Matrix:
+    """Convert rows, dense or sparse; with ``weight`` by :func:`centre_full_columns`."""
     converted: Any = X.astype(np.float64) if sparse.issparse(X) else np.asarray(X, np.float64)
-    return converted
+    return converted if weight is None else centre_full_columns(converted, weight)

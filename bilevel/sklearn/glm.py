@@ -108,7 +108,7 @@ class GlmEstimator(HypergradEstimator):
         shape: Any = X.shape
         d = shape[1]
         entries, _ = penalties = self._entries(d, target.shape[1] - link.plain)
-        rows: Any = to_float64(X)
+        rows: Any = to_float64(X, weight if self.fit_intercept else None)
         back: Callable[[np.ndarray], np.ndarray] = np.asarray
         single = penalties.single
         if self.confidence:

@@ -110,7 +110,7 @@ class HypergradGroupLasso(L1Estimator, LinearRegressor):
         X, y, weight = self._validate(X, y, sample_weight, accept_sparse="csr", y_numeric=True)
         self._labels(X.shape[1])
         splits: Any = self._splits(X, y, groups)
-        rows: Any = to_float64(X)
+        rows: Any = to_float64(X, weight if self.fit_intercept else None)
         target = np.asarray(y, np.float64)
         problem_of = make_quadratics(rows, target, weight, splits, self.fit_intercept)
         data = FitData(X, y, sample_weight, weight, splits)

@@ -104,7 +104,10 @@ class HypergradLasso(L1Estimator, LinearRegressor):
         """
         require_one_target(y, type(self).__name__)
         X, y, weight = self._validate(X, y, sample_weight, accept_sparse="csr", y_numeric=True)
-        rows, target = to_float64(X), np.asarray(y, np.float64)
+        rows, target = (
+            to_float64(X, weight if self.fit_intercept else None),
+            np.asarray(y, np.float64),
+        )
         self._check_noise()
         splits: Any = self._splits(X, y, groups)
         if splits is None:

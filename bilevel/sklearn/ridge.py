@@ -154,7 +154,7 @@ class HypergradRidge(MultiOutputMixin, LinearRegressor):
             require_smallest_loss(self, penalties.single)
         columns = penalties.groups
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
-        rows: Any = to_float64(X)
+        rows: Any = to_float64(X, weight if self.fit_intercept else None)
         splits = self._splits(X, y, groups)
         noise = self.noise_variance
         problem = RidgeProblem(

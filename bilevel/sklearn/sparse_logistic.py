@@ -127,7 +127,7 @@ class HypergradSparseLogisticRegression(LinearClassifier, NetEstimator):
         X, y, weight = self._validate(X, y, sample_weight, accept_sparse="csr")
         labels, weight = self._encode(y, weight)
         splits: Any = self._split_classes(X, y, groups, labels, weight)
-        rows: Any = to_float64(X)
+        rows: Any = to_float64(X, weight if self.fit_intercept else None)
         centred = self.fit_intercept
         K, d = len(self.classes_), rows.shape[1]
         problem_of = (
@@ -135,10 +135,11 @@ class HypergradSparseLogisticRegression(LinearClassifier, NetEstimator):
             if K == 2
             else make_class_folds(MULTINOMIAL, rows, np.eye(K)[labels], weight, splits, centred)
         )
-        # Intercepts of dense rows are of those about their mean.
+        # Intercepts are of dense rows about their mean, of sparse ones as they are here.
         middle = np.zeros(d)
-        if centred and isinstance(rows, np.ndarray):
-            middle = weight @ rows / weight.sum()
+        if centred:
+            moved: Any = rows if isinstance(rows, np.ndarray) else to_float64(X) - rows
+            middle = np.asarray(weight @ moved).ravel() / weight.sum()
 
         def place(_: np.ndarray, params: np.ndarray, __: np.ndarray) -> Mapping[str, Any]:
             coef, shift = params[:d], params[-1]

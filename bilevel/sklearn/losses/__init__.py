@@ -1,7 +1,7 @@
 """Compiled cross-validation losses, and the folds and moments that they are computed from."""
 
 from bilevel.sklearn.losses.alo import AloLoss
-from bilevel.sklearn.losses.arrays import Matrix
+from bilevel.sklearn.losses.arrays import Matrix, centre_full_columns
 from bilevel.sklearn.losses.criteria import compute_gcv, compute_sure, leave_one_out
 from bilevel.sklearn.losses.criterion_loss import (
     CriterionLoss,
@@ -70,6 +70,7 @@ __all__ = [
     "RidgePath",
     "RowInfluence",
     "SparseLoss",
+    "centre_full_columns",
     "compute_column_squares",
     "compute_fold_sums",
     "compute_gcv",

@@ -23,6 +23,7 @@ from bilevel.sklearn.search.descent import Evaluation
     ("sytrd", "sytrd_lwork", "ormqr", "pttrf", "pttrs"), dtype=np.float64
 )
 
+_RANGE = 1e-150, 1e150  # of the largest eigenvalue, or squares of products have no number
 TRUSTED = 1e-8  # of the largest eigenvalue: the smallest must be above, as the error is 1e-16
 
 
@@ -42,11 +43,13 @@ class ProductFold(NamedTuple):
 
     def extremes(self) -> tuple[float, float]:
         """Return the smallest and the largest eigenvalue."""
+        unit = float(np.max(np.abs(self.diagonal))) or 1.0  # bisection works on squares
+        parts = self.diagonal / unit, self.off / unit
         ends = [
-            eigvalsh_tridiagonal(self.diagonal, self.off, select="i", select_range=(i, i))[0]
+            eigvalsh_tridiagonal(*parts, select="i", select_range=(i, i))[0]
             for i in (0, len(self.diagonal) - 1)
         ]
-        return float(ends[0]), float(ends[1])
+        return unit * float(ends[0]), unit * float(ends[1])
 
 
 class ProductPath:
@@ -145,7 +148,7 @@ def make_product_path(
 
     every = make(len(folds.share) - 1)
     low, high = every.extremes()
-    if not low > TRUSTED * high:
+    if not (low > TRUSTED * high and _RANGE[0] < high < _RANGE[1]):
         return None
     used = [int(k) for k in np.flatnonzero(folds.share[:-1] > 0)]
     share = np.append(folds.share[used], folds.share[-1])
