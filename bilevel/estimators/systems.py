@@ -27,7 +27,7 @@ from bilevel.utils import (
 )
 
 _SURE = 0.04  # share up to which the claim needs no margin
-_CONVERGES = 0.18  # share to which residuals fall in a step below which the next ones are smaller
+_CONVERGES = 0.12  # share to which residuals fall in a step below which the next ones are smaller
 
 
 class System(NamedTuple):

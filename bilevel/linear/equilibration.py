@@ -7,15 +7,13 @@ of norm 1 have a diagonal near 1, up to how far the coordinates work together: t
 do not matter any more.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevel.linear.base import Matvec
-from bilevel.utils import PyTree, cond_without_select
+from bilevel.utils import PyTree
 
 _PROBES = 4  # products in a round
 _ROUGH, _FULL = 2, 2  # rounds of either kind, after a rough one that tells whether to go on
@@ -32,22 +30,31 @@ def equilibrate_rows(
     rough = product if rough is None else rough
     flat, unravel = ravel_pytree(like)
 
-    def advance(product: Matvec, d: Array, key: Array) -> tuple[Array, None]:
-        signs = jax.random.rademacher(key, (_PROBES, flat.size), flat.dtype)
-        images = jax.vmap(lambda z: d * ravel_pytree(product(unravel(d * z)))[0])(signs)
-        rows = jnp.sqrt(jnp.mean(images**2, axis=0))
-        used = (rows > 0) & jnp.isfinite(rows)
-        return d * jnp.where(used, jax.lax.rsqrt(jnp.where(used, rows, 1)), 1), None
+    def refine(
+        product: Matvec, d: Array, key: Array, sure: Array | int, most: int, least: float
+    ) -> Array:
+        """Take ``sure`` rounds, then up to ``most`` while the ratio of scales is above ``least``.
 
-    def refine(product: Matvec, d: Array, key: Array, rounds: int) -> Array:
-        keys = jax.random.split(key, rounds)
-        return jax.lax.scan(partial(advance, product), d, keys)[0]
+        One loop, as every copy of a product is compiled anew.
+        """
 
-    first, second, third = jax.random.split(key, 3)
-    one = jnp.ones_like(flat)
-    begun, _ = advance(rough, one, first)
-    differ = jnp.max(begun) > _UNSURE * jnp.min(begun)
-    d = cond_without_select(differ, lambda: refine(rough, begun, second, _ROUGH), one)
+        def advance(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            k, d = carry
+            shape = (_PROBES, flat.size)
+            signs = jax.random.rademacher(jax.random.fold_in(key, k), shape, flat.dtype)
+            images = jax.lax.map(lambda z: d * ravel_pytree(product(unravel(d * z)))[0], signs)
+            rows = jnp.sqrt(jnp.mean(images**2, axis=0))
+            used = (rows > 0) & jnp.isfinite(rows)
+            return k + 1, d * jnp.where(used, jax.lax.rsqrt(jnp.where(used, rows, 1)), 1)
+
+        def goes_on(carry: tuple[Array, Array]) -> Array:
+            k, d = carry
+            return (k < sure) | ((k < most) & (jnp.max(d) > least * jnp.min(d)))
+
+        return jax.lax.while_loop(goes_on, advance, (jnp.zeros((), int), d))[1]
+
+    first, second = jax.random.split(key)
+    d = refine(rough, jnp.ones_like(flat), first, 1, 1 + _ROUGH, _UNSURE)
     differ = jnp.max(d) > _ALIKE * jnp.min(d)
-    d = cond_without_select(differ, lambda: refine(product, d, third, _FULL), one)
+    d = refine(product, jnp.where(differ, d, 1), second, jnp.where(differ, _FULL, 0), 0, jnp.inf)
     return unravel(d), jnp.where(differ, _PROBES * _FULL, 1)
