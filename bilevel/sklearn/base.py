@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import DTypeLike
 from scipy import sparse
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import get_scorer_names
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
@@ -17,6 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from bilevel.core import Evidence
 from bilevel.sklearn.choice import FitData, Placement
+from bilevel.sklearn.convergence import warn_at_bounds, warn_if_unsolved
 from bilevel.sklearn.intervals import IntervalMixin
 from bilevel.sklearn.losses import Matrix, centre_full_columns, find_nested_folds, make_splits
 from bilevel.sklearn.search import ColumnPenalties, SearchOptions, SearchResult, group_columns
@@ -157,6 +157,7 @@ class HypergradEstimator(BaseEstimator):
         """Set the attributes that say what the search did; ``view(theta)`` is like alpha_."""
         if found.scores is None:
             warn_at_bounds(found, kinds)
+        warn_if_unsolved(found)
         alphas = np.exp(np.stack([view(theta) for theta in found.path]))
         self.alpha_path_ = alphas
         self.alpha_ = float(alphas[-1]) if alphas.ndim == 1 else alphas[-1]
@@ -199,35 +200,6 @@ class HypergradEstimator(BaseEstimator):
         check_is_fitted(self)
         checked: Any = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False)
         return safe_sparse_dot(checked, self.coef_.T, dense_output=True) + self.intercept_
-
-
-def warn_at_bounds(found: SearchResult, kinds: int) -> None:
-    """Warn where the loss still falls beyond the penalties that the search may reach.
-
-    One penalty of many at its upper bound switches its column off, and one of two ``kinds`` at its
-    lower bound leaves the column to the other: both are answers.
-    """
-    slope, (lower, upper) = found.evaluation.grad, found.search.bounds.T
-    falls = slope > 0, slope < 0
-    at = [found.theta <= lower + 1e-6, found.theta >= upper - 1e-6]
-    low, high = (side & fall for side, fall in zip(at, falls, strict=True))
-    low = np.flatnonzero(low.reshape(kinds, -1).all(0))
-    high = np.flatnonzero(high)
-    if not len(low) and len(high) < len(found.theta):
-        return
-    side, ones = ("smallest", low) if len(low) else ("largest", high)
-    cure = (
-        "The folds ask for no penalty there: nearly so fits the rows without, or a plane separates "
-        "the classes. Set a penalty by what you know, if the model must be unsure elsewhere."
-        if len(low)
-        else "The folds prefer a constant: no column helps to predict the target."
-    )
-    warnings.warn(
-        f"The loss on the folds still falls where {len(ones)} of {len(found.theta)} penalties end "
-        f"at the {side} that the search may reach, {np.exp(found.theta[ones[0]]):.3g}. {cure}",
-        ConvergenceWarning,
-        stacklevel=4,
-    )
 
 
 class LinearRegressor(IntervalMixin, RegressorMixin, HypergradEstimator):

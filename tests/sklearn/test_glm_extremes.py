@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import PoissonRegressor
 from sklearn.metrics import mean_tweedie_deviance
 from sklearn.model_selection import KFold
 
-from bilevel.sklearn import HypergradPoissonRegressor
+from bilevel.sklearn import HypergradHuberRegressor, HypergradPoissonRegressor
 
 pytestmark = pytest.mark.filterwarnings("ignore:The loss on the folds still falls")
 RNG = np.random.default_rng(0)
@@ -69,3 +70,21 @@ def test_held_out_scores_that_single_precision_does_not_hold(monkeypatch):
     other = HypergradPoissonRegressor(**folds).fit(A, y)
     np.testing.assert_allclose(other.alpha_, one.alpha_, rtol=1e-2)
     np.testing.assert_allclose(other.coef_, one.coef_, rtol=1e-2)
+
+
+@pytest.mark.parametrize("seed", [2, 3, 5])
+def test_huber_where_columns_explain_everything(seed):
+    """No row is inside on the way, so that the loss has no curvature there; a plane fits all."""
+    rng = np.random.default_rng(seed)
+    A = rng.normal(size=(60, 40))
+    truth = 1e-9 * rng.normal(size=40)
+    model = HypergradHuberRegressor().fit(A, A @ truth)
+    assert np.all(model.cv_losses_ > 0)
+    assert np.all(model.cv_losses_ < 1e-5 * np.std(A @ truth))
+    np.testing.assert_allclose(model.coef_, truth, atol=1e-14)
+
+
+def test_fits_that_have_not_converged_are_said(monkeypatch):
+    monkeypatch.setattr("bilevel.sklearn.losses.glm_fits._STEPS", 1)
+    with pytest.warns(ConvergenceWarning, match="The fits of the folds have not converged: 0"):
+        HypergradPoissonRegressor(alphas=[1e-6], max_iter=1).fit(10 * X, COUNTS)

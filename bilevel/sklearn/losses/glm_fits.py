@@ -13,7 +13,7 @@ from bilevel.sklearn.losses.glm_system import SINGLE, GlmSystem
 from bilevel.sklearn.losses.links import Link
 
 _FLAT = 1e-12  # of the curvature at the start: that of the intercepts, where the data give none
-_STEPS = 60  # at most
+_STEPS = 200  # at most
 _SHORTEST = 0.1  # part of a step that went too far
 # Decrements squared, relative to the loss: of an exact fit, and from which on rounding may end it.
 EXACT, _ROUNDING = 1e-22, 1e-17
@@ -89,10 +89,14 @@ class GlmFits:
         """
         strength = self._strength(theta)
         at = self._start(theta, strength, bool(np.min(tol) <= EXACT))
+        shortened = False
         done, self.system.single = np.zeros(len(at.value), bool), self.system.large
         for _ in range(_STEPS):
             self.first = max(self.first, float(np.max(norm_folds(at.gradient))))
-            self.system.prepare(at.curvature, strength)
+            curvature = at.curvature
+            if shortened and self.link.bound is not None:  # too little curvature to go by
+                curvature = self.link.bound(at.z, self.folds.target)
+            self.system.prepare(curvature, strength)
             size, least = self.system.measure(at.gradient), np.maximum(at.value, 1e-12)
             # As exactly as the end needs, but for what the loss is not quadratic.
             need, far = np.sqrt(tol * least / np.maximum(size, 1e-300)), np.sqrt(size / least)
@@ -102,6 +106,8 @@ class GlmFits:
             step, _ = self.system.solve(right, forcing)
             decrement = dot_folds(at.gradient, step)
             before, at = at, self._search_line(at, step, strength)
+            moved = np.max(np.abs(at.w - before.w), (0, 2)) < 0.1 * np.max(np.abs(step), (0, 2))
+            shortened = not shortened and bool(np.any(moved & ~done))
             ratio = np.minimum(self.system.measure(at.gradient) / np.maximum(size, 1e-300), 1)
             if np.any((ratio > 0.5) & ~done):
                 self.system.single = False  # for now: rounding may be to blame

@@ -27,7 +27,8 @@ class Link(NamedTuple):
     outputs, ``[n, F]``; ``third(z, y, N)``: the slope in z of ``sum_ab N_ab Hessian_ab``, for
     ``z [n, T]``, ``N [n, T, T]``; ``start(mean)``: scores of the constant model for the mean target
     ``[T]``. The last ``plain`` outputs have an intercept and no columns; ``profile(z, y, s)`` is
-    their best value for the others and weights ``s [n, F]``, ``[F, plain]``.
+    their best value for the others and weights ``s [n, F]``, ``[F, plain]``. ``bound(z, y)``, where
+    the curvature may vanish on the way: that of a function above the loss, as ``c``.
     """
 
     value: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -38,6 +39,7 @@ class Link(NamedTuple):
     start: Callable[[np.ndarray], np.ndarray] = np.zeros_like
     plain: int = 0
     profile: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
+    bound: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
 def _sum_outputs(z: np.ndarray) -> np.ndarray:
@@ -198,6 +200,14 @@ def make_huber(epsilon: float) -> Link:
         slope = np.stack([-2 * near, 1 - near**2 - least**2], 2)
         return slope, np.stack([root, root * rho, np.sqrt(2 / scale) * least], 2)
 
+    def bound(z: np.ndarray, y: np.ndarray) -> np.ndarray:
+        # Of iteratively reweighted least squares: rows outside have a curvature too.
+        scale = z[:, :, 1]
+        rho = (y[:, :, 0] - z[:, :, 0]) / scale
+        root = np.sqrt(2 / scale * np.minimum(1, epsilon / np.maximum(np.abs(rho), epsilon)))
+        across = np.where(np.abs(rho) < epsilon, root * rho, 0)
+        return np.stack([root, across, np.sqrt(2 / scale) * _LEAST / scale], 2)
+
     def curved(c: np.ndarray, t: np.ndarray) -> np.ndarray:
         image = c[:, :, :2] * _sum_outputs(c[:, :, :2] * t)[:, :, None]
         image[:, :, 1] += c[:, :, 2] ** 2 * t[:, :, 1]
@@ -228,4 +238,4 @@ def make_huber(epsilon: float) -> Link:
         return _sum_outputs(c**2) / 2
 
     start = np.array([0.0, 1.0])
-    return Link(value, derive, curved, diagonal, third, lambda _: start, 1, profile)
+    return Link(value, derive, curved, diagonal, third, lambda _: start, 1, profile, bound)
