@@ -133,7 +133,7 @@ class GlmEstimator(HypergradEstimator):
         curvature = float(weight @ link.diagonal(curved)[:, 0] / total)
         grids, bounds = self._search_grids(data, penalties, curvature, unit)
         search = self._search(bounds, entries, splits)
-        search = replace(search, resolution=ITERATED, sharpness=0.2)
+        search = replace(search, resolution=ITERATED, sharpness=0.1)
         stages = make_stages(entries[: len(bounds)], len(bounds))
         found = tune_penalties(outer_of, grids, stages, search)
         middle = np.asarray(weight @ X).ravel() / total

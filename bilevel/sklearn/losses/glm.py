@@ -17,7 +17,7 @@ from bilevel.sklearn.search.descent import Evaluation
 
 # Decrements squared, relative to the loss, and residuals of the adjoint: to rounding, at the end,
 # and along a search for many penalties, which needs differences of gradients; on the grid.
-_ROUNDING, _LAST, _MANY = (EXACT, 1e-9), (1e-10, 1e-3), (1e-9, 1e-4)
+_ROUNDING, _LAST, _MANY = (EXACT, 1e-9), (1e-10, 1e-5), (1e-9, 1e-4)
 _COARSE = 1e-5
 _REFIT = 1e-14  # decrement of the fit of all rows, at the end
 _NEAR = 0.01  # of the loss: differences on the grid that say little
