@@ -23,7 +23,8 @@ class Dense:
 
     Costs one product per parameter and memory for two matrices; exact to rounding. Reports the
     condition number: the largest over the smallest eigenvalue, each by 50 power iterations on
-    the matrix or its factors (a lower bound, mostly within a few per cent).
+    the matrix or its factors (a lower bound, mostly within a few per cent). What is singular is
+    judged by that in units in which the diagonal is about 1.
 
     A null space in which ``b`` has no part (parameters that the inner loss does not use, equal
     columns) costs nothing: the solution has no part in it either, and the condition number is that
@@ -69,19 +70,29 @@ class Dense:
         matrix = _matrix(hessian, b)
         factor = factorise(matrix)
         right, unravel = ravel_pytree(b)
-        largest = largest_eigenvalue(lambda v: matrix @ v, right, key, _POWER_STEPS)
-        inverse = largest_eigenvalue(factor.solve, right, key, _POWER_STEPS)
-        # Two power iterations, O(n^2) each, in place of an eigendecomposition.
-        condition = largest * inverse
+
+        def measure_condition(unit: Array) -> Array:
+            # Two power iterations, O(n^2) each, in place of an eigendecomposition.
+            largest = largest_eigenvalue(
+                lambda v: unit * (matrix @ (unit * v)), right, key, _POWER_STEPS
+            )
+            inverse = largest_eigenvalue(
+                lambda v: factor.solve(v / unit) / unit, right, key, _POWER_STEPS
+            )
+            return largest * inverse
+
+        # That of the matrix, and that which decides what rounding leaves, whatever the units.
+        units = jnp.stack([jnp.ones_like(factor.scale), factor.scale])
+        condition, decisive = jax.vmap(measure_condition)(units)
         x = factor.solve(right)
         # One step of iterative refinement wins back the digits that the factorisation lost.
         x = x + factor.solve(right - matrix @ x)
         touched = factor.misses(right - matrix @ x, jnp.linalg.norm(factor.scale * right))
-        regular = (condition < _WORST / jnp.finfo(matrix.dtype).eps) & ~touched
+        regular = (decisive < _WORST / jnp.finfo(matrix.dtype).eps) & ~touched
         if not is_traced(regular) and not regular:
             raise ValueError(
                 "Dense: the matrix is indefinite, or singular to working precision (condition "
-                f"number {float(condition):.3g}). At a minimum of the inner loss it would be "
+                f"number {float(decisive):.3g}). At a minimum of the inner loss it would be "
                 "positive definite: solve the inner problem further, add a penalty or damping, or "
                 "take MINRES."
             )

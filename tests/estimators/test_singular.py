@@ -25,6 +25,7 @@ ALL: dict[str, Any] = {
     **{name: bl.Implicit(GD, 100, linear) for name, linear in LINEAR.items()},
     "Newton": bl.Implicit(bl.Newton(), 5),
     "Direct": bl.Implicit(bl.Direct(), 1),
+    "Direct, Dense": bl.Implicit(bl.Direct(), 1, bl.Dense()),
     "Reverse": bl.Reverse(GD, 100),
     "Reverse, Direct": bl.Reverse(bl.Direct(), 1),
     "OneStep": bl.OneStep(bl.Newton(), 4),
@@ -139,7 +140,7 @@ def test_factors_of_a_regular_matrix_keep_their_bits_and_others_are_pseudo_inver
 
 
 @pytest.mark.parametrize("equal", [False, True])
-@pytest.mark.parametrize("name", ["ClosedForm", "Auto"])
+@pytest.mark.parametrize("name", ["ClosedForm", "Auto", "Direct, Dense"])
 def test_units_of_columns_do_not_decide_what_is_singular(name: str, equal: bool) -> None:
     """Float32, columns of 1e-3 to 1e4, against least squares in NumPy's float64."""
     rng = np.random.default_rng(2)
