@@ -57,7 +57,7 @@ _SMALL, _DENSE = 64, 3000  # params up to which a factorisation costs nothing, o
 _NEWTON = 50  # most steps: convergence is quadratic, so far fewer are taken
 _TIGHTER = 10  # how much smaller than the tolerance both residuals are to be
 _LOOSER = 2  # than the tolerance to the power 2/3, before a step on both levels
-_LOOSEST = 0.05  # above it a step on both levels need not converge
+_LOOSEST = 0.03  # above it a step on both levels need not converge
 _FURTHER = 3, 30  # by how much both residuals fall, from and to, when the error is too large
 _FORCING = 0.1  # to which Newton's systems are solved
 

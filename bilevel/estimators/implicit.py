@@ -97,7 +97,7 @@ class Implicit:
         ``grad`` are those after it. ``evidence.residual_error`` is ``s sqrt(q)``: the step changes
         ``grad``, or the adjoint if that is more, by a share s; r is the largest of what its systems
         leave, and the shares to which both residuals fall; q that of r and s. Above r = .04 it is
-        times ``r / .04``, above .12 more. No step where q is 1 or more. After
+        times ``(r / .04)^1.25``, above .18 more. No step where q is 1 or more. After
         :class:`Newton` in units of the params in which all of them have about curvature 1.
     outer_batch_size : examples of the outer loss per call, drawn anew with replacement; ``None`` is
         all. Unbiased; its noise is in the standard error of :class:`Replicated` around it.

@@ -26,8 +26,8 @@ from bilevel.utils import (
     zeros_like,
 )
 
-_SURE = 0.04  # share up to which the claim needs no margin
-_CONVERGES = 0.12  # share to which residuals fall in a step below which the next ones are smaller
+_SURE, _MARGIN = 0.04, 1.25  # share up to which the claim needs no margin, and its power above
+_CONVERGES = 0.18  # share to which residuals fall in a step below which the next ones are smaller
 
 
 class System(NamedTuple):
@@ -164,6 +164,6 @@ def correct_answer(
     q = jnp.maximum(left, s)
     good = q < 1
     best = jax.tree.map(lambda a, b: jnp.where(good, a, b), moved, answer)
-    margin = jnp.clip(left / _SURE, 1, 1 / _SURE)
+    margin = jnp.clip(left / _SURE, 1, 1 / _SURE) ** _MARGIN
     claimed = s * margin * jnp.where(left <= _CONVERGES, jnp.sqrt(q), 1 + q)
     return best, jnp.where(jnp.isnan(claimed), jnp.inf, claimed)
